@@ -1,0 +1,3 @@
+"""What the tests of this repository share."""
+
+pytest_plugins = ["pytester"]

@@ -1,0 +1,42 @@
+"""Sessions: ``perf`` (the main job), ``tests``, ``lint`` and ``benchmarks``. Each sets itself up."""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["tests", "lint"]
+
+CONSTRAINTS = ("-c", "constraints.txt")
+TESTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+LINT = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "lint")
+
+
+@nox.session
+def perf(session: nox.Session) -> None:
+    """Measure the quantization matrix and compare it with baselines/; arguments are passed on to pytest."""
+    session.install(*CONSTRAINTS, ".[models]")
+    session.run("pytest", "--llmperf", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
+    session.install(*CONSTRAINTS, ".[models,parquet]", *TESTS)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and types."""
+    session.install(*CONSTRAINTS, "-e", ".[models,parquet]", "nox", *TESTS, *LINT)
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("mypy")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Measure the plugin itself; results belong in docs/benchmarks.md. ``-- cost`` needs an environment of a peer."""
+    session.install(*CONSTRAINTS, ".[models]")
+    for name in session.posargs or ("fidelity", "startup", "store"):
+        session.run("python", f"benchmarks/{name}.py")
