@@ -1,0 +1,1 @@
+"""What may be concluded from two sets of numbers: pure, no torch."""

@@ -1,0 +1,215 @@
+"""What is measured: one definition a metric, from which direction, unit and tolerances follow.
+
+A metric's key carries its unit (``tpot_ms``); people may write the name without it (``tpot``).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pytest_llmperf.errors import UsageError
+
+
+class Kind(StrEnum):
+    """How a metric is judged."""
+
+    TIMED = "timed"
+    """Varies from run to run: judged by the screen, against a margin."""
+    EXACT = "exact"
+    """The same on identical runs: judged against the largest value of the baseline's window."""
+    IDENTITY = "identity"
+    """A text that is equal or is not, such as a digest."""
+    INFORMATIVE = "informative"
+    """Explains the others and is never judged."""
+
+
+class Better(StrEnum):
+    """Which way is good. Part of the definition, never guessed from a name."""
+
+    SMALLER = "smaller"
+    LARGER = "larger"
+
+    @property
+    def sign(self) -> int:
+        """What a figure is multiplied by so that more is worse."""
+        return 1 if self is Better.SMALLER else -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One metric.
+
+    ``tolerate`` is δ0, the relative change for the worse that is accepted; ``catch`` is δ1, the one that must be
+    found; ``floor`` is the absolute change, in the metric's unit, below which nothing is a regression.
+    """
+
+    name: str
+    unit: str
+    title: str
+    definition: str
+    kind: Kind
+    better: Better = Better.SMALLER
+    tolerate: float = 0.0
+    catch: float = 0.0
+    floor: float = 0.0
+    gates: bool = False
+    """Whether the metric may fail a test when the test does not say otherwise."""
+
+    @property
+    def key(self) -> str:
+        """The name under which it is stored, unit included."""
+        return f"{self.name}_{self.unit}" if self.unit else self.name
+
+
+MIB = 1024**2
+
+
+def _timed(  # noqa: PLR0913  # the fields of a definition
+    name: str,
+    title: str,
+    definition: str,
+    *,
+    unit: str = "ms",
+    better: Better = Better.SMALLER,
+    floor: float = 0.0,
+    gates: bool = False,
+) -> Metric:
+    return Metric(
+        name=name,
+        unit=unit,
+        title=title,
+        definition=definition,
+        kind=Kind.TIMED,
+        better=better,
+        tolerate=0.02,
+        catch=0.05,
+        floor=floor,
+        gates=gates,
+    )
+
+
+def _memory(name: str, title: str, definition: str, *, gates: bool) -> Metric:
+    return Metric(
+        name=name,
+        unit="bytes",
+        title=title,
+        definition=definition,
+        kind=Kind.EXACT,
+        tolerate=0.01,
+        catch=0.03,
+        floor=16 * MIB,
+        gates=gates,
+    )
+
+
+def _itl_percentile(q: int) -> Metric:
+    return Metric(
+        name=f"itl_p{q}",
+        unit="ms",
+        title=f"ITL p{q}",
+        definition=f"{q}th percentile of the gaps between consecutive tokens, over all measured requests",
+        kind=Kind.INFORMATIVE,
+    )
+
+
+def _phase_memory(phase: str) -> tuple[Metric, ...]:
+    return (
+        _memory(
+            f"{phase}_peak_allocated",
+            f"{phase} peak allocated",
+            f"largest number of tensor bytes alive at once on the device during {phase}",
+            gates=True,
+        ),
+        _memory(
+            f"{phase}_peak_reserved",
+            f"{phase} peak reserved",
+            f"largest number of bytes that the device's caching allocator held during {phase}",
+            gates=False,
+        ),
+        # Resident memory depends on what the process did before this test, so it gates only where asked for.
+        _memory(
+            f"{phase}_peak_rss",
+            f"{phase} peak RSS",
+            f"largest resident set of the process on the host during {phase}",
+            gates=False,
+        ),
+    )
+
+
+_DEFINITIONS: tuple[Metric, ...] = (
+    _timed("tpot", "TPOT", "(last token - first token) / (output tokens - 1), per request", floor=0.05, gates=True),
+    _timed("ttft", "TTFT", "request in to first output token available, per request", floor=0.2),
+    _timed("e2e", "end to end", "request in to last output token available, per request"),
+    _timed(
+        "prefill",
+        "prefill rate",
+        "batch size x input tokens / TTFT",
+        unit="tokens_per_s",
+        better=Better.LARGER,
+    ),
+    _timed(
+        "decode",
+        "decode rate",
+        "batch size x (output tokens - 1) / (last token - first token)",
+        unit="tokens_per_s",
+        better=Better.LARGER,
+    ),
+    *(_itl_percentile(q) for q in (10, 25, 50, 75, 90, 95, 99)),
+    Metric(
+        name="e2e_wall",
+        unit="ms",
+        title="end to end, wall",
+        definition="the same request by the host's clock, the device synchronized before and after",
+        kind=Kind.INFORMATIVE,
+    ),
+    Metric(
+        name="load",
+        unit="ms",
+        title="load time",
+        definition="from_pretrained until every weight is on the device; once per model and run",
+        kind=Kind.INFORMATIVE,
+    ),
+    _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
+    _memory("kv_cache", "KV cache", "bytes of keys and values after the last token", gates=True),
+    *(metric for phase in ("load", "prefill", "decode") for metric in _phase_memory(phase)),
+    Metric(
+        name="operators_per_token",
+        unit="",
+        title="operators / token",
+        definition="operators dispatched during decode / (output tokens - 1), from one untimed request",
+        kind=Kind.EXACT,
+        gates=True,
+    ),
+    # Says that the work changed, not that it got slower or bigger: it explains, and gates only where asked for.
+    Metric(
+        name="token_digest",
+        unit="",
+        title="token digest",
+        definition="SHA-256 of the generated token ids, first 16 hexadecimal digits",
+        kind=Kind.IDENTITY,
+    ),
+)
+
+METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
+"""Every metric by its key, the primary one first."""
+
+PRIMARY = METRICS["tpot_ms"]
+
+_BY_NAME = {metric.name: metric for metric in _DEFINITIONS}
+
+
+def find_metric(name: str) -> Metric:
+    """The metric of that key (``tpot_ms``) or name (``tpot``).
+
+    Raises:
+        UsageError: there is none; the message offers the nearest.
+    """
+    metric = METRICS.get(name) or _BY_NAME.get(name)
+    if metric is None:
+        near = difflib.get_close_matches(name, _BY_NAME, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UsageError(f"unknown metric {name!r}{hint}: expected one of {', '.join(sorted(_BY_NAME))}")
+    return metric

@@ -1,0 +1,140 @@
+"""The words in which a comparison is told: outcomes, verdicts, limits and the evidence they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pytest_llmperf.verdict.metrics import Kind, Metric
+
+
+class Outcome(StrEnum):
+    """What can be said of one cell (one test x one metric)."""
+
+    REGRESSED = "regressed"
+    IMPROVED = "improved"
+    UNCHANGED = "unchanged"
+    INCONCLUSIVE = "inconclusive"
+    NEW = "new"
+    MISSING = "missing"
+    NOT_COMPARABLE = "not_comparable"
+    INVALID = "invalid"
+    ERROR = "error"
+
+    @property
+    def decided(self) -> bool:
+        """Whether the cell was compared and the comparison had an answer."""
+        return self in _DECIDED
+
+
+_DECIDED = frozenset({Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED})
+
+
+def number(value: float | str | None) -> float:
+    """That value, known to be a number.
+
+    Raises:
+        TypeError: it is a text or is missing.
+    """
+    if value is None or isinstance(value, str):
+        raise TypeError(f"expected a number, got {value!r}")
+    return float(value)
+
+
+def evidence(runs: int, sessions: int) -> str:
+    """How much a verdict rests on: ``5 runs in 1 session``."""
+    return f"{runs} run{'s' * (runs != 1)} in {sessions} session{'s' * (sessions != 1)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One run's figure for one cell of the baseline."""
+
+    run_id: str
+    session_id: str
+    value: int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How much of a change one cell accepts (``tolerate``, δ0), must catch (``catch``, δ1), and whether it gates."""
+
+    tolerate: float
+    catch: float
+    floor: float
+    gates: bool
+
+    @classmethod
+    def of(cls, metric: Metric) -> Limit:
+        """The limit that the metric's definition sets."""
+        return cls(tolerate=metric.tolerate, catch=metric.catch, floor=metric.floor, gates=metric.gates)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """All that is needed to judge one test x metric.
+
+    ``value`` is this run's figure, ``None`` if it could not be measured, with ``reason`` saying why. ``window`` holds
+    the comparable runs of the baseline since the cell's last epoch, oldest first.
+    """
+
+    test: str
+    metric: Metric
+    limit: Limit
+    value: int | float | str | None
+    window: Sequence[Sample] = ()
+    reason: str = ""
+
+    @property
+    def figures(self) -> list[float]:
+        """The window's values as numbers.
+
+        Raises:
+            TypeError: one of them is a text.
+        """
+        return [number(sample.value) for sample in self.window]
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions the window's runs come from."""
+        return len({sample.session_id for sample in self.window})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A two-sided confidence interval of the ratio now / baseline."""
+
+    low: float
+    high: float
+    level: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was decided about one cell, and on what evidence.
+
+    ``ratio`` is now / baseline whichever way is better; ``limit`` and ``mde`` are in the same scale: the ratio beyond
+    which a change is a regression, and the relative change for the worse that this baseline finds 9 times in 10.
+    """
+
+    cell: Cell
+    outcome: Outcome
+    kind: Kind
+    """How it was judged: an exact metric that varies on identical runs is judged as a timed one."""
+    reason: str = ""
+    baseline: int | float | str | None = None
+    ratio: float | None = None
+    interval: Interval | None = None
+    limit_ratio: float | None = None
+    mde: float | None = None
+    p_value: float | None = None
+    flagged: bool = False
+    """The screen suspects a regression: fresh runs can confirm or clear it, whatever the outcome says."""
+    runs: int = 0
+    sessions: int = 0
+
+    @property
+    def fails(self) -> bool:
+        """Whether this verdict fails its test: a regression of a metric that gates."""
+        return self.outcome is Outcome.REGRESSED and self.cell.limit.gates

@@ -1,0 +1,221 @@
+"""The screen: one run against the stored baseline of a figure that varies from run to run.
+
+A moderated t test over session means, in logarithms, against a margin. It says of itself how small a slowdown it
+would have found, and does not call a cell unchanged when that is larger than the limit asks for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from scipy.special import stdtr, stdtrit
+
+from pytest_llmperf.verdict.history import History, oriented
+from pytest_llmperf.verdict.metrics import Better, Kind
+from pytest_llmperf.verdict.model import Cell, Interval, Outcome, Verdict, evidence, number
+from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, SD_FLOOR, Prior
+
+ALPHA_FAMILY = 0.01
+"""How often a run of unchanged code may fail, over all of its cells together."""
+
+SCREEN_P = 0.002
+"""One-sided p of no change at all, below which a cell is flagged."""
+
+POWER = 0.9
+LEVEL = 0.95
+
+_LARGEST_LOG = 700.0  # exp of more overflows a double
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """What the screen found.
+
+    ``d`` is the change for the worse in ln(value), ``se`` its standard error on ``df`` degrees of freedom. The p-values
+    are one-sided: of no change (``p_zero``), of a change for the worse within the margin (``p_margin``), of a change
+    for the better within it (``p_improved``). ``baseline`` and ``now`` are geometric means in the metric's unit,
+    ``interval`` is of now / baseline, ``mde`` is relative. ``flagged`` cells are for fresh runs to confirm.
+    """
+
+    d: float
+    se: float
+    df: float
+    p_zero: float
+    p_margin: float
+    p_improved: float
+    baseline: float
+    now: float
+    interval: Interval
+    mde: float
+    flagged: bool
+
+
+def screen(
+    cell: Cell, *, prior: Prior = DEFAULT_PRIOR, candidates: Sequence[float] = (), family_size: int = 1
+) -> Screen:
+    """Compare ``candidates`` (values of one session; by default the cell's own) with the cell's window.
+
+    ``family_size`` is the number of cells that could fail this run; it enters the MDE.
+
+    Raises:
+        ValueError: the window is empty, or a value has no logarithm.
+        TypeError: a value is not a number.
+    """
+    history, sign = History.of(cell), cell.metric.better.sign
+    ys = [oriented(cell.metric, value) for value in candidates or [number(cell.value)]]
+    y, margin = fmean(ys), math.log1p(cell.limit.tolerate)
+    d = y - history.center
+    se, df = _standard_error(history, len(ys), prior)
+    p_zero = _upper_tail(d / se, df)
+    baseline, now = _exp(sign * history.center), _exp(sign * y)
+    return Screen(
+        d=d,
+        se=se,
+        df=df,
+        p_zero=p_zero,
+        p_margin=_upper_tail((d - margin) / se, df),
+        p_improved=_upper_tail((-d - margin) / se, df),
+        baseline=baseline,
+        now=now,
+        interval=_interval(sign * d, se, df),
+        mde=_minimum_detectable_effect(margin, se, df, ALPHA_FAMILY / family_size),
+        flagged=p_zero < SCREEN_P and d > margin and abs(now - baseline) > cell.limit.floor,
+    )
+
+
+def judge_timed(
+    cell: Cell, *, family_size: int = 1, prior: Prior = DEFAULT_PRIOR, confirmations: Sequence[float] = ()
+) -> Verdict:
+    """The verdict of the screen on the cell's value and its ``confirmations``, fresh runs of the same session.
+
+    Cells are judged as their tests end, so each is held to the first and strictest step of Holm's procedure,
+    p <= `ALPHA_FAMILY` / ``family_size``.
+
+    Raises:
+        ValueError: the window is empty.
+        TypeError: a value is not a number.
+    """
+    candidates = [number(cell.value), *confirmations]
+    if min(*candidates, *cell.figures) <= 0:
+        return _without_ratio(cell)
+    found = screen(cell, prior=prior, candidates=candidates, family_size=family_size)
+    outcome, reason = _decide(cell, found, ALPHA_FAMILY / family_size)
+    return Verdict(
+        cell=cell,
+        outcome=outcome,
+        kind=Kind.TIMED,
+        reason=reason,
+        baseline=found.baseline,
+        ratio=_exp(cell.metric.better.sign * found.d),
+        interval=found.interval,
+        limit_ratio=_limit_ratio(cell, found.baseline),
+        mde=found.mde,
+        p_value=found.p_improved if outcome is Outcome.IMPROVED else found.p_margin,
+        flagged=found.flagged,
+        runs=len(cell.window),
+        sessions=cell.sessions,
+    )
+
+
+def _without_ratio(cell: Cell) -> Verdict:
+    return Verdict(
+        cell=cell,
+        outcome=Outcome.INCONCLUSIVE,
+        kind=Kind.TIMED,
+        reason="varies on identical runs and is 0 in one of them: no ratio can be formed",
+        runs=len(cell.window),
+        sessions=cell.sessions,
+    )
+
+
+def _decide(cell: Cell, found: Screen, alpha: float) -> tuple[Outcome, str]:
+    limit, basis = cell.limit, evidence(len(cell.window), cell.sessions)
+    within_floor = abs(found.now - found.baseline) <= limit.floor
+    if found.flagged and found.p_margin <= alpha:
+        return Outcome.REGRESSED, ""
+    if found.flagged:
+        return Outcome.INCONCLUSIVE, (
+            f"flagged by the screen, not confirmed: p={found.p_margin:.1g}, needs {alpha:.1g} ({basis})"
+        )
+    if found.p_improved <= alpha and not within_floor:
+        return Outcome.IMPROVED, ""
+    if found.mde > limit.catch:
+        return Outcome.INCONCLUSIVE, f"this baseline finds {_percent(found.mde)} or more ({basis})"
+    if within_floor or _inside(found, limit.catch):
+        return Outcome.UNCHANGED, ""
+    return Outcome.INCONCLUSIVE, f"a change of {_percent(limit.catch)} cannot be ruled out ({basis})"
+
+
+def _percent(share: float) -> str:
+    """A share as a percentage of two digits: ``25 %``, ``3.4 %``."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
+def _standard_error(history: History, candidates: int, prior: Prior) -> tuple[float, float]:
+    """The standard error of d and its degrees of freedom.
+
+    Var(d) is that of two session means, one of them averaged over all sessions, plus what the candidate's session has
+    more run-to-run noise than the baseline's for having fewer runs. The two parts are estimated independently, so
+    their degrees of freedom combine by Welch and Satterthwaite: a noise that is known from two runs alone must not
+    pass for one that is known from many.
+    """
+    left = prior.beside(history.between)
+    means = 1 + 1 / history.sessions
+    between = history.between.pooled(left)
+    noise = history.within.pooled(prior.noise.beside(history.within)) if prior.noise else history.within
+    noise_share = max(0.0, 1 / candidates - 1 / history.runs_per_session)
+    if prior.assumed:  # it holds the drift alone: widen what is left of it by the noise of a session's mean
+        noise_share += means * left.df / between.df / history.runs_per_session
+    parts = [
+        (means * max(between.value, SD_FLOOR**2), between.df),
+        (noise_share * noise.value, noise.df),
+    ]
+    total = math.fsum(part for part, _ in parts)
+    return math.sqrt(total), total**2 / math.fsum(part**2 / df for part, df in parts if df)
+
+
+def _minimum_detectable_effect(margin: float, se: float, df: float, alpha: float) -> float:
+    """The relative change for the worse that is called a regression with probability `POWER`.
+
+    It must pass both tests, of no change and of the margin. The absolute floor, which the user sets, is left out.
+    """
+    detectable = max(margin + _quantile(alpha, df) * se, _quantile(SCREEN_P, df) * se)
+    return _exp(detectable + _quantile(1 - POWER, df) * se) - 1
+
+
+def _interval(log_ratio: float, se: float, df: float) -> Interval:
+    half = _half_width(se, df)
+    return Interval(low=_exp(log_ratio - half), high=_exp(log_ratio + half), level=LEVEL)
+
+
+def _inside(found: Screen, catch: float) -> bool:
+    """Whether the interval holds neither a change for the worse of ``catch`` nor one for the better."""
+    return abs(found.d) + _half_width(found.se, found.df) < math.log1p(catch)
+
+
+def _limit_ratio(cell: Cell, baseline: float) -> float:
+    """The value / baseline beyond which a change is a regression: the margin, or the floor if that is wider."""
+    limit = cell.limit
+    if cell.metric.better is Better.SMALLER:
+        return 1 + max(limit.tolerate, limit.floor / baseline)
+    return max(0.0, min(1 / (1 + limit.tolerate), 1 - limit.floor / baseline))
+
+
+def _half_width(se: float, df: float) -> float:
+    return _quantile((1 - LEVEL) / 2, df) * se
+
+
+def _upper_tail(t: float, df: float) -> float:
+    return float(stdtr(df, -t))
+
+
+def _quantile(alpha: float, df: float) -> float:
+    """The t that is exceeded with probability ``alpha``."""
+    return -float(stdtrit(df, alpha))
+
+
+def _exp(x: float) -> float:
+    return math.exp(min(x, _LARGEST_LOG))

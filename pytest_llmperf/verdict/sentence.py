@@ -1,0 +1,140 @@
+"""One verdict as one line: both numbers in scaled units, the ratio, its interval and the limit."""
+
+from __future__ import annotations
+
+import math
+
+from pytest_llmperf.verdict.exact import limit_value
+from pytest_llmperf.verdict.metrics import Kind, Metric
+from pytest_llmperf.verdict.model import Interval, Outcome, Verdict, evidence, number
+
+_SCALES = {
+    "ms": ((1e3, "s"), (1.0, "ms"), (1e-3, "us")),
+    "bytes": ((1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB")),
+    "tokens_per_s": ((1.0, "tokens/s"),),
+}
+_UNSCALED = {"bytes": "B", "tokens_per_s": "tokens/s"}
+
+_READABLE_RATIOS = (0.1, 1e3)
+_LARGEST_WRITTEN_OUT = 1e15
+_NARROW_INTERVAL = 0.05  # needs a third digit
+
+_COMPARED = frozenset({Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED, Outcome.INCONCLUSIVE})
+_MOVED = {Outcome.REGRESSED, Outcome.IMPROVED}
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict in one line, such as ``TPOT 6.42 ms > 4.21 ms baseline: ×1.525 [1.31, 1.78], limit ×1.02 (...)``."""
+    if verdict.outcome not in _COMPARED:
+        text = _not_compared(verdict)
+    elif verdict.kind is Kind.IDENTITY:
+        text = f"{_head(verdict)}{_conclusion(verdict)}"
+    else:
+        text = f"{_head(verdict)}{_figures(verdict)}{_conclusion(verdict)}"
+    return " ".join(text.split())
+
+
+def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
+    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``; ``n/a`` if there is none."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, str):
+        return value
+    if not math.isfinite(value):
+        return str(value)
+    for size, unit in _SCALES.get(metric.unit, ()):
+        if abs(value) >= 0.9995 * size:  # rounds to 1.00 of that unit
+            return f"{_significant(value / size, digits)} {unit}"
+    return f"{_plain(value, digits)} {_UNSCALED.get(metric.unit, metric.unit)}".rstrip()
+
+
+def _not_compared(verdict: Verdict) -> str:
+    value = verdict.cell.value
+    shown = (
+        "" if value is None or verdict.outcome is Outcome.INVALID else f" {format_value(verdict.cell.metric, value)}"
+    )
+    words = [verdict.outcome.value.replace("_", " "), verdict.reason]
+    return f"{verdict.cell.metric.title}{shown}: {', '.join(filter(None, words))}"
+
+
+def _head(verdict: Verdict) -> str:
+    title, metric, now, baseline = verdict.cell.metric.title, verdict.cell.metric, _now(verdict), verdict.baseline
+    if baseline is None:
+        return f"{title} {format_value(metric, now)}"
+    if verdict.kind is Kind.IDENTITY and verdict.outcome is Outcome.REGRESSED:
+        return f"{title} {now}, not {baseline} as in the baseline"
+    if verdict.outcome not in _MOVED:
+        return f"{title} {format_value(metric, now)}, baseline {format_value(metric, baseline)}"
+    left, right = _told_apart(metric, number(now), number(baseline))
+    return f"{title} {left} {'>' if number(now) > number(baseline) else '<'} {right} baseline"
+
+
+def _now(verdict: Verdict) -> float | str | None:
+    # What the ratio is of: with confirmations, the mean of all runs and not the first alone.
+    if verdict.interval and verdict.ratio is not None:
+        return number(verdict.baseline) * verdict.ratio
+    return verdict.cell.value
+
+
+def _told_apart(metric: Metric, now: float, baseline: float) -> tuple[str, str]:
+    """Both values with as many digits as it takes to see that they differ."""
+    for digits in range(3, 17):
+        left, right = (format_value(metric, value, digits=digits) for value in (now, baseline))
+        if left != right:
+            break
+    return left, right
+
+
+def _figures(verdict: Verdict) -> str:
+    ratio = "" if verdict.ratio is None else f"×{_ratio(verdict.ratio, 3)}{_bounds(verdict.interval)}"
+    limit = "" if verdict.outcome is Outcome.INCONCLUSIVE else _limit(verdict)
+    figures = ", ".join(filter(None, [ratio, limit]))
+    return figures and f": {figures}"
+
+
+def _limit(verdict: Verdict) -> str:
+    if verdict.kind is Kind.EXACT:
+        return f"limit {format_value(verdict.cell.metric, limit_value(verdict.cell))}"
+    return "" if verdict.limit_ratio is None else f"limit ×{verdict.limit_ratio:.4g}"
+
+
+def _bounds(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    digits = 3 if interval.high - interval.low < _NARROW_INTERVAL else 2
+    return f" [{_ratio(interval.low, digits)}, {_ratio(interval.high, digits)}]"
+
+
+def _conclusion(verdict: Verdict) -> str:
+    if verdict.outcome is Outcome.INCONCLUSIVE:
+        return f"; inconclusive: {verdict.reason}"
+    stated = "" if verdict.outcome is Outcome.REGRESSED else f"; {verdict.outcome}"
+    return f"{stated} ({_basis(verdict)})"
+
+
+def _basis(verdict: Verdict) -> str:
+    if verdict.kind is not Kind.TIMED:
+        return f"{verdict.kind}, {verdict.runs} run{'s' * (verdict.runs != 1)}"
+    words = ["varies between identical runs"] if verdict.cell.metric.kind is Kind.EXACT else []
+    if verdict.outcome in _MOVED and verdict.p_value is not None:
+        words.append(f"p={verdict.p_value:.1g}")
+    return ", ".join([*words, evidence(verdict.runs, verdict.sessions)])
+
+
+def _ratio(value: float, digits: int) -> str:
+    low, high = _READABLE_RATIOS
+    return f"{value:.{digits}f}" if low <= value < high else f"{value:.{digits}g}"
+
+
+def _significant(value: float, digits: int) -> str:
+    """That many digits, trailing zeros kept, so that figures of one column look equally exact."""
+    if abs(value) >= _LARGEST_WRITTEN_OUT:
+        return f"{value:.{digits}g}"
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def _plain(value: float, digits: int) -> str:
+    """A count: whole if it is whole, else with three more digits than a measured figure has."""
+    whole = value == round(value) and abs(value) < _LARGEST_WRITTEN_OUT
+    return f"{value:.0f}" if whole else f"{value:.{digits + 3}g}"
