@@ -1,0 +1,108 @@
+"""Records as a table: one row a cell and run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.errors import BaselineError, MissingDependency, UsageError
+from pytest_llmperf.records.schema import Baseline, CellRun, Run, Scalar, Workload
+from pytest_llmperf.records.store import baseline_files, load_baseline
+from pytest_llmperf.verdict.metrics import METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS: dict[str, str] = {
+    "device_key": "device that the file belongs to",
+    "run_id": "run: one fresh process",
+    "session_id": "runs made close together on one boot of one machine",
+    "time": "start of the run, UTC",
+    "commit": "commit of the measured project",
+    "dirty": "whether its tracked files differed from the commit",
+    "test": "test, its parameters included",
+    "metric": "metric's key, unit included",
+    "unit": "the metric's unit",
+    "value": "the run's figure: median over requests; missing where not measured or not a number",
+    "text": "the figure of a metric that is a text (token_digest)",
+    "count": "requests behind the figure",
+    "mean_log": "mean of the logarithms of the requests' figures",
+    "mad_log": "median absolute deviation of those logarithms",
+    "reason": "why there is no figure",
+    "workload": "hash of the workload",
+    **{field: f"workload: {field.replace('_', ' ')}" for field in Workload.model_fields},
+}
+"""Every column and what it holds; ``env_*`` columns follow, one for each field of the environment."""
+
+
+def load_runs(path: str | Path) -> pd.DataFrame:
+    """Every cell of every run under ``path`` (a baseline file, a run's journal, or a folder of them).
+
+    Returns:
+        One row a cell and run, with the columns of :data:`COLUMNS` and ``env_*``.
+
+    Raises:
+        BaselineError: there is none, or one cannot be read or trusted.
+    """
+    import pandas as pd
+
+    rows = [row for file in baseline_files(Path(path)) for row in _rows(load_baseline(file))]
+    frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
+    return frame.assign(time=pd.to_datetime(frame["time"], utc=True, format="ISO8601"))
+
+
+def export_runs(source: str | Path, target: Path) -> int:
+    """Write :func:`load_runs` of ``source`` as ``.csv`` or ``.parquet``.
+
+    Returns:
+        The number of rows written.
+
+    Raises:
+        UsageError: the ending is neither; ``MissingDependency`` for Parquet without pyarrow.
+        BaselineError: the source cannot be read, or the target not written.
+    """
+    if target.suffix not in {".csv", ".parquet"}:
+        raise UsageError(f"cannot export to {target}: expected a name ending in .csv or .parquet")
+    frame = load_runs(source)
+    try:
+        if target.suffix == ".csv":
+            frame.to_csv(target, index=False)
+        else:
+            frame.to_parquet(target, index=False)
+    except ImportError as error:
+        raise MissingDependency("pyarrow", extra="parquet", purpose="exporting to Parquet") from error
+    except OSError as error:
+        raise BaselineError(f"cannot write {target}: {error.strerror or error}") from error
+    return len(frame)
+
+
+def _rows(baseline: Baseline) -> Iterator[dict[str, Scalar]]:
+    runs = {run.run_id: run for run in baseline.runs}
+    for cell in baseline.cells:
+        yield _row(baseline, cell, runs[cell.run])
+
+
+def _row(baseline: Baseline, cell: CellRun, run: Run) -> dict[str, Scalar]:
+    metric = METRICS.get(cell.metric)
+    is_text = isinstance(cell.value, str)
+    return {
+        "device_key": baseline.device_key,
+        "run_id": run.run_id,
+        "session_id": run.session_id,
+        "time": run.time,
+        "commit": run.commit,
+        "dirty": run.dirty,
+        "test": cell.test,
+        "metric": cell.metric,
+        "unit": metric.unit if metric else None,
+        "value": None if is_text or cell.value is None else float(cell.value),
+        "text": cell.value if is_text else None,
+        "count": cell.count,
+        "mean_log": cell.mean_log,
+        "mad_log": cell.mad_log,
+        "reason": cell.reason,
+        "workload": cell.workload,
+        **baseline.workloads[cell.workload].model_dump(),
+        **{f"env_{name}": value for name, value in run.environment.items()},
+    }
