@@ -1,0 +1,117 @@
+"""What this machine can measure, found by trying it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.measure.clock import SynchronizedClock, clock_for
+from pytest_llmperf.measure.device import resolve_device
+from pytest_llmperf.measure.machine import NvmlUnavailableError, device_key, environment, nvml_handle
+from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, compute_dtype
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that can be measured here, or cannot."""
+
+    subject: str
+    works: bool
+    detail: str
+
+
+def examine(device: str) -> list[Finding]:
+    """Try everything that a measurement on this device may need.
+
+    Raises:
+        UsageError: there is no such device; ``MissingDependency`` without torch.
+    """
+    found = resolve_device(device)
+    facts = environment(found)
+    return [
+        Finding("device", True, f"{found}: {facts['device_name']}; baseline {device_key(facts)}.json"),
+        _clock(found),
+        *_memory(found),
+        _nvml(found),
+        _bf16(found),
+        *_quantizations(found),
+        *_attentions(),
+        _compile(found),
+    ]
+
+
+def _clock(device: str) -> Finding:
+    clock = clock_for(device)
+    synchronizes = isinstance(clock, SynchronizedClock)
+    return Finding("clock", True, clock.name + (": timed events do not work here" if synchronizes else ""))
+
+
+def _memory(device: str) -> Iterator[Finding]:
+    with trace_memory(device, "probe") as trace:
+        pass
+    peak = trace.peaks["probe"]
+    for subject, value in (
+        ("peak allocated", peak.allocated_bytes),
+        ("peak reserved", peak.reserved_bytes),
+        ("peak RSS", peak.rss_bytes),
+    ):
+        yield Finding(subject, value is not None, "" if value is not None else peak.reason)
+
+
+def _nvml(device: str) -> Finding:
+    if not device.startswith("cuda"):
+        return Finding("NVML", False, "only for NVIDIA devices")
+    try:
+        with nvml_handle(device) as (nvml, handle):
+            return Finding("NVML", True, f"power limit {nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000:.0f} W")
+    except NvmlUnavailableError as error:
+        return Finding("NVML", False, str(error))
+
+
+def _bf16(device: str) -> Finding:
+    dtype = str(compute_dtype(QUANTIZATIONS["nf4"], device)).removeprefix("torch.")
+    return Finding("bf16", dtype == "bfloat16", f"4-bit and 8-bit models compute in {dtype}")
+
+
+def _quantizations(device: str) -> Iterator[Finding]:
+    for quantization in QUANTIZATIONS.values():
+        try:
+            check_available(quantization, device.partition(":")[0])
+        except LlmperfError as error:
+            yield Finding(f"quantization {quantization.name}", False, str(error))
+        else:
+            yield Finding(f"quantization {quantization.name}", True, "")
+
+
+def _attentions() -> Iterator[Finding]:
+    from transformers import utils
+
+    yield Finding("attention eager", True, "")
+    yield Finding("attention sdpa", True, "")
+    for name, available in (
+        ("flash_attention_2", "is_flash_attn_2_available"),
+        ("flex_attention", "is_torch_flex_attn_available"),
+    ):
+        check: Callable[[], bool] | None = getattr(utils, available, None)
+        works = bool(check and check())
+        yield Finding(f"attention {name}", works, "" if works else "transformers says it is not available here")
+
+
+def _compile(device: str) -> Finding:
+    import torch
+
+    needed = "triton" if device.startswith(("cuda", "xpu")) else "a C++ compiler"
+    missing = (
+        find_spec("triton") is None if needed == "triton" else not (shutil.which("g++") or shutil.which("clang++"))
+    )
+    if missing:
+        return Finding("torch.compile", False, f"{needed} is not installed")
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as error:  # noqa: BLE001  # whatever a compiler raises is the finding
+        return Finding("torch.compile", False, str(error).strip().partition("\n")[0])
+    return Finding("torch.compile", True, "")

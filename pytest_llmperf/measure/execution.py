@@ -1,0 +1,128 @@
+"""The ways to decode: the library's own loop, and a bare greedy one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_llmperf.errors import MeasurementError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+OnToken = Callable[[], object]
+"""Called once for each output token of the batch, when it is available."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one request produced."""
+
+    tokens: torch.Tensor
+    """Output token ids, shape ``(batch, output tokens)``."""
+    cache: Any
+    """The model's key-value cache after the last token."""
+
+
+class Execution(Protocol):
+    """Runs one request: prefill, then greedy decode of exactly ``output_tokens`` tokens."""
+
+    def __call__(self, model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
+        """``prompt`` has shape ``(batch, input tokens)``; ``on_token`` is called once for each output token."""
+
+
+def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
+    """Prefill, then one forward a token; nothing synchronizes between tokens, and the end token does not stop it."""
+    import torch
+
+    out = model(input_ids=prompt, use_cache=True, **_last_logits_only(model))
+    token = out.logits[:, -1:].argmax(-1)
+    on_token()
+    tokens = [token]
+    for _ in range(output_tokens - 1):
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        token = out.logits[:, -1:].argmax(-1)
+        on_token()
+        tokens.append(token)
+    return Generated(torch.cat(tokens, dim=1), out.past_key_values)
+
+
+def library_generate(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
+    """``model.generate`` with a streamer: what a user of the library sees."""
+    import torch
+    from transformers import GenerationConfig
+
+    eos = model.generation_config.eos_token_id
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        streamer=_TokenStreamer(on_token),
+        generation_config=GenerationConfig(
+            max_new_tokens=output_tokens,
+            min_new_tokens=output_tokens,
+            do_sample=False,
+            eos_token_id=eos,
+            pad_token_id=_pad_token(model, eos),
+            return_dict_in_generate=True,
+        ),
+    )
+    return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)
+
+
+EXECUTIONS: Mapping[str, Execution] = {"generate": library_generate, "loop": greedy_loop}
+
+
+def find_execution(name: str) -> Execution:
+    """The execution of that name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in EXECUTIONS:
+        raise UsageError(f"unknown execution {name!r}: expected one of {', '.join(EXECUTIONS)}")
+    return EXECUTIONS[name]
+
+
+def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:
+    """Refuse to time less work than was asked for.
+
+    Raises:
+        MeasurementError: other than ``batch_size`` x ``output_tokens`` tokens were produced.
+    """
+    found = tuple(generated.tokens.shape)
+    if found != (batch_size, output_tokens):
+        raise MeasurementError(
+            f"the model produced {found[-1]} tokens for each of {found[0]} prompts; expected {output_tokens} for "
+            f"each of {batch_size}: a shorter generation is not the same work"
+        )
+
+
+class _TokenStreamer:
+    """The two calls that ``generate`` makes of a streamer. Its first ``put`` carries the prompt."""
+
+    def __init__(self, on_token: OnToken) -> None:
+        self._on_token = on_token
+        self._prompt_seen = False
+
+    def put(self, _value: torch.Tensor) -> None:
+        if self._prompt_seen:
+            self._on_token()
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is held back, so nothing is left to flush."""
+
+
+def _last_logits_only(model: Any) -> dict[str, int]:
+    """Prefill needs the last position's logits alone; ``generate`` asks for no more either."""
+    accepts = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if accepts else {}
+
+
+def _pad_token(model: Any, eos: int | list[int] | None) -> int | None:
+    pad = model.generation_config.pad_token_id
+    if pad is not None:
+        return int(pad)
+    return eos[0] if isinstance(eos, list) else eos

@@ -1,0 +1,225 @@
+"""Measuring the generation of one shape on one model: warm up, time, then count and follow the memory."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, pairwise, repeat
+from typing import Any
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.clock import NS_PER_MS, Clock
+from pytest_llmperf.measure.counters import cache_bytes, count_operators
+from pytest_llmperf.measure.execution import Generated, OnToken, check_produced, find_execution
+from pytest_llmperf.measure.memory import Peak, trace_memory
+from pytest_llmperf.measure.prompt import digest, random_prompt
+from pytest_llmperf.measure.warmup import warm_up
+from pytest_llmperf.records.schema import Warmup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to measure and how often."""
+
+    batch_size: int
+    input_tokens: int
+    output_tokens: int
+    execution: str
+    requests: int
+    warmup_cap: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        find_execution(self.execution)
+        for name in ("batch_size", "input_tokens", "output_tokens", "requests"):
+            _require_whole(name, getattr(self, name), at_least=1)
+        _require_whole("warmup_cap", self.warmup_cap, at_least=0)
+
+
+@dataclass(frozen=True)
+class RequestTimes:
+    """One request by the device's clock, and as a whole by the host's."""
+
+    ttft_ms: float
+    itl_ms: list[float]
+    """Gaps between consecutive tokens: one less than there are tokens."""
+    wall_ms: float
+
+    @property
+    def e2e_ms(self) -> float:
+        """Request in to last token."""
+        return self.ttft_ms + sum(self.itl_ms)
+
+    @property
+    def tpot_ms(self) -> float | None:
+        """(last token - first token) / (output tokens - 1); ``None`` for a single token."""
+        return sum(self.itl_ms) / len(self.itl_ms) if self.itl_ms else None
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one request did, whatever the machine's mood; ``None`` where it cannot be counted."""
+
+    token_digest: str
+    operators_per_token: float | None
+    kv_cache_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """All that was measured of one plan on one model."""
+
+    plan: Plan
+    clock: str
+    prompt_sha256: str
+    warmup: Warmup
+    requests: list[RequestTimes]
+    tokens_produced: int
+    counts: Counts
+    peaks: dict[str, Peak]
+
+
+Run = Callable[[OnToken], Generated]
+"""Makes the request that is being measured."""
+
+WARMUP_TOKENS = 16
+"""Output tokens of a warm-up request after the first, which has all: enough to see a trend, and cheap."""
+
+
+def measure_generation(model: Any, plan: Plan, *, device: str, clock: Clock) -> Measurement:
+    """Measure a loaded model.
+
+    Args:
+        model: a causal language model of transformers, on ``device``.
+        plan: the shape, the execution and how often.
+        device: where prompts go and memory is read.
+        clock: the device's clock.
+
+    Raises:
+        MeasurementError: fewer tokens were produced than asked for.
+    """
+    check_length(model.config, plan)
+    prompt = random_prompt(
+        model.config, batch_size=plan.batch_size, input_tokens=plan.input_tokens, seed=plan.seed
+    ).to(device)
+    request = partial(find_execution(plan.execution), model, prompt)
+    with measuring_conditions():
+        with collector_paused():
+            warmup = _warm_up(request, plan, clock)
+            requests, tokens_produced = _time_requests(partial(request, plan.output_tokens), plan, clock)
+        counts, peaks = _count_and_follow(partial(request, plan.output_tokens), plan, device)
+    return Measurement(
+        plan=plan,
+        clock=clock.name,
+        prompt_sha256=digest(prompt),
+        warmup=warmup,
+        requests=requests,
+        tokens_produced=tokens_produced,
+        counts=counts,
+        peaks=peaks,
+    )
+
+
+def time_request(run: Run, clock: Clock) -> tuple[RequestTimes, Generated]:
+    """Make one request and tell when each of its tokens was available."""
+    stamps: list[Any] = []
+    gc.collect()
+    clock.synchronize()
+    wall_start = time.perf_counter_ns()
+    start = clock.stamp()
+    generated = run(lambda: stamps.append(clock.stamp()))
+    clock.synchronize()
+    wall_ms = (time.perf_counter_ns() - wall_start) / NS_PER_MS
+    gaps = [clock.elapsed_ms(before, after) for before, after in pairwise(stamps)]
+    return RequestTimes(clock.elapsed_ms(start, stamps[0]), gaps, wall_ms), generated
+
+
+@contextmanager
+def measuring_conditions() -> Iterator[None]:
+    """No gradients, and the same algorithms in every run: cuDNN deterministic and not searching."""
+    import torch
+
+    from pytest_llmperf.models.quiet import quiet
+
+    with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True), quiet():
+        yield
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No garbage collection but between requests, as timeit does: one inside a request would be blamed on the model.
+
+    What is alive by now is set aside, so that collecting what a request leaves behind takes no time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
+
+
+def check_length(config: Any, plan: Plan) -> None:
+    """Refuse a request that the model has no positions for.
+
+    Raises:
+        UsageError: input and output together are longer than the model's limit.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    wanted = plan.input_tokens + plan.output_tokens
+    if limit is not None and wanted > limit:
+        raise UsageError(
+            f"{plan.input_tokens} input and {plan.output_tokens} output tokens are {wanted} positions; "
+            f"the model has {limit}: ask for fewer"
+        )
+
+
+def _warm_up(request: Callable[[int, OnToken], Generated], plan: Plan, clock: Clock) -> Warmup:
+    """One request of full length, for whatever is set up on first use, then short ones until they are steady."""
+    short = min(WARMUP_TOKENS, plan.output_tokens)
+    lengths = chain([plan.output_tokens], repeat(short))
+    return warm_up(lambda: time_request(partial(request, next(lengths)), clock)[0].e2e_ms, cap=plan.warmup_cap)
+
+
+def _time_requests(run: Run, plan: Plan, clock: Clock) -> tuple[list[RequestTimes], int]:
+    requests, tokens_produced = [], 0
+    for _ in range(plan.requests):
+        times, generated = time_request(run, clock)
+        check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
+        requests.append(times)
+        tokens_produced += generated.tokens.numel()
+    return requests, tokens_produced
+
+
+def _count_and_follow(run: Run, plan: Plan, device: str) -> tuple[Counts, dict[str, Peak]]:
+    """One untimed request: what it dispatched and produced, and the memory of its phases.
+
+    Nothing of it outlives this, its cache least of all.
+    """
+    seen: list[int] = []
+    with trace_memory(device, "prefill") as trace, count_operators() as count:
+
+        def on_token() -> None:
+            seen.append(count.total)
+            if len(seen) == 1 and plan.output_tokens > 1:
+                trace.enter("decode")
+
+        generated = run(on_token)
+    check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
+    counts = Counts(
+        token_digest=digest(generated.tokens),
+        operators_per_token=(seen[-1] - seen[0]) / (len(seen) - 1) if len(seen) > 1 else None,
+        kv_cache_bytes=cache_bytes(generated.cache),
+    )
+    return counts, trace.peaks
+
+
+def _require_whole(name: str, value: object, *, at_least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise UsageError(f"{name}={value!r}: expected a whole number of at least {at_least}")

@@ -1,0 +1,197 @@
+"""What this machine is: the environment of a run, its session, and the name of its baseline."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pytest_llmperf.measure import METHOD
+from pytest_llmperf.records.schema import Scalar
+
+CI_JOB_VARIABLES = ("GITHUB_RUN_ID", "CI_JOB_ID", "BUILD_NUMBER")
+"""What names one job on GitHub, GitLab and Jenkins."""
+
+
+def environment(device: str) -> dict[str, Scalar]:
+    """The fields of :data:`pytest_llmperf.records.environment.FIELDS`; ``None`` for what is not known here."""
+    facts: dict[str, Scalar] = {
+        "method": METHOD,
+        "cpu_model": cpu_model(),
+        "cpu_count": cpu_count(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+        "host": _short_hash(platform.node()),
+        "kernel": platform.release(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "torch_threads": _torch_threads(),
+        **{name: package_version(name) for name in ("torch", "transformers", "bitsandbytes", "accelerate")},
+        "pytest_llmperf": package_version("pytest-llmperf"),
+    }
+    return facts | _device_facts(device)
+
+
+def device_key(environment: Mapping[str, Scalar]) -> str:
+    """The name of this device's baseline file, such as ``nvidia-h200`` or ``cpu-amd-epyc-2c``."""
+    name = slug(str(environment["device_name"]))
+    return f"cpu-{name}-{environment['cpu_count']}c" if environment["device_type"] == "cpu" else name
+
+
+def session_id(day: str) -> str:
+    """Runs of one boot and one day share it, or of one CI job where a job is shorter than that.
+
+    Args:
+        day: the date, UTC. A session that spans midnight becomes two.
+    """
+    job = next((os.environ[name] for name in CI_JOB_VARIABLES if os.environ.get(name)), "")
+    return f"{day}-{_short_hash(f'{_boot_id()} {job}')}"
+
+
+def cpu_count() -> int:
+    """Logical processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The processor's name, as the system tells it."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package, ``None`` if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def slug(name: str) -> str:
+    """A device's name as part of a file's name: lower case, without marks, clock rates and filler words."""
+    plain = re.sub(r"\((?:r|tm)\)|@.*|\b(?:cpu|processor|with)\b|\b\d+-core\b", " ", name.lower())
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
+
+
+def _device_facts(device: str) -> dict[str, Scalar]:
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return {
+            "device_type": "cpu",
+            "device_name": cpu_model(),
+            "device_memory_bytes": None,
+            "runtime": None,
+        }
+    if kind == "cuda":
+        return {"device_type": kind, **_cuda_facts(device), **_nvml_facts(device)}
+    return {"device_type": kind, **_accelerator_facts(kind, device)}
+
+
+def _cuda_facts(device: str) -> dict[str, Scalar]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(device)
+    runtime = f"hip {torch.version.hip}" if torch.version.hip else f"cuda {torch.version.cuda}"
+    return {
+        "device_name": properties.name,
+        "device_memory_bytes": properties.total_memory,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "device_uuid": _short_hash(str(properties.uuid)),
+        "runtime": runtime,
+    }
+
+
+def _accelerator_facts(kind: str, device: str) -> dict[str, Scalar]:
+    import torch
+
+    module: Any = getattr(torch, kind)
+    if not hasattr(module, "get_device_properties"):
+        return {"device_name": f"{kind} {cpu_model()}", "device_memory_bytes": None}
+    properties = module.get_device_properties(device)
+    return {
+        "device_name": getattr(properties, "name", kind),
+        "device_memory_bytes": getattr(properties, "total_memory", None),
+        "driver": getattr(properties, "driver_version", None),
+    }
+
+
+def _nvml_facts(device: str) -> dict[str, Scalar]:
+    """What only the driver knows; nothing where its library is missing or refuses."""
+    facts: dict[str, Scalar] = {}
+    with contextlib.suppress(NvmlUnavailableError), nvml_handle(device) as (nvml, handle):
+        facts["driver"] = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
+        facts["mig"] = _ask(nvml, lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]))
+        facts["ecc"] = _ask(nvml, lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]))
+        facts["power_limit_w"] = _ask(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)
+    return facts
+
+
+class NvmlUnavailableError(Exception):
+    """NVML cannot be asked here; the message says why."""
+
+
+@contextlib.contextmanager
+def nvml_handle(device: str) -> Iterator[tuple[Any, Any]]:
+    """NVML and its handle of one of torch's devices, matched by UUID: the two count devices differently.
+
+    Raises:
+        NvmlUnavailableError: the package or the driver's library is missing, or the device is not found.
+    """
+    try:
+        import pynvml as nvml
+    except ImportError as error:
+        raise NvmlUnavailableError("nvidia-ml-py is not installed") from error
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        raise NvmlUnavailableError(f"NVML does not start: {error}") from error
+    try:
+        yield nvml, _handle_of(nvml, device)
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _handle_of(nvml: Any, device: str) -> Any:
+    import torch
+
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    for prefix in ("GPU-", "MIG-", ""):
+        with contextlib.suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetHandleByUUID(f"{prefix}{uuid}")
+    raise NvmlUnavailableError(f"NVML knows no device of UUID {uuid}")
+
+
+def _ask(nvml: Any, question: Any) -> Scalar:
+    try:
+        answer: Scalar = question()
+    except nvml.NVMLError:
+        return None
+    return answer
+
+
+def _torch_threads() -> int | None:
+    import torch
+
+    return int(torch.get_num_threads())
+
+
+def _boot_id() -> str:
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{platform.node()} {psutil.boot_time():.0f}"
+
+
+def _short_hash(text: str) -> str:
+    """Tells machines apart without naming them in a file that is committed."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,47 @@
+"""Warming up one shape until it is steady."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import median
+
+from pytest_llmperf.records.schema import Warmup
+
+WINDOW = 2
+"""Requests in a window; the last two windows are compared."""
+STEADY = 0.02
+"""Relative change between two windows' medians that counts as none."""
+
+
+def warm_up(request: Callable[[], float], *, cap: int) -> Warmup:
+    """Make requests until the last two windows show no trend, at most ``cap`` of them.
+
+    There is no trend where the windows' medians differ by 2 % at most, or where the windows overlap: then the noise
+    hides whatever is left. A fixed number of requests either wastes time or measures a model that is still warming.
+
+    Args:
+        request: makes one request of the shape to be measured and returns its duration, in any unit. The first one
+            sets things up and is left out of the windows.
+        cap: most requests to make; with fewer than five no trend can be told.
+    """
+    durations: list[float] = []
+    for made in range(1, cap + 1):
+        duration = request()
+        if made > 1:
+            durations.append(duration)
+        if len(durations) >= 2 * WINDOW and _is_steady(durations):
+            return Warmup(requests=made, steady=True, drift=_drift(durations))
+    return Warmup(requests=cap, steady=False, drift=_drift(durations))
+
+
+def _is_steady(durations: list[float]) -> bool:
+    before, last = durations[-2 * WINDOW : -WINDOW], durations[-WINDOW:]
+    overlap = min(before) <= max(last) and min(last) <= max(before)
+    drift = _drift(durations)
+    return overlap or (drift is not None and abs(drift) <= STEADY)
+
+
+def _drift(durations: list[float]) -> float | None:
+    if len(durations) < 2 * WINDOW:
+        return None
+    return median(durations[-WINDOW:]) / median(durations[-2 * WINDOW : -WINDOW]) - 1.0

@@ -1,0 +1,248 @@
+"""From a spec to a model in memory: loaded as asked, or a one-line error; never replaced by something near it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import chain
+from traceback import clear_frames
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.errors import LlmperfError, MissingDependency, ModelError
+from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
+from pytest_llmperf.models.quiet import quiet
+from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model
+from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.models.synthetic import is_synthetic
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(eq=False, kw_only=True)
+class LoadedModel:
+    """A handle on a model in memory: what tests get as ``llm``.
+
+    Attributes:
+        spec: What was asked for.
+        model: The ``PreTrainedModel``, in evaluation mode; reading it after ``close`` raises ModelError.
+        tokenizer: Its tokenizer, or None where the model has none.
+        name: A name to show: never an absolute path.
+        revision: What identifies the weights.
+        dtype: The compute dtype that it really has, such as ``bfloat16``.
+        attention: The attention implementation that it really has.
+        device: The device it is on, as it was asked for.
+    """
+
+    spec: ModelSpec
+    model: Any = field(repr=False)
+    tokenizer: Any | None = field(repr=False)
+    name: str
+    revision: str
+    dtype: str
+    attention: str
+    device: str
+
+    @property
+    def closed(self) -> bool:
+        """Whether the model was let go."""
+        return "model" not in vars(self)
+
+    def close(self) -> None:
+        """Let the model go, so that a handle someone still holds does not keep it in memory."""
+        vars(self).pop("model", None)
+
+    if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "model":
+                raise ModelError(
+                    f"model {str(self.spec)!r} was released to make room for the next one: "
+                    "use the llm fixture only in the test that asked for it"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def load(spec: ModelSpec, device: str) -> LoadedModel:
+    """Load a model on a device such as ``cpu`` or ``cuda:1``, without writing to the terminal.
+
+    Raises:
+        UsageError: The spec cannot be loaded anywhere, or not on this device.
+        MissingDependency: A package it needs is not installed.
+        ModelError: It could not be loaded, or did not become what was asked for.
+    """
+    prepare(spec, device)
+    with _one_line_errors(spec), quiet():
+        return _load(spec, device)
+
+
+def prepare(spec: ModelSpec, device: str) -> None:
+    """Check a spec and do what only the first load has to: imports, and building a synthetic model.
+
+    Called before ``load``, it leaves to that what every load takes.
+
+    Raises:
+        UsageError, MissingDependency, ModelError: As ``load`` does.
+    """
+    check_source(spec)
+    _check_packages(spec)
+    check_available(QUANTIZATIONS[spec.quantization], device.partition(":")[0])
+    with _one_line_errors(spec):
+        import_module("transformers.models.auto.modeling_auto")
+        locate(spec)
+
+
+@contextmanager
+def _one_line_errors(spec: ModelSpec) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        _forget_locals(error)
+        if isinstance(error, LlmperfError):
+            raise
+        raise ModelError(_explain(spec, error)) from error
+
+
+def _check_packages(spec: ModelSpec) -> None:
+    for package in ("torch", "transformers", "accelerate"):
+        if find_spec(package) is None:
+            raise MissingDependency(package, extra="models", purpose=f"loading model {spec.model!r}")
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Empty the frames that an error came through: they hold a half-loaded model as long as anyone holds the error."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _explain(spec: ModelSpec, error: Exception) -> str:
+    """One line on why loading failed and what to do."""
+    model = named_model(spec)
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if is_synthetic(model) or is_local(model) or not isinstance(error, OSError):
+        return f"model {model!r} could not be loaded as {spec.quantization!r}: {reason}"
+    if "safetensors" in reason:
+        return (
+            f"model {model!r} has no safetensors weights: pickled weights can run code and are not loaded; "
+            "choose a revision that has them, or convert it and pass the folder"
+        )
+    return (
+        f"model {model!r} is neither a local folder nor reachable on the Hugging Face hub ({reason}): pass a folder, "
+        "set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use what is cached"
+    )
+
+
+def _load(spec: ModelSpec, device: str) -> LoadedModel:
+    source = locate(spec)
+    model = _load_weights(spec, source, device)
+    name, revision = identify(spec, model.config)
+    return LoadedModel(
+        spec=spec,
+        model=model.eval(),
+        tokenizer=_load_tokenizer(spec, source),
+        name=name,
+        revision=revision,
+        dtype=_dtype(model),
+        attention=_attention(model),
+        device=device,
+    )
+
+
+def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source,
+        device_map={"": device},
+        attn_implementation=spec.attention,
+        use_safetensors=True,
+        output_loading_info=True,
+        **_dtype_options(spec, source, device),
+        **_hub_options(spec),
+    )
+    _check_complete(spec, report)
+    _check_devices(spec, model, device)
+    _check_attention(spec, model)
+    return model
+
+
+def _load_tokenizer(spec: ModelSpec, source: str) -> Any | None:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source, **_hub_options(spec))
+    except (ImportError, OSError, ValueError):  # what transformers raises where there are no tokenizer files
+        return None
+
+
+def _hub_options(spec: ModelSpec) -> dict[str, Any]:
+    revision = {"revision": spec.revision} if spec.revision else {}
+    return {"trust_remote_code": spec.trust_remote_code, **revision}
+
+
+def _dtype_options(spec: ModelSpec, source: str, device: str) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    quantization = QUANTIZATIONS[spec.quantization]
+    dtype = compute_dtype(quantization, device)
+    stored = getattr(AutoConfig.from_pretrained(source, **_hub_options(spec)), "quantization_config", None)
+    if stored is not None:
+        _check_stored_quantization(spec, quantization, stored)
+    # A config beside a stored one would be ignored with a warning; None would be taken for one.
+    config = quantization.transformers_config(dtype) if stored is None else None
+    return {"dtype": dtype} if config is None else {"dtype": dtype, "quantization_config": config}
+
+
+def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any) -> None:
+    """A checkpoint that is quantized already stays so, whatever is asked for."""
+    found = stored if isinstance(stored, dict) else stored.to_dict()
+    if not asked.describes(found):
+        names = [quantization.name for quantization in QUANTIZATIONS.values() if quantization.describes(found)]
+        method = names[0] if names else found.get("quant_method", "unknown")
+        remedy = f"ask for {method!r}" if names else "use the original checkpoint"
+        raise ModelError(f"model {spec.model!r} is stored as {method!r} and cannot become {asked.name!r}: {remedy}")
+
+
+def _check_complete(spec: ModelSpec, report: dict[str, Any]) -> None:
+    """Weights that a checkpoint lacks are made up by the library, with a warning."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {spec.model!r} lacks {len(missing)} of its weights, the first {missing[0]!r}: "
+            "expected a complete causal language model"
+        )
+
+
+def _check_devices(spec: ModelSpec, model: Any, device: str) -> None:
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if not _is_on(tensor.device, device):
+            raise ModelError(f"model {spec.model!r} has {name!r} on {str(tensor.device)!r}, expected {device!r}")
+
+
+def _is_on(found: torch.device, device: str) -> bool:
+    """Whether a device is the one asked for; ``cuda`` without a number is any of them."""
+    kind, _, index = device.partition(":")
+    return found.type == kind and index in ("", str(found.index))
+
+
+def _check_attention(spec: ModelSpec, model: Any) -> None:
+    if spec.attention not in (None, _attention(model)):
+        raise ModelError(
+            f"model {spec.model!r} was asked for attention {spec.attention!r} and got {_attention(model)!r}: "
+            "install what the first needs, or ask for the second"
+        )
+
+
+def _attention(model: Any) -> str:
+    return getattr(model.config, "_attn_implementation", None) or "unknown"
+
+
+def _dtype(model: Any) -> str:
+    """The dtype that is computed in: a 4-bit model's own, else that of the weights that are not quantized."""
+    quantization: Any = getattr(model.config, "quantization_config", None)
+    is_4bit = getattr(quantization, "load_in_4bit", False)
+    return str(quantization.bnb_4bit_compute_dtype if is_4bit else model.dtype).removeprefix("torch.")

@@ -1,0 +1,134 @@
+"""Where a model comes from (built here, a local folder, the hub) and what identifies its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.models import synthetic
+from pytest_llmperf.models.spec import ModelSpec
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_LENGTH_BYTES = 8  # a safetensors file begins with its header's length, little-endian
+
+
+def is_local(model: str) -> bool:
+    """Whether ``model`` means a folder on this machine, existing or not."""
+    return model.startswith((".", "~")) or Path(model).is_absolute() or Path(model).exists()
+
+
+def check_source(spec: ModelSpec) -> None:
+    """Check all that can be known of a model before loading it, without the network.
+
+    Raises:
+        UsageError: No model, an unknown synthetic model, a folder without safetensors, a name that the hub cannot have,
+            or a request that would do nothing (a revision of a folder) or run foreign code unasked.
+    """
+    model = named_model(spec)
+    if synthetic.is_synthetic(model):
+        synthetic.architecture(model)
+    elif is_local(model):
+        _check_folder(model)
+    else:
+        _check_hub_name(model)
+    _check_revision(spec)
+    _check_attention(spec)
+
+
+def named_model(spec: ModelSpec) -> str:
+    """The spec's model.
+
+    Raises:
+        UsageError: It has none: the run's default was not filled in.
+    """
+    if spec.model is None:
+        raise UsageError(f"model of {str(spec)!r} is not set: pass --llmperf-model or ModelSpec(model=...)")
+    return spec.model
+
+
+def _check_folder(model: str) -> None:
+    folder = Path(model).expanduser()
+    wanted = "expected a folder with config.json and *.safetensors"
+    if not folder.is_dir():
+        raise UsageError(f"model {model!r} is {'a file' if folder.exists() else 'not there'}: {wanted}")
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"model {model!r} has no config.json: {wanted}")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
+        found = f"only pickled weights ({pickles[0]}), which can run code" if pickles else "no weights"
+        raise UsageError(f"model {model!r} has {found}: {wanted}; save_pretrained() writes them")
+
+
+def _check_hub_name(model: str) -> None:
+    if find_spec("huggingface_hub") is None:
+        return
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        raise UsageError(
+            f"model {model!r} is no local folder and cannot be a name on the Hugging Face hub: expected a folder, "
+            f"ORG/NAME or one of {', '.join(synthetic.synthetic_names())}"
+        ) from None
+
+
+def _check_revision(spec: ModelSpec) -> None:
+    model = named_model(spec)
+    if spec.revision is not None and (synthetic.is_synthetic(model) or is_local(model)):
+        raise UsageError(
+            f"revision {spec.revision!r} of model {model!r} would be ignored: only models on the Hugging Face hub have "
+            "revisions; leave it out"
+        )
+
+
+def _check_attention(spec: ModelSpec) -> None:
+    """The library takes a name with a slash for a kernel on the hub: compiled code to download and run."""
+    if spec.attention is not None and "/" in spec.attention and not spec.trust_remote_code:
+        raise UsageError(
+            f"attention {spec.attention!r} is code from the Hugging Face hub: expected a built-in one such as eager or "
+            "sdpa, or trust_remote_code=True"
+        )
+
+
+def locate(spec: ModelSpec) -> str:
+    """What ``from_pretrained`` takes: a folder or a name on the hub. Builds a synthetic model that is not there yet."""
+    model = named_model(spec)
+    if synthetic.is_synthetic(model):
+        return str(synthetic.prepare(model))
+    return str(Path(model).expanduser()) if is_local(model) else model
+
+
+def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
+    """The display name of a loaded model and its revision; neither holds an absolute path.
+
+    Args:
+        spec: What was loaded.
+        config: The loaded model's ``PretrainedConfig``.
+    """
+    model = named_model(spec)
+    if synthetic.is_synthetic(model):
+        return model, synthetic.revision(model)
+    if is_local(model):
+        folder = Path(model).expanduser().resolve()
+        return folder.name, _fingerprint(folder)
+    return model, getattr(config, "_commit_hash", None) or spec.revision or "unknown"
+
+
+def _fingerprint(folder: Path) -> str:
+    """A hash over the config and every weight file's size and header: names, dtypes and shapes, but not the values."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
+        digest.update(_header(file))
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _header(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        length = stream.read(_LENGTH_BYTES)
+        return length + stream.read(min(int.from_bytes(length, "little"), file.stat().st_size))

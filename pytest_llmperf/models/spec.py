@@ -1,0 +1,88 @@
+"""Which model a test measures, and how it is loaded."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.models.quantization import find_quantization
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model to load. Specs that are equal are loaded once.
+
+    Attributes:
+        model: A name on the Hugging Face hub, a local folder or ``synthetic:NAME``; None is the run's default model.
+        quantization: A name in ``QUANTIZATIONS``.
+        revision: A branch, tag or commit on the hub.
+        attention: The attention implementation (``eager``, ``sdpa``, ...); None is the library's choice.
+        trust_remote_code: Whether code that comes with the model may run on this machine.
+
+    Raises:
+        UsageError: A field has the wrong type, is empty, or names no quantization.
+    """
+
+    model: str | None = None
+    quantization: str = "bf16"
+    revision: str | None = None
+    attention: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("model", "revision", "attention"):
+            if getattr(self, name) is not None:
+                self._check_text(name)
+        self._check_text("quantization")
+        find_quantization(self.quantization)
+        if not isinstance(self.trust_remote_code, bool):
+            raise UsageError(f"ModelSpec: trust_remote_code is {self.trust_remote_code!r}, expected True or False")
+
+    def _check_text(self, name: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, str) or not value.strip():
+            raise UsageError(f"ModelSpec: {name} is {value!r}, expected a non-empty string")
+
+    def __str__(self) -> str:
+        """A readable, stable pytest id: ``nf4``, ``NAME-nf4``, ``NAME-nf4-eager@rev``."""
+        parts = (self.model and _last_part(self.model), self.quantization, self.attention)
+        return "-".join(part for part in parts if part) + (f"@{self.revision}" if self.revision else "")
+
+    @classmethod
+    def parse(cls, value: str | ModelSpec) -> ModelSpec:
+        """A spec as it is, or the default model in the quantization that a string names.
+
+        Raises:
+            UsageError: The string names no quantization, or the value is neither string nor spec.
+        """
+        if isinstance(value, ModelSpec):
+            return value
+        if not isinstance(value, str):
+            raise UsageError(f"llm parameter is {value!r}, expected a quantization's name or a ModelSpec")
+        return cls(quantization=value)
+
+    def with_defaults(
+        self,
+        *,
+        model: str | None = None,
+        revision: str | None = None,
+        attention: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> ModelSpec:
+        """This spec with the run's defaults where it says nothing.
+
+        Revision and trust belong to the default model: they are not carried over to another one.
+        """
+        filled = replace(self, model=self.model or model, attention=self.attention or attention)
+        if filled.model != model:
+            return filled
+        return replace(
+            filled,
+            revision=self.revision or revision,
+            trust_remote_code=self.trust_remote_code or trust_remote_code,
+        )
+
+
+def _last_part(model: str) -> str:
+    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] or model

@@ -1,0 +1,208 @@
+"""``synthetic:NAME``: models of a known shape with seeded random weights, built on this machine without a network.
+
+They are saved once in the user's cache folder, as bf16 safetensors, and loaded as any other local folder is, so that
+speed and memory mean the same as on trained weights of that shape.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pytest_llmperf.errors import UsageError
+
+CACHE_VARIABLE = "LLMPERF_CACHE"
+PREFIX = "synthetic:"
+
+# A change of the weights, of the tokenizer or of a shape is a new recipe: it makes a new folder and a new revision.
+_RECIPE = 1
+_SEED = 0
+_MAX_POSITIONS = 8192
+_OUTLIER_EVERY = 512
+_OUTLIER_SCALE = 12.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """A Llama shape; the fields are named as in ``transformers.LlamaConfig``."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        # For unit tests; each size is a multiple of what the quantized kernels need (64 in, 32 out).
+        "synthetic:tiny": Architecture(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=512,
+            tie_word_embeddings=False,
+        ),
+        # The default on a CPU.
+        "synthetic:32m": Architecture(
+            hidden_size=512,
+            intermediate_size=1536,
+            num_hidden_layers=8,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            vocab_size=8192,
+            tie_word_embeddings=False,
+        ),
+        # Llama 3.2 1B.
+        "synthetic:1b": Architecture(
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=16,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            vocab_size=128256,
+            tie_word_embeddings=True,
+        ),
+        # Llama 3.1 8B.
+        "synthetic:8b": Architecture(
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            vocab_size=128256,
+            tie_word_embeddings=False,
+        ),
+    }
+)
+
+
+def is_synthetic(name: str) -> bool:
+    """Whether ``name`` asks for a synthetic model, known or not."""
+    return name.startswith(PREFIX)
+
+
+def synthetic_names() -> tuple[str, ...]:
+    """The synthetic models there are, smallest first, with their prefix."""
+    return tuple(ARCHITECTURES)
+
+
+def architecture(name: str) -> Architecture:
+    """The shape of a synthetic model.
+
+    Raises:
+        UsageError: There is no synthetic model of that name.
+    """
+    if name not in ARCHITECTURES:
+        raise UsageError(f"model {name!r} does not exist: expected one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
+def revision(name: str) -> str:
+    """What identifies the weights of a synthetic model: the recipe's version and the seed."""
+    architecture(name)
+    return f"recipe-{_RECIPE}-seed-{_SEED}"
+
+
+def cache_folder() -> Path:
+    """Where synthetic models are kept: ``LLMPERF_CACHE``, else the user's cache folder."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("pytest-llmperf")).expanduser() / "models"
+
+
+def prepare(name: str) -> Path:
+    """The folder of a synthetic model, which is built first if this machine has none: seconds, for ``8b`` minutes.
+
+    Building needs about the memory of the bf16 model. Any number of processes may ask at once: one builds.
+
+    Raises:
+        UsageError: There is no synthetic model of that name.
+        OSError: The cache folder cannot be written.
+    """
+    shape = architecture(name)
+    folder = cache_folder() / f"{name.removeprefix(PREFIX)}-{revision(name)}-transformers-{_transformers_major()}"
+    if not folder.is_dir():
+        from filelock import FileLock
+
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _build(shape, folder)
+    return folder
+
+
+def _transformers_major() -> str:
+    """Version 4 reads no tokenizer that version 5 wrote."""
+    return version("transformers").partition(".")[0]
+
+
+def _build(shape: Architecture, folder: Path) -> None:
+    """Save a model beside ``folder`` and rename it, so that a folder of that name is always a whole model."""
+    from pytest_llmperf.models.quiet import quiet
+    from pytest_llmperf.models.tokenizer import printable_tokenizer
+
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a build that was killed
+    try:
+        with quiet():
+            printable_tokenizer(shape.vocab_size, _MAX_POSITIONS).save_pretrained(partial)
+            _random_model(shape).save_pretrained(partial)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _random_model(shape: Architecture) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from pytest_llmperf.models.tokenizer import SPECIAL_IDS
+
+    config = LlamaConfig(**asdict(shape), **SPECIAL_IDS, max_position_embeddings=_MAX_POSITIONS)
+    # Made without storage: nothing is initialised twice, nor in fp32.
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    _initialise(model)
+    return model
+
+
+def _initialise(model: Any) -> None:
+    """Random weights on which models of every shape behave alike, and as a trained one does where it costs time.
+
+    - Activations stay near unit size, and a token's embedding outweighs what the layers add to it. Each row of the
+      head is the embedding of the id before it, so greedy decoding counts upwards with a wide margin: kernels that
+      round differently still produce the same tokens. (A tied head repeats the token.)
+    - One feature in 512 is large in front of each layer, as in trained models of this size. Without any, int8-decomp
+      would have no outliers to compute apart.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(_SEED)
+    damping = 0.25 * (2 * model.config.num_hidden_layers) ** -0.5  # each layer adds attention and MLP
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+                if "layers." in name:
+                    parameter[::_OUTLIER_EVERY] = _OUTLIER_SCALE
+            elif "embed_tokens" in name:
+                parameter.normal_(generator=generator).sign_()  # equal norms: no row of the head wins by its length
+            elif "lm_head" in name:
+                parameter.copy_(model.get_input_embeddings().weight.roll(1, dims=0) * parameter.shape[1] ** -0.5)
+            else:
+                adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = parameter.shape[1] ** -0.5 * (damping if adds else 1.0)
+                parameter.normal_(std=std, generator=generator)

@@ -1,0 +1,38 @@
+"""How many bytes a model's weights take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+_QUANT_STATE = ("absmax", "code", "offset")  # bitsandbytes, 4 bit
+_INT8_STATE = ("CB", "SCB")  # bitsandbytes, 8 bit: on the weight until the first forward, then on the module's state
+
+
+def weights_bytes(model: torch.nn.Module) -> int:
+    """Bytes of a model's parameters, buffers and bitsandbytes quantization state; what is shared counts once."""
+    storages = (tensor.untyped_storage() for tensor in _tensors(model))
+    return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from chain(model.parameters(), model.buffers())
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        yield from _attributes(weight, _INT8_STATE)
+        yield from _attributes(getattr(module, "state", None), _INT8_STATE)
+        quant_state = getattr(weight, "quant_state", None)
+        while quant_state is not None:  # double quantization nests a second state
+            yield from _attributes(quant_state, _QUANT_STATE)
+            quant_state = getattr(quant_state, "state2", None)
+
+
+def _attributes(owner: Any, names: tuple[str, ...]) -> Iterator[torch.Tensor]:
+    import torch
+
+    values = (getattr(owner, name, None) for name in names)
+    return (value for value in values if isinstance(value, torch.Tensor))

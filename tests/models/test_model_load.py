@@ -1,0 +1,298 @@
+"""Loading: as asked or a one-line error, in silence, and without keeping what failed."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pytest_llmperf.errors import LlmperfError, MissingDependency, ModelError, UsageError
+from pytest_llmperf.models import load as loading
+from pytest_llmperf.models.load import LoadedModel, load, prepare
+from pytest_llmperf.models.quantization import QUANTIZATIONS
+from pytest_llmperf.models.quiet import quiet
+from pytest_llmperf.models.spec import ModelSpec
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TINY = ModelSpec("synthetic:tiny")
+DTYPES = {"fp16": "float16", "fp32": "float32"}
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    """A local model that a test may spoil."""
+    return shutil.copytree(tiny, tmp_path / "mine")
+
+
+def failure(spec: ModelSpec, kind: type[LlmperfError] = ModelError) -> str:
+    """The one line with which loading a spec fails."""
+    with pytest.raises(kind) as caught:
+        load(spec, "cpu")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_every_quantization_loads_and_generates(quantization: str) -> None:
+    """All seven run on a CPU and produce the tokens that were asked for."""
+    loaded = load(ModelSpec("synthetic:tiny", quantization), "cpu")
+    prompt = torch.arange(200, 216).reshape(2, 8)
+    with torch.inference_mode(), quiet():
+        tokens = loaded.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), min_new_tokens=4, max_new_tokens=4, do_sample=False
+        )
+    assert tokens[:, 8:].tolist() == [[208, 209, 210, 211], [216, 217, 218, 219]]
+    assert loaded.dtype == DTYPES.get(quantization, "bfloat16")
+
+
+def test_what_a_loaded_model_tells() -> None:
+    """Name, revision, dtype, attention and device are those of what was loaded, and short to print."""
+    loaded = load(TINY, "cpu")
+    assert (loaded.spec, loaded.device, loaded.attention) == (TINY, "cpu", "sdpa")
+    assert (loaded.name, loaded.revision) == ("synthetic:tiny", "recipe-1-seed-0")
+    assert loaded.tokenizer is not None
+    assert loaded.model.training is False
+    assert "LlamaForCausalLM" not in repr(loaded)
+
+
+def test_local_folder(copy: Path) -> None:
+    """A folder loads like a hub model and shows its name, not its path."""
+    loaded = load(ModelSpec(str(copy), attention="eager"), "cpu")
+    assert (loaded.name, loaded.attention) == ("mine", "eager")
+    assert loaded.revision.startswith("sha256:")
+
+
+def test_tokenizer_is_optional(copy: Path) -> None:
+    """A model without tokenizer files can still be measured on token ids."""
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    assert load(ModelSpec(str(copy)), "cpu").tokenizer is None
+
+
+def test_handle_lets_go() -> None:
+    """After close the handle keeps nothing alive, and says what happened to whoever still uses it."""
+    loaded = load(TINY, "cpu")
+    model = weakref.ref(loaded.model)
+    closed = [loaded.closed]
+    for _ in range(2):
+        loaded.close()
+        closed.append(loaded.closed)
+    gc.collect()
+    assert closed == [False, True, True]
+    assert model() is None
+    with pytest.raises(ModelError, match=r"model 'synthetic:tiny-bf16' was released to make room for the next one"):
+        _ = loaded.model
+    with pytest.raises(AttributeError, match="'LoadedModel' object has no attribute 'modle'"):
+        _ = loaded.modle  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "expected"),
+    [
+        (ModelSpec(), UsageError, "model of 'bf16' is not set"),
+        (ModelSpec("/no/such"), UsageError, "model '/no/such' is not there"),
+        (ModelSpec("synthetic:no"), UsageError, "model 'synthetic:no' does not exist"),
+        (ModelSpec("synthetic:tiny", attention="fast"), ModelError, "could not be loaded as 'bf16': Specified"),
+    ],
+)
+def test_what_cannot_be_loaded(spec: ModelSpec, kind: type[LlmperfError], expected: str) -> None:
+    """Each wrong model is one line that names it."""
+    assert expected in failure(spec, kind)
+
+
+def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is not in the cache and cannot be asked for says what else could be passed."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = failure(ModelSpec("nobody/nothing"))
+    assert message.startswith(
+        "model 'nobody/nothing' is neither a local folder nor reachable on the Hugging Face hub ("
+    )
+    assert message.endswith(
+        "pass a folder, set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use what is cached"
+    )
+
+
+def test_pickles_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's advice to load pickles after all is not passed on."""
+
+    def no_safetensors(*_args: object, **_options: object) -> None:
+        raise OSError("no file named model.safetensors. Please do not set `use_safetensors=True`.")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", no_safetensors)
+    message = failure(ModelSpec("org/name"))
+    assert message.startswith("model 'org/name' has no safetensors weights: pickled weights can run code")
+    assert "use_safetensors" not in message
+
+
+def test_broken_weights(copy: Path) -> None:
+    """A file that is no safetensors file gives the library's reason in one line."""
+    (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "could not be loaded as 'bf16': " in failure(ModelSpec(str(copy)))
+
+
+def test_missing_weights(copy: Path) -> None:
+    """Weights that a checkpoint lacks are not made up."""
+    from safetensors.torch import load_file, save_file
+
+    lacking = "model.layers.1.mlp.up_proj.weight"
+    weights = load_file(copy / "model.safetensors")
+    del weights[lacking]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert f"lacks 1 of its weights, the first {lacking!r}" in failure(ModelSpec(str(copy)))
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without accelerate no model loads, and the extra that brings it is named."""
+    monkeypatch.setattr(loading, "find_spec", lambda name: None if name == "accelerate" else object())
+    assert "pip install 'pytest-llmperf[models]'" in failure(TINY, MissingDependency)
+
+
+def test_attention_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that comes with another attention than was asked for is an error with both names."""
+    monkeypatch.setattr(loading, "_attention", lambda _model: "eager")
+    assert failure(ModelSpec("synthetic:tiny", attention="sdpa")).startswith(
+        "model 'synthetic:tiny' was asked for attention 'sdpa' and got 'eager'"
+    )
+
+
+def test_every_tensor_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was left on another device, or spread over several, is an error that names the first tensor."""
+    monkeypatch.setattr(loading, "_is_on", lambda _found, device: device != "cpu")
+    assert failure(TINY) == "model 'synthetic:tiny' has 'model.embed_tokens.weight' on 'cpu', expected 'cpu'"
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "expected"),
+    [("cuda:0", "cuda", True), ("cuda:1", "cuda:1", True), ("cuda:0", "cuda:1", False), ("cpu", "cuda", False)],
+)
+def test_device_names(found: str, asked: str, *, expected: bool) -> None:
+    """A device without a number is any of its kind."""
+    assert loading._is_on(torch.device(found), asked) is expected
+
+
+def test_a_quantized_checkpoint(copy: Path) -> None:
+    """A checkpoint that is quantized already loads as what it is, and as nothing else."""
+    load(ModelSpec("synthetic:tiny", "nf4"), "cpu").model.save_pretrained(copy)
+    loaded = load(ModelSpec(str(copy), "nf4"), "cpu")
+    assert (loaded.dtype, loaded.model.is_loaded_in_4bit) == ("bfloat16", True)
+    for asked in ("bf16", "int8"):
+        assert failure(ModelSpec(str(copy), asked)).endswith(
+            f"is stored as 'nf4' and cannot become {asked!r}: ask for 'nf4'"
+        )
+
+
+def test_another_tools_quantization(copy: Path) -> None:
+    """A checkpoint in a format that no quantization here names is not passed off as bf16."""
+    config = json.loads((copy / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "gptq", "bits": 4}
+    }
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "is stored as 'gptq' and cannot become 'bf16'" in failure(ModelSpec(str(copy)))
+
+
+def test_a_failed_load_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds the error does not hold the model that was loaded before it."""
+    models: list[weakref.ref[Any]] = []
+
+    def reject(_spec: ModelSpec, model: Any, _device: str) -> None:
+        models.append(weakref.ref(model))
+        raise ModelError("not there")
+
+    monkeypatch.setattr(loading, "_check_devices", reject)
+    with pytest.raises(ModelError, match="not there") as caught:
+        load(TINY, "cpu")
+    gc.collect()
+    assert models[0]() is None, caught.value
+
+
+def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the library raises is shortened to its first line and kept as the cause."""
+
+    def out_of_memory(*_args: object, **_options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nlong advice")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", out_of_memory)
+    with pytest.raises(ModelError) as caught:
+        load(TINY, "cpu")
+    assert str(caught.value) == "model 'synthetic:tiny' could not be loaded as 'bf16': CUDA out of memory."
+    assert isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_an_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synthetic model that cannot be built is a model that cannot be loaded."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "file"))
+    with pytest.raises(ModelError, match=r"'synthetic:tiny' could not be loaded as 'bf16': .*Not a directory"):
+        prepare(TINY, "cpu")
+
+
+@pytest.mark.parametrize("quantization", ["bf16", "int8"])
+def test_loading_is_silent(
+    quantization: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is written and nothing is logged, be it by loading or by an int8 product under quiet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load(ModelSpec("synthetic:tiny", quantization), "cpu")
+    with torch.inference_mode(), quiet():
+        loaded.model(torch.arange(100, 108)[None])
+    assert capfd.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_quiet_restores() -> None:
+    """Log levels and progress bars are as before, after an error too."""
+    logger = logging.getLogger("bitsandbytes")
+
+    def state() -> tuple[int, bool]:
+        return logger.level, transformers.utils.logging.is_progress_bar_enabled()
+
+    def fail_quietly() -> None:
+        with quiet():
+            assert state() == (logging.ERROR, False)
+            raise KeyError
+
+    before = state()
+    with pytest.raises(KeyError):
+        fail_quietly()
+    assert state() == before
+
+
+def test_quiet_leaves_the_users_warnings() -> None:
+    """Only the libraries' own warnings are dropped."""
+    with quiet(), pytest.warns(UserWarning, match="mine"):
+        warnings.warn("mine", UserWarning, stacklevel=1)
+
+
+def test_trust_is_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every from_pretrained gets the spec's consent, its revision, and safetensors only."""
+    seen: list[dict[str, Any]] = []
+
+    def record(kind: type, result: Callable[[], Any]) -> None:
+        def from_pretrained(_source: str, **options: Any) -> Any:
+            seen.append(options)
+            return result()
+
+        monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
+
+    model = load(TINY, "cpu").model
+    record(transformers.AutoConfig, SimpleNamespace)
+    record(transformers.AutoModelForCausalLM, lambda: (model, {"missing_keys": set()}))
+    record(transformers.AutoTokenizer, lambda: None)
+    loaded = load(ModelSpec("org/name", revision="v1"), "cpu")
+    assert isinstance(loaded, LoadedModel)
+    assert [options["trust_remote_code"] for options in seen] == [False] * 3
+    assert [options["revision"] for options in seen] == ["v1"] * 3
+    assert seen[1]["use_safetensors"] is True

@@ -1,0 +1,116 @@
+"""What each quantization means to the libraries, and where it can run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+
+import pytest
+
+from pytest_llmperf.errors import MissingDependency, UsageError
+from pytest_llmperf.models import quantization
+from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, compute_dtype
+
+torch = pytest.importorskip("torch")
+
+DENSE = ("bf16", "fp16", "fp32")
+BITSANDBYTES = ("nf4", "nf4-dq", "int8", "int8-decomp")
+
+
+def without(missing: str) -> Callable[[str], ModuleSpec | None]:
+    """A ``find_spec`` that does not find one package."""
+    return lambda name: None if name == missing else find_spec(name)
+
+
+def test_table() -> None:
+    """The names that users write, in the order in which they are listed."""
+    assert tuple(QUANTIZATIONS) == (*DENSE, *BITSANDBYTES)
+    assert [name for name in QUANTIZATIONS if QUANTIZATIONS[name].needs_bitsandbytes] == list(BITSANDBYTES)
+    assert all(QUANTIZATIONS[name].name == name for name in QUANTIZATIONS)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_weights_have_no_config(name: str) -> None:
+    """Dense weights are loaded without a quantization config."""
+    assert QUANTIZATIONS[name].transformers_config(torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(("name", "double"), [("nf4", False), ("nf4-dq", True)])
+def test_nf4_config(name: str, *, double: bool) -> None:
+    """4 bit means NF4, with the compute dtype that was asked for."""
+    config = QUANTIZATIONS[name].transformers_config(torch.float16)
+    assert config is not None
+    assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
+    assert config.bnb_4bit_use_double_quant is double
+    assert config.bnb_4bit_compute_dtype is torch.float16
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("int8", 0.0), ("int8-decomp", 6.0)])
+def test_int8_config(name: str, threshold: float) -> None:
+    """The two 8-bit quantizations differ in the outlier threshold alone."""
+    config = QUANTIZATIONS[name].transformers_config(torch.bfloat16)
+    assert config is not None
+    assert (config.load_in_8bit, config.llm_int8_threshold) == (True, threshold)
+
+
+@pytest.mark.parametrize("name", BITSANDBYTES)
+def test_a_stored_config_is_recognized(name: str) -> None:
+    """What one quantization writes into a checkpoint describes that one and no other."""
+    stored = QUANTIZATIONS[name].transformers_config(torch.bfloat16).to_dict()  # type: ignore[union-attr]
+    assert [other for other in QUANTIZATIONS if QUANTIZATIONS[other].describes(stored)] == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "expected"),
+    [
+        ("bf16", (7, 5), torch.bfloat16),
+        ("nf4", (7, 5), torch.float16),
+        ("nf4", (8, 0), torch.bfloat16),
+        ("int8", (7, 0), torch.float16),
+        ("int8", (9, 0), torch.bfloat16),
+    ],
+)
+def test_compute_dtype_follows_the_gpu(
+    name: str, capability: tuple[int, int], expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dense dtype is what it says; a quantized model computes in bf16 from compute capability 8.0 on."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert compute_dtype(QUANTIZATIONS[name], "cuda:1") is expected
+
+
+@pytest.mark.parametrize(("recent", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_compute_dtype_on_a_mac(*, recent: bool, expected: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Metal computes in bf16 from macOS 14 on."""
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda _major, _minor: recent)
+    assert compute_dtype(QUANTIZATIONS["nf4"], "mps") is expected
+
+
+def test_compute_dtype_on_a_cpu() -> None:
+    """A CPU computes in bf16."""
+    assert compute_dtype(QUANTIZATIONS["int8"], "cpu") is torch.bfloat16
+
+
+def test_missing_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without bitsandbytes a quantized model is one line with the command that installs it."""
+    monkeypatch.setattr(quantization, "find_spec", without("bitsandbytes"))
+    with pytest.raises(MissingDependency) as caught:
+        check_available(QUANTIZATIONS["nf4"], "cpu")
+    assert str(caught.value) == (
+        "quantization 'nf4' needs bitsandbytes, which is not installed: pip install 'pytest-llmperf[models]'"
+    )
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_dense_weights_need_no_bitsandbytes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense weights run anywhere."""
+    monkeypatch.setattr(quantization, "find_spec", without("bitsandbytes"))
+    check_available(QUANTIZATIONS[name], "meta")
+
+
+@pytest.mark.parametrize("name", BITSANDBYTES)
+def test_devices_of_bitsandbytes(name: str) -> None:
+    """A device that bitsandbytes does not know is refused with those that it does; a CPU is one of them."""
+    check_available(QUANTIZATIONS[name], "cpu")
+    with pytest.raises(UsageError, match=rf"quantization '{name}' cannot run on 'vulkan': bitsandbytes .* cpu, cuda"):
+        check_available(QUANTIZATIONS[name], "vulkan")

@@ -1,0 +1,146 @@
+"""What is known of a model before it is loaded, and what identifies it afterwards."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.models.source import check_source, identify, is_local, locate
+from pytest_llmperf.models.spec import ModelSpec
+
+CONFIG = SimpleNamespace(_commit_hash="8b1c0ffee")
+
+
+def refused(**keywords: str) -> str:
+    """The one line with which a spec is refused."""
+    with pytest.raises(UsageError) as caught:
+        check_source(ModelSpec(**keywords))  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_no_model() -> None:
+    """A spec whose default was never filled in says how to name a model."""
+    assert refused() == "model of 'bf16' is not set: pass --llmperf-model or ModelSpec(model=...)"
+
+
+def test_unknown_synthetic() -> None:
+    """An unknown synthetic model is not looked for anywhere else."""
+    assert refused(model="synthetic:2b").startswith("model 'synthetic:2b' does not exist: expected one of")
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder"])
+def test_missing_folder(model: str) -> None:
+    """What looks like a path is not sent to the hub."""
+    assert refused(model=model) == f"model {model!r} is not there: expected a folder with config.json and *.safetensors"
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """A weight file instead of its folder is named as such."""
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert refused(model=str(file)).startswith(f"model {str(file)!r} is a file: expected a folder")
+
+
+def test_folder_without_config(tmp_path: Path) -> None:
+    """A folder that holds no model says what is missing."""
+    assert refused(model=str(tmp_path)).startswith(f"model {str(tmp_path)!r} has no config.json")
+
+
+def test_folder_without_weights(tmp_path: Path) -> None:
+    """A folder with a config alone says so."""
+    (tmp_path / "config.json").write_text("{}")
+    assert "has no weights: expected a folder with" in refused(model=str(tmp_path))
+
+
+def test_folder_with_pickles_only(tmp_path: Path) -> None:
+    """Pickled weights are named and refused: loading them runs what they hold."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").touch()
+    assert "has only pickled weights (pytorch_model.bin), which can run code: expected" in refused(model=str(tmp_path))
+
+
+@pytest.mark.parametrize("model", ["two words", "a/b/c", "org/na:me"])
+def test_impossible_hub_name(model: str) -> None:
+    """A name that the hub cannot have is refused without asking the hub."""
+    pytest.importorskip("huggingface_hub")
+    assert "cannot be a name on the Hugging Face hub" in refused(model=model)
+
+
+@pytest.mark.parametrize("model", ["org/name", "gpt2", "meta-llama/Llama-3.2-1B"])
+def test_possible_hub_name(model: str) -> None:
+    """A well-formed name is left to the loader."""
+    check_source(ModelSpec(model, revision="main"))
+    assert not is_local(model)
+    assert locate(ModelSpec(model)) == model
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path without a dot is a folder if it is there, as for transformers."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, tmp_path / "org" / "name")
+    check_source(ModelSpec("org/name"))
+    assert is_local("org/name")
+
+
+@pytest.mark.parametrize("model", ["synthetic:tiny", "."])
+def test_a_revision_that_would_be_ignored(model: str, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revision that changes nothing would still change the id of the test."""
+    monkeypatch.chdir(tiny)
+    assert refused(model=model, revision="v1").startswith(f"revision 'v1' of model {model!r} would be ignored")
+
+
+def test_attention_from_the_hub_needs_trust() -> None:
+    """An attention that is a hub name is downloaded code, so it needs the same consent as a model's."""
+    attention = "kernels-community/flash-attn2"
+    assert refused(model="org/name", attention=attention).startswith(f"attention {attention!r} is code from the")
+    check_source(ModelSpec("org/name", attention=attention, trust_remote_code=True))
+
+
+def test_identity_of_a_synthetic_model() -> None:
+    """A synthetic model is its name and recipe, wherever it is cached."""
+    assert identify(ModelSpec("synthetic:32m"), CONFIG) == ("synthetic:32m", "recipe-1-seed-0")
+
+
+def test_identity_of_a_hub_model() -> None:
+    """A hub model is the commit that was loaded, else the revision that was asked for."""
+    assert identify(ModelSpec("org/name", revision="main"), CONFIG) == ("org/name", "8b1c0ffee")
+    assert identify(ModelSpec("org/name", revision="v1"), SimpleNamespace()) == ("org/name", "v1")
+    assert identify(ModelSpec("org/name"), SimpleNamespace(_commit_hash=None)) == ("org/name", "unknown")
+
+
+def test_identity_of_a_folder(tiny: Path, tmp_path: Path) -> None:
+    """A folder is its name and a hash that does not depend on where it lies."""
+    here, there = tmp_path / "here" / "mine", tmp_path / "there" / "mine"
+    for folder in (here, there):
+        shutil.copytree(tiny, folder)
+    name, revision = identify(ModelSpec(str(here)), CONFIG)
+    assert (name, len(revision)) == ("mine", len("sha256:") + 64)
+    assert identify(ModelSpec(str(there)), CONFIG) == (name, revision)
+    assert str(tmp_path) not in name + revision
+
+
+def test_identity_of_a_relative_folder(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder has a name, too."""
+    monkeypatch.chdir(tiny)
+    assert identify(ModelSpec("."), CONFIG)[0] == tiny.name
+
+
+def test_another_shape_is_another_identity(tiny: Path, tmp_path: Path) -> None:
+    """A changed config, and a changed tensor layout, are other revisions."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny, tmp_path / "mine")
+    spec, weights = ModelSpec(str(tmp_path / "mine")), tmp_path / "mine" / "model.safetensors"
+    original = identify(spec, CONFIG)
+    config = tmp_path / "mine" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rope_theta": 5.0}))
+    changed_config = identify(spec, CONFIG)
+    save_file({name: tensor.float() for name, tensor in load_file(weights).items()}, weights)
+    assert len({original, changed_config, identify(spec, CONFIG)}) == 3
