@@ -1,0 +1,42 @@
+"""Performance regression testing of LLM inference, as a pytest plugin."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.errors import (
+    BaselineError,
+    LlmperfError,
+    MeasurementError,
+    MissingDependency,
+    ModelError,
+    UsageError,
+)
+from pytest_llmperf.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from pytest_llmperf.records.frame import load_runs
+
+__all__ = [
+    "BaselineError",
+    "LlmperfError",
+    "MeasurementError",
+    "MissingDependency",
+    "ModelError",
+    "ModelSpec",
+    "UsageError",
+    "__version__",
+    "load_runs",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """What is heavy to import, on first use."""
+    if name == "__version__":
+        return version("pytest-llmperf")
+    if name == "load_runs":
+        from pytest_llmperf.records.frame import load_runs
+
+        return load_runs
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

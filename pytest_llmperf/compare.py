@@ -1,0 +1,159 @@
+"""This run's cells beside the baseline's: which runs may be compared, and the verdicts that follow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pytest_llmperf.records.environment import Difference, blocking, compare_environments
+from pytest_llmperf.records.schema import Baseline, CellRun, Run, Scalar, TestResult, Workload
+from pytest_llmperf.verdict.judge import is_judged, judge
+from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
+from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict
+from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
+
+CellKey = tuple[str, str, str]
+"""Test, workload hash and metric."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against one baseline; ``baseline`` is ``None`` while the device has none."""
+
+    baseline: Baseline | None
+    environment: Mapping[str, Scalar]
+    family_size: int = 1
+    """Number of cells that could fail this run."""
+
+    def verdicts(self, result: TestResult, limit: Callable[[Metric], Limit]) -> list[Verdict]:
+        """One verdict for each cell of a test that is judged at all."""
+        return [
+            self._verdict(cell, METRICS[cell.metric], limit, result.workload)
+            for cell in result.cells
+            if is_judged(METRICS[cell.metric])
+        ]
+
+    def missing(self, collected: set[str]) -> list[str]:
+        """Tests of the baseline that are in the files of the collected ones, but are not collected any more."""
+        files = {_file_of(test) for test in collected}
+        return sorted(test for test in self._tests if test not in collected and _file_of(test) in files)
+
+    def differences(self) -> list[Difference]:
+        """In what this machine differs from the latest run that may not be compared; none if one may be."""
+        if self.baseline is None or self._comparable or not self.baseline.runs:
+            return []
+        return blocking(compare_environments(self.baseline.runs[-1].environment, self.environment))
+
+    def _verdict(self, cell: CellRun, metric: Metric, limit: Callable[[Metric], Limit], workload: Workload) -> Verdict:
+        window = self._window((cell.test, cell.workload, cell.metric))
+        judged = Cell(
+            test=cell.test,
+            metric=metric,
+            limit=limit(metric),
+            value=cell.value,
+            window=window,
+            reason=cell.reason,
+        )
+        verdict = judge(judged, family_size=self.family_size, prior=self.prior(metric))
+        if window or verdict.outcome is not Outcome.NEW:
+            return verdict
+        return self._why_not_comparable(verdict, cell, workload)
+
+    def _why_not_comparable(self, verdict: Verdict, cell: CellRun, workload: Workload) -> Verdict:
+        """New, unless the baseline knows this test from other circumstances."""
+        stored = self._workloads_of.get((cell.test, cell.metric))
+        if cell.value is None or not stored:
+            return verdict
+        if workload.hash in stored:
+            found = self.differences()
+            reason = "environment " + ", ".join(map(str, found)) if found else "an accepted step: no run since then"
+        else:
+            nearest = min((workload.differences(self._workload(name)) for name in sorted(stored)), key=len)
+            reason = "workload " + ", ".join(nearest)
+        return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reason=reason)
+
+    def _window(self, key: CellKey) -> list[Sample]:
+        since = self._epochs.get((key[0], key[2]), "")
+        rows = [
+            (run, cell.value)
+            for cell in self._cells.get(key, ())
+            if (run := self._comparable.get(cell.run)) and run.time > since
+        ]
+        rows.sort(key=lambda row: (row[0].time, row[0].run_id))
+        return [
+            Sample(run_id=run.run_id, session_id=run.session_id, value=value)
+            for run, value in rows
+            if value is not None
+        ]
+
+    def _workload(self, name: str) -> Workload:
+        if self.baseline is None:
+            raise LookupError(name)
+        return self.baseline.workloads[name]
+
+    @cached_property
+    def _comparable(self) -> dict[str, Run]:
+        runs = self.baseline.runs if self.baseline else []
+        return {
+            run.run_id: run for run in runs if not blocking(compare_environments(run.environment, self.environment))
+        }
+
+    @cached_property
+    def _cells(self) -> dict[CellKey, list[CellRun]]:
+        found: defaultdict[CellKey, list[CellRun]] = defaultdict(list)
+        for cell in self.baseline.cells if self.baseline else ():
+            found[cell.test, cell.workload, cell.metric].append(cell)
+        return dict(found)
+
+    @cached_property
+    def _workloads_of(self) -> dict[tuple[str, str], set[str]]:
+        found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for test, workload, metric in self._cells:
+            found[test, metric].add(workload)
+        return dict(found)
+
+    @cached_property
+    def _tests(self) -> set[str]:
+        return {test for test, _, _ in self._cells}
+
+    @cached_property
+    def _epochs(self) -> dict[tuple[str, str], str]:
+        """The latest epoch's time of each test and metric."""
+        latest: dict[tuple[str, str], str] = {}
+        for epoch in self.baseline.epochs if self.baseline else ():
+            key = (epoch.test, epoch.metric)
+            latest[key] = max(latest.get(key, ""), epoch.time)
+        return latest
+
+    @cached_property
+    def stored_cells(self) -> dict[CellKey, Cell]:
+        """Every judged cell of the baseline with its comparable window and its metric's own limit."""
+        return {
+            (test, workload, name): Cell(
+                test=test,
+                metric=METRICS[name],
+                limit=Limit.of(METRICS[name]),
+                value=None,
+                window=self._window((test, workload, name)),
+            )
+            for test, workload, name in self._cells
+            if name in METRICS and is_judged(METRICS[name])
+        }
+
+    def prior(self, metric: Metric) -> Prior:
+        """The spread that is typical of a metric, from the windows of all its cells."""
+        return self._priors.get(metric.key, DEFAULT_PRIOR)
+
+    @cached_property
+    def _priors(self) -> dict[str, Prior]:
+        families: defaultdict[str, list[Cell]] = defaultdict(list)
+        for cell in self.stored_cells.values():
+            if cell.metric.kind is not Kind.IDENTITY:
+                families[cell.metric.key].append(cell)
+        return {name: prior_of(cells) for name, cells in families.items()}
+
+
+def _file_of(test: str) -> str:
+    return test.partition("::")[0]

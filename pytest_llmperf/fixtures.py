@@ -1,0 +1,111 @@
+"""What the fixtures hand to a test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.errors import MeasurementError, UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.models.load import LoadedModel
+    from pytest_llmperf.options import TestSettings
+    from pytest_llmperf.records.schema import TestResult
+    from pytest_llmperf.session import Workplace
+
+
+class LlmPerf:
+    """The ``llmperf`` fixture: does and records the measurements of one test."""
+
+    def __init__(self, workplace: Workplace, test: str, settings: TestSettings) -> None:
+        self._workplace = workplace
+        self._test = test
+        self._settings = settings
+        self.results: list[TestResult] = []
+        """What was measured so far, in order."""
+
+    def generate(  # noqa: PLR0913  # one keyword for each axis of a workload
+        self,
+        llm: LoadedModel,
+        *,
+        batch_size: int = 1,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        execution: str = "generate",
+        requests: int | None = None,
+        warmup: int | None = None,
+        seed: int = 0,
+    ) -> TestResult:
+        """Measure greedy generation of exactly ``output_tokens`` tokens for ``batch_size`` random prompts.
+
+        One untimed request counts operators, warming up goes on until it is steady, ``requests`` requests are timed,
+        and one more has its memory followed. The verdict comes when the test ends.
+
+        Args:
+            llm: the model, as the ``llm`` fixture gives it.
+            batch_size: prompts a request.
+            input_tokens: length of each prompt (default: ``--llmperf-input-tokens``).
+            output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
+            execution: ``generate``, the library's own loop with a streamer, or ``loop``, a bare greedy loop.
+            requests: requests to time (default: the marker's, else ``--llmperf-requests``).
+            warmup: most requests to warm up with (default: the marker's, else ``--llmperf-warmup``).
+            seed: of the random prompts.
+
+        Returns:
+            What was measured; ``result.value("tpot")`` is one figure of it, in milliseconds.
+
+        Raises:
+            UsageError: an argument is not of its kind, or the lengths exceed the model's limit.
+            MeasurementError: what was measured must not become a number.
+        """
+        from pytest_llmperf.measure.generation import Plan
+
+        options = self._workplace.options
+        plan = Plan(
+            batch_size=batch_size,
+            input_tokens=_first(input_tokens, options.input_tokens),
+            output_tokens=_first(output_tokens, options.output_tokens),
+            execution=execution,
+            requests=_first(requests, self._settings.requests, options.requests),
+            warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
+            seed=seed,
+        )
+        result = self._workplace.measure(llm, plan, test=self._test)
+        if any(result.workload == earlier.workload for earlier in self.results):
+            raise MeasurementError(
+                f"{self._test} measured one workload twice; expected each once: parametrize it, or raise requests="
+            )
+        self.results.append(result)
+        return result
+
+
+@dataclass
+class PeakMemory:
+    """Peaks of a block, in bytes, once it has ended; ``None`` where they cannot be read, for ``reason``."""
+
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    rss_bytes: int | None = None
+    reason: str = "the block has not ended"
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[PeakMemory]:
+    """Follow the memory of a block on one device."""
+    from pytest_llmperf.measure.memory import trace_memory
+
+    found = PeakMemory()
+    with trace_memory(device, "block") as trace:
+        yield found
+    peak = trace.peaks["block"]
+    found.allocated_bytes, found.reserved_bytes = peak.allocated_bytes, peak.reserved_bytes
+    found.rss_bytes, found.reason = peak.rss_bytes, peak.reason
+
+
+def _first(*choices: int | None) -> int:
+    for choice in choices:
+        if choice is not None:
+            return choice
+    raise UsageError("a number is missing")

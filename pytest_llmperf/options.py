@@ -1,0 +1,425 @@
+"""Every option, declared once and resolved in one place: marker over command line over ini file."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric, find_metric
+from pytest_llmperf.verdict.model import Limit
+
+if TYPE_CHECKING:
+    import pytest
+
+ALL_METRICS = "*"
+
+_Share = TypeVar("_Share", float, float | None)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting that has a command-line option ``--llmperf-NAME`` and an ini option ``llmperf_NAME``."""
+
+    name: str
+    metavar: str
+    default: str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """The command-line option."""
+        return f"--llmperf-{self.name}"
+
+    @property
+    def ini(self) -> str:
+        """The ini option, which is also where argparse keeps the command line's value."""
+        return f"llmperf_{self.name.replace('-', '_')}"
+
+
+SETTINGS = (
+    Option("model", "NAME", "", "Model to measure: a hub name, a folder with safetensors, or synthetic:NAME "
+           "(default: synthetic:32m on a CPU, synthetic:1b on an accelerator)"),
+    Option("revision", "REV", "", "Revision of the model on the hub"),
+    Option("quantization", "NAMES", "nf4,int8,int8-decomp", "What the llm fixture loads in tests that do not "
+           "parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
+    Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
+    Option("input-tokens", "N", "64", "Prompt length where a test does not set it"),
+    Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
+    Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
+           "library's own loop), loop (a bare greedy loop)"),
+    Option("requests", "N", "10", "Measured requests a test and run"),
+    Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
+    Option("baselines", "DIR", "baselines", "Folder of the baseline files, one a device"),
+    Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: "
+           + ",".join(metric.name for metric in METRICS.values() if metric.gates) + ")"),
+    Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
+    Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
+           "inconclusive"),
+)  # fmt: skip
+
+LIMIT_RULES_INI = "llmperf_limits"
+
+_ACTIONS = ("update", "update_new_only", "force_update", "inject", "json", "measure_only")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare every option but ``--device``, which another plugin may own."""
+    group = parser.getgroup("llmperf", "LLM inference performance regression")
+    group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
+    group.addoption("--llmperf-device", metavar="DEVICE", default=None,
+                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto)")  # fmt: skip
+    parser.addini("llmperf_device", "Device to measure on", default="auto")
+    for option in SETTINGS:
+        group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)
+        parser.addini(option.ini, option.help.replace("%%", "%"), default=option.default)
+    parser.addini(LIMIT_RULES_INI, "Limits by test, one a line: REGEX => gate=tpot tolerate=tpot:3% catch=8%",
+                  type="linelist", default=[])  # fmt: skip
+    _add_actions(group)
+
+
+def add_device_option(parser: pytest.Parser) -> None:
+    """Declare ``--device``, unless another plugin or a conftest has it: then ``--llmperf-device`` serves."""
+    group = parser.getgroup("llmperf")
+    try:
+        group.addoption("--device", dest="llmperf_short_device", metavar="DEVICE", default=None,
+                        help="The same as --llmperf-device, unless another plugin owns --device")  # fmt: skip
+    except (ValueError, argparse.ArgumentError):
+        return
+
+
+def _add_actions(group: pytest.OptionGroup) -> None:
+    group.addoption("--llmperf-update", action="store_true", help="Append this run to the device's baseline")
+    group.addoption("--llmperf-update-new-only", action="store_true",
+                    help="Append only what the baseline does not hold yet")  # fmt: skip
+    group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
+    group.addoption("--llmperf-inject", metavar="METRIC:+N%%", action="append", default=[],
+                    help="Multiply what was measured, to prove that the gate can turn red: 'tpot:+50%%'")  # fmt: skip
+    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a measured cell group, samples included")
+    group.addoption(
+        "--llmperf-measure-only",
+        action="store_true",
+        help="Compare nothing; with --llmperf-update, append the run as it is",
+    )
+
+
+@dataclass(frozen=True)
+class Injection:
+    """A factor put on one metric."""
+
+    metric: Metric
+    factor: float
+
+    def __str__(self) -> str:
+        return f"{self.metric.name}:{100 * (self.factor - 1):+g}%"
+
+    @classmethod
+    def parse(cls, text: str) -> Injection:
+        """From ``tpot:+50%``.
+
+        Raises:
+            UsageError: it has another form, or names a metric that is a text.
+        """
+        found = re.fullmatch(r"([\w.-]+):([+-]\d+(?:\.\d+)?)%", text.strip())
+        if not found:
+            raise UsageError(f"--llmperf-inject {text!r}: expected METRIC:+N% or METRIC:-N%, such as tpot:+50%")
+        metric = find_metric(found[1])
+        factor = 1 + float(found[2]) / 100
+        if metric.kind is Kind.IDENTITY or factor <= 0:
+            raise UsageError(f"--llmperf-inject {text!r}: expected a metric that is a number, and more than -100%")
+        return cls(metric, factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitLayer:
+    """Limits from one place: what gates, and tolerances by metric name (``*`` for all timed ones)."""
+
+    gate: frozenset[str] | None = None
+    tolerate: Mapping[str, float] = field(default_factory=dict)
+    catch: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitRule:
+    """A layer for the tests whose key a pattern is found in."""
+
+    pattern: re.Pattern[str]
+    layer: LimitLayer
+
+    @classmethod
+    def parse(cls, line: str) -> LimitRule:
+        """From ``REGEX => gate=tpot tolerate=tpot:3% catch=8%``.
+
+        Raises:
+            UsageError: it has another form.
+        """
+        pattern, arrow, settings = line.partition("=>")
+        words = dict(word.partition("=")[::2] for word in settings.split())
+        if not arrow or not words or not set(words) <= {"gate", "tolerate", "catch"}:
+            raise UsageError(f"{LIMIT_RULES_INI}: {line!r}: expected REGEX => gate=... tolerate=... catch=...")
+        try:
+            compiled = re.compile(pattern.strip())
+        except re.error as error:
+            raise UsageError(f"{LIMIT_RULES_INI}: {pattern.strip()!r} is no regular expression: {error}") from error
+        return cls(pattern=compiled, layer=parse_layer(**words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The resolved settings of a run: command line over ini file."""
+
+    active: bool
+    device: str
+    model: str | None
+    revision: str | None
+    quantization: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    input_tokens: int
+    output_tokens: int
+    executions: tuple[str, ...]
+    requests: int
+    warmup: int
+    baselines: Path
+    update: bool
+    update_new_only: bool
+    force_update: bool
+    injections: tuple[Injection, ...]
+    json_folder: Path | None
+    measure_only: bool
+    ini_layer: LimitLayer
+    rules: tuple[LimitRule, ...]
+    command_line_layer: LimitLayer
+
+    @property
+    def updates(self) -> bool:
+        """Whether this run is to be appended to the baseline."""
+        return self.update or self.update_new_only
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> Options:
+        """Resolve and check every option.
+
+        Raises:
+            UsageError: a value is not of its kind, or two contradict each other.
+        """
+        json_folder = config.getoption("llmperf_json")
+        value = {option.name: _resolve(config, option) for option in SETTINGS}
+        options = cls(
+            active=bool(config.getoption("llmperf")),
+            device=_resolve_device(config),
+            model=value["model"] or None,
+            revision=value["revision"] or None,
+            quantization=_names("--llmperf-quantization", value["quantization"]),
+            batch_sizes=tuple(
+                _whole("--llmperf-batch-sizes", size) for size in _names("--llmperf-batch-sizes", value["batch-sizes"])
+            ),
+            input_tokens=_whole("--llmperf-input-tokens", value["input-tokens"]),
+            output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"]),
+            executions=_names("--llmperf-execution", value["execution"]),
+            requests=_whole("--llmperf-requests", value["requests"]),
+            warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
+            baselines=_baselines(config),
+            update=config.getoption("llmperf_update"),
+            update_new_only=config.getoption("llmperf_update_new_only"),
+            force_update=config.getoption("llmperf_force_update"),
+            injections=tuple(Injection.parse(text) for text in config.getoption("llmperf_inject")),
+            json_folder=config.invocation_params.dir / str(json_folder) if json_folder else None,
+            measure_only=config.getoption("llmperf_measure_only"),
+            ini_layer=_layer(config.getini),
+            rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
+            command_line_layer=_layer(config.getoption),
+        )
+        options._refuse_contradictions(config)
+        return options
+
+    def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
+        """What each metric of a test accepts: marker over command line over ini rules over ini over definition."""
+        rules = [rule.layer for rule in self.rules if rule.pattern.search(test)]
+        layers = [self.ini_layer, *rules, self.command_line_layer, marker]
+        return lambda metric: _limit(metric, layers)
+
+    def _refuse_contradictions(self, config: pytest.Config) -> None:
+        if not self.active:
+            given = [name for name in _ACTIONS if config.getoption(f"llmperf_{name}")]
+            if given:
+                raise UsageError(
+                    f"--llmperf-{given[0].replace('_', '-')} needs --llmperf, which turns the perf tests on"
+                )
+        contradictions = {
+            "--llmperf-update and --llmperf-update-new-only: choose one": self.update and self.update_new_only,
+            "--llmperf-inject: injected numbers never enter a baseline: leave out --llmperf-update": (
+                self.updates and self.injections
+            ),
+            "--llmperf-inject with --llmperf-measure-only: nothing is compared, so nothing can turn red": (
+                self.measure_only and self.injections
+            ),
+            "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
+        }
+        for message, found in contradictions.items():
+            if found:
+                raise UsageError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings:
+    """What ``@pytest.mark.llmperf(...)`` may say.
+
+    ``gate`` names the metrics that may fail the test. ``tolerate`` and ``catch`` are relative changes: ``0.03``,
+    ``"3%"``, or a mapping from metric to either. ``requests`` and ``warmup`` replace the run's.
+    """
+
+    __test__ = False  # pytest would collect a class of this name
+
+    gate: str | tuple[str, ...] | list[str] | None = None
+    tolerate: float | str | Mapping[str, float | str] | None = None
+    catch: float | str | Mapping[str, float | str] | None = None
+    requests: int | None = None
+    warmup: int | None = None
+
+    @classmethod
+    def from_markers(cls, markers: list[pytest.Mark]) -> TestSettings:
+        """Merge markers, the nearest first.
+
+        Raises:
+            UsageError: positional arguments, an unknown keyword, or a value of the wrong kind.
+        """
+        known = {one.name for one in fields(cls)}
+        settings = cls()
+        for marker in reversed(markers):
+            unknown = sorted(set(marker.kwargs) - known)
+            if marker.args or unknown:
+                found = f"keyword {unknown[0]!r}" if unknown else f"positional {marker.args[0]!r}"
+                raise UsageError(
+                    f"@pytest.mark.llmperf: unexpected {found}; expected keywords {', '.join(sorted(known))}"
+                )
+            settings = replace(settings, **marker.kwargs)
+        settings.layer()  # checks the limits now, while the test can be named
+        for name, at_least in (("requests", 1), ("warmup", 0)):
+            value = getattr(settings, name)
+            if value is not None:
+                _whole(f"@pytest.mark.llmperf: {name}", value, at_least=at_least)
+        return settings
+
+    def layer(self) -> LimitLayer:
+        """The marker's limits."""
+        gate = self.gate if self.gate is None or isinstance(self.gate, str) else ",".join(map(str, self.gate))
+        return LimitLayer(
+            gate=_gate(gate) if gate is not None else None,
+            tolerate=_shares("tolerate", self.tolerate),
+            catch=_shares("catch", self.catch),
+        )
+
+
+def parse_layer(*, gate: str = "", tolerate: str = "", catch: str = "") -> LimitLayer:
+    """A layer from text, as the command line and the ini file give it; empty text says nothing.
+
+    Raises:
+        UsageError: a metric is unknown or a limit is no share.
+    """
+    return LimitLayer(
+        gate=_gate(gate) if gate else None,
+        tolerate=_shares("tolerate", tolerate or None),
+        catch=_shares("catch", catch or None),
+    )
+
+
+def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:
+    gates, tolerate, catch = metric.gates, metric.tolerate, None
+    for layer in layers:
+        gates = metric.key in layer.gate if layer.gate is not None else gates
+        tolerate = _share_of(metric, layer.tolerate, tolerate)
+        catch = _share_of(metric, layer.catch, catch)
+    if catch is None:
+        # A wider tolerance moves what must be caught along with it.
+        catch = tolerate + metric.catch - metric.tolerate
+    if catch < tolerate:
+        raise UsageError(f"{metric.name}: catch={catch:g} is less than tolerate={tolerate:g}: expected it to be larger")
+    return Limit(tolerate=tolerate, catch=catch, floor=metric.floor, gates=gates)
+
+
+def _share_of(metric: Metric, shares: Mapping[str, float], default: _Share) -> float | _Share:
+    for_all = shares.get(ALL_METRICS) if metric.kind is Kind.TIMED else None
+    return shares.get(metric.key, default if for_all is None else for_all)
+
+
+def _gate(text: str) -> frozenset[str]:
+    """Keys of the metrics that may fail a test."""
+    if text.strip() == "none":
+        return frozenset()
+    return frozenset(_gating_metric(name).key for name in _names("gate", text))
+
+
+def _gating_metric(name: str) -> Metric:
+    metric = find_metric(name)
+    if metric.kind is Kind.INFORMATIVE:
+        raise UsageError(f"gate: {metric.name} explains the others and is never judged; choose another metric")
+    return metric
+
+
+def _shares(name: str, given: float | str | Mapping[str, float | str] | None) -> dict[str, float]:
+    if given is None:
+        return {}
+    if isinstance(given, str) and ":" in given:
+        given = dict(part.partition(":")[::2] for part in given.split(","))
+    if isinstance(given, Mapping):
+        return {find_metric(metric.strip()).key: _share(name, share) for metric, share in given.items()}
+    return {ALL_METRICS: _share(name, given)}
+
+
+def _share(name: str, given: object) -> float:
+    """A relative change: ``0.03``, ``"0.03"`` or ``"3%"``."""
+    try:
+        if isinstance(given, str) and given.strip().endswith("%"):
+            share = float(given.strip()[:-1]) / 100
+        else:
+            share = float(given)  # type: ignore[arg-type]  # what float refuses is the error below
+    except (TypeError, ValueError):
+        share = math.nan
+    if isinstance(given, bool) or not 0 <= share < math.inf:
+        raise UsageError(f"{name}={given!r}: expected a share such as 3% or 0.03")
+    return share
+
+
+def _whole(name: str, given: object, *, at_least: int = 1) -> int:
+    try:
+        number = int(given)  # type: ignore[call-overload]  # what int refuses is the error below
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(given, bool | float) or number < at_least:
+        raise UsageError(f"{name} {given!r}: expected a whole number of at least {at_least}")
+    return int(number)
+
+
+def _names(name: str, text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise UsageError(f"{name} {text!r}: expected at least one name, comma-separated")
+    return names
+
+
+def _resolve(config: pytest.Config, option: Option) -> str:
+    given = config.getoption(option.ini)
+    return str(given if given is not None else config.getini(option.ini))
+
+
+def _resolve_device(config: pytest.Config) -> str:
+    long, short = config.getoption("llmperf_device"), config.getoption("llmperf_short_device", None)
+    if long and short and long != short:
+        raise UsageError(f"--device {short} and --llmperf-device {long} contradict each other: give one")
+    return str(long or short or config.getini("llmperf_device"))
+
+
+def _baselines(config: pytest.Config) -> Path:
+    given = config.getoption("llmperf_baselines")
+    if given:
+        return config.invocation_params.dir / str(given)
+    return (config.inipath.parent if config.inipath else config.rootpath) / str(config.getini("llmperf_baselines"))
+
+
+def _layer(source: Callable[[str], Any]) -> LimitLayer:
+    return parse_layer(**{name: source(f"llmperf_{name}") or "" for name in ("gate", "tolerate", "catch")})

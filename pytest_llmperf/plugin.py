@@ -1,0 +1,309 @@
+"""The pytest plugin: options, markers, hooks and fixtures. Declarations and short bodies; nothing heavy is imported.
+
+Every pytest run of every project that has this package installed imports this module, so torch, transformers, pandas,
+scipy, rich and pydantic wait until a perf test is to be run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.options import Options, TestSettings, add_device_option, add_options
+
+if TYPE_CHECKING:
+    from pytest_llmperf.fixtures import LlmPerf, PeakMemory
+    from pytest_llmperf.models.load import LoadedModel
+    from pytest_llmperf.session import PlannedTest, Session, Workplace
+
+PERF_FIXTURES = frozenset({"llm", "llmperf", "peak_memory"})
+MARKER = (
+    "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None): a perf test, which --llmperf runs: "
+    "what may fail it, how much it accepts and must catch, and how often it measures"
+)
+
+OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+WORKPLACE: pytest.StashKey[Workplace] = pytest.StashKey()
+FIXTURE: pytest.StashKey[LlmPerf] = pytest.StashKey()
+COLLECTED: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the options."""
+    add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None, object, object]:
+    """Declare ``--device`` last, so that a conftest or plugin that has one keeps it."""
+    result = yield
+    add_device_option(parser)
+    return result
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Resolve the options, and refuse at once what cannot work."""
+    config.addinivalue_line("markers", MARKER)
+    with _as_usage_errors():
+        config.stash[OPTIONS] = options = Options.from_config(config)
+        config.stash[COLLECTED] = []
+        if not options.active:
+            return
+        _start_session(config, options)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what a perf run will do."""
+    options = config.stash[OPTIONS]
+    if not options.active:
+        return None
+    injected = f", INJECTED {', '.join(map(str, options.injections))}" if options.injections else ""
+    return f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrize ``llm`` where a test does not do so itself."""
+    options = metafunc.config.stash[OPTIONS]
+    if options.active and "llm" in metafunc.fixturenames and not _is_parametrized(metafunc, "llm"):
+        metafunc.parametrize("llm", options.quantization, indirect=True)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Give model specs ids that baselines can depend on."""
+    return str(val) if isinstance(val, ModelSpec) else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Note every perf test there is, before any is deselected."""
+    if item.config.stash[OPTIONS].active and _is_perf(item):
+        item.config.stash[COLLECTED].append(test_key(item))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the perf tests or the others, and bring those of one model together."""
+    active = config.stash[OPTIONS].active
+    with _as_usage_errors():
+        for item in items:
+            _settings(item)
+    kept = [item for item in items if _is_perf(item) is active]
+    dropped = [item for item in items if _is_perf(item) is not active]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+    items[:] = _one_model_after_another(kept) if active else kept
+    if active and kept and not config.option.collectonly:
+        _open_workplace(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Judge a perf test when it ends, and fail its own report."""
+    report = yield
+    if WORKPLACE in item.config.stash and (call.when == "call" or (call.when == "setup" and report.failed)):
+        _judge(item, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None, object, object]:
+    """Collect, on the controller, what became of a test."""
+    result = yield
+    text = getattr(report, "llmperf", None)
+    if text is not None and _active_session is not None:
+        from pytest_llmperf.session import Entry
+
+        _active_session.collect(Entry.model_validate_json(text))
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitCode) -> None:
+    """Let the model go, and write the baseline once."""
+    config = session.config
+    if workplace := config.stash.get(WORKPLACE, None):
+        workplace.release()
+    if running := config.stash.get(SESSION, None):
+        running.finish(failed=session.testsfailed > 0, interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print the table and what was decided."""
+    if (session := config.stash.get(SESSION, None)) and (session.entries or session.update):
+        from pytest_llmperf.report.terminal import write_summary
+
+        write_summary(terminalreporter, session)
+
+
+@pytest.fixture(scope="session")
+def llm(request: pytest.FixtureRequest) -> LoadedModel:
+    """A loaded model: parametrize it indirectly by a quantization name or a ``ModelSpec``.
+
+    One model is loaded at a time, and each once a run.
+    """
+    try:
+        loaded = request.config.stash[WORKPLACE].load(request.param)
+    except LlmperfError as error:
+        pytest.fail(str(error), pytrace=False)
+    return loaded
+
+
+@pytest.fixture
+def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
+    """Measures and records: ``llmperf.generate(llm, batch_size=8)``."""
+    from pytest_llmperf.fixtures import LlmPerf
+
+    item = request.node
+    fixture = LlmPerf(request.config.stash[WORKPLACE], test_key(item), _settings(item))
+    item.stash[FIXTURE] = fixture
+    return fixture
+
+
+@pytest.fixture
+def peak_memory(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[PeakMemory]]:
+    """Memory of a block: ``with peak_memory() as peak: ...``, then ``peak.allocated_bytes``."""  # noqa: D402  # an example
+    from pytest_llmperf.fixtures import peak_memory as follow
+
+    return partial(follow, request.config.stash[WORKPLACE].device)
+
+
+def test_key(item: pytest.Item) -> str:
+    """The name of a test in a baseline: its node id, with the module's name for tests of the ready-made suite.
+
+    The suite lies wherever the package is installed, and is the same tests everywhere.
+    """
+    package = Path(__file__).parent
+    if item.path.is_relative_to(package):
+        module = ".".join((package.name, *item.path.relative_to(package).with_suffix("").parts))
+        return f"{module}::{item.nodeid.partition('::')[2]}"
+    return item.nodeid
+
+
+test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
+
+_active_session: Session | None = None
+
+
+class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
+    """Turn the package's own errors into pytest's, which end collection in one line with exit code 4."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, LlmperfError):
+            raise pytest.UsageError(str(error)) from error
+
+
+def _start_session(config: pytest.Config, options: Options) -> None:
+    global _active_session  # noqa: PLW0603  # pytest_runtest_logreport is not told the config
+    from pytest_llmperf.measure.device import check_device_name, require_models_extra
+    from pytest_llmperf.session import Session, refuse_update_early
+
+    check_device_name(options.device)
+    require_models_extra()
+    refuse_update_early(options, environ=os.environ, workers=_workers(config))
+    if not hasattr(config, "workerinput"):
+        config.stash[SESSION] = _active_session = Session(options, root=config.rootpath)
+
+
+def _workers(config: pytest.Config) -> int:
+    """How many xdist workers will run; under a worker, itself."""
+    return 1 if hasattr(config, "workerinput") else len(config.getoption("tx", None) or ())
+
+
+def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from pytest_llmperf.session import Workplace
+
+    planned = [_planned(item) for item in items]
+    with _as_usage_errors():
+        config.stash[WORKPLACE] = workplace = Workplace(config.stash[OPTIONS], planned, root=config.rootpath)
+    session = config.stash.get(SESSION, None)
+    if session and not any("::" in argument for argument in config.args):
+        collected = config.stash[COLLECTED]
+        session.missing = workplace.comparison.missing(set(collected))
+
+
+def _planned(item: pytest.Item) -> PlannedTest:
+    from pytest_llmperf.session import PlannedTest
+
+    param = _llm_param(item)
+    return PlannedTest(test_key(item), _settings(item), None if param is None else ModelSpec.parse(param))
+
+
+def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
+    from pytest_llmperf.session import failure_text
+
+    if report.skipped:
+        return
+    fixture = item.stash.get(FIXTURE, None)
+    entry = item.config.stash[WORKPLACE].entry(
+        test_key(item), _settings(item), fixture.results if fixture else [], error=_error_line(report)
+    )
+    report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
+    if entry.failing:
+        report.outcome = "failed"
+        report.longrepr = failure_text(entry.failing, entry.injected)
+
+
+def _error_line(report: pytest.TestReport) -> str:
+    """The first line of what a failed test raised; empty for one that passed."""
+    if report.passed:
+        return ""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else report.longreprtext
+    return next(iter(text.strip().splitlines()), "failed").removeprefix("pytest_llmperf.errors.")
+
+
+def _settings(item: pytest.Item) -> TestSettings:
+    try:
+        return TestSettings.from_markers(list(item.iter_markers("llmperf")))
+    except UsageError as error:
+        raise UsageError(f"{item.nodeid}: {error}") from error
+
+
+def _is_perf(item: pytest.Item) -> bool:
+    fixtures = PERF_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+    return bool(fixtures) or item.get_closest_marker("llmperf") is not None
+
+
+def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
+    return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public way to ask
+
+
+def _llm_param(item: pytest.Item) -> Any:
+    callspec = getattr(item, "callspec", None)
+    return callspec.params.get("llm") if callspec else None
+
+
+def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Stable order by first appearance of each test's model, so that none is loaded twice.
+
+    pytest groups by parameter too, but before 9.2 by its position, so that each module loaded the models anew.
+    """
+    order: dict[object, int] = {}
+    with _as_usage_errors():
+        for item in items:
+            order.setdefault(_spec(item), len(order))
+    return sorted(items, key=lambda item: order[_spec(item)])
+
+
+def _spec(item: pytest.Item) -> ModelSpec | None:
+    param = _llm_param(item)
+    if param is None:
+        return None
+    try:
+        return ModelSpec.parse(param)
+    except UsageError as error:
+        raise UsageError(f"{item.nodeid}: {error}") from error

@@ -1,0 +1,1 @@
+"""Text from verdicts; nothing is decided here."""

@@ -1,0 +1,202 @@
+"""The terminal summary: a table of tests, a line for each verdict that wants attention, and what was decided."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.report.tables import plain_table, render
+from pytest_llmperf.report.text import printable
+from pytest_llmperf.session import Entry, Session
+from pytest_llmperf.verdict.metrics import METRICS, PRIMARY
+from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.sentence import format_value, sentence
+
+WIDE_COLUMNS = 110
+"""Terminal width from which the explaining metrics have room."""
+
+EXPLAINING = ("ttft_ms", "decode_tokens_per_s", "decode_peak_allocated_bytes", "operators_per_token")
+
+COLORS = {
+    Outcome.REGRESSED: "red",
+    Outcome.ERROR: "red",
+    Outcome.IMPROVED: "green",
+    Outcome.UNCHANGED: "green",
+}
+OTHER_COLOR = "yellow"
+
+RECORD = "llmperf record --runs 5"
+
+
+def write_summary(reporter: Any, session: Session) -> None:
+    """Write the summary of a run to pytest's terminal reporter."""
+    width, color = reporter._tw.fullwidth, reporter._tw.hasmarkup  # noqa: SLF001  # pytest offers no other way
+    reporter.section(title(session.entries), bold=True)
+    if any(entry.results for entry in session.entries):
+        reporter.write_line(render(results_table(session.entries, wide=width >= WIDE_COLUMNS), width, color=color))
+    for line in summary_lines(session):
+        reporter.write_line(printable(line))
+
+
+def title(entries: list[Entry]) -> str:
+    """The device, and whether the numbers are real."""
+    device = entries[0].device_key if entries else "nothing measured"
+    injected = entries[0].injected if entries else []
+    return f"llmperf: {device}" + (f" - INJECTED {', '.join(injected)}" if injected else "")
+
+
+def results_table(entries: list[Entry], *, wide: bool) -> Table:
+    """One row a test and workload: the primary metric beside its baseline, and the verdict."""
+    table = plain_table()
+    table.add_column("test", overflow="fold")
+    for heading in (PRIMARY.title, "baseline", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for key in EXPLAINING if wide else ():
+        table.add_column(METRICS[key].title.removeprefix("decode "), justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for entry in entries:
+        for result in entry.results:
+            table.add_row(*_row(entry, result, wide=wide))
+    return table
+
+
+def summary_lines(session: Session) -> Iterator[str]:
+    """What wants attention, what became of the baseline, and last what was decided."""
+    verdicts = [verdict for entry in session.entries for verdict in entry.verdicts]
+    yield from _attention(verdicts)
+    for entry in session.entries:
+        if entry.error:
+            yield f"error: {entry.test}: {entry.error}"
+        elif not entry.results:
+            yield f"invalid: {entry.test}: it ran and measured nothing"
+    if session.missing:
+        count = len(session.missing)
+        yield f"missing: {count} tests of the baseline are not among those collected: {_some(session.missing)}"
+    yield from _unsteady(session.entries)
+    yield from _baseline_lines(session)
+    yield decided_line(session)
+
+
+def decided_line(session: Session) -> str:
+    """How many cells that can fail were decided, and how many were not. Never reads as a pass when none was."""
+    if session.options.measure_only:
+        errors = sum(bool(entry.error) for entry in session.entries)
+        return f"llmperf: {len(session.entries)} tests measured, {errors} errors, nothing compared"
+    outcomes = Counter(verdict.outcome for entry in session.entries for verdict in entry.verdicts if _counts(verdict))
+    outcomes[Outcome.ERROR] += sum(bool(entry.error) for entry in session.entries)
+    decided = sum(count for outcome, count in outcomes.items() if outcome.decided)
+    parts = ", ".join(f"{outcomes[outcome]} {_words(outcome)}" for outcome in Outcome if outcomes[outcome])
+    total = sum(outcomes.values())
+    verdict = f"llmperf: {len(session.entries)} tests, {decided} of {total} gating cells decided"
+    return f"{verdict}: {parts or 'none'}" + ("" if decided else ". Nothing was verified.")
+
+
+def _counts(verdict: Verdict) -> bool:
+    """Cells that gate and that this device can measure at all."""
+    never_measured = verdict.outcome is Outcome.NEW and verdict.cell.value is None
+    return verdict.cell.limit.gates and not never_measured
+
+
+def _row(entry: Entry, result: TestResult, *, wide: bool) -> Iterator[Text]:
+    verdicts = {v.cell.metric.key: v for v in entry.verdicts if v.cell.metric.key in METRICS}
+    primary = verdicts.get(PRIMARY.key)
+    yield Text(printable(short_name(entry.test)))
+    yield Text(format_value(PRIMARY, result.value(PRIMARY.key)))
+    yield Text(format_value(PRIMARY, primary.baseline) if primary and primary.baseline is not None else "-")
+    yield Text(change(primary))
+    for key in EXPLAINING if wide else ():
+        yield Text(format_value(METRICS[key], result.value(key)))
+    yield _verdict_text(entry, primary)
+
+
+def short_name(test: str) -> str:
+    """A test's name without its file."""
+    return test.rpartition("::")[2]
+
+
+def change(verdict: Verdict | None) -> str:
+    """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
+    if verdict is None or verdict.ratio is None:
+        return "-"
+    bounds = verdict.interval
+    interval = f" [{_percent(bounds.low)}, {_percent(bounds.high)}]" if bounds else ""
+    return f"{_percent(verdict.ratio)}%{interval}"
+
+
+def _percent(ratio: float) -> str:
+    points = 100 * (ratio - 1)
+    return f"{points:+.1f}" if abs(points) < 10 else f"{points:+.0f}"  # noqa: PLR2004  # two digits are enough
+
+
+def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
+    if entry.error:
+        return Text("error", style=COLORS[Outcome.ERROR])
+    if entry.failing:
+        names = ", ".join(verdict.cell.metric.name for verdict in entry.failing)
+        return Text(f"regressed: {names}", style=COLORS[Outcome.REGRESSED])
+    if primary is None:
+        return Text("measured")
+    return Text(_words(primary.outcome), style=COLORS.get(primary.outcome, OTHER_COLOR))
+
+
+def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
+    """One line for each change, and one for each reason that kept cells from being decided."""
+    groups: defaultdict[tuple[Outcome, str], list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
+            note = "" if verdict.cell.limit.gates else " [does not gate]"
+            yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}{note}"
+        elif _counts(verdict) and verdict.outcome is not Outcome.UNCHANGED:
+            groups[verdict.outcome, _group(verdict)].append(verdict)
+    for (outcome, reason), members in sorted(groups.items()):
+        metrics = ", ".join(sorted({member.cell.metric.name for member in members}))
+        tests = len({member.cell.test for member in members})
+        yield f"{_words(outcome)}: {len(members)} cells of {tests} tests ({metrics}): {reason}"
+
+
+def _group(verdict: Verdict) -> str:
+    """The reason that undecided cells share; what this baseline can find differs from cell to cell."""
+    if verdict.outcome is Outcome.INCONCLUSIVE and not verdict.flagged and verdict.mde is not None:
+        return f"too few or too noisy runs to find what must be caught; add sessions with {RECORD}, see llmperf show"
+    return verdict.reason
+
+
+def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
+    tests = [entry.test for entry in entries if any(map(_is_unsteady, entry.results))]
+    if tests:
+        yield f"never became steady while warming up: {_some(tests)}"
+
+
+def _is_unsteady(result: TestResult) -> bool:
+    """Whether warming up ran into its cap; where the cap is 0, the user does without."""
+    return result.observation.warmup.requests > 0 and not result.observation.warmup.steady
+
+
+def _baseline_lines(session: Session) -> Iterator[str]:
+    outcomes = {verdict.outcome for entry in session.entries for verdict in entry.verdicts if _counts(verdict)}
+    improved = Outcome.IMPROVED in outcomes
+    if session.update is None:
+        if Outcome.NEW in outcomes and not improved:
+            yield f"no baseline yet for some of this: record one with '{RECORD}' and the same options"
+        if improved:
+            yield "improved: append this level to the baseline with --llmperf-update"
+    elif session.update.refusal:
+        yield f"baseline NOT updated: {session.update.refusal}"
+    elif session.update.baseline is not None:
+        runs = session.update.baseline.runs
+        sessions = len({run.session_id for run in runs})
+        yield f"baseline updated: {session.update.path} holds {len(runs)} runs of {sessions} sessions"
+
+
+def _words(outcome: Outcome) -> str:
+    return outcome.value.replace("_", " ")
+
+
+def _some(names: list[str], *, most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,1 @@
+"""Ready-made perf tests: ``pytest --llmperf --pyargs pytest_llmperf.suite``."""

@@ -1,0 +1,138 @@
+"""A project of a user's own, as the tests of the plugin see it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Tests measure no speed, and two of them at once must not wait for each other's threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+QUICK = (
+    "--llmperf",
+    "--device=cpu",
+    "--llmperf-model=synthetic:tiny",
+    "--llmperf-input-tokens=4",
+    "--llmperf-output-tokens=4",
+    "--llmperf-requests=2",
+    "--llmperf-warmup=0",
+)
+
+FAKE_CLOCK = """
+import os
+
+import pytest_llmperf.measure.bench as bench
+
+
+class FakeClock:
+    name = "fake"
+    now = 0.0
+
+    def stamp(self):
+        self.now += float(os.environ.get("STEP_MS", "1"))
+        return self.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_ms(self, start, end):
+        return end - start
+
+
+bench.clock_for = lambda device: FakeClock()
+"""
+
+DECODE_TEST = """
+import pytest
+
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_decode(llm, llmperf):
+    llmperf.generate(llm, batch_size=2)
+"""
+
+
+_recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
+
+
+class Project:
+    """A folder with perf tests, run with a tiny model and a clock that ticks ``STEP_MS`` a stamp."""
+
+    def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pytester = pytester
+        self.monkeypatch = monkeypatch
+        self.path = pytester.path
+        monkeypatch.setenv("COLUMNS", "200")
+        for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID"):
+            monkeypatch.delenv(name, raising=False)
+        # The inner run shares this process and so its bench: put the clock back afterwards.
+        import pytest_llmperf.measure.bench as bench
+
+        monkeypatch.setattr(bench, "clock_for", bench.clock_for)
+
+    def write(self, test: str = DECODE_TEST, *, conftest: str = FAKE_CLOCK) -> None:
+        self.pytester.makeconftest(conftest)
+        self.pytester.makepyfile(test_perf=test)
+
+    def run(self, *arguments: str, step_ms: float = 1.0, session: str = "") -> pytest.RunResult:
+        self.monkeypatch.setenv("STEP_MS", str(step_ms))
+        self.monkeypatch.setenv("LLMPERF_SESSION_ID", session)
+        return self.pytester.runpytest_inprocess(*QUICK, *arguments)
+
+    def record(self, *steps_ms: float) -> None:
+        """One run a step, each a session of its own. What was recorded once is copied from then on."""
+        source = (self.path / "test_perf.py").read_text()
+        if (source, steps_ms) not in _recorded:
+            self._record(steps_ms)
+            _recorded[source, steps_ms] = (self.baseline().name, self.baseline().read_text())
+        name, text = _recorded[source, steps_ms]
+        (self.path / "baselines").mkdir(exist_ok=True)
+        (self.path / "baselines" / name).write_text(text)
+
+    def _record(self, steps_ms: tuple[float, ...]) -> None:
+        for number, step_ms in enumerate(steps_ms):
+            result = self.run("--llmperf-measure-only", "--llmperf-update", step_ms=step_ms, session=f"session {number}")
+            assert result.ret == 0, result.outlines
+
+    def baseline(self) -> Path:
+        (found,) = (self.path / "baselines").glob("*.json")
+        return found
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Synthetic models of the tests, away from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("models")
+        patch.setenv("LLMPERF_CACHE", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def _imported(model_cache: Path) -> None:
+    """Load and measure once, so that all is imported: inner runs forget what they import, and numpy loads only once."""
+    import pandas as pd  # noqa: F401
+    import pyarrow as pa  # noqa: F401
+
+    import pytest_llmperf.report.terminal  # noqa: F401
+    from pytest_llmperf import ModelSpec
+    from pytest_llmperf.measure.bench import Bench
+    from pytest_llmperf.measure.generation import Plan
+
+    bench = Bench("cpu")
+    for execution, quantization in (("loop", "fp32"), ("generate", "nf4")):
+        loaded = bench.models.get(ModelSpec("synthetic:tiny", quantization))
+        plan = Plan(
+            batch_size=1, input_tokens=2, output_tokens=2, execution=execution, requests=1, warmup_cap=0
+        )
+        bench.measure(loaded, plan, test="test", run_id="run")
+    bench.models.release()
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, _imported: None) -> Project:
+    return Project(pytester, monkeypatch)

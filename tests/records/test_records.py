@@ -1,0 +1,113 @@
+"""Environments, journals, reduction and tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_store import one_run, union
+
+from pytest_llmperf import load_runs
+from pytest_llmperf.errors import BaselineError, MeasurementError
+from pytest_llmperf.records.environment import FIELDS, State, Weight, blocking, compare_environments
+from pytest_llmperf.records.frame import COLUMNS
+from pytest_llmperf.records.journal import Journal, read_journal
+from pytest_llmperf.records.reduce import percentile, summarize
+from pytest_llmperf.records.revision import head_commit, is_dirty
+from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.records.store import dump_baseline
+
+positive = st.floats(1e-6, 1e6)
+
+
+@pytest.mark.parametrize("field", [name for name, weight in FIELDS.items() if weight is Weight.BLOCKS])
+def test_a_blocking_field_has_three_answers(field):
+    """Equal compares, different blocks, unknown on one side is told and does not block."""
+    assert compare_environments({field: "a"}, {field: "a"}) == []
+    assert [str(found) for found in blocking(compare_environments({field: "a"}, {field: "b"}))] == [f"{field}: a -> b"]
+    (unknown,) = compare_environments({field: "a"}, {})
+    assert unknown.state is State.UNKNOWN
+    assert blocking([unknown]) == []
+
+
+def test_another_host_is_noted_and_does_not_block():
+    """Cards of one kind are compared; that it was another one is said."""
+    found = compare_environments({"host": "a"}, {"host": "b"})
+    assert [difference.field for difference in found] == ["host"]
+    assert blocking(found) == []
+
+
+def journal_of(baseline, path) -> Journal:
+    (run,) = baseline.runs
+    journal = Journal(path, device_key=baseline.device_key, run=run)
+    (workload,) = baseline.workloads.values()
+    journal.append(TestResult(workload=workload, observation=baseline.observations[0], cells=baseline.cells))
+    return journal
+
+
+def test_a_journal_reads_as_a_baseline_of_one_run(tmp_path):
+    """The last line may be cut short by a crash; one before it may not."""
+    run = one_run(1)
+    journal = journal_of(run, tmp_path / "runs" / "one.jsonl")
+    text = journal.path.read_text()
+    assert dump_baseline(read_journal(text)) == dump_baseline(run)
+    assert dump_baseline(read_journal(text + '{"workload": {"engi')) == dump_baseline(run)
+    with pytest.raises(ValueError, match="line 2: not a test's result"):
+        read_journal(text.replace('"cells"', '"sells"') + text.splitlines()[1])
+    with pytest.raises(ValueError, match="line 1: not the header"):
+        read_journal("")
+
+
+@given(st.lists(positive, min_size=1, max_size=30))
+def test_a_run_is_reduced_to_the_median_of_logs(samples):
+    """The same as the median for odd counts, the geometric middle for even ones."""
+    found = summarize(samples)
+    assert math.isclose(found.value, math.exp(statistics.median(map(math.log, samples))))
+    assert min(samples) <= found.value * (1 + 1e-9)
+    assert found.value <= max(samples) * (1 + 1e-9)
+    assert found.mad_log >= 0
+
+
+@pytest.mark.parametrize("samples", [[], [0.0], [-1.0], [math.nan], [math.inf, 1.0]])
+def test_what_is_no_duration_never_becomes_a_figure(samples):
+    """An error, not a number."""
+    with pytest.raises(MeasurementError):
+        summarize(samples)
+
+
+@given(st.lists(positive, min_size=1, max_size=50), st.integers(0, 100))
+def test_percentiles_are_numpys(samples, q):
+    """The usual definition, without importing numpy for it."""
+    import numpy as np
+
+    assert math.isclose(percentile(samples, q), float(np.percentile(samples, q)), rel_tol=1e-9)
+
+
+def test_load_runs_gives_one_row_a_cell_and_run(tmp_path):
+    """Documented columns, numbers as numbers, texts in a column of their own."""
+    (tmp_path / "a.json").write_text(dump_baseline(union([1, 2])))
+    frame = load_runs(tmp_path)
+    assert len(frame) == 8
+    assert [name for name in frame.columns if not name.startswith("env_")] == list(COLUMNS)
+    assert frame.loc[frame["metric"] == "tpot_ms", "value"].tolist() == [1.0, 1.0]
+    assert frame.loc[frame["metric"] == "token_digest", "text"].unique().tolist() == ["5e1f"]
+    assert str(frame["time"].dtype).startswith("datetime64")
+    assert frame["env_torch"].unique().tolist() == ["2"]
+
+
+def test_load_runs_of_nothing_says_so(tmp_path):
+    """An empty folder is a mistake; a baseline without runs is an empty table."""
+    with pytest.raises(BaselineError, match="no baseline under"):
+        load_runs(tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps({"schema_version": 1, "device_key": "cpu"}))
+    assert list(load_runs(tmp_path).columns) == list(COLUMNS)
+
+
+def test_outside_a_repository_there_is_no_commit(tmp_path):
+    """Not an error: the record says it is not known."""
+    assert head_commit(tmp_path) is None
+    assert is_dirty(tmp_path) is None

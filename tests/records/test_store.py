@@ -1,0 +1,163 @@
+"""Baseline files: what is written is read back, readers never see half a file, and any union is the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.records import store
+from pytest_llmperf.records.schema import Baseline, CellRun, Observation, Run, Warmup, Workload
+from pytest_llmperf.records.store import dump_baseline, load_baseline, update_baseline
+from pytest_llmperf.records.window import merge, only_new_cells, trim
+
+WORKLOAD = Workload(
+    engine="transformers", model="synthetic:tiny", revision="r", quantization="nf4", dtype="bfloat16",
+    attention="sdpa", execution="loop", batch_size=1, input_tokens=4, output_tokens=4, sampling="greedy",
+    prompt_sha256="0",
+)  # fmt: skip
+
+
+def one_run(number: int, *, session: int = 0, value: float = 1.0) -> Baseline:
+    run = f"run {number:03}"
+    return Baseline(
+        device_key="cpu-test",
+        runs=[
+            Run(run_id=run, session_id=f"session {session}", time=f"2026-01-01T00:{number:02}:00+00:00", commit=None,
+                dirty=None, environment={"torch": "2"})
+        ],
+        workloads={WORKLOAD.hash: WORKLOAD},
+        observations=[
+            Observation(run=run, test="t::a", workload=WORKLOAD.hash, clock="fake", requests=1, tokens_produced=4,
+                        attention_requested=None, warmup=Warmup(requests=0, steady=False, drift=None))
+        ],
+        cells=[
+            CellRun(test="t::a", workload=WORKLOAD.hash, metric="tpot_ms", run=run, value=value, count=3, mean_log=0.1,
+                    mad_log=0.01),
+            CellRun(test="t::a", workload=WORKLOAD.hash, metric="weights_bytes", run=run, value=2**40),
+            CellRun(test="t::a", workload=WORKLOAD.hash, metric="token_digest", run=run, value="5e1f"),
+            CellRun(test="t::a", workload=WORKLOAD.hash, metric="load_peak_allocated_bytes", run=run, value=None,
+                    reason="not here"),
+        ],
+    )  # fmt: skip
+
+
+def union(numbers) -> Baseline:
+    merged = one_run(next(iter(numbers)))
+    for number in numbers:
+        merged = merge(merged, one_run(number))
+    return merged
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    """Every kind of value keeps its type."""
+    written = update_baseline(tmp_path / "b.json", lambda _old: one_run(1))
+    read = load_baseline(tmp_path / "b.json")
+    assert dump_baseline(read) == dump_baseline(written)
+    assert {cell.metric: cell.value for cell in read.cells} == {
+        "tpot_ms": 1.0, "weights_bytes": 2**40, "token_digest": "5e1f", "load_peak_allocated_bytes": None,
+    }  # fmt: skip
+
+
+def test_a_file_has_one_record_a_line(tmp_path):
+    """So that a diff can be read and two branches merge."""
+    text = dump_baseline(union([1, 2]))
+    assert sum('"metric": "tpot_ms"' in line for line in text.splitlines()) == 2
+    assert all(len(line) < 1000 for line in text.splitlines())
+
+
+@given(st.lists(st.integers(0, 15), min_size=1, max_size=6), st.lists(st.integers(0, 15), min_size=1, max_size=6))
+def test_merging_is_a_set_union(first, second):
+    """Commutative, associative with itself, idempotent."""
+    one, two = union(first), union(second)
+    both = dump_baseline(merge(one, two))
+    assert both == dump_baseline(merge(two, one)) == dump_baseline(merge(merge(one, two), one))
+    assert {run.run_id for run in merge(one, two).runs} == {f"run {number:03}" for number in (*first, *second)}
+
+
+def test_two_different_records_of_one_run_do_not_merge():
+    """Nobody's number is chosen in silence."""
+    with pytest.raises(BaselineError, match="two different records"):
+        merge(one_run(1), one_run(1, value=2.0))
+
+
+def test_the_window_keeps_a_crowd_until_it_is_full():
+    """Five runs of one session stay; when the window is full, crowded sessions give way first, oldest first."""
+    crowd = one_run(0)
+    for number in range(1, 5):
+        crowd = merge(crowd, one_run(number))
+    assert trim(crowd) is crowd
+    for number in range(5, 8):
+        crowd = merge(crowd, one_run(number, session=number))
+    kept = [run.run_id for run in trim(crowd, runs=5).runs]
+    assert kept == ["run 003", "run 004", "run 005", "run 006", "run 007"]
+    assert [run.run_id for run in trim(crowd, runs=4).runs] == ["run 004", "run 005", "run 006", "run 007"]
+    assert {cell.run for cell in trim(crowd, runs=4).cells} == {run.run_id for run in trim(crowd, runs=4).runs}
+
+
+def test_only_new_cells_leave_known_ones_alone():
+    """What the baseline holds is not added to."""
+    assert only_new_cells(one_run(1), one_run(2)).cells == []
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failure):
+    """A baseline is never half-written, and nothing is left lying beside it."""
+    path = tmp_path / "b.json"
+    update_baseline(path, lambda _old: one_run(1))
+    before = path.read_text()
+
+    def fail(_handle: int) -> None:
+        raise failure
+
+    monkeypatch.setattr(store.os, "fsync", fail)
+    with pytest.raises((BaselineError, KeyboardInterrupt)):
+        update_baseline(path, lambda _old: one_run(2))
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["b.json"]
+
+
+def test_updates_at_once_are_all_kept(tmp_path):
+    """The lock makes read, change and replace one step."""
+    path = tmp_path / "b.json"
+
+    def add(number: int) -> None:
+        update_baseline(path, lambda old: one_run(number) if old is None else merge(old, one_run(number)))
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(load_baseline(path).runs) == 8
+
+
+def test_duplicates_and_dangling_references_are_refused(tmp_path):
+    """A merge by hand that went wrong is found on reading."""
+    document = json.loads(dump_baseline(one_run(1)))
+    for change, message in (
+        (lambda d: d["cells"].append(d["cells"][0]), "occurs twice"),
+        (lambda d: d["runs"].clear(), "not among the file's runs"),
+        (lambda d: d["workloads"].clear(), "not among the file's workloads"),
+        (lambda d: d["cells"][1].update(value=None), "a value of null needs a reason"),
+        (lambda d: d["cells"][0].update(value=True), "value"),
+    ):
+        broken = json.loads(json.dumps(document))
+        change(broken)
+        (tmp_path / "b.json").write_text(json.dumps(broken))
+        with pytest.raises(BaselineError, match=message) as caught:
+            load_baseline(tmp_path / "b.json")
+        assert "\n" not in str(caught.value)
+
+
+def test_the_committed_json_schema_is_the_codes(request):
+    """``llmperf schema > docs/baseline.schema.json`` brings it up to date; real files validate against it."""
+    import jsonschema
+
+    committed = json.loads((request.config.rootpath / "docs" / "baseline.schema.json").read_text())
+    assert committed == Baseline.model_json_schema()
+    jsonschema.validate(json.loads(dump_baseline(one_run(1))), committed)

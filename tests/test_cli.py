@@ -1,0 +1,131 @@
+"""The ``llmperf`` command, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from pytest_llmperf.cli import main
+
+
+@pytest.fixture
+def recorded(project):
+    """A project with a baseline of three sessions, in its folder."""
+    project.write()
+    project.record(1.00, 1.01, 0.99)
+    project.monkeypatch.chdir(project.path)
+    return project
+
+
+def test_show_prints_cells_runs_spread_and_what_the_baseline_can_find(recorded, capsys):
+    """One row a cell that gates; exact metrics show their limit."""
+    assert main(["show"]) == 0
+    out = capsys.readouterr().out
+    assert "3 runs in 3 sessions" in out
+    row = next(line for line in out.splitlines() if " tpot " in line)
+    assert "1.00 ms" in row
+    assert "1.0 %" in row
+    assert row.rstrip().endswith("%")
+    assert "> " in next(line for line in out.splitlines() if "operators_per_token" in line)
+    assert " ttft " not in out
+
+
+def test_show_all_lists_every_judged_metric(recorded, capsys):
+    """``--all`` adds those that explain, the digest among them."""
+    assert main(["show", "--all", str(recorded.baseline())]) == 0
+    out = capsys.readouterr().out
+    assert " ttft " in out
+    assert " token_digest " in out
+
+
+def test_merge_joins_two_files_and_kept_runs_in_any_order(recorded, capsys):
+    """The union by run id: what both hold is there once."""
+    recorded.baseline().rename("one.json")
+    recorded.run("--llmperf-update", session="another day")
+    recorded.baseline().rename("two.json")
+    (run,) = json.loads((recorded.path / "two.json").read_text())["runs"]
+    journal = recorded.path / ".llmperf" / "runs" / f"{run['run_id']}.jsonl"
+    assert main(["merge", "one.json", "two.json", str(journal), "-o", "a.json"]) == 0
+    assert main(["merge", str(journal), "two.json", "one.json", "one.json", "-o", "b.json"]) == 0
+    assert (recorded.path / "a.json").read_text() == (recorded.path / "b.json").read_text()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("b.json: 4 runs, ")
+
+
+def test_merging_two_devices_is_refused(recorded, capsys):
+    """One file a device."""
+    text = recorded.baseline().read_text()
+    (recorded.path / "other.json").write_text(text.replace('"device_key": "', '"device_key": "other-'))
+    assert main(["merge", str(recorded.baseline()), "other.json", "-o", "c.json"]) == 4
+    assert "two devices" in capsys.readouterr().err
+    assert not (recorded.path / "c.json").exists()
+
+
+def test_export_writes_csv_and_parquet(recorded, capsys):
+    """Both hold one row a cell and run."""
+    import pandas as pd
+
+    assert main(["export", "baselines", "runs.csv"]) == 0
+    assert main(["export", "baselines", "runs.parquet"]) == 0
+    csv, parquet = pd.read_csv("runs.csv"), pd.read_parquet("runs.parquet")
+    assert len(csv) == len(parquet) > 0
+    assert set(csv.columns) == set(parquet.columns)
+    assert f"{len(csv)} rows" in capsys.readouterr().out
+
+
+def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys, _imported):
+    """One line each: clock, memory, NVML, quantizations, attention, compilation."""
+    assert main(["doctor", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = {line.split("  ")[0]: line for line in lines}
+    assert "perf_counter" in found["clock"]
+    assert " no " in found["NVML"]
+    assert "only for NVIDIA" in found["NVML"]
+    assert all(f"quantization {name}" in found for name in ("bf16", "nf4", "int8-decomp"))
+    assert {"bf16", "attention sdpa", "attention flash_attention_2", "torch.compile"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "nowhere"], "cannot read baseline nowhere: No such file"),
+        (["show"], "no baseline under"),
+        (["show", "--bogus"], "unexpected '--bogus'"),
+        (["export", "nowhere.json", "out.xlsx"], "expected a name ending in .csv or .parquet"),
+        (["record", "--runs", "0"], "--runs 0: expected a whole number"),
+        (["doctor", "--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_what_the_user_has_to_mend_is_one_line_and_exit_code_4(tmp_path, monkeypatch, capsys, arguments, message):
+    """No traceback, whatever the command."""
+    (tmp_path / "baselines").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 4
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_record_runs_fresh_processes_and_appends_each(project):
+    """Two processes, two runs of one session, exit code 0; what follows compares."""
+    project.write()
+    options = "\n".join(
+        ["[pytest]", "llmperf_device = cpu", "llmperf_model = synthetic:tiny", "llmperf_output_tokens = 4",
+         "llmperf_requests = 2", "llmperf_warmup = 0"]
+    )  # fmt: skip
+    project.pytester.makeini(options)
+    project.monkeypatch.delenv("LLMPERF_SESSION_ID", raising=False)
+    result = project.pytester.run(sys.executable, "-m", "pytest_llmperf", "record", "--runs", "2", "-q", "-p", "no:benchmark")
+    assert result.ret == 0, result.outlines
+    stored = json.loads(project.baseline().read_text())
+    assert len(stored["runs"]) == 2
+    assert len({run["session_id"] for run in stored["runs"]}) == 1
+
+
+def test_record_stops_at_a_failing_run_and_says_what_was_recorded(project):
+    """pytest's exit code is passed on."""
+    project.write("def test_broken(llmperf): assert False")
+    result = project.pytester.run(sys.executable, "-m", "pytest_llmperf", "record", "--runs", "3", "--llmperf-device=cpu")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs were recorded before it"])

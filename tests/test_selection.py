@@ -1,0 +1,107 @@
+"""Which tests run, and what a run without perf tests costs."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "pandas", "scipy", "rich", "pydantic", "numpy", "psutil", "pytest_llmperf.session")
+
+ALL_KINDS = """
+import pytest
+
+def test_plain(): pass
+
+@pytest.mark.llmperf
+def test_marked(): pass
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_model(llm): pass
+
+def test_memory(peak_memory): pass
+"""
+
+
+def test_without_the_flag_perf_tests_are_deselected_and_nothing_heavy_is_imported(pytester):
+    """A project that has the plugin installed pays nothing for it."""
+    pytester.makepyfile(ALL_KINDS)
+    pytester.makeconftest(f"""
+        import sys
+        def pytest_unconfigure():
+            print("HEAVY", [name for name in {HEAVY!r} if name in sys.modules])
+    """)
+    result = pytester.runpytest_subprocess("-p", "no:benchmark", "-s")
+    result.assert_outcomes(passed=1, deselected=3)
+    result.stdout.fnmatch_lines(["HEAVY []"])
+
+
+def test_with_the_flag_only_perf_tests_run(project):
+    """Tests that carry the marker or use a fixture of the plugin are perf tests."""
+    project.write(ALL_KINDS)
+    project.run().assert_outcomes(passed=3, deselected=1)
+
+
+def test_importing_the_plugin_imports_nothing_heavy(pytester):
+    """Every pytest run imports this module."""
+    code = f"import sys, pytest_llmperf.plugin; print([n for n in {HEAVY!r} if n in sys.modules])"
+    result = pytester.run(sys.executable, "-c", code)
+    result.stdout.fnmatch_lines(["[[]]"])
+
+
+def test_help_lists_the_options_under_one_heading(pytester):
+    """Options, and the ini settings beside them, explain themselves."""
+    result = pytester.runpytest("--help")
+    result.stdout.fnmatch_lines(["LLM inference performance regression:", "*--llmperf *", "*--device=DEVICE*"])
+    result.stdout.fnmatch_lines(["*llmperf_limits (linelist):*"])
+
+
+def test_the_marker_is_listed(pytester):
+    """``pytest --markers`` shows what the marker takes."""
+    pytester.runpytest("--markers").stdout.fnmatch_lines(["@pytest.mark.llmperf(*gate=None*"])
+
+
+def test_collecting_only_measures_nothing(project):
+    """``--collect-only`` opens no device and loads no model."""
+    project.write()
+    result = project.run("--collect-only", "-q")
+    result.stdout.fnmatch_lines(["test_perf.py::test_decode[[]fp32[]]"])
+
+
+def test_a_parametrized_spec_has_a_stable_id(project):
+    """Baselines depend on node ids."""
+    project.write("""
+        import pytest
+        from pytest_llmperf import ModelSpec
+
+        @pytest.mark.parametrize("llm", [ModelSpec("synthetic:tiny", "nf4", attention="eager")], indirect=True)
+        def test_decode(llm, llmperf): pass
+
+        def test_default(llm): pass
+    """)
+    result = project.run("--collect-only", "-q", "--llmperf-quantization=bf16,int8")
+    result.stdout.fnmatch_lines_random(["*test_decode[[]*tiny-nf4-eager[]]", "*test_default[[]bf16[]]", "*[[]int8[]]"])
+
+
+@pytest.mark.parametrize("flag", ["--device=cpu", "--llmperf-device=cpu"])
+def test_both_device_options_serve(project, flag):
+    """``--device`` is short for ``--llmperf-device``."""
+    project.write(conftest="def pytest_report_header(config): return 'got ' + str(config.getoption('llmperf_device'))")
+    result = project.pytester.runpytest("--llmperf", flag, "--collect-only")
+    result.stdout.fnmatch_lines(["llmperf: device cpu,*"])
+
+
+def test_device_steps_aside_for_a_conftest_that_owns_it(project):
+    """Many projects of this field have a ``--device`` of their own."""
+    project.write(conftest="def pytest_addoption(parser): parser.addoption('--device', default='theirs')")
+    result = project.pytester.runpytest("--llmperf", "--device=tpu", "--llmperf-device=cpu", "--collect-only")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["llmperf: device cpu,*"])
+
+
+def test_the_package_shows_its_public_names():
+    """What is listed is there, the lazy names too."""
+    import pytest_llmperf
+
+    assert all(getattr(pytest_llmperf, name) for name in pytest_llmperf.__all__)
+    assert sys.modules["pytest_llmperf"].__version__
