@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.options import TestSettings
     from pytest_llmperf.records.schema import TestResult
-    from pytest_llmperf.session import Workplace
+    from pytest_llmperf.workplace import Workplace
 
 
 class LlmPerf:

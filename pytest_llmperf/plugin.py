@@ -22,7 +22,8 @@ from pytest_llmperf.options import Options, TestSettings, add_device_option, add
 if TYPE_CHECKING:
     from pytest_llmperf.fixtures import LlmPerf, PeakMemory
     from pytest_llmperf.models.load import LoadedModel
-    from pytest_llmperf.session import PlannedTest, Session, Workplace
+    from pytest_llmperf.session import Session
+    from pytest_llmperf.workplace import PlannedTest, Workplace
 
 PERF_FIXTURES = frozenset({"llm", "llmperf", "peak_memory"})
 MARKER = (
@@ -93,11 +94,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the perf tests or the others, and bring those of one model together."""
     active = config.stash[OPTIONS].active
+    kept, dropped = [], []
     with _as_usage_errors():
         for item in items:
             _settings(item)
-    kept = [item for item in items if _is_perf(item) is active]
-    dropped = [item for item in items if _is_perf(item) is not active]
+            (kept if _is_perf(item) is active else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = _one_model_after_another(kept) if active else kept
@@ -116,16 +117,19 @@ def pytest_runtest_makereport(
     return report
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> Generator[None, object, object]:
-    """Collect, on the controller, what became of a test."""
-    result = yield
-    text = getattr(report, "llmperf", None)
-    if text is not None and _active_session is not None:
-        from pytest_llmperf.session import Entry
+class Collector:
+    """Registered on the controller of an active run: takes in what became of each test."""
 
-        _active_session.collect(Entry.model_validate_json(text))
-    return result
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Take in the entry that a report carries."""
+        from pytest_llmperf.outcome import Entry
+
+        text = getattr(report, "llmperf", None)
+        if text is not None:
+            self._session.collect(Entry.model_validate_json(text))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -140,10 +144,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Print the table and what was decided."""
-    if (session := config.stash.get(SESSION, None)) and (session.entries or session.update):
+    session = config.stash.get(SESSION, None)
+    if session and (session.outcome.entries or session.outcome.update):
         from pytest_llmperf.report.terminal import write_summary
 
-        write_summary(terminalreporter, session)
+        write_summary(terminalreporter, session.outcome)
 
 
 @pytest.fixture(scope="session")
@@ -192,8 +197,6 @@ def test_key(item: pytest.Item) -> str:
 
 test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
 
-_active_session: Session | None = None
-
 
 class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
     """Turn the package's own errors into pytest's, which end collection in one line with exit code 4."""
@@ -207,15 +210,17 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
 
 
 def _start_session(config: pytest.Config, options: Options) -> None:
-    global _active_session  # noqa: PLW0603  # pytest_runtest_logreport is not told the config
     from pytest_llmperf.measure.device import check_device_name, require_models_extra
-    from pytest_llmperf.session import Session, refuse_update_early
+    from pytest_llmperf.outcome import RunOutcome
+    from pytest_llmperf.session import Session, refuse_early
 
     check_device_name(options.device)
     require_models_extra()
-    refuse_update_early(options, environ=os.environ, workers=_workers(config))
+    refuse_early(options, environ=os.environ, workers=_workers(config))
     if not hasattr(config, "workerinput"):
-        config.stash[SESSION] = _active_session = Session(options, root=config.rootpath)
+        session = Session(options, config.rootpath, RunOutcome(compared=not options.measure_only))
+        config.stash[SESSION] = session
+        config.pluginmanager.register(Collector(session), "llmperf-collector")
 
 
 def _workers(config: pytest.Config) -> int:
@@ -224,7 +229,7 @@ def _workers(config: pytest.Config) -> int:
 
 
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
-    from pytest_llmperf.session import Workplace
+    from pytest_llmperf.workplace import Workplace
 
     planned = [_planned(item) for item in items]
     with _as_usage_errors():
@@ -232,18 +237,18 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     session = config.stash.get(SESSION, None)
     if session and not any("::" in argument for argument in config.args):
         collected = config.stash[COLLECTED]
-        session.missing = workplace.comparison.missing(set(collected))
+        session.outcome.missing = workplace.comparison.missing(set(collected))
 
 
 def _planned(item: pytest.Item) -> PlannedTest:
-    from pytest_llmperf.session import PlannedTest
+    from pytest_llmperf.workplace import PlannedTest
 
     param = _llm_param(item)
     return PlannedTest(test_key(item), _settings(item), None if param is None else ModelSpec.parse(param))
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
-    from pytest_llmperf.session import failure_text
+    from pytest_llmperf.outcome import failure_text
 
     if report.skipped:
         return

@@ -69,7 +69,7 @@ class Project:
         for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID"):
             monkeypatch.delenv(name, raising=False)
         # The inner run shares this process and so its bench: put the clock back afterwards.
-        import pytest_llmperf.measure.bench as bench
+        from pytest_llmperf.measure import bench
 
         monkeypatch.setattr(bench, "clock_for", bench.clock_for)
 
@@ -94,7 +94,9 @@ class Project:
 
     def _record(self, steps_ms: tuple[float, ...]) -> None:
         for number, step_ms in enumerate(steps_ms):
-            result = self.run("--llmperf-measure-only", "--llmperf-update", step_ms=step_ms, session=f"session {number}")
+            result = self.run(
+                "--llmperf-measure-only", "--llmperf-update", step_ms=step_ms, session=f"session {number}"
+            )
             assert result.ret == 0, result.outlines
 
     def baseline(self) -> Path:
@@ -126,9 +128,7 @@ def _imported(model_cache: Path) -> None:
     bench = Bench("cpu")
     for execution, quantization in (("loop", "fp32"), ("generate", "nf4")):
         loaded = bench.models.get(ModelSpec("synthetic:tiny", quantization))
-        plan = Plan(
-            batch_size=1, input_tokens=2, output_tokens=2, execution=execution, requests=1, warmup_cap=0
-        )
+        plan = Plan(batch_size=1, input_tokens=2, output_tokens=2, execution=execution, requests=1, warmup_cap=0)
         bench.measure(loaded, plan, test="test", run_id="run")
     bench.models.release()
 

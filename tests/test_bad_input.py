@@ -1,4 +1,4 @@
-"""Bad input: one line that names the thing, what was found and what was expected; exit code 4 where it is known early."""
+"""Bad input: one line that names the thing, what was found and what was expected; exit code 4 where known early."""
 
 from __future__ import annotations
 
@@ -89,16 +89,22 @@ def test_an_option_that_does_something_needs_the_flag(project):
     result.stderr.fnmatch_lines(["*--llmperf-update needs --llmperf*"])
 
 
-@pytest.mark.parametrize(("package", "extra"), [("torch", "models"), ("transformers", "models"), ("bitsandbytes", "models")])
+@pytest.mark.parametrize(
+    ("package", "extra"), [("torch", "models"), ("transformers", "models"), ("bitsandbytes", "models")]
+)
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(project, monkeypatch, package, extra):
     """The extras that a machine lacks are known before anything is measured."""
     find = importlib.util.find_spec
     for module in ("measure.device", "models.load", "models.quantization"):
-        monkeypatch.setattr(f"pytest_llmperf.{module}.find_spec", lambda name, *a: None if name == package else find(name))
+        monkeypatch.setattr(
+            f"pytest_llmperf.{module}.find_spec", lambda name, *a: None if name == package else find(name)
+        )
     project.write("def test_decode(llm, llmperf): llmperf.generate(llm)")
     result = project.run("--llmperf-quantization=nf4")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*needs {package}, which is not installed: pip install 'pytest-llmperf[[]{extra}[]]'"])
+    result.stderr.fnmatch_lines(
+        [f"*needs {package}, which is not installed: pip install 'pytest-llmperf[[]{extra}[]]'"]
+    )
 
 
 def test_a_model_that_cannot_be_had_is_an_error_verdict_and_tried_once(project):
@@ -114,7 +120,9 @@ def test_a_model_that_cannot_be_had_is_an_error_verdict_and_tried_once(project):
     result = project.run("--llmperf-model=nobody/nothing-of-this-name")
     assert result.ret == 1
     result.assert_outcomes(errors=2)
-    result.stdout.fnmatch_lines(["error: *nobody/nothing-of-this-name*neither a local folder nor reachable*", "*2 error*"])
+    result.stdout.fnmatch_lines(
+        ["error: *nobody/nothing-of-this-name*neither a local folder nor reachable*", "*2 error*"]
+    )
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
@@ -122,17 +130,40 @@ def test_a_model_that_cannot_be_had_is_an_error_verdict_and_tried_once(project):
     ("damage", "line"),
     [
         (lambda text: text[: len(text) // 2], "*.json: line *, column *: not valid JSON*"),
-        (lambda text: text.replace('"count": 2', '"count": -2', 1), "*.json: cells.*.count: * greater than or equal to 0, found '-2'*"),
-        (lambda text: text.replace('"batch_size": 2', '"batch_size": 3'), "*.json: workloads.*: the hash*edited by hand*"),
-        (lambda text: text.replace('"schema_version": 1', '"schema_version": 99'), "*expected at most 1, found 99: upgrade*"),
+        (
+            lambda text: text.replace('"count": 2', '"count": -2', 1),
+            "*.json: cells.*.count: * greater than or equal to 0, found '-2'*",
+        ),
+        (
+            lambda text: text.replace('"batch_size": 2', '"batch_size": 3'),
+            "*.json: workloads.*: the hash*edited by hand*",
+        ),
+        (
+            lambda text: text.replace('"schema_version": 1', '"schema_version": 99'),
+            "*expected at most 1, found 99: upgrade*",
+        ),
         (lambda text: text.replace('"schema_version": 1', '"version": 1'), "*schema_version: expected 1, found None*"),
         (lambda text: text.replace('"cells": [', '"cells": [],\n"surprise": ['), "*.json: surprise: *"),
         (lambda text: "", "*.json: line 1*not valid JSON*"),
         (lambda text: "[]", "*not a baseline file*"),
         (lambda text: text.replace('"value": 1.0', '"value": NaN', 1), "*NaN is not a measurement*"),
-        (lambda text: text.replace('"device_key": "cpu', '"device_key": "gpu'), "*device_key: expected 'cpu-*', found 'gpu-*'*"),
+        (
+            lambda text: text.replace('"device_key": "cpu', '"device_key": "gpu'),
+            "*device_key: expected 'cpu-*', found 'gpu-*'*",
+        ),
     ],
-    ids=["truncated", "negative", "edited workload", "future", "no version", "unknown field", "empty", "list", "NaN", "device"],
+    ids=[
+        "truncated",
+        "negative",
+        "edited workload",
+        "future",
+        "no version",
+        "unknown field",
+        "empty",
+        "list",
+        "NaN",
+        "device",
+    ],
 )
 def test_a_baseline_that_cannot_be_trusted_stops_the_run(project, damage, line):
     """Neither red nor green may come of it; the line names the file and the place."""
@@ -151,6 +182,24 @@ def test_a_baseline_that_cannot_be_written_stops_an_update_before_it_measures(pr
     result = project.run("--llmperf-update")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: cannot write *baselines* is not *"])
+
+
+def test_a_folder_that_cannot_be_made_stops_the_run(project):
+    """Before anything is measured."""
+    project.write()
+    (project.path / "file").write_text("")
+    result = project.run("--llmperf-json=file/cells")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --llmperf-json: cannot make */file/cells: Not a directory"])
+
+
+def test_a_run_that_cannot_be_kept_goes_on_and_says_so(project):
+    """A read-only checkout is no reason not to measure."""
+    project.write()
+    (project.path / ".llmperf").write_text("a file where the folder should be")
+    result = project.run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["what was measured could not be kept: */.llmperf/runs: *"])
 
 
 @pytest.mark.parametrize("variable", ["CI", "BUILD_NUMBER"])

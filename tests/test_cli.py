@@ -74,7 +74,8 @@ def test_export_writes_csv_and_parquet(recorded, capsys):
     assert f"{len(csv)} rows" in capsys.readouterr().out
 
 
-def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys, _imported):
+@pytest.mark.usefixtures("_imported")
+def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys):
     """One line each: clock, memory, NVML, quantizations, attention, compilation."""
     assert main(["doctor", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -110,13 +111,19 @@ def test_what_the_user_has_to_mend_is_one_line_and_exit_code_4(tmp_path, monkeyp
 def test_record_runs_fresh_processes_and_appends_each(project):
     """Two processes, two runs of one session, exit code 0; what follows compares."""
     project.write()
-    options = "\n".join(
-        ["[pytest]", "llmperf_device = cpu", "llmperf_model = synthetic:tiny", "llmperf_output_tokens = 4",
-         "llmperf_requests = 2", "llmperf_warmup = 0"]
-    )  # fmt: skip
+    options = """
+        [pytest]
+        llmperf_device = cpu
+        llmperf_model = synthetic:tiny
+        llmperf_output_tokens = 4
+        llmperf_requests = 2
+        llmperf_warmup = 0
+    """
     project.pytester.makeini(options)
     project.monkeypatch.delenv("LLMPERF_SESSION_ID", raising=False)
-    result = project.pytester.run(sys.executable, "-m", "pytest_llmperf", "record", "--runs", "2", "-q", "-p", "no:benchmark")
+    result = project.pytester.run(
+        sys.executable, "-m", "pytest_llmperf", "record", "--runs", "2", "-q", "-p", "no:benchmark"
+    )
     assert result.ret == 0, result.outlines
     stored = json.loads(project.baseline().read_text())
     assert len(stored["runs"]) == 2
@@ -124,8 +131,10 @@ def test_record_runs_fresh_processes_and_appends_each(project):
 
 
 def test_record_stops_at_a_failing_run_and_says_what_was_recorded(project):
-    """pytest's exit code is passed on."""
+    """Pytest's exit code is passed on."""
     project.write("def test_broken(llmperf): assert False")
-    result = project.pytester.run(sys.executable, "-m", "pytest_llmperf", "record", "--runs", "3", "--llmperf-device=cpu")
+    result = project.pytester.run(
+        sys.executable, "-m", "pytest_llmperf", "record", "--runs", "3", "--llmperf-device=cpu"
+    )
     assert result.ret == 1
     result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs were recorded before it"])

@@ -62,9 +62,9 @@ def test_a_slower_decode_turns_its_own_test_red(project):
     result = project.run(step_ms=1.5)
     assert result.ret == 1
     result.assert_outcomes(failed=1)
-    result.stdout.re_match_lines(
-        [r"FAILED test_perf.py::test_decode\[fp32\] - TPOT 1.5\d ms > 1.0\d ms baseline: ×1.5\d* \[1\.\d+, 1\.\d+\], l.*"]
-    )
+    failed = r"FAILED test_perf.py::test_decode\[fp32\] - TPOT 1.5\d ms > 1.0\d ms baseline: "
+    numbers = r"×1.5\d* \[1\.\d+, 1\.\d+\], limit ×1.05 .*5 runs in 5 sessions.*"
+    result.stdout.re_match_lines([failed + numbers])
 
 
 def test_an_equal_run_passes(project):
@@ -97,7 +97,7 @@ def test_one_extra_product_a_layer_fails_exactly(project, execution):
 @pytest.mark.parametrize(
     "hold",
     [
-        "llm.model.register_forward_hook(lambda *_: llm.__dict__.update(held=torch.zeros(64 << 20, dtype=torch.uint8)))",
+        "llm.model.register_forward_hook(lambda *_: setattr(llm, 'held', torch.zeros(64 << 20, dtype=torch.uint8)))",
         "llm.held = torch.zeros(64 << 20, dtype=torch.uint8)",
     ],
     ids=["during decode", "since before"],
@@ -118,7 +118,9 @@ def test_an_injection_turns_the_gate_red_and_is_marked_everywhere(project):
     project.record(*QUIET_MACHINE)
     result = project.run("--llmperf-inject=tpot:+50%", "--llmperf-json=out")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["llmperf: * INJECTED tpot:+50%", "*INJECTED tpot:+50%*", "FAILED *injected tpot:+50%*"])
+    result.stdout.fnmatch_lines(
+        ["llmperf: * INJECTED tpot:+50%", "*INJECTED tpot:+50%*", "FAILED *injected tpot:+50%*"]
+    )
     (written,) = (project.path / "out").glob("*.json")
     assert json.loads(written.read_text())["injected"] == ["tpot:+50%"]
     assert not list((project.path / ".llmperf" / "runs").glob(f"{written_run(written)}.jsonl"))

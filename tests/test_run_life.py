@@ -28,7 +28,9 @@ bench.load = load
 """
 
 
-@pytest.mark.parametrize("outcome", ["pass", "model = llm.model; local = [model]; assert False"], ids=["passing", "failing"])
+@pytest.mark.parametrize(
+    "outcome", ["pass", "model = llm.model; local = [model]; assert False"], ids=["passing", "failing"]
+)
 def test_each_model_loads_once_and_the_old_one_is_gone_before_the_next(project, outcome):
     """Two modules, three specs in mixed order: three loads, never two models at once, after failing tests too."""
     module = """
@@ -124,6 +126,28 @@ def test_the_suite_measures_a_local_folder_with_no_test_written(project):
     assert len(list((project.path / "cells").glob("*.json"))) == 8
     tests = {cell["test"] for cell in json.loads(project.baseline().read_text())["cells"]}
     assert "pytest_llmperf.suite.test_quantization::test_generate[nf4-b1-loop]" in tests
+
+
+def test_a_hub_name_loads_and_its_commit_is_the_revision(project):
+    """From the hub's own cache, as after a download."""
+    import shutil
+
+    from pytest_llmperf.models import synthetic
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = project.path / "hub" / "models--somebody--tiny-llama"
+    shutil.copytree(synthetic.prepare("synthetic:tiny"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    project.monkeypatch.setenv("HF_HUB_CACHE", str(project.path / "hub"))
+    project.write(conftest="")
+    result = project.pytester.runpytest_subprocess(
+        "--llmperf", "--device=cpu", "--llmperf-model=somebody/tiny-llama", "--llmperf-output-tokens=3",
+        "--llmperf-requests=1", "--llmperf-warmup=0", "--llmperf-update", "-p", "no:benchmark",
+    )  # fmt: skip
+    assert result.ret == 0, result.outlines
+    (workload,) = json.loads(project.baseline().read_text())["workloads"].values()
+    assert (workload["model"], workload["revision"]) == ("somebody/tiny-llama", commit)
 
 
 def test_both_executions_produce_the_same_tokens(project):

@@ -103,9 +103,9 @@ def measure_generation(model: Any, plan: Plan, *, device: str, clock: Clock) -> 
         MeasurementError: fewer tokens were produced than asked for.
     """
     check_length(model.config, plan)
-    prompt = random_prompt(
-        model.config, batch_size=plan.batch_size, input_tokens=plan.input_tokens, seed=plan.seed
-    ).to(device)
+    prompt = random_prompt(model.config, batch_size=plan.batch_size, input_tokens=plan.input_tokens, seed=plan.seed).to(
+        device
+    )
     request = partial(find_execution(plan.execution), model, prompt)
     with measuring_conditions():
         with collector_paused():

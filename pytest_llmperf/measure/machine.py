@@ -16,6 +16,7 @@ import psutil
 
 from pytest_llmperf.measure import METHOD
 from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.text import slug
 
 CI_JOB_VARIABLES = ("GITHUB_RUN_ID", "CI_JOB_ID", "BUILD_NUMBER")
 """What names one job on GitHub, GitLab and Jenkins."""
@@ -76,12 +77,6 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def slug(name: str) -> str:
-    """A device's name as part of a file's name: lower case, without marks, clock rates and filler words."""
-    plain = re.sub(r"\((?:r|tm)\)|@.*|\b(?:cpu|processor|with)\b|\b\d+-core\b", " ", name.lower())
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "unknown"
 
 
 def _device_facts(device: str) -> dict[str, Scalar]:

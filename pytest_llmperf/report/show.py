@@ -14,7 +14,7 @@ from rich.text import Text
 from pytest_llmperf.compare import Comparison
 from pytest_llmperf.records.schema import Baseline, Workload
 from pytest_llmperf.report.tables import plain_table, render
-from pytest_llmperf.report.text import printable
+from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.exact import limit_value, varies
 from pytest_llmperf.verdict.metrics import Kind
 from pytest_llmperf.verdict.model import Cell

@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.report.tables import plain_table, render
-from pytest_llmperf.report.text import printable
-from pytest_llmperf.session import Entry, Session
+from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, PRIMARY
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value, sentence
@@ -33,13 +33,13 @@ OTHER_COLOR = "yellow"
 RECORD = "llmperf record --runs 5"
 
 
-def write_summary(reporter: Any, session: Session) -> None:
+def write_summary(reporter: Any, run: RunOutcome) -> None:
     """Write the summary of a run to pytest's terminal reporter."""
     width, color = reporter._tw.fullwidth, reporter._tw.hasmarkup  # noqa: SLF001  # pytest offers no other way
-    reporter.section(title(session.entries), bold=True)
-    if any(entry.results for entry in session.entries):
-        reporter.write_line(render(results_table(session.entries, wide=width >= WIDE_COLUMNS), width, color=color))
-    for line in summary_lines(session):
+    reporter.section(title(run.entries), bold=True)
+    if any(entry.results for entry in run.entries):
+        reporter.write_line(render(results_table(run.entries, wide=width >= WIDE_COLUMNS), width, color=color))
+    for line in summary_lines(run):
         reporter.write_line(printable(line))
 
 
@@ -65,34 +65,36 @@ def results_table(entries: list[Entry], *, wide: bool) -> Table:
     return table
 
 
-def summary_lines(session: Session) -> Iterator[str]:
+def summary_lines(run: RunOutcome) -> Iterator[str]:
     """What wants attention, what became of the baseline, and last what was decided."""
-    verdicts = [verdict for entry in session.entries for verdict in entry.verdicts]
+    verdicts = [verdict for entry in run.entries for verdict in entry.verdicts]
     yield from _attention(verdicts)
-    for entry in session.entries:
+    for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
         elif not entry.results:
             yield f"invalid: {entry.test}: it ran and measured nothing"
-    if session.missing:
-        count = len(session.missing)
-        yield f"missing: {count} tests of the baseline are not among those collected: {_some(session.missing)}"
-    yield from _unsteady(session.entries)
-    yield from _baseline_lines(session)
-    yield decided_line(session)
+    if run.missing:
+        count = len(run.missing)
+        yield f"missing: {count} tests of the baseline are not among those collected: {_some(run.missing)}"
+    yield from _unsteady(run.entries)
+    if run.not_kept:
+        yield f"what was measured could not be kept: {run.not_kept}"
+    yield from _baseline_lines(run)
+    yield decided_line(run)
 
 
-def decided_line(session: Session) -> str:
+def decided_line(run: RunOutcome) -> str:
     """How many cells that can fail were decided, and how many were not. Never reads as a pass when none was."""
-    if session.options.measure_only:
-        errors = sum(bool(entry.error) for entry in session.entries)
-        return f"llmperf: {len(session.entries)} tests measured, {errors} errors, nothing compared"
-    outcomes = Counter(verdict.outcome for entry in session.entries for verdict in entry.verdicts if _counts(verdict))
-    outcomes[Outcome.ERROR] += sum(bool(entry.error) for entry in session.entries)
+    if not run.compared:
+        errors = sum(bool(entry.error) for entry in run.entries)
+        return f"llmperf: {len(run.entries)} tests measured, {errors} errors, nothing compared"
+    outcomes = Counter(verdict.outcome for entry in run.entries for verdict in entry.verdicts if _counts(verdict))
+    outcomes[Outcome.ERROR] += sum(bool(entry.error) for entry in run.entries)
     decided = sum(count for outcome, count in outcomes.items() if outcome.decided)
     parts = ", ".join(f"{outcomes[outcome]} {_words(outcome)}" for outcome in Outcome if outcomes[outcome])
     total = sum(outcomes.values())
-    verdict = f"llmperf: {len(session.entries)} tests, {decided} of {total} gating cells decided"
+    verdict = f"llmperf: {len(run.entries)} tests, {decided} of {total} gating cells decided"
     return f"{verdict}: {parts or 'none'}" + ("" if decided else ". Nothing was verified.")
 
 
@@ -177,20 +179,20 @@ def _is_unsteady(result: TestResult) -> bool:
     return result.observation.warmup.requests > 0 and not result.observation.warmup.steady
 
 
-def _baseline_lines(session: Session) -> Iterator[str]:
-    outcomes = {verdict.outcome for entry in session.entries for verdict in entry.verdicts if _counts(verdict)}
+def _baseline_lines(run: RunOutcome) -> Iterator[str]:
+    outcomes = {verdict.outcome for entry in run.entries for verdict in entry.verdicts if _counts(verdict)}
     improved = Outcome.IMPROVED in outcomes
-    if session.update is None:
+    if run.update is None:
         if Outcome.NEW in outcomes and not improved:
             yield f"no baseline yet for some of this: record one with '{RECORD}' and the same options"
         if improved:
             yield "improved: append this level to the baseline with --llmperf-update"
-    elif session.update.refusal:
-        yield f"baseline NOT updated: {session.update.refusal}"
-    elif session.update.baseline is not None:
-        runs = session.update.baseline.runs
+    elif run.update.refusal:
+        yield f"baseline NOT updated: {run.update.refusal}"
+    elif run.update.baseline is not None:
+        runs = run.update.baseline.runs
         sessions = len({run.session_id for run in runs})
-        yield f"baseline updated: {session.update.path} holds {len(runs)} runs of {sessions} sessions"
+        yield f"baseline updated: {run.update.path} holds {len(runs)} runs of {sessions} sessions"
 
 
 def _words(outcome: Outcome) -> str:

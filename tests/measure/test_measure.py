@@ -19,12 +19,13 @@ from pytest_llmperf.measure.counters import cache_bytes, count_operators
 from pytest_llmperf.measure.device import check_device_name, resolve_device
 from pytest_llmperf.measure.execution import Generated, check_produced, find_execution
 from pytest_llmperf.measure.generation import Plan, measure_generation, time_request
-from pytest_llmperf.measure.machine import device_key, environment, session_id, slug
+from pytest_llmperf.measure.machine import device_key, environment, session_id
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.prompt import digest, random_prompt
 from pytest_llmperf.measure.warmup import WINDOW, warm_up
 from pytest_llmperf.models.load import load
 from pytest_llmperf.records.environment import FIELDS
+from pytest_llmperf.text import printable, slug
 
 
 class TickingClock:
@@ -183,7 +184,9 @@ def test_identical_measurements_agree_on_what_is_exact(tiny):
     """Operators, tokens, cache and CPU memory do not depend on the run."""
     one, two = (measure_generation(tiny.model, plan(), device="cpu", clock=TickingClock()) for _ in range(2))
     assert one.counts == two.counts
-    assert [peak.allocated_bytes for peak in one.peaks.values()] == [peak.allocated_bytes for peak in two.peaks.values()]
+    assert [peak.allocated_bytes for peak in one.peaks.values()] == [
+        peak.allocated_bytes for peak in two.peaks.values()
+    ]
     assert one.prompt_sha256 == two.prompt_sha256
 
 
@@ -191,7 +194,9 @@ def test_identical_measurements_agree_on_what_is_exact(tiny):
 def test_a_request_longer_than_the_models_limit_is_refused(tiny, execution):
     """Before anything runs, with both numbers."""
     with pytest.raises(UsageError, match=r"5 input and 100000 output tokens are 100005 positions; the model has \d+"):
-        measure_generation(tiny.model, plan(output_tokens=100_000, execution=execution), device="cpu", clock=TickingClock())
+        measure_generation(
+            tiny.model, plan(output_tokens=100_000, execution=execution), device="cpu", clock=TickingClock()
+        )
 
 
 def test_fewer_tokens_than_asked_for_are_an_error():
@@ -297,6 +302,14 @@ def test_the_environment_has_the_known_fields():
 def test_a_devices_name_becomes_a_files_name(name, expected):
     """Lower case, without marks and clock rates, and never a path."""
     assert slug(name) == expected
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "two\nlines", "back\rward", "\u202eturned"])
+def test_text_from_outside_cannot_steer_a_terminal(text):
+    """Control characters are shown escaped; the rest stays as it is."""
+    shown = printable(text)
+    assert shown.isprintable()
+    assert printable("×1.5 µs ok") == "×1.5 µs ok"
 
 
 def test_a_session_is_a_boot_a_day_and_a_ci_job(monkeypatch):

@@ -104,7 +104,9 @@ def test_only_new_cells_leave_known_ones_alone():
     assert only_new_cells(one_run(1), one_run(2)).cells == []
 
 
-@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"])
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"]
+)
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failure):
     """A baseline is never half-written, and nothing is left lying beside it."""
     path = tmp_path / "b.json"
