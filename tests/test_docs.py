@@ -1,0 +1,61 @@
+"""The documentation names what there is, and all there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_llmperf.options import SETTINGS
+from pytest_llmperf.records.environment import FIELDS
+from pytest_llmperf.records.store import load_baseline
+from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.verdict.model import Outcome
+
+ROOT = Path(__file__).parent.parent
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" / "README.md"]
+ACTIONS = {"--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-inject",
+           "--llmperf-json", "--llmperf-measure-only", "--llmperf-device"}  # fmt: skip
+COMMANDS = {"show", "merge", "record", "doctor", "export", "schema"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_and_command_that_is_named_exists(page):
+    """No page sends its reader to something that is not there."""
+    text = page.read_text(encoding="utf-8")
+    assert set(re.findall(r"--llmperf-[a-z-]+", text)) <= ACTIONS | {option.flag for option in SETTINGS}
+    assert set(re.findall(r"(?<![\w`-])llmperf ([a-z]+) ", text)) & {"ab", "gate", "accept", "report"} == set()
+    assert set(re.findall(r"`llmperf ([a-z]+)", text)) <= COMMANDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_repository_leads_somewhere(page):
+    """Relative links are files."""
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_metric_and_outcome_is_explained():
+    """The reference of metrics and of verdicts is complete."""
+    measuring = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    families = {
+        re.sub(r"^(load|prefill|decode)_peak", "peak", re.sub(r"itl_p\d+", "itl_p", m.name)) for m in METRICS.values()
+    }
+    assert [name for name in families if name.removeprefix("peak") not in measuring] == []
+    verdicts = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
+    assert [outcome for outcome in Outcome if f"`{outcome.value}`" not in verdicts] == []
+
+
+def test_the_blocking_fields_are_those_that_are_told():
+    """A field that blocks without the documentation saying so would surprise."""
+    told = {"method", "device_name", "device_type", "device_memory_bytes", "compute_capability", "mig", "ecc",
+            "power_limit_w", "driver", "runtime", "cpu_model", "cpu_count", "torch_threads", "python", "torch",
+            "transformers", "bitsandbytes"}  # fmt: skip
+    assert {name for name, weight in FIELDS.items() if weight == "blocks"} == told
+
+
+def test_committed_baselines_can_be_read():
+    """Whatever lies in baselines/ is of the present schema."""
+    for path in (ROOT / "baselines").glob("*.json"):
+        assert load_baseline(path).device_key == path.stem
