@@ -19,7 +19,7 @@ from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.prompt import random_prompt
 from pytest_llmperf.models.load import LoadedModel
 
-REQUESTS = 3
+REQUESTS = 1
 PLAN = Plan(batch_size=1, input_tokens=64, output_tokens=64, execution="loop", requests=REQUESTS, warmup_cap=0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import (
@@ -13,9 +12,9 @@ from pytest_llmperf.errors import (
     ModelError,
     UsageError,
 )
-from pytest_llmperf.models.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.records.frame import load_runs
 
 __all__ = [
@@ -32,11 +31,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is heavy to import, on first use."""
+    """What a plain pytest run can do without, on first use."""
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("pytest-llmperf")
     if name == "load_runs":
         from pytest_llmperf.records.frame import load_runs
 
         return load_runs
+    if name == "ModelSpec":
+        from pytest_llmperf.models.spec import ModelSpec
+
+        return ModelSpec
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,7 @@
-"""Every option, declared once and resolved in one place: marker over command line over ini file."""
+"""Every option, resolved in one place: marker over command line over ini file."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -10,8 +9,9 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric, find_metric
+from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
 from pytest_llmperf.verdict.model import Limit
 
 if TYPE_CHECKING:
@@ -20,92 +20,6 @@ if TYPE_CHECKING:
 ALL_METRICS = "*"
 
 _Share = TypeVar("_Share", float, float | None)
-
-
-@dataclass(frozen=True)
-class Option:
-    """One setting that has a command-line option ``--llmperf-NAME`` and an ini option ``llmperf_NAME``."""
-
-    name: str
-    metavar: str
-    default: str
-    help: str
-
-    @property
-    def flag(self) -> str:
-        """The command-line option."""
-        return f"--llmperf-{self.name}"
-
-    @property
-    def ini(self) -> str:
-        """The ini option, which is also where argparse keeps the command line's value."""
-        return f"llmperf_{self.name.replace('-', '_')}"
-
-
-SETTINGS = (
-    Option("model", "NAME", "", "Model to measure: a hub name, a folder with safetensors, or synthetic:NAME "
-           "(default: synthetic:32m on a CPU, synthetic:1b on an accelerator)"),
-    Option("revision", "REV", "", "Revision of the model on the hub"),
-    Option("quantization", "NAMES", "nf4,int8,int8-decomp", "What the llm fixture loads in tests that do not "
-           "parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
-    Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
-    Option("input-tokens", "N", "64", "Prompt length where a test does not set it"),
-    Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
-    Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
-           "library's own loop), loop (a bare greedy loop)"),
-    Option("requests", "N", "10", "Measured requests a test and run"),
-    Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
-    Option("baselines", "DIR", "baselines", "Folder of the baseline files, one a device"),
-    Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: "
-           + ",".join(metric.name for metric in METRICS.values() if metric.gates) + ")"),
-    Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
-    Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
-           "inconclusive"),
-)  # fmt: skip
-
-LIMIT_RULES_INI = "llmperf_limits"
-
-_ACTIONS = ("update", "update_new_only", "force_update", "inject", "json", "measure_only")
-
-
-def add_options(parser: pytest.Parser) -> None:
-    """Declare every option but ``--device``, which another plugin may own."""
-    group = parser.getgroup("llmperf", "LLM inference performance regression")
-    group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
-    group.addoption("--llmperf-device", metavar="DEVICE", default=None,
-                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto)")  # fmt: skip
-    parser.addini("llmperf_device", "Device to measure on", default="auto")
-    for option in SETTINGS:
-        group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)
-        parser.addini(option.ini, option.help.replace("%%", "%"), default=option.default)
-    parser.addini(LIMIT_RULES_INI, "Limits by test, one a line: REGEX => gate=tpot tolerate=tpot:3% catch=8%",
-                  type="linelist", default=[])  # fmt: skip
-    _add_actions(group)
-
-
-def add_device_option(parser: pytest.Parser) -> None:
-    """Declare ``--device``, unless another plugin or a conftest has it: then ``--llmperf-device`` serves."""
-    group = parser.getgroup("llmperf")
-    try:
-        group.addoption("--device", dest="llmperf_short_device", metavar="DEVICE", default=None,
-                        help="The same as --llmperf-device, unless another plugin owns --device")  # fmt: skip
-    except (ValueError, argparse.ArgumentError):
-        return
-
-
-def _add_actions(group: pytest.OptionGroup) -> None:
-    group.addoption("--llmperf-update", action="store_true", help="Append this run to the device's baseline")
-    group.addoption("--llmperf-update-new-only", action="store_true",
-                    help="Append only what the baseline does not hold yet")  # fmt: skip
-    group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
-    group.addoption("--llmperf-inject", metavar="METRIC:+N%%", action="append", default=[],
-                    help="Multiply what was measured, to prove that the gate can turn red: 'tpot:+50%%'")  # fmt: skip
-    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a measured cell group, samples included")
-    group.addoption(
-        "--llmperf-measure-only",
-        action="store_true",
-        help="Compare nothing; with --llmperf-update, append the run as it is",
-    )
 
 
 @dataclass(frozen=True)
@@ -173,7 +87,6 @@ class LimitRule:
 class Options:
     """The resolved settings of a run: command line over ini file."""
 
-    active: bool
     device: str
     model: str | None
     revision: str | None
@@ -210,7 +123,6 @@ class Options:
         json_folder = config.getoption("llmperf_json")
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
-            active=bool(config.getoption("llmperf")),
             device=_resolve_device(config),
             model=value["model"] or None,
             revision=value["revision"] or None,
@@ -234,7 +146,7 @@ class Options:
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
             command_line_layer=_layer(config.getoption),
         )
-        options._refuse_contradictions(config)
+        options._refuse_contradictions()
         return options
 
     def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
@@ -243,13 +155,7 @@ class Options:
         layers = [self.ini_layer, *rules, self.command_line_layer, marker]
         return lambda metric: _limit(metric, layers)
 
-    def _refuse_contradictions(self, config: pytest.Config) -> None:
-        if not self.active:
-            given = [name for name in _ACTIONS if config.getoption(f"llmperf_{name}")]
-            if given:
-                raise UsageError(
-                    f"--llmperf-{given[0].replace('_', '-')} needs --llmperf, which turns the perf tests on"
-                )
+    def _refuse_contradictions(self) -> None:
         contradictions = {
             "--llmperf-update and --llmperf-update-new-only: choose one": self.update and self.update_new_only,
             "--llmperf-inject: injected numbers never enter a baseline: leave out --llmperf-update": (

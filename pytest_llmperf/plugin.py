@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_llmperf.declare import add_device_option, add_options, forgotten_flag
 from pytest_llmperf.errors import LlmperfError, UsageError
-from pytest_llmperf.models.spec import ModelSpec
-from pytest_llmperf.options import Options, TestSettings, add_device_option, add_options
 
 if TYPE_CHECKING:
     from pytest_llmperf.fixtures import LlmPerf, PeakMemory
     from pytest_llmperf.models.load import LoadedModel
+    from pytest_llmperf.models.spec import ModelSpec
+    from pytest_llmperf.options import Options, TestSettings
     from pytest_llmperf.session import Session
     from pytest_llmperf.workplace import PlannedTest, Workplace
 
@@ -55,17 +56,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Resolve the options, and refuse at once what cannot work."""
     config.addinivalue_line("markers", MARKER)
     with _as_usage_errors():
-        config.stash[OPTIONS] = options = Options.from_config(config)
-        config.stash[COLLECTED] = []
-        if not options.active:
-            return
-        _start_session(config, options)
+        if config.getoption("llmperf"):
+            _start_session(config)
+        elif forgotten := forgotten_flag(config):
+            raise UsageError(f"{forgotten} needs --llmperf, which turns the perf tests on")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Say what a perf run will do."""
-    options = config.stash[OPTIONS]
-    if not options.active:
+    options = config.stash.get(OPTIONS, None)
+    if options is None:
         return None
     injected = f", INJECTED {', '.join(map(str, options.injections))}" if options.injections else ""
     return f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"
@@ -74,30 +74,36 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize ``llm`` where a test does not do so itself."""
-    options = metafunc.config.stash[OPTIONS]
-    if options.active and "llm" in metafunc.fixturenames and not _is_parametrized(metafunc, "llm"):
+    options = metafunc.config.stash.get(OPTIONS, None)
+    if options and "llm" in metafunc.fixturenames and not _is_parametrized(metafunc, "llm"):
         metafunc.parametrize("llm", options.quantization, indirect=True)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Give model specs ids that baselines can depend on."""
+    if type(val).__name__ != "ModelSpec":  # every parameter of every project comes by here
+        return None
+    from pytest_llmperf.models.spec import ModelSpec
+
     return str(val) if isinstance(val, ModelSpec) else None
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Note every perf test there is, before any is deselected."""
-    if item.config.stash[OPTIONS].active and _is_perf(item):
-        item.config.stash[COLLECTED].append(test_key(item))
+    collected = item.config.stash.get(COLLECTED, None)
+    if collected is not None and _is_perf(item):
+        collected.append(test_key(item))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the perf tests or the others, and bring those of one model together."""
-    active = config.stash[OPTIONS].active
-    kept, dropped = [], []
+    active = OPTIONS in config.stash
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     with _as_usage_errors():
         for item in items:
-            _settings(item)
+            _check_marker(item)
             (kept if _is_perf(item) is active else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
@@ -209,11 +215,14 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
             raise pytest.UsageError(str(error)) from error
 
 
-def _start_session(config: pytest.Config, options: Options) -> None:
+def _start_session(config: pytest.Config) -> None:
     from pytest_llmperf.measure.device import check_device_name, require_models_extra
+    from pytest_llmperf.options import Options
     from pytest_llmperf.outcome import RunOutcome
     from pytest_llmperf.session import Session, refuse_early
 
+    config.stash[OPTIONS] = options = Options.from_config(config)
+    config.stash[COLLECTED] = []
     check_device_name(options.device)
     require_models_extra()
     refuse_early(options, environ=os.environ, workers=_workers(config))
@@ -243,8 +252,7 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
 def _planned(item: pytest.Item) -> PlannedTest:
     from pytest_llmperf.workplace import PlannedTest
 
-    param = _llm_param(item)
-    return PlannedTest(test_key(item), _settings(item), None if param is None else ModelSpec.parse(param))
+    return PlannedTest(test_key(item), _settings(item), _spec(item))
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -271,7 +279,15 @@ def _error_line(report: pytest.TestReport) -> str:
     return next(iter(text.strip().splitlines()), "failed").removeprefix("pytest_llmperf.errors.")
 
 
+def _check_marker(item: pytest.Item) -> None:
+    """A wrong marker is told in every run, also in those that leave the perf tests out."""
+    if item.get_closest_marker("llmperf"):
+        _settings(item)
+
+
 def _settings(item: pytest.Item) -> TestSettings:
+    from pytest_llmperf.options import TestSettings
+
     try:
         return TestSettings.from_markers(list(item.iter_markers("llmperf")))
     except UsageError as error:
@@ -305,6 +321,8 @@ def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
 
 
 def _spec(item: pytest.Item) -> ModelSpec | None:
+    from pytest_llmperf.models.spec import ModelSpec
+
     param = _llm_param(item)
     if param is None:
         return None

@@ -10,6 +10,7 @@ import pytest
 
 # Tests measure no speed, and two of them at once must not wait for each other's threads.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 
 QUICK = (
     "--llmperf",
@@ -110,7 +111,6 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("models")
         patch.setenv("LLMPERF_CACHE", str(folder))
-        patch.setenv("HF_HUB_OFFLINE", "1")
         yield folder
 
 

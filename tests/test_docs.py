@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.options import SETTINGS
+from pytest_llmperf.declare import SETTINGS
 from pytest_llmperf.records.environment import FIELDS
 from pytest_llmperf.records.store import load_baseline
 from pytest_llmperf.verdict.metrics import METRICS
@@ -45,6 +45,13 @@ def test_every_metric_and_outcome_is_explained():
     assert [name for name in families if name.removeprefix("peak") not in measuring] == []
     verdicts = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
     assert [outcome for outcome in Outcome if f"`{outcome.value}`" not in verdicts] == []
+
+
+def test_the_metrics_that_gate_are_those_that_are_told():
+    """The help of ``--llmperf-gate`` and the README name them."""
+    gating = {metric.name for metric in METRICS.values() if metric.gates}
+    peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode")}
+    assert gating == {"tpot", "weights", "kv_cache", "operators_per_token"} | peaks
 
 
 def test_the_blocking_fields_are_those_that_are_told():

@@ -116,7 +116,17 @@ def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
     if is_local(model):
         folder = Path(model).expanduser().resolve()
         return folder.name, _fingerprint(folder)
-    return model, getattr(config, "_commit_hash", None) or spec.revision or "unknown"
+    return model, getattr(config, "_commit_hash", None) or _cached_commit(model, spec.revision) or "unknown"
+
+
+def _cached_commit(model: str, revision: str | None) -> str | None:
+    """The commit that a branch or tag stands for in the hub's cache, where what was loaded lies; else its name."""
+    if find_spec("huggingface_hub") is None:
+        return revision
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(config).parent.name if isinstance(config, str) else revision
 
 
 def _fingerprint(folder: Path) -> str:

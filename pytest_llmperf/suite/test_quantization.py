@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """The matrix comes from the options. Ids read ``nf4-b8-generate``."""
+    if not metafunc.config.getoption("llmperf"):
+        return
     options = Options.from_config(metafunc.config)
     metafunc.parametrize("llm", options.quantization, indirect=True)
     metafunc.parametrize("batch_size", options.batch_sizes, ids=lambda size: f"b{size}")

@@ -26,7 +26,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 TINY = ModelSpec("synthetic:tiny")
-DTYPES = {"fp16": "float16", "fp32": "float32"}
+DTYPES = {"fp16": "float16", "fp32": "float32", "int8": "float16", "int8-decomp": "float16"}
 
 
 @pytest.fixture

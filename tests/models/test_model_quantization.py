@@ -68,13 +68,13 @@ def test_a_stored_config_is_recognized(name: str) -> None:
         ("nf4", (7, 5), torch.float16),
         ("nf4", (8, 0), torch.bfloat16),
         ("int8", (7, 0), torch.float16),
-        ("int8", (9, 0), torch.bfloat16),
+        ("int8", (9, 0), torch.float16),
     ],
 )
 def test_compute_dtype_follows_the_gpu(
     name: str, capability: tuple[int, int], expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dense dtype is what it says; a quantized model computes in bf16 from compute capability 8.0 on."""
+    """A dtype is what it says; a 4-bit model computes in bf16 from compute capability 8.0 on, an 8-bit one in fp16."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     assert compute_dtype(QUANTIZATIONS[name], "cuda:1") is expected
 
@@ -88,7 +88,7 @@ def test_compute_dtype_on_a_mac(*, recent: bool, expected: object, monkeypatch: 
 
 def test_compute_dtype_on_a_cpu() -> None:
     """A CPU computes in bf16."""
-    assert compute_dtype(QUANTIZATIONS["int8"], "cpu") is torch.bfloat16
+    assert compute_dtype(QUANTIZATIONS["nf4"], "cpu") is torch.bfloat16
 
 
 def test_missing_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:

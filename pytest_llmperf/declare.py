@@ -1,0 +1,101 @@
+"""Every option, declared. Imported by every pytest run, so it imports next to nothing."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Option(NamedTuple):
+    """One setting that has a command-line option ``--llmperf-NAME`` and an ini option ``llmperf_NAME``."""
+
+    name: str
+    metavar: str
+    default: str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """The command-line option."""
+        return f"--llmperf-{self.name}"
+
+    @property
+    def ini(self) -> str:
+        """The ini option, which is also where argparse keeps the command line's value."""
+        return f"llmperf_{self.name.replace('-', '_')}"
+
+
+SETTINGS = (
+    Option("model", "NAME", "", "Model to measure: a hub name, a folder with safetensors, or synthetic:NAME "
+           "(default: synthetic:32m on a CPU, synthetic:1b on an accelerator)"),
+    Option("revision", "REV", "", "Revision of the model on the hub"),
+    Option("quantization", "NAMES", "nf4,int8,int8-decomp", "What the llm fixture loads in tests that do not "
+           "parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
+    Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
+    Option("input-tokens", "N", "64", "Prompt length where a test does not set it"),
+    Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
+    Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
+           "library's own loop), loop (a bare greedy loop)"),
+    Option("requests", "N", "10", "Measured requests a test and run"),
+    Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
+    Option("baselines", "DIR", "baselines", "Folder of the baseline files, one a device"),
+    Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, weights, "
+           "kv_cache, operators_per_token and the three peaks of allocated memory)"),
+    Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
+    Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
+           "inconclusive"),
+)  # fmt: skip
+
+LIMIT_RULES_INI = "llmperf_limits"
+
+_ACTIONS = ("update", "update_new_only", "force_update", "inject", "json", "measure_only")
+"""Options that do something, and so mean nothing without ``--llmperf``."""
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare every option but ``--device``, which another plugin may own."""
+    group = parser.getgroup("llmperf", "LLM inference performance regression")
+    group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
+    group.addoption("--llmperf-device", metavar="DEVICE", default=None,
+                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto)")  # fmt: skip
+    parser.addini("llmperf_device", "Device to measure on", default="auto")
+    for option in SETTINGS:
+        group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)
+        parser.addini(option.ini, option.help.replace("%%", "%"), default=option.default)
+    parser.addini(LIMIT_RULES_INI, "Limits by test, one a line: REGEX => gate=tpot tolerate=tpot:3% catch=8%",
+                  type="linelist", default=[])  # fmt: skip
+    _add_actions(group)
+
+
+def add_device_option(parser: pytest.Parser) -> None:
+    """Declare ``--device``, unless another plugin or a conftest has it: then ``--llmperf-device`` serves."""
+    group = parser.getgroup("llmperf")
+    try:
+        group.addoption("--device", dest="llmperf_short_device", metavar="DEVICE", default=None,
+                        help="The same as --llmperf-device, unless another plugin owns --device")  # fmt: skip
+    except (ValueError, argparse.ArgumentError):
+        return
+
+
+def forgotten_flag(config: pytest.Config) -> str:
+    """The option that was given although ``--llmperf``, which it needs, was not; empty if there is none."""
+    given = (name for name in _ACTIONS if config.getoption(f"llmperf_{name}"))
+    return f"--llmperf-{next(given, '').replace('_', '-')}".removesuffix("--llmperf-")
+
+
+def _add_actions(group: pytest.OptionGroup) -> None:
+    group.addoption("--llmperf-update", action="store_true", help="Append this run to the device's baseline")
+    group.addoption("--llmperf-update-new-only", action="store_true",
+                    help="Append only what the baseline does not hold yet")  # fmt: skip
+    group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
+    group.addoption("--llmperf-inject", metavar="METRIC:+N%%", action="append", default=[],
+                    help="Multiply what was measured, to prove that the gate can turn red: 'tpot:+50%%'")  # fmt: skip
+    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a measured cell group, samples included")
+    group.addoption(
+        "--llmperf-measure-only",
+        action="store_true",
+        help="Compare nothing; with --llmperf-update, append the run as it is",
+    )
