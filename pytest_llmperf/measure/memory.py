@@ -207,7 +207,11 @@ def _has_host_storage(tensor: torch.Tensor) -> bool:
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:
-    """Wrapper subclasses, such as torch.compile's fake tensors, have no memory of their own."""
+    """Whether it has no memory of its own, as what torch.compile traces with and other wrappers."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if issubclass(type(tensor), FakeTensor):  # it warns when asked for its address
+        return True
     try:
         tensor.data_ptr()
     except RuntimeError:

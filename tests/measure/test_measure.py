@@ -20,7 +20,7 @@ from pytest_llmperf.measure.device import check_device_name, resolve_device
 from pytest_llmperf.measure.execution import Generated, check_produced, find_execution
 from pytest_llmperf.measure.generation import Plan, measure_generation, time_request
 from pytest_llmperf.measure.machine import device_key, environment, session_id
-from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.measure.memory import live_tensor_bytes, trace_memory
 from pytest_llmperf.measure.prompt import digest, random_prompt
 from pytest_llmperf.measure.warmup import WINDOW, warm_up
 from pytest_llmperf.models.load import load
@@ -276,6 +276,18 @@ def test_memory_is_followed_to_the_end_of_a_block_that_raises():
     with trace_memory("cpu", "second") as trace:
         pass
     assert trace.peaks["second"].allocated_bytes is not None
+
+
+def test_fake_tensors_have_no_memory(recwarn):
+    """What torch.compile leaves behind is not counted, and not asked for its address, which would warn."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    before = live_tensor_bytes()
+    with FakeTensorMode():
+        fake = torch.empty(1 << 20)
+    assert live_tensor_bytes() == before
+    assert fake.shape == (1 << 20,)
+    assert not recwarn.list
 
 
 def test_the_environment_has_the_known_fields():
