@@ -1,3 +1,19 @@
 """What the tests of this repository share."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
 pytest_plugins = ["pytester"]
+
+TESTS = Path(__file__).parent / "tests"
+PERF_TESTS = TESTS / "perf"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Measuring needs nothing that only the unit tests need: with ``--llmperf`` these are not even imported."""
+    measuring = config.getoption("--llmperf", default=False)
+    is_unit_test = collection_path.parent == TESTS and collection_path != PERF_TESTS
+    return True if measuring and is_unit_test else None

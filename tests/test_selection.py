@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "pandas", "scipy", "rich", "pydantic", "numpy", "psutil", "pytest_llmperf.session")
 
 ALL_KINDS = """
@@ -40,6 +44,20 @@ def test_with_the_flag_only_perf_tests_run(project):
     """Tests that carry the marker or use a fixture of the plugin are perf tests."""
     project.write(ALL_KINDS)
     project.run().assert_outcomes(passed=3, deselected=1)
+
+
+def test_measuring_this_repository_needs_nothing_that_only_its_unit_tests_need(tmp_path):
+    """`nox -s perf` installs no hypothesis: an import error there would stop the main job."""
+    broken = tmp_path / "hypothesis" / "__init__.py"
+    broken.parent.mkdir()
+    broken.write_text("raise ImportError('not installed')", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "--llmperf", "--device=cpu", "--collect-only", "-q"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    collected = [line for line in result.stdout.splitlines() if "::" in line]
+    assert result.returncode == 0
+    assert len(collected) == 12
+    assert all(line.startswith("tests/perf/") for line in collected)
 
 
 def test_importing_the_plugin_imports_nothing_heavy(pytester):
