@@ -51,7 +51,17 @@ def test_measuring_this_repository_needs_nothing_that_only_its_unit_tests_need(t
     broken = tmp_path / "hypothesis" / "__init__.py"
     broken.parent.mkdir()
     broken.write_text("raise ImportError('not installed')", encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "--llmperf", "--device=cpu", "--collect-only", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:hypothesispytest",
+        "--llmperf",
+        "--device=cpu",
+        "--collect-only",
+        "-q",
+    ]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     collected = [line for line in result.stdout.splitlines() if "::" in line]

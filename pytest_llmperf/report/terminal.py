@@ -15,7 +15,7 @@ from pytest_llmperf.report.tables import plain_table, render
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, PRIMARY
 from pytest_llmperf.verdict.model import Outcome, Verdict
-from pytest_llmperf.verdict.sentence import format_value, sentence
+from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
 
 WIDE_COLUMNS = 110
 """Terminal width from which the explaining metrics have room."""
@@ -147,14 +147,19 @@ def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
 
 
 def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
-    """One line for each change, and one for each reason that kept cells from being decided."""
+    """One line for each change that gates, each test's other changes, and each reason that left cells undecided."""
     groups: defaultdict[tuple[Outcome, str], list[Verdict]] = defaultdict(list)
+    explaining: defaultdict[tuple[str, Outcome], list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
-            note = "" if verdict.cell.limit.gates else " [does not gate]"
-            yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}{note}"
+            if verdict.cell.limit.gates:
+                yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}"
+            else:
+                explaining[verdict.cell.test, verdict.outcome].append(verdict)
         elif _counts(verdict) and verdict.outcome is not Outcome.UNCHANGED:
             groups[verdict.outcome, _group(verdict)].append(verdict)
+    for (test, outcome), members in explaining.items():
+        yield f"{_words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
     for (outcome, reason), members in sorted(groups.items()):
         metrics = ", ".join(sorted({member.cell.metric.name for member in members}))
         tests = len({member.cell.test for member in members})

@@ -34,6 +34,13 @@ def sentence(verdict: Verdict) -> str:
     return " ".join(text.split())
 
 
+def short_sentence(verdict: Verdict) -> str:
+    """What moved and by how much, to stand in a list: ``TTFT ×1.898``; without a ratio, both values."""
+    if verdict.ratio is None or verdict.kind is Kind.IDENTITY:
+        return _head(verdict)
+    return f"{verdict.cell.metric.title} ×{_ratio(verdict.ratio, 3)}"
+
+
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
     """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``; ``n/a`` if there is none."""
     if value is None:
