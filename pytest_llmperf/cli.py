@@ -96,7 +96,7 @@ def _record(options: argparse.Namespace, rest: list[str]) -> int:
     arguments = ["--llmperf-measure-only", "--llmperf-update", *(word for word in rest if word != "--")]
     for number in range(1, options.runs + 1):
         _print(f"llmperf record: run {number} of {options.runs}")
-        code = run_perf_tests(arguments)
+        code = run_perf_tests(arguments).exit_code
         if code:
             _print(
                 f"llmperf record: run {number} ended with exit code {code}; {number - 1} runs were recorded before it"

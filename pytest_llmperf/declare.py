@@ -47,11 +47,13 @@ SETTINGS = (
     Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
            "inconclusive"),
+    Option("confirm", "N", "2", "Fresh processes in which a slower cell is measured again before its test may fail; "
+           "0 lets it fail at once"),
 )  # fmt: skip
 
 LIMIT_RULES_INI = "llmperf_limits"
 
-_ACTIONS = ("update", "update_new_only", "force_update", "inject", "json", "measure_only")
+_ACTIONS = ("update", "update_new_only", "force_update", "inject", "only", "journal", "json", "measure_only")
 """Options that do something, and so mean nothing without ``--llmperf``."""
 
 
@@ -93,7 +95,10 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
     group.addoption("--llmperf-inject", metavar="METRIC:+N%%", action="append", default=[],
                     help="Multiply what was measured, to prove that the gate can turn red: 'tpot:+50%%'")  # fmt: skip
-    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a measured cell group, samples included")
+    group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],
+                    help="Run only this perf test, by its name in the baseline; may be repeated")  # fmt: skip
+    group.addoption("--llmperf-journal", metavar="FILE", help="Write what is measured here, a JSON line a test")
+    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a workload, samples included")
     group.addoption(
         "--llmperf-measure-only",
         action="store_true",

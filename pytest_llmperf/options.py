@@ -103,6 +103,9 @@ class Options:
     force_update: bool
     injections: tuple[Injection, ...]
     json_folder: Path | None
+    journal: Path | None
+    only: frozenset[str]
+    confirm: int
     measure_only: bool
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
@@ -120,7 +123,6 @@ class Options:
         Raises:
             UsageError: a value is not of its kind, or two contradict each other.
         """
-        json_folder = config.getoption("llmperf_json")
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
             device=_resolve_device(config),
@@ -140,7 +142,10 @@ class Options:
             update_new_only=config.getoption("llmperf_update_new_only"),
             force_update=config.getoption("llmperf_force_update"),
             injections=tuple(Injection.parse(text) for text in config.getoption("llmperf_inject")),
-            json_folder=config.invocation_params.dir / str(json_folder) if json_folder else None,
+            json_folder=_given_path(config, "llmperf_json"),
+            journal=_given_path(config, "llmperf_journal"),
+            only=frozenset(config.getoption("llmperf_only")),
+            confirm=_whole("--llmperf-confirm", value["confirm"], at_least=0),
             measure_only=config.getoption("llmperf_measure_only"),
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
@@ -162,7 +167,7 @@ class Options:
                 self.updates and self.injections
             ),
             "--llmperf-inject with --llmperf-measure-only: nothing is compared, so nothing can turn red": (
-                self.measure_only and self.injections
+                self.measure_only and self.injections and not self.journal
             ),
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
         }
@@ -320,6 +325,11 @@ def _resolve_device(config: pytest.Config) -> str:
     if long and short and long != short:
         raise UsageError(f"--device {short} and --llmperf-device {long} contradict each other: give one")
     return str(long or short or config.getini("llmperf_device"))
+
+
+def _given_path(config: pytest.Config, option: str) -> Path | None:
+    given = config.getoption(option)
+    return config.invocation_params.dir / str(given) if given else None
 
 
 def _baselines(config: pytest.Config) -> Path:

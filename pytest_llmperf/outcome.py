@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
@@ -27,6 +28,13 @@ class Entry(BaseModel):
     injected: list[str] = []
     error: str = ""
     """Why the test has no verdict: the first line of what it raised."""
+    confirm_seconds: float = 0.0
+    """This test's share of the time that fresh runs took to confirm what looked slower."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether fresh runs must confirm one of the verdicts before it may fail the test."""
+        return not self.error and any(verdict.suspect for verdict in self.verdicts)
 
     @property
     def failing(self) -> list[Verdict]:
@@ -55,6 +63,23 @@ class RunOutcome:
     update: Update | None = None
     not_kept: str = ""
     """Why what was measured could not be written down."""
+
+
+def conclude(report: pytest.TestReport, entry: Entry) -> None:
+    """Attach an entry to its test's report, and make the report fail if a verdict or an error does.
+
+    A report that failed by itself stays as it is: what the test raised is told by pytest.
+    """
+    report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
+    text = failure_text(entry.failing, entry.injected) or (entry.error if report.passed else "")
+    if text:
+        report.outcome, report.longrepr = "failed", text
+
+
+def entry_of(report: pytest.TestReport) -> Entry | None:
+    """The entry that a report carries."""
+    text = getattr(report, "llmperf", None)
+    return Entry.model_validate_json(text) if text is not None else None
 
 
 def failure_text(failing: Sequence[Verdict], injected: Sequence[str]) -> str:

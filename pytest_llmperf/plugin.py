@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     with _as_usage_errors():
         for item in items:
             _check_marker(item)
-            (kept if _is_perf(item) is active else dropped).append(item)
+            (kept if _is_perf(item) is active and _is_wanted(item) else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = _one_model_after_another(kept) if active else kept
@@ -129,13 +129,17 @@ class Collector:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell an xdist worker the arguments of this run, for the fresh processes that it may start."""
+        node.workerinput["llmperf_arguments"] = [str(word) for word in node.config.invocation_params.args]
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in the entry that a report carries."""
-        from pytest_llmperf.outcome import Entry
+        from pytest_llmperf.outcome import entry_of
 
-        text = getattr(report, "llmperf", None)
-        if text is not None:
-            self._session.collect(Entry.model_validate_json(text))
+        if entry := entry_of(report):
+            self._session.collect(entry)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -244,7 +248,11 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     with _as_usage_errors():
         config.stash[WORKPLACE] = workplace = Workplace(config.stash[OPTIONS], planned, root=config.rootpath)
     session = config.stash.get(SESSION, None)
-    if session and not any("::" in argument for argument in config.args):
+    if workplace.options.confirm and not workplace.options.measure_only:
+        from pytest_llmperf.confirm import Confirmer
+
+        config.pluginmanager.register(Confirmer(config, workplace, session), "llmperf-confirmer")
+    if session and not workplace.options.only and not any("::" in argument for argument in config.args):
         collected = config.stash[COLLECTED]
         session.outcome.missing = workplace.comparison.missing(set(collected))
 
@@ -256,18 +264,17 @@ def _planned(item: pytest.Item) -> PlannedTest:
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
-    from pytest_llmperf.outcome import failure_text
+    from pytest_llmperf.outcome import conclude
 
     if report.skipped:
         return
-    fixture = item.stash.get(FIXTURE, None)
-    entry = item.config.stash[WORKPLACE].entry(
-        test_key(item), _settings(item), fixture.results if fixture else [], error=_error_line(report)
-    )
-    report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
-    if entry.failing:
-        report.outcome = "failed"
-        report.longrepr = failure_text(entry.failing, entry.injected)
+    workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
+    results = fixture.results if fixture else []
+    entry = workplace.entry(test_key(item), results, error=_error_line(report))
+    if entry.suspect and workplace.options.confirm:
+        report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # the confirmer concludes
+    else:
+        conclude(report, entry)
 
 
 def _error_line(report: pytest.TestReport) -> str:
@@ -297,6 +304,11 @@ def _settings(item: pytest.Item) -> TestSettings:
 def _is_perf(item: pytest.Item) -> bool:
     fixtures = PERF_FIXTURES.intersection(getattr(item, "fixturenames", ()))
     return bool(fixtures) or item.get_closest_marker("llmperf") is not None
+
+
+def _is_wanted(item: pytest.Item) -> bool:
+    options = item.config.stash.get(OPTIONS, None)
+    return options is None or not options.only or test_key(item) in options.only
 
 
 def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llmperf.compare import Comparison
+from pytest_llmperf.compare import CellKey, Comparison, Confirmed
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.measure.bench import Bench, default_model
 from pytest_llmperf.measure.generation import Plan
@@ -23,8 +23,10 @@ from pytest_llmperf.outcome import Entry
 from pytest_llmperf.records.revision import head_commit, is_dirty
 from pytest_llmperf.records.schema import Baseline, CellRun, Run, TestResult
 from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline
+from pytest_llmperf.verdict.family import holm_family_sizes
 from pytest_llmperf.verdict.metrics import METRICS, Kind
-from pytest_llmperf.verdict.model import Verdict
+from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Workplace:
         self.options = options
         self._bench = Bench(options.device)
         self._check_specs(tests)
+        self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
         facts = environment(self._bench.device)
         self.device_key = device_key(facts)
@@ -84,17 +87,43 @@ class Workplace:
         result = self._bench.measure(loaded, plan, test=test, run_id=self.run.run_id)
         return _inject(result, self.options)
 
-    def entry(self, test: str, settings: TestSettings, results: list[TestResult], *, error: str = "") -> Entry:
+    def entry(self, test: str, results: list[TestResult], *, error: str = "") -> Entry:
         """What became of a test that has run."""
         return Entry(
             test=test,
             device_key=self.device_key,
             run=self.run,
             results=results,
-            verdicts=[] if error or self.options.measure_only else self._judge(test, settings, results),
+            verdicts=[] if error or self.options.measure_only else self._judge(test, results),
             injected=[str(injection) for injection in self.options.injections],
             error=error,
         )
+
+    def confirmed(self, entries: Sequence[Entry], runs: Sequence[Mapping[CellKey, float]]) -> list[Entry]:
+        """Entries judged anew, with what fresh runs measured of them beside their own figures.
+
+        The cells that may still fail are held to Holm's levels, which need all of their p-values.
+        """
+        values = {key: tuple(run[key] for run in runs if key in run) for key in set().union(*runs)}
+        first = [self._judge_again(entry, lambda key: Confirmed(values.get(key, ()))) for entry in entries]
+        suspects = [verdict for entry in first for verdict in entry.verdicts if verdict.suspect]
+        sizes = holm_family_sizes(
+            [1.0 if verdict.p_value is None else verdict.p_value for verdict in suspects],
+            size=self.comparison.family_size,
+            alpha=ALPHA_FAMILY,
+        )
+        size_of = {verdict.cell.key: size for verdict, size in zip(suspects, sizes, strict=True)}
+        return [
+            self._judge_again(entry, lambda key: Confirmed(values.get(key, ()), size_of.get(key))) for entry in first
+        ]
+
+    def unconfirmed(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Entries of a run that ended before fresh runs could confirm or clear what looked slower."""
+        reason = "it looks slower, and the run ended before fresh runs could confirm it"
+        return [
+            entry.model_copy(update={"verdicts": [_suspended(verdict, reason) for verdict in entry.verdicts]})
+            for entry in entries
+        ]
 
     def release(self) -> None:
         """Let the model go."""
@@ -105,9 +134,19 @@ class Workplace:
         """The device as torch names it."""
         return self._bench.device
 
-    def _judge(self, test: str, settings: TestSettings, results: list[TestResult]) -> list[Verdict]:
-        limit = self.options.limits(test, settings.layer())
-        return [verdict for result in results for verdict in self.comparison.verdicts(result, limit)]
+    def _judge(
+        self,
+        test: str,
+        results: Sequence[TestResult],
+        confirmed: Callable[[CellKey], Confirmed] = lambda _: Confirmed(),
+    ) -> list[Verdict]:
+        limit = self.options.limits(test, self._layers[test])
+        return [verdict for result in results for verdict in self.comparison.verdicts(result, limit, confirmed)]
+
+    def _judge_again(self, entry: Entry, confirmed: Callable[[CellKey], Confirmed]) -> Entry:
+        if entry.error:
+            return entry
+        return entry.model_copy(update={"verdicts": self._judge(entry.test, entry.results, confirmed)})
 
     def _complete(self, spec: ModelSpec) -> ModelSpec:
         return spec.with_defaults(
@@ -155,3 +194,7 @@ def _multiplied(cell: CellRun, factor: float) -> CellRun:
     if factor == 1.0 or not isinstance(cell.value, int | float):
         return cell
     return cell.model_copy(update={"value": cell.value * factor})
+
+
+def _suspended(verdict: Verdict, reason: str) -> Verdict:
+    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason) if verdict.suspect else verdict

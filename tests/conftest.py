@@ -20,6 +20,7 @@ QUICK = (
     "--llmperf-output-tokens=4",
     "--llmperf-requests=2",
     "--llmperf-warmup=0",
+    "--llmperf-confirm=0",
 )
 
 FAKE_CLOCK = """

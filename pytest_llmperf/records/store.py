@@ -43,8 +43,12 @@ def baseline_files(path: Path) -> list[Path]:
     return found
 
 
-def load_baseline(path: Path) -> Baseline:
+def load_baseline(path: Path, *, injected: bool = False) -> Baseline:
     """A baseline file, or a run's journal (``.jsonl``), as a validated :class:`Baseline`.
+
+    Args:
+        path: of the file.
+        injected: whether a journal may hold numbers that ``--llmperf-inject`` multiplied.
 
     Raises:
         BaselineError: the file cannot be read, is not JSON, is of another schema or breaks it; names the place.
@@ -52,7 +56,7 @@ def load_baseline(path: Path) -> Baseline:
     text = _read_text(path)
     try:
         if path.suffix == ".jsonl":
-            return read_journal(text)
+            return read_journal(text, injected=injected)
         return Baseline.model_validate(migrate(_parse(text)))
     except ValidationError as error:
         raise BaselineError(f"{path}: {_first_problem(error)}. Restore it from version control") from error

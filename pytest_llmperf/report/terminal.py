@@ -78,6 +78,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         count = len(run.missing)
         yield f"missing: {count} tests of the baseline are not among those collected: {_some(run.missing)}"
     yield from _unsteady(run.entries)
+    yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
     yield from _baseline_lines(run)
@@ -177,6 +178,12 @@ def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(map(_is_unsteady, entry.results))]
     if tests:
         yield f"never became steady while warming up: {_some(tests)}"
+
+
+def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
+    costs = [entry.confirm_seconds for entry in entries if entry.confirm_seconds]
+    if costs:
+        yield f"confirmation: {len(costs)} tests measured again in fresh processes, {sum(costs):.0f} s"
 
 
 def _is_unsteady(result: TestResult) -> bool:

@@ -85,6 +85,13 @@ class Cell:
     value: int | float | str | None
     window: Sequence[Sample] = ()
     reason: str = ""
+    workload: str = ""
+    """The workload's hash: a test may measure several."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Test, workload and metric."""
+        return (self.test, self.workload, self.metric.key)
 
     @property
     def figures(self) -> list[float]:
@@ -133,6 +140,13 @@ class Verdict:
     """The screen suspects a regression: fresh runs can confirm or clear it, whatever the outcome says."""
     runs: int = 0
     sessions: int = 0
+    candidates: Sequence[float] = ()
+    """All of this session's figures that were judged, where fresh runs confirmed or cleared the first one."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether fresh runs must confirm this verdict before it may fail its test."""
+        return self.flagged and self.cell.limit.gates
 
     @property
     def fails(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 from scipy.special import stdtr, stdtrit
 
@@ -103,6 +103,8 @@ def judge_timed(
         return _without_ratio(cell)
     found = screen(cell, prior=prior, candidates=candidates, family_size=family_size)
     outcome, reason = _decide(cell, found, ALPHA_FAMILY / family_size)
+    if outcome is Outcome.REGRESSED and confirmations and not _agree(cell, found, confirmations):
+        outcome, reason = Outcome.INCONCLUSIVE, "the first run was slower, the fresh runs after it were not"
     return Verdict(
         cell=cell,
         outcome=outcome,
@@ -117,7 +119,15 @@ def judge_timed(
         flagged=found.flagged,
         runs=len(cell.window),
         sessions=cell.sessions,
+        candidates=candidates if confirmations else (),
     )
+
+
+def _agree(cell: Cell, found: Screen, confirmations: Sequence[float]) -> bool:
+    """Whether the fresh runs alone lie beyond the margin too: one wild first run must not carry the mean."""
+    sign, baseline = cell.metric.better.sign, found.baseline
+    changes = [sign * math.log(value / baseline) for value in confirmations]
+    return median(changes) > math.log1p(cell.limit.tolerate)
 
 
 def _without_ratio(cell: Cell) -> Verdict:
