@@ -126,9 +126,9 @@ def test_injected_numbers_are_injected_in_fresh_runs_too(recorded):
 
 def test_a_replica_keeps_what_selects_and_drops_what_writes():
     """The original's reports stay the original's."""
-    given = ["tests/perf", "-k", "nf4", "--junitxml=a.xml", "-n", "1", "--llmperf-update", "--cov=src", "--device", "cpu",
-             "--engine=mine", "-x", "--html", "a.html", "-n1"]  # fmt: skip
-    assert without_outputs(given) == ["tests/perf", "-k", "nf4", "--device", "cpu", "--engine=mine", "-x"]
+    given = ["tests/perf", "-k", "nf4", "--junitxml=a.xml", "-n", "1", "--llmperf-update", "--cov=src", "-x",
+             "--device", "cpu", "--engine=mine", "--html", "a.html", "-n1"]  # fmt: skip
+    assert without_outputs(given) == ["tests/perf", "-k", "nf4", "-x", "--device", "cpu", "--engine=mine"]
 
 
 def test_holm_steps_down():
