@@ -1,16 +1,21 @@
-"""Which commit of the user's project a run measured."""
+"""The user's project in git: which commit a run measured, and what a file held at another revision."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
+
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.text import printable
 
 GIT_TIMEOUT_S = 10.0
 
 
 def head_commit(folder: Path) -> str | None:
     """The commit checked out in ``folder``; ``None`` outside a git repository or without git."""
-    return _git(folder, "rev-parse", "HEAD")
+    commit = _git(folder, "rev-parse", "HEAD")
+    return commit and commit.strip()
 
 
 def is_dirty(folder: Path) -> bool | None:
@@ -19,14 +24,51 @@ def is_dirty(folder: Path) -> bool | None:
     Baselines do not count: recording one run would make the next one dirty.
     """
     status = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)*baselines/*.json")
-    return None if status is None else bool(status)
+    return None if status is None else bool(status.strip())
+
+
+def file_at(folder: Path, revision: str, path: Path) -> str:
+    """What a file held at a revision.
+
+    Args:
+        folder: an existing folder of the repository.
+        revision: a commit, branch or tag, as git names them.
+        path: the file, absolute or relative to ``folder``; it need not exist in the working tree.
+
+    Raises:
+        BaselineError: there is no such repository, revision or file.
+    """
+    name = f"{printable(revision)}:{path.name}"
+    if not revision or revision.startswith("-"):  # git would read an option, or the index
+        raise BaselineError(f"{name}: {printable(revision)!r} is no git revision; expected a commit, branch or tag")
+    if _git(folder, "rev-parse", "--git-dir") is None:
+        raise BaselineError(f"{name}: {folder} is not in a git repository, or git cannot read it")
+    if _git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
+        raise BaselineError(
+            f"{name}: git knows no revision {printable(revision)!r}; "
+            "expected a commit, branch or tag. A shallow clone has to fetch it"
+        )
+    inside = Path(os.path.relpath((folder / path).resolve(), folder.resolve())).as_posix()
+    # cat-file and not show: no pager, no filters, and a folder is no file.
+    text = _git(folder, "cat-file", "blob", f"{revision}:./{inside}")
+    if text is None:
+        raise BaselineError(
+            f"{name}: there is no file {inside} at that revision; expected a baseline that was committed"
+        )
+    return text
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=GIT_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout if done.returncode == 0 else None

@@ -54,14 +54,18 @@ def load_baseline(path: Path, *, injected: bool = False) -> Baseline:
         BaselineError: the file cannot be read, is not JSON, is of another schema or breaks it; names the place.
     """
     text = _read_text(path)
-    try:
-        if path.suffix == ".jsonl":
-            return read_journal(text, injected=injected)
-        return Baseline.model_validate(migrate(_parse(text)))
-    except ValidationError as error:
-        raise BaselineError(f"{path}: {_first_problem(error)}. Restore it from version control") from error
-    except ValueError as error:
-        raise BaselineError(f"{path}: {error}. Restore it from version control") from error
+    if path.suffix == ".jsonl":
+        return _checked(str(path), lambda: read_journal(text, injected=injected))
+    return parse_baseline(text, name=str(path))
+
+
+def parse_baseline(text: str, *, name: str) -> Baseline:
+    """A baseline file's text as a validated :class:`Baseline`; ``name`` says in errors where it came from.
+
+    Raises:
+        BaselineError: it is not JSON, is of another schema or breaks it; names the place.
+    """
+    return _checked(name, lambda: Baseline.model_validate(migrate(_parse(text))))
 
 
 def update_baseline(path: Path, change: Callable[[Baseline | None], Baseline]) -> Baseline:
@@ -125,6 +129,15 @@ def _read_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise BaselineError(f"cannot read baseline {path}: {reason}") from error
+
+
+def _checked(name: str, read: Callable[[], Baseline]) -> Baseline:
+    try:
+        return read()
+    except ValidationError as error:
+        raise BaselineError(f"{name}: {_first_problem(error)}. Restore it from version control") from error
+    except ValueError as error:
+        raise BaselineError(f"{name}: {error}. Restore it from version control") from error
 
 
 def _parse(text: str) -> Any:

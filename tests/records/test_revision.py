@@ -1,0 +1,67 @@
+"""What a file held at another revision of the project."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.records.revision import file_at
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.org")
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Two commits of one file, the first of them tagged."""
+    git(tmp_path, "init", "-q")
+    (tmp_path / "sub" / "baselines").mkdir(parents=True)
+    for text, tag in (("old µ\n", "v1"), ("new\n", "v2")):
+        (tmp_path / "sub" / "baselines" / "a.json").write_text(text, encoding="utf-8")
+        git(tmp_path, "add", ".")
+        git(tmp_path, "commit", "-q", "-m", tag)
+        git(tmp_path, "tag", tag)
+    return tmp_path
+
+
+def test_a_file_is_read_as_it_was(repository):
+    """By a path that is absolute or relative to a folder of the repository, whether or not it still exists."""
+    sub = repository / "sub"
+    assert file_at(sub, "v1", Path("baselines/a.json")) == "old µ\n"
+    assert file_at(sub, "HEAD", sub / "baselines" / "a.json") == "new\n"
+    (sub / "baselines" / "a.json").unlink()
+    (sub / "baselines").rmdir()
+    assert file_at(repository, "HEAD~1", sub / "baselines" / "a.json") == "old µ\n"
+    assert file_at(sub / ".." / "sub", "v2", Path("baselines/a.json")) == "new\n"
+
+
+@pytest.mark.parametrize(
+    ("revision", "path", "message"),
+    [
+        ("v9", "baselines/a.json", "git knows no revision 'v9'"),
+        ("--output=x", "baselines/a.json", "is no git revision"),
+        ("", "baselines/a.json", "is no git revision"),
+        ("v\x1b[1m", "baselines/a.json", r"git knows no revision"),
+        ("v1", "baselines/b.json", "there is no file baselines/b.json at that revision"),
+        ("v1", "baselines", "there is no file baselines at that revision"),
+        ("v1", "../../a.json", "there is no file"),
+    ],
+)
+def test_what_is_not_there_is_one_line(repository, revision, path, message):
+    """It names the revision and the file, and steers no terminal."""
+    with pytest.raises(BaselineError, match=message) as caught:
+        file_at(repository / "sub", revision, Path(path))
+    assert str(caught.value).isprintable()
+    assert list(repository.rglob("x")) == []
+
+
+def test_outside_a_repository_is_one_line(tmp_path, monkeypatch):
+    """Nor is it told as an unknown revision."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(BaselineError, match="is not in a git repository"):
+        file_at(tmp_path, "main", Path("a.json"))
