@@ -59,6 +59,12 @@ class Comparison:
             return []
         return blocking(compare_environments(self.baseline.runs[-1].environment, self.environment))
 
+    def all_differences(self) -> list[Difference]:
+        """In what this machine differs from the baseline's latest run, also where that does not keep them apart."""
+        if self.baseline is None or not self.baseline.runs:
+            return []
+        return compare_environments(self.baseline.runs[-1].environment, self.environment)
+
     def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
         metric, window = METRICS[cell.metric], self._window(cell.key[:3])
         judged = Cell(

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.model import Limit, Outcome
 
 if TYPE_CHECKING:
     import pytest
 
 ALL_METRICS = "*"
+
+_ALWAYS_OR_NEVER_FAILING = (Outcome.REGRESSED, Outcome.ERROR, Outcome.UNCHANGED)
 
 _Share = TypeVar("_Share", float, float | None)
 
@@ -106,6 +108,9 @@ class Options:
     journal: Path | None
     only: frozenset[str]
     confirm: int
+    fail_on: frozenset[Outcome]
+    baseline_ref: str | None
+    verdicts: Path | None
     measure_only: bool
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
@@ -146,6 +151,9 @@ class Options:
             journal=_given_path(config, "llmperf_journal"),
             only=frozenset(config.getoption("llmperf_only")),
             confirm=_whole("--llmperf-confirm", value["confirm"], at_least=0),
+            fail_on=_fail_on(value["fail-on"], strict=config.getoption("llmperf_strict")),
+            baseline_ref=value["baseline-ref"] or None,
+            verdicts=_given_path(config, "llmperf_verdicts"),
             measure_only=config.getoption("llmperf_measure_only"),
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
@@ -169,6 +177,8 @@ class Options:
             "--llmperf-inject with --llmperf-measure-only: nothing is compared, so nothing can turn red": (
                 self.measure_only and self.injections and not self.journal
             ),
+            "--llmperf-baseline-ref: a baseline of another revision is read and never written: leave out "
+            "--llmperf-update": self.updates and self.baseline_ref and not self.measure_only,
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
         }
         for message, found in contradictions.items():
@@ -258,6 +268,17 @@ def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:
 def _share_of(metric: Metric, shares: Mapping[str, float], default: _Share) -> float | _Share:
     for_all = shares.get(ALL_METRICS) if metric.kind is Kind.TIMED else None
     return shares.get(metric.key, default if for_all is None else for_all)
+
+
+def _fail_on(text: str, *, strict: bool) -> frozenset[Outcome]:
+    """The outcomes that fail a test beside those that always do."""
+    named = _names("--llmperf-fail-on", text) if text else ()
+    choices = {str(outcome): outcome for outcome in Outcome if outcome not in _ALWAYS_OR_NEVER_FAILING}
+    for name in named:
+        if name not in choices:
+            raise UsageError(f"--llmperf-fail-on {name!r}: expected some of {', '.join(choices)}")
+    undecided = {outcome for outcome in choices.values() if not outcome.decided}
+    return frozenset(choices[name] for name in named) | (undecided if strict else frozenset())
 
 
 def _gate(text: str) -> frozenset[str]:

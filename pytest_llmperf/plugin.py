@@ -134,6 +134,11 @@ class Collector:
         """Tell an xdist worker the arguments of this run, for the fresh processes that it may start."""
         node.workerinput["llmperf_arguments"] = [str(word) for word in node.config.invocation_params.args]
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take in what an xdist worker found out about the baseline."""
+        self._session.outcome.take(getattr(node, "workeroutput", {}).get("llmperf", {}))
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in the entry that a report carries."""
         from pytest_llmperf.outcome import entry_of
@@ -150,12 +155,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
         workplace.release()
     if running := config.stash.get(SESSION, None):
         running.finish(failed=session.testsfailed > 0, interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+        if running.outcome.breach and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if running.options.verdicts and not config.option.collectonly:
+            _write_verdicts(session, running, running.options.verdicts)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     """Print the table and what was decided."""
     session = config.stash.get(SESSION, None)
-    if session and (session.outcome.entries or session.outcome.update):
+    if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
         from pytest_llmperf.report.terminal import write_summary
 
         write_summary(terminalreporter, session.outcome)
@@ -231,7 +240,9 @@ def _start_session(config: pytest.Config) -> None:
     require_models_extra()
     refuse_early(options, environ=os.environ, workers=_workers(config))
     if not hasattr(config, "workerinput"):
-        session = Session(options, config.rootpath, RunOutcome(compared=not options.measure_only))
+        session = Session(
+            options, config.rootpath, RunOutcome(compared=not options.measure_only, fail_on=options.fail_on)
+        )
         config.stash[SESSION] = session
         config.pluginmanager.register(Collector(session), "llmperf-collector")
 
@@ -252,9 +263,36 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
         from pytest_llmperf.confirm import Confirmer
 
         config.pluginmanager.register(Confirmer(config, workplace, session), "llmperf-confirmer")
-    if session and not workplace.options.only and not any("::" in argument for argument in config.args):
-        collected = config.stash[COLLECTED]
-        session.outcome.missing = workplace.comparison.missing(set(collected))
+    found = {
+        "edited": workplace.edited,
+        "missing": _missing(config, workplace),
+        "differences": [str(difference) for difference in workplace.comparison.all_differences()],
+    }
+    if session:
+        session.outcome.take(found)
+    else:
+        config.workeroutput["llmperf"] = found  # type: ignore[attr-defined]  # xdist carries it to the controller
+
+
+def _missing(config: pytest.Config, workplace: Workplace) -> list[str]:
+    """Tests of the baseline that are gone; none can be told of a run that was given single tests."""
+    if workplace.options.only or any("::" in argument for argument in config.args):
+        return []
+    collected: list[str] = config.stash[COLLECTED]
+    return workplace.comparison.missing(set(collected))
+
+
+def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:
+    from pytest_llmperf.fresh import without_outputs
+    from pytest_llmperf.verdict_file import verdict_file, write_verdicts
+
+    arguments = without_outputs([str(word) for word in session.config.invocation_params.args])
+    verdicts = verdict_file(running.outcome, arguments=arguments, exit_code=int(session.exitstatus))
+    try:
+        write_verdicts(path, verdicts)
+    except LlmperfError as error:
+        running.outcome.not_kept = str(error)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
 
 
 def _planned(item: pytest.Item) -> PlannedTest:

@@ -20,9 +20,9 @@ from pytest_llmperf.models.source import check_source
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.options import Options, TestSettings
 from pytest_llmperf.outcome import Entry
-from pytest_llmperf.records.revision import head_commit, is_dirty
+from pytest_llmperf.records.revision import file_at, head_commit, is_dirty, is_file_at
 from pytest_llmperf.records.schema import Baseline, CellRun, Run, TestResult
-from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline
+from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline, parse_baseline
 from pytest_llmperf.verdict.family import holm_family_sizes
 from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Outcome, Verdict
@@ -53,6 +53,8 @@ class Workplace:
 
     def __init__(self, options: Options, tests: Sequence[PlannedTest], *, root: Path) -> None:
         self.options = options
+        self._root = root
+        self.edited = ""
         self._bench = Bench(options.device)
         self._check_specs(tests)
         self._layers = {test.key: test.settings.layer() for test in tests}
@@ -96,6 +98,7 @@ class Workplace:
             results=results,
             verdicts=[] if error or self.options.measure_only else self._judge(test, results),
             injected=[str(injection) for injection in self.options.injections],
+            fail_on=self.options.fail_on,
             error=error,
         )
 
@@ -170,15 +173,30 @@ class Workplace:
         path = baseline_path(self.options.baselines, self.device_key)
         if self.options.updates:
             check_writable(path)
-        if self.options.measure_only or not path.exists():
+        if self.options.measure_only:
             return None
-        baseline = load_baseline(path)
-        if baseline.device_key != self.device_key:
+        reference = self.options.baseline_ref
+        baseline = self._baseline_at(reference, path) if reference else _working_baseline(path)
+        if baseline and baseline.device_key != self.device_key:
             raise BaselineError(
                 f"{path}: device_key: expected {self.device_key!r}, found {baseline.device_key!r}. "
                 "Rename the file, or record this device's own"
             )
         return baseline
+
+    def _baseline_at(self, revision: str, path: Path) -> Baseline | None:
+        """The baseline as it was at a revision; how the working tree's differs is noted for the summary."""
+        known = is_file_at(self._root, revision, path)
+        text = file_at(self._root, revision, path) if known else ""
+        present = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if present != text:
+            what = "differs from" if present and text else "is not in" if present else "lacks what is in"
+            self.edited = f"read from {revision}; the working tree's {path.name} {what} it"
+        return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
+
+
+def _working_baseline(path: Path) -> Baseline | None:
+    return load_baseline(path) if path.exists() else None
 
 
 def _inject(result: TestResult, options: Options) -> TestResult:

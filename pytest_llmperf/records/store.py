@@ -78,7 +78,7 @@ def update_baseline(path: Path, change: Callable[[Baseline | None], Baseline]) -
     """
     with _locked(path):
         changed = trim(change(load_baseline(path) if path.exists() else None))
-        _replace(path, dump_baseline(changed))
+        replace_file(path, dump_baseline(changed))
     return changed
 
 
@@ -175,7 +175,12 @@ def _locked(path: Path) -> Iterator[None]:
         raise BaselineError(f"cannot write baseline {path}: {error.strerror or error}") from error
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one, never half of either.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

@@ -144,6 +144,12 @@ class Verdict:
     """All of this session's figures that were judged, where fresh runs confirmed or cleared the first one."""
 
     @property
+    def counts(self) -> bool:
+        """Whether the cell can fail its test: it gates, and this device can measure it at all."""
+        never_measured = self.outcome is Outcome.NEW and self.cell.value is None
+        return self.cell.limit.gates and not never_measured
+
+    @property
     def suspect(self) -> bool:
         """Whether fresh runs must confirm this verdict before it may fail its test."""
         return self.flagged and self.cell.limit.gates
