@@ -2,8 +2,8 @@
 
 Both processes of a block share the machine's mood of that minute, so their ratio does not hold it. A t test of ln(head)
 - ln(base) over blocks, against the margin, is looked at after fixed numbers of blocks and stops for either answer;
-`spending` keeps the error of all looks together at its level. Guards keep one wild block, a drift or the order within
-blocks from deciding.
+`spending` keeps the error of all looks together at its level, and `guards` keep one wild block, a drift or the order
+within blocks from deciding.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from statistics import fmean, median
+from statistics import fmean
 
+from pytest_llmperf.verdict.guards import doubt
 from pytest_llmperf.verdict.history import oriented
 from pytest_llmperf.verdict.judge import problem
 from pytest_llmperf.verdict.metrics import Kind, Metric
@@ -32,13 +32,6 @@ ALPHA = 0.05
 
 BETA = 0.05
 """How often a slowdown of the limit's ``catch`` may be called unchanged."""
-
-LEAST_AGREEMENT = 0.75
-"""The share of blocks that must have moved the way the mean did."""
-
-LARGEST_AUTOCORRELATION = 0.4
-GUARD_P = 0.05
-"""One-sided p below which a drift, or an effect of the order, is more than the noise of a few blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +118,12 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and two
         return _verdict(cell, blocks, Outcome.INVALID, wrong)
     found = _evidence(cell, blocks)
     if (look := _look(len(blocks), final=final)) is None:
-        return _verdict(found.cell, blocks, Outcome.INCONCLUSIVE, _waiting(len(blocks), final=final))
-    outcome, doubt = _decide(found, levels[look], nominal_levels(BETA, LOOKS, even)[look])
-    if not outcome.decided:
-        doubt = _with_outlook(doubt, len(blocks), final=final)
+        return _verdict(found.cell, blocks, Outcome.INCONCLUSIVE, _outlook(len(blocks), final=final))
+    outcome, obstacle = _decide(found, levels[look], nominal_levels(BETA, LOOKS, even)[look])
+    reason = "" if outcome.decided else f"{obstacle} ({_outlook(len(blocks), final=final)})"
     sign = metric.better.sign
     return replace(
-        _verdict(found.cell, blocks, outcome, doubt),
+        _verdict(found.cell, blocks, outcome, reason),
         baseline=found.baseline,
         ratio=bounded_exp(sign * found.d),
         interval=ratio_interval(sign * found.d, found.se, found.df),
@@ -205,23 +197,16 @@ def _look(blocks: int, *, final: bool) -> int | None:
     return passed if decides and passed >= 0 else None
 
 
-def _waiting(blocks: int, *, final: bool) -> str:
-    return _budget(blocks) if final else _outlook(blocks)
+def _outlook(blocks: int, *, final: bool) -> str:
+    if final:
+        return f"budget ran out after {_count(blocks)}"
+    if (look := next_look(blocks)) is None:
+        return f"after {_count(blocks)}, the last look"
+    return f"{_count(look - blocks, ' more')} until the next look"
 
 
-def _budget(blocks: int) -> str:
-    return f"budget ran out after {blocks} block{'s' * (blocks != 1)}"
-
-
-def _outlook(blocks: int) -> str:
-    left = (next_look(blocks) or blocks) - blocks
-    return f"{left} more block{'s' * (left != 1)} until the next look"
-
-
-def _with_outlook(doubt: str, blocks: int, *, final: bool) -> str:
-    if next_look(blocks) is None:
-        return f"{doubt} (after {blocks} blocks, the last look)"
-    return f"{doubt} ({_waiting(blocks, final=final)})"
+def _count(blocks: int, more: str = "") -> str:
+    return f"{blocks}{more} block{'s' * (blocks != 1)}"
 
 
 def _decide(found: _Evidence, alpha: float, beta: float) -> tuple[Outcome, str]:
@@ -230,57 +215,9 @@ def _decide(found: _Evidence, alpha: float, beta: float) -> tuple[Outcome, str]:
     beyond_floor = abs(now - found.baseline) > found.cell.limit.floor
     for evidence, outcome in ((found, Outcome.REGRESSED), (found.mirrored, Outcome.IMPROVED)):
         if evidence.p_worse <= alpha and beyond_floor:
-            doubt = _doubt(evidence)
-            return (Outcome.INCONCLUSIVE, doubt) if doubt else (outcome, "")
+            why = doubt(evidence.differences, evidence.base_first, evidence.margin)
+            return (Outcome.INCONCLUSIVE, why) if why else (outcome, "")
     if found.p_caught <= beta:
         return Outcome.UNCHANGED, ""
     catch = percent(found.cell.limit.catch)
     return Outcome.INCONCLUSIVE, f"a change for the worse of {catch} is neither shown nor ruled out"
-
-
-def _doubt(found: _Evidence) -> str:
-    """Why a change for the worse that is significant is still not believed; empty if it is."""
-    differences = found.differences
-    if median(differences) <= found.margin / 2:
-        return "a few blocks make the mean: the median block is within half the margin"
-    if fmean([difference > 0 for difference in differences]) < LEAST_AGREEMENT:
-        return f"fewer than {LEAST_AGREEMENT:.0%} of the blocks agree"
-    if _drifts(differences):
-        return "drift: neighbouring blocks are alike"
-    return _order_effect(found)
-
-
-def _drifts(differences: Sequence[float]) -> bool:
-    """Whether the lag-1 autocorrelation is large, and larger than that of n independent blocks can be.
-
-    Of those it is about normal around -1/n with variance 1/n (Bartlett 1946), so that it passes 0.4 by chance alone
-    until there are some twelve blocks. Only a positive one makes the standard error too small.
-    """
-    n, mean = len(differences), fmean(differences)
-    deviations = [difference - mean for difference in differences]
-    squares = math.fsum(x * x for x in deviations)
-    if squares <= n * SD_FLOOR**2:
-        return False
-    lag1 = math.fsum(x * y for x, y in pairwise(deviations)) / squares
-    return lag1 >= LARGEST_AUTOCORRELATION and upper_tail((lag1 + 1 / n) * math.sqrt(n), math.inf) < GUARD_P
-
-
-def _order_effect(found: _Evidence) -> str:
-    """Whether blocks differ by which side went first, by more than the margin and than their noise explains.
-
-    With four blocks that spread by 3 % the two orders differ by more than a margin of 2 % half of the time, so a t test
-    of the two orders' means must agree.
-    """
-    orders = [
-        [d for d, first in zip(found.differences, found.base_first, strict=True) if first is side]
-        for side in (True, False)
-    ]
-    if not all(orders):
-        return "every block ran in the same order: what running second costs is not known"
-    means = [fmean(order) for order in orders]
-    gap, df = abs(means[0] - means[1]), len(found.differences) - 2
-    squares = math.fsum((d - mean) ** 2 for order, mean in zip(orders, means, strict=True) for d in order)
-    se = max(math.sqrt(squares / df), SD_FLOOR) * math.sqrt(sum(1 / len(order) for order in orders))
-    if gap > found.margin and 2 * upper_tail(gap / se, df) < GUARD_P:
-        return f"order effect: blocks differ by {percent(gap)} with which side ran first"
-    return ""
