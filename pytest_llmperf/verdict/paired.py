@@ -85,8 +85,15 @@ def next_look(blocks: int) -> int | None:
     return next((look for look in LOOKS if look > blocks), None)
 
 
-def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and two settings
-    *, test: str, metric: Metric, limit: Limit, blocks: Sequence[Block], alpha: float = ALPHA, final: bool = False
+def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and three settings
+    *,
+    test: str,
+    metric: Metric,
+    limit: Limit,
+    blocks: Sequence[Block],
+    alpha: float = ALPHA,
+    final: bool = False,
+    noise: float = 0.0,
 ) -> Verdict:
     """The verdict on one timed cell from blocks in the order in which they ran.
 
@@ -102,6 +109,9 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and two
         blocks: at least one.
         alpha: how often this cell may err by all looks together: the family's level / cells that are judged.
         final: whether no block will follow.
+        noise: the standard deviation of ln(value) of one run that is known from before (`prior.known_noise`). Blocks
+            are not believed to spread by less than two such runs: four of them agree by chance often enough where
+            processes fall into a fast and a slow mode.
 
     Returns:
         A verdict with the geometric means of head and base, their ratio and its interval (at 95 %, of the blocks so
@@ -116,7 +126,7 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and two
     cell = Cell(test=test, metric=metric, limit=limit, value=None, window=_window(blocks))
     if wrong := _first_problem(blocks):
         return _verdict(cell, blocks, Outcome.INVALID, wrong)
-    found = _evidence(cell, blocks)
+    found = _evidence(cell, blocks, noise)
     if (look := _look(len(blocks), final=final)) is None:
         return _verdict(found.cell, blocks, Outcome.INCONCLUSIVE, _outlook(len(blocks), final=final))
     outcome, obstacle = _decide(found, levels[look], nominal_levels(BETA, LOOKS, even)[look])
@@ -132,7 +142,9 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and two
     )
 
 
-def null_trips(blocks: Sequence[Block], metric: Metric, limit: Limit, alpha: float = ALPHA) -> bool:
+def null_trips(
+    blocks: Sequence[Block], metric: Metric, limit: Limit, alpha: float = ALPHA, *, noise: float = 0.0
+) -> bool:
     """Whether base beside base would come out regressed or improved, or could not be judged at all.
 
     The rule is that of `judge_paired` with no block to follow: fewer blocks than its first look never trip. Where it
@@ -141,7 +153,9 @@ def null_trips(blocks: Sequence[Block], metric: Metric, limit: Limit, alpha: flo
     Raises:
         ValueError: there is no block, or ``alpha`` is not between 0 and 0.5.
     """
-    verdict = judge_paired(test="null control", metric=metric, limit=limit, blocks=blocks, alpha=alpha, final=True)
+    verdict = judge_paired(
+        test="null control", metric=metric, limit=limit, blocks=blocks, alpha=alpha, final=True, noise=noise
+    )
     return verdict.outcome in {Outcome.REGRESSED, Outcome.IMPROVED, Outcome.INVALID}
 
 
@@ -171,7 +185,7 @@ def _verdict(cell: Cell, blocks: Sequence[Block], outcome: Outcome, reason: str)
     return Verdict(cell=cell, outcome=outcome, kind=Kind.TIMED, reason=reason, runs=count, sessions=1, blocks=count)
 
 
-def _evidence(cell: Cell, blocks: Sequence[Block]) -> _Evidence:
+def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
     """The evidence of the blocks, no spread believed to be below the floor; the cell's value is the mean of head."""
     differences = [oriented(cell.metric, block.head) - oriented(cell.metric, block.base) for block in blocks]
     d, df = fmean(differences), len(blocks) - 1
@@ -182,7 +196,7 @@ def _evidence(cell: Cell, blocks: Sequence[Block]) -> _Evidence:
         differences=differences,
         base_first=[block.base_first for block in blocks],
         d=d,
-        se=max(math.sqrt(variance), SD_FLOOR) / math.sqrt(len(blocks)),
+        se=max(math.sqrt(variance), math.sqrt(2) * noise, SD_FLOOR) / math.sqrt(len(blocks)),
     )
 
 
