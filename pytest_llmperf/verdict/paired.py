@@ -49,6 +49,7 @@ class _Evidence:
 
     cell: Cell
     baseline: float
+    now: float
     differences: Sequence[float]
     base_first: Sequence[bool]
     d: float
@@ -190,9 +191,11 @@ def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
     differences = [oriented(cell.metric, block.head) - oriented(cell.metric, block.base) for block in blocks]
     d, df = fmean(differences), len(blocks) - 1
     variance = math.fsum((difference - d) ** 2 for difference in differences) / max(df, 1)
+    now = _geometric_mean([block.head for block in blocks])
     return _Evidence(
-        cell=replace(cell, value=_geometric_mean([block.head for block in blocks])),
+        cell=replace(cell, value=now),
         baseline=_geometric_mean([block.base for block in blocks]),
+        now=now,
         differences=differences,
         base_first=[block.base_first for block in blocks],
         d=d,
@@ -201,7 +204,7 @@ def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
 
 
 def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(fmean([math.log(value) for value in values]))
+    return bounded_exp(fmean([math.log(value) for value in values]))
 
 
 def _look(blocks: int, *, final: bool) -> int | None:
@@ -225,8 +228,7 @@ def _count(blocks: int, more: str = "") -> str:
 
 def _decide(found: _Evidence, alpha: float, beta: float) -> tuple[Outcome, str]:
     """What one look decides, and if nothing, why: a change that a guard doubts is not unchanged either."""
-    now = float(found.cell.value or 0.0)
-    beyond_floor = abs(now - found.baseline) > found.cell.limit.floor
+    beyond_floor = abs(found.now - found.baseline) > found.cell.limit.floor
     for evidence, outcome in ((found, Outcome.REGRESSED), (found.mirrored, Outcome.IMPROVED)):
         if evidence.p_worse <= alpha and beyond_floor:
             why = doubt(evidence.differences, evidence.base_first, evidence.margin)

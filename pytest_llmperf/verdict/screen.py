@@ -95,7 +95,7 @@ def judge_timed(
         TypeError: a value is not a number.
     """
     candidates = [number(cell.value), *confirmations]
-    if min(*candidates, *cell.figures) <= 0:
+    if min([*candidates, *cell.figures]) <= 0:
         return _without_ratio(cell)
     found = screen(cell, prior=prior, candidates=candidates, family_size=family_size)
     outcome, reason = _decide(cell, found, ALPHA_FAMILY / family_size)
