@@ -183,7 +183,7 @@ def _cell_verdict(verdict: Verdict, *, fails: bool) -> CellVerdict:
         p_value=verdict.p_value,
         runs=verdict.runs,
         sessions=verdict.sessions,
-        blocks=0,
+        blocks=verdict.blocks,
         candidates=list(verdict.candidates),
         sentence=sentence(verdict),
     )

@@ -8,8 +8,8 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from perf_project import FAKE_CLOCK, QUICK
 
-from conftest import FAKE_CLOCK, QUICK
 from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.verdict.family import holm_family_sizes
 

@@ -7,8 +7,8 @@ import re
 import subprocess
 
 import pytest
+from perf_project import DECODE_TEST, FAKE_CLOCK
 
-from conftest import DECODE_TEST, FAKE_CLOCK
 from pytest_llmperf.verdict_file import read_verdicts
 
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)

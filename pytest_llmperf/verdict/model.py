@@ -47,6 +47,11 @@ def evidence(runs: int, sessions: int) -> str:
     return f"{runs} run{'s' * (runs != 1)} in {sessions} session{'s' * (sessions != 1)}"
 
 
+def percent(share: float) -> str:
+    """A share as a percentage of two digits: ``25 %``, ``3.4 %``."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One run's figure for one cell of the baseline."""
@@ -140,6 +145,8 @@ class Verdict:
     """The screen suspects a regression: fresh runs can confirm or clear it, whatever the outcome says."""
     runs: int = 0
     sessions: int = 0
+    blocks: int = 0
+    """Pairs of fresh processes, one of base and one of head, where that is what was compared."""
     candidates: Sequence[float] = ()
     """All of this session's figures that were judged, where fresh runs confirmed or cleared the first one."""
 
