@@ -7,26 +7,45 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pytest_llmperf.errors import LlmperfError, UsageError
 
 USAGE_ERROR = 4
 """The exit code of a wrong option or an unusable file, as pytest has it."""
 
+INTERRUPTED = 2
+FEWEST_BLOCKS = 4
+
 DEFAULT_BASELINES = Path("baselines")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, what pytest returned, or 4 for what the user has to mend."""
-    options, rest = _parser().parse_known_args(arguments)
+    own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
+    options, more = _parser().parse_known_args(own)
     try:
-        if rest and options.command != "record":
-            raise UsageError(f"llmperf {options.command}: unexpected {rest[0]!r}; see llmperf {options.command} --help")
+        if options.command == "record":
+            rest = [*more, *rest]
+        elif more or (rest and options.command != "ab"):
+            unexpected = next(iter([*more, *rest]))
+            raise UsageError(
+                f"llmperf {options.command}: unexpected {unexpected!r}; see llmperf {options.command} --help"
+            )
         code: int = options.run(options, rest)
     except LlmperfError as error:
         print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command talks
         return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("llmperf: interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201  # same
+        return INTERRUPTED
     return code
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Our own arguments, and pytest's after ``--``."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("--runs", type=int, default=5, metavar="N", help="fresh processes (default: 5)")
     record.set_defaults(run=_record)
 
+    _add_ab(commands)
+
     doctor = commands.add_parser("doctor", help="print what this machine can measure, and why not the rest")
     doctor.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
     doctor.set_defaults(run=_doctor)
@@ -64,6 +85,44 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON Schema of baseline files")
     schema.set_defaults(run=_schema)
     return parser
+
+
+def _add_ab(commands: Any) -> None:
+    ab = commands.add_parser(
+        "ab",
+        help="compare two git revisions on this machine, interleaved, until every test is decided",
+        usage="llmperf ab BASE [HEAD] [options] [-- pytest arguments]",
+    )
+    ab.add_argument("base", metavar="BASE", help="revision to compare with")
+    ab.add_argument("head", nargs="?", metavar="HEAD", help="revision to judge (default: the working tree as it is)")
+    ab.add_argument("--budget", metavar="TIME", help="stop measuring after this long: 20m, 90s, 1.5h")
+    ab.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks to measure (default: 24)")
+    ab.add_argument("--prepare", metavar="CMD", help="build each checkout with this command instead of installing it")
+    ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
+    ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
+    ab.add_argument("--restart", action="store_true", help="forget the blocks of an interrupted comparison")
+    ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
+    ab.set_defaults(run=_ab)
+
+
+def _ab(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.command import Comparison, budget_seconds, compare
+    from pytest_llmperf.ab.side import Recipe
+
+    if options.blocks < FEWEST_BLOCKS:
+        raise UsageError(f"--blocks {options.blocks}: expected at least {FEWEST_BLOCKS}, the first look")
+    wanted = Comparison(
+        base=options.base,
+        head=options.head,
+        arguments=rest,
+        base_recipe=Recipe(python=options.python_base, command=options.prepare),
+        head_recipe=Recipe(python=options.python_head, command=options.prepare),
+        budget_s=budget_seconds(options.budget) if options.budget else None,
+        most_blocks=options.blocks,
+        restart=options.restart,
+        verdicts=options.verdicts,
+    )
+    return compare(wanted, here=Path.cwd(), say=_print)
 
 
 def _show(options: argparse.Namespace, _rest: list[str]) -> int:
@@ -93,7 +152,7 @@ def _record(options: argparse.Namespace, rest: list[str]) -> int:
 
     if options.runs < 1:
         raise UsageError(f"--runs {options.runs}: expected a whole number of at least 1")
-    arguments = ["--llmperf-measure-only", "--llmperf-update", *(word for word in rest if word != "--")]
+    arguments = ["--llmperf-measure-only", "--llmperf-update", *rest]
     for number in range(1, options.runs + 1):
         _print(f"llmperf record: run {number} of {options.runs}")
         code = run_perf_tests(arguments).exit_code

@@ -18,7 +18,7 @@ from _pytest.runner import runtestprotocol  # what pytest's own protocol and eve
 from pytest_llmperf.compare import CellKey
 from pytest_llmperf.fresh import Ended, run_perf_tests, without_outputs
 from pytest_llmperf.outcome import Entry, conclude, entry_of
-from pytest_llmperf.records.journal import journal_errors
+from pytest_llmperf.records.journal import journal_notes
 from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.records.store import load_baseline
 from pytest_llmperf.scratch import scratch_folder
@@ -52,7 +52,8 @@ class Replica:
         numbers = {
             (cell.test, cell.workload, cell.metric): cell.value for cell in cells if isinstance(cell.value, int | float)
         }
-        return cls(numbers, journal_errors(journal), ended)
+        errors = {test: note.error for test, note in journal_notes(journal).items() if note.error}
+        return cls(numbers, errors, ended)
 
     def measured(self, result: TestResult) -> bool:
         """Whether it measured that test's workload."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import printable
-from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence
 
 
@@ -32,6 +32,8 @@ class Entry(BaseModel):
     """Outcomes that fail the test beside a regression."""
     error: str = ""
     """Why the test has no verdict: the first line of what it raised."""
+    limits: dict[str, Limit] = {}
+    """By metric key, where somebody else is to judge the test's cells."""
     confirm_seconds: float = 0.0
     """This test's share of the time that fresh runs took to confirm what looked slower."""
 

@@ -287,7 +287,7 @@ def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> No
     from pytest_llmperf.verdict_file import verdict_file, write_verdicts
 
     arguments = without_outputs([str(word) for word in session.config.invocation_params.args])
-    verdicts = verdict_file(running.outcome, arguments=arguments, exit_code=int(session.exitstatus))
+    verdicts = verdict_file(running.outcome, command=["pytest", *arguments], exit_code=int(session.exitstatus))
     try:
         write_verdicts(path, verdicts)
     except LlmperfError as error:

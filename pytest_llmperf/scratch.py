@@ -1,8 +1,11 @@
-"""The folder ``.llmperf`` of a project: what runs leave behind, which git ignores."""
+"""Where things are kept that are no baseline: beside the project, where git ignores them, and in the user's cache."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+CACHE_VARIABLE = "LLMPERF_CACHE"
 
 
 def scratch_folder(root: Path, *names: str) -> Path:
@@ -16,3 +19,10 @@ def scratch_folder(root: Path, *names: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (top / ".gitignore").write_text("*\n", encoding="utf-8")
     return folder
+
+
+def user_folder(*names: str) -> Path:
+    """A folder under ``LLMPERF_CACHE``, else under the user's cache folder; it need not exist."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("pytest-llmperf")).expanduser().joinpath(*names)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.options import Options
 from pytest_llmperf.outcome import Entry, RunOutcome, Update
-from pytest_llmperf.records.journal import Journal, baseline_of
+from pytest_llmperf.records.journal import Journal, Note, baseline_of
 from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
@@ -57,8 +57,8 @@ class Session:
             self.journal = self.journal or self._journal(entry)
             for result in entry.results:
                 self.journal.append(result)
-            if entry.error:
-                self.journal.append_error(entry.test, entry.error)
+            if entry.error or entry.limits:
+                self.journal.append_note(Note(test=entry.test, error=entry.error, limits=entry.limits))
 
     def finish(self, *, failed: bool, interrupted: bool) -> None:
         """Update the baseline if that was asked for and is allowed."""

@@ -91,12 +91,12 @@ class VerdictFile(_Written):
     tests: list[TestVerdicts]
 
 
-def verdict_file(run: RunOutcome, *, arguments: Sequence[str], exit_code: int) -> VerdictFile:
+def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int) -> VerdictFile:
     """All that a run decided.
 
     Args:
         run: what became of it.
-        arguments: of pytest, that select and configure the tests again.
+        command: that made it; with a test's key added, it makes that test's verdicts again.
         exit_code: of the run.
     """
     first = run.entries[0] if run.entries else None
@@ -114,7 +114,7 @@ def verdict_file(run: RunOutcome, *, arguments: Sequence[str], exit_code: int) -
         total=sum(outcomes.values()),
         missing=run.missing,
         differences=run.differences,
-        tests=[_test_verdicts(entry, arguments) for entry in run.entries],
+        tests=[_test_verdicts(entry, command) for entry in run.entries],
     )
 
 
@@ -152,14 +152,14 @@ def read_verdicts(path: Path) -> VerdictFile:
         raise BaselineError(f"{path}: {place}: {problem['msg']}; expected a file of --llmperf-verdicts") from error
 
 
-def _test_verdicts(entry: Entry, arguments: Sequence[str]) -> TestVerdicts:
+def _test_verdicts(entry: Entry, command: Sequence[str]) -> TestVerdicts:
     return TestVerdicts(
         test=entry.test,
         error=entry.error,
         failed=bool(entry.error or entry.failing),
         workloads={result.workload.hash: result.workload for result in entry.results},
         cells=[_cell_verdict(verdict, fails=verdict in entry.failing) for verdict in entry.verdicts],
-        reproduce=shlex.join(["pytest", *arguments, f"--llmperf-only={entry.test}"]),
+        reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
     )
 
 

@@ -24,8 +24,9 @@ from pytest_llmperf.records.revision import file_at, head_commit, is_dirty, is_f
 from pytest_llmperf.records.schema import Baseline, CellRun, Run, TestResult
 from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline, parse_baseline
 from pytest_llmperf.verdict.family import holm_family_sizes
+from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.metrics import METRICS, Kind
-from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
 
@@ -99,6 +100,7 @@ class Workplace:
             verdicts=[] if error or self.options.measure_only else self._judge(test, results),
             injected=[str(injection) for injection in self.options.injections],
             fail_on=self.options.fail_on,
+            limits=self._limits(test) if self.options.journal else {},
             error=error,
         )
 
@@ -145,6 +147,10 @@ class Workplace:
     ) -> list[Verdict]:
         limit = self.options.limits(test, self._layers[test])
         return [verdict for result in results for verdict in self.comparison.verdicts(result, limit, confirmed)]
+
+    def _limits(self, test: str) -> dict[str, Limit]:
+        limit = self.options.limits(test, self._layers[test])
+        return {metric.key: limit(metric) for metric in METRICS.values() if is_judged(metric)}
 
     def _judge_again(self, entry: Entry, confirmed: Callable[[CellKey], Confirmed]) -> Entry:
         if entry.error:

@@ -6,7 +6,6 @@ speed and memory mean the same as on trained weights of that shape.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,8 +15,8 @@ from types import MappingProxyType
 from typing import Any
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.scratch import user_folder
 
-CACHE_VARIABLE = "LLMPERF_CACHE"
 PREFIX = "synthetic:"
 
 # A change of the weights, of the tokenizer or of a shape is a new recipe: it makes a new folder and a new revision.
@@ -115,10 +114,8 @@ def revision(name: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where synthetic models are kept: ``LLMPERF_CACHE``, else the user's cache folder."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("pytest-llmperf")).expanduser() / "models"
+    """Where synthetic models are kept."""
+    return user_folder("models")
 
 
 def prepare(name: str) -> Path:

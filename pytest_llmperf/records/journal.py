@@ -6,11 +6,22 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
+from pytest_llmperf.verdict.model import Limit
 
-_ERROR = '{"error": '
+_NOTE = '{"test":'
+
+
+class Note(BaseModel):
+    """What is to be known of a test beside its result: why it measured nothing more, and its limits by metric key."""
+
+    model_config = ConfigDict(frozen=True)
+
+    test: str
+    error: str = ""
+    limits: dict[str, Limit] = {}
 
 
 class Journal:
@@ -25,9 +36,9 @@ class Journal:
         """Write what one test measured; it is on its way to the disk when this returns."""
         self._write(result.model_dump_json(exclude_defaults=True))
 
-    def append_error(self, test: str, message: str) -> None:
-        """Write why a test measured nothing more."""
-        self._write(json.dumps({"error": message, "test": test}))
+    def append_note(self, note: Note) -> None:
+        """Write what else is to be known of a test."""
+        self._write(note.model_dump_json(exclude_defaults=True))
 
     def _write(self, line: str) -> None:
         if not self.path.exists():
@@ -61,11 +72,11 @@ def read_journal(text: str, *, injected: bool = False) -> Baseline:
     return baseline_of(device_key, run, _results(lines[1:]))
 
 
-def journal_errors(path: Path) -> dict[str, str]:
-    """Why tests of a run measured nothing more, by test."""
+def journal_notes(path: Path) -> dict[str, Note]:
+    """What a journal says beside its results, by test. A last line cut short by a crash is left out."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    errors = [json.loads(line) for line in lines if line.startswith(_ERROR) and line.endswith("}")]
-    return {error["test"]: error["error"] for error in errors}
+    notes = [Note.model_validate_json(line) for line in lines if line.startswith(_NOTE) and line.endswith("}")]
+    return {note.test: note for note in notes}
 
 
 def baseline_of(device_key: str, run: Run, results: list[TestResult]) -> Baseline:
@@ -82,7 +93,7 @@ def baseline_of(device_key: str, run: Run, results: list[TestResult]) -> Baselin
 def _results(lines: list[str]) -> list[TestResult]:
     results = []
     for number, line in enumerate(lines, start=2):
-        if line.startswith(_ERROR):
+        if line.startswith(_NOTE):
             continue
         try:
             results.append(TestResult.model_validate_json(line))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pytest_llmperf.compare import Comparison
 from pytest_llmperf.records.schema import Baseline, Workload
-from pytest_llmperf.report.tables import plain_table, render
+from pytest_llmperf.report.tables import PIPE_COLUMNS, plain_table, render
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.exact import limit_value, varies
 from pytest_llmperf.verdict.metrics import Kind
@@ -23,9 +23,6 @@ from pytest_llmperf.verdict.sentence import format_value
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.doctor import Finding
-
-PIPE_COLUMNS = 160
-"""Width where output is not a terminal: wide enough that nothing is cut."""
 
 
 def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iterator[str]:

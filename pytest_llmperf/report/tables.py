@@ -7,6 +7,9 @@ import io
 from rich.console import Console
 from rich.table import Table
 
+PIPE_COLUMNS = 160
+"""Width where output is not a terminal: wide enough that nothing is cut."""
+
 
 def plain_table(title: str = "") -> Table:
     """A table without lines, as pytest's own reports have none."""

@@ -68,7 +68,7 @@ def results_table(entries: list[Entry], *, wide: bool) -> Table:
 
 def summary_lines(run: RunOutcome) -> Iterator[str]:
     """What wants attention, what became of the baseline, and last what was decided."""
-    yield from _attention(run.verdicts)
+    yield from attention_lines(run.verdicts)
     for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
@@ -76,7 +76,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
             yield f"invalid: {entry.test}: it ran and measured nothing"
     if run.missing:
         count = len(run.missing)
-        yield f"missing: {count} tests of the baseline are not among those collected: {_some(run.missing)}"
+        yield f"missing: {count} tests of the baseline are not among those collected: {some(run.missing)}"
     yield from _unsteady(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
@@ -142,10 +142,15 @@ def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
         return Text(f"{_words(worst)}: {names}", style=COLORS[Outcome.REGRESSED])
     if primary is None:
         return Text("measured")
-    return Text(_words(primary.outcome), style=COLORS.get(primary.outcome, OTHER_COLOR))
+    return outcome_text(primary.outcome)
 
 
-def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
+def outcome_text(outcome: Outcome) -> Text:
+    """An outcome in its colour."""
+    return Text(_words(outcome), style=COLORS.get(outcome, OTHER_COLOR))
+
+
+def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
     """One line for each change that gates, each test's other changes, and each reason that left cells undecided."""
     groups: defaultdict[tuple[Outcome, str], list[Verdict]] = defaultdict(list)
     explaining: defaultdict[tuple[str, Outcome], list[Verdict]] = defaultdict(list)
@@ -175,7 +180,7 @@ def _group(verdict: Verdict) -> str:
 def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(map(_is_unsteady, entry.results))]
     if tests:
-        yield f"never became steady while warming up: {_some(tests)}"
+        yield f"never became steady while warming up: {some(tests)}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
@@ -209,6 +214,7 @@ def _words(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
 
 
-def _some(names: list[str], *, most: int = 3) -> str:
+def some(names: list[str], *, most: int = 3) -> str:
+    """The first few of many names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -128,19 +128,23 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
     if wrong := _first_problem(blocks):
         return _verdict(cell, blocks, Outcome.INVALID, wrong)
     found = _evidence(cell, blocks, noise)
-    if (look := _look(len(blocks), final=final)) is None:
-        return _verdict(found.cell, blocks, Outcome.INCONCLUSIVE, _outlook(len(blocks), final=final))
-    outcome, obstacle = _decide(found, levels[look], nominal_levels(BETA, LOOKS, even)[look])
-    reason = "" if outcome.decided else f"{obstacle} ({_outlook(len(blocks), final=final)})"
+    outcome, reason = Outcome.INCONCLUSIVE, _outlook(len(blocks), final=final)
+    if (look := _look(len(blocks), final=final)) is not None:
+        outcome, obstacle = _decide(found, levels[look], nominal_levels(BETA, LOOKS, even)[look])
+        reason = "" if outcome.decided else f"{obstacle} ({reason})"
     sign = metric.better.sign
     return replace(
         _verdict(found.cell, blocks, outcome, reason),
         baseline=found.baseline,
         ratio=bounded_exp(sign * found.d),
-        interval=ratio_interval(sign * found.d, found.se, found.df),
+        interval=ratio_interval(sign * found.d, found.se, found.df) if found.df else None,
         limit_ratio=limit_ratio(cell, found.baseline),
-        p_value=found.mirrored.p_worse if outcome is Outcome.IMPROVED else found.p_worse,
+        p_value=_p_value(found, outcome) if found.df else None,
     )
+
+
+def _p_value(found: _Evidence, outcome: Outcome) -> float:
+    return found.mirrored.p_worse if outcome is Outcome.IMPROVED else found.p_worse
 
 
 def null_trips(

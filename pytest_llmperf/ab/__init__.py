@@ -1,0 +1,1 @@
+"""Two revisions, interleaved on one machine until the answer is clear: ``llmperf ab``."""

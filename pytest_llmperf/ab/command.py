@@ -1,0 +1,159 @@
+"""``llmperf ab BASE [HEAD]``: prepare both sides, measure blocks until every test is decided, and say so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from pytest_llmperf.ab.checkout import commit_of, differing_files, repository_root, working_tree_commit
+from pytest_llmperf.ab.decide import Standing
+from pytest_llmperf.ab.series import MeasuredBlock, Series, environment_of
+from pytest_llmperf.ab.side import Recipe, prepare_side
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.fresh import without_outputs
+from pytest_llmperf.outcome import Entry, RunOutcome
+from pytest_llmperf.records.environment import compare_environments
+from pytest_llmperf.report.ab import progress_lines, result_lines
+from pytest_llmperf.scratch import user_folder
+from pytest_llmperf.verdict.paired import LOOKS, next_look
+from pytest_llmperf.verdict_file import verdict_file, write_verdicts
+
+WORKING_TREE = "the working tree"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is asked for: two revisions, how to prepare them, what to run, and how long."""
+
+    base: str
+    head: str | None
+    arguments: Sequence[str]
+    base_recipe: Recipe
+    head_recipe: Recipe
+    budget_s: float | None = None
+    most_blocks: int = LOOKS[-1]
+    restart: bool = False
+    verdicts: Path | None = None
+
+
+def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> int:
+    """Compare two revisions and return the exit code: 1 if a cell that gates regressed or head cannot measure it.
+
+    Args:
+        wanted: what to compare.
+        here: the user's working directory.
+        say: prints a line.
+
+    Raises:
+        LlmperfError: a revision does not exist or does not build, or a process left nothing to compare.
+    """
+    start = time.monotonic()
+    series = _prepare(wanted, here.resolve(), say)
+    if series.blocks:
+        say(
+            f"llmperf ab: goes on after {len(series.blocks)} blocks of an interrupted comparison; --restart forgets them"
+        )
+    standing = _measure(series, wanted, start, say)
+    return _conclude(series, standing, wanted, say)
+
+
+def budget_seconds(text: str) -> float:
+    """Seconds from ``20m``, ``90s``, ``1.5h`` or a plain number of seconds.
+
+    Raises:
+        UsageError: it has another form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"--budget {text!r}: expected a time such as 20m, 90s or 1.5h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Series:
+    root = repository_root(here)
+    base = commit_of(root, wanted.base)
+    head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
+    arguments = without_outputs(wanted.arguments)
+    recipes = _recipes(wanted, differing_files(root, base, head))
+    what = json.dumps([str(here), base, head, arguments, [asdict(recipe) for recipe in recipes]])
+    folder = user_folder("ab", f"{base[:8]}-{head[:8]}-{hashlib.sha256(what.encode()).hexdigest()[:8]}")
+    if wanted.restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    say(f"llmperf ab: base {wanted.base} ({base[:12]}), head {wanted.head or WORKING_TREE} ({head[:12]}), in {folder}")
+    sides = []
+    for name, commit, recipe in zip(("base", "head"), (base, head), recipes, strict=True):
+        say(f"llmperf ab: preparing {name}")
+        sides.append(prepare_side(name, commit, recipe, root=root, here=here, place=folder / name))
+    seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:4])
+    return Series(folder / "blocks", *sides, arguments=arguments, seed=seed)
+
+
+def _recipes(wanted: Comparison, differing: set[str]) -> list[Recipe]:
+    """Dependencies are installed anew where the revisions may disagree on them, else shared."""
+    names = {Path(name).name for name in differing}
+    own = bool(names & {"pyproject.toml", "setup.py", "setup.cfg"}) or any("requirements" in name for name in names)
+    return [replace(recipe, with_dependencies=own) for recipe in (wanted.base_recipe, wanted.head_recipe)]
+
+
+def _measure(series: Series, wanted: Comparison, start: float, say: Callable[[str], None]) -> Standing:
+    """Blocks until every test is decided, the budget is spent or the last look has been taken."""
+    standing = Standing(series.blocks) if series.blocks else None
+    while standing is None or (standing.undecided and not _is_over(series.blocks, wanted, start)):
+        series.measure(standing.undecided if standing else ())
+        standing = Standing(series.blocks)
+        if not standing.tests:
+            raise UsageError("no perf test was selected on head: nothing to compare")
+        for line in progress_lines(standing, series.blocks, most=wanted.most_blocks, left_s=_left(wanted, start)):
+            say(line)
+    return Standing(series.blocks, final=True)
+
+
+def _is_over(blocks: Sequence[MeasuredBlock], wanted: Comparison, start: float) -> bool:
+    if len(blocks) >= min(wanted.most_blocks, LOOKS[-1]) or next_look(len(blocks)) is None:
+        return True
+    left = _left(wanted, start)
+    return left is not None and left < blocks[-1].seconds
+
+
+def _left(wanted: Comparison, start: float) -> float | None:
+    return None if wanted.budget_s is None else wanted.budget_s - (time.monotonic() - start)
+
+
+def _conclude(series: Series, standing: Standing, wanted: Comparison, say: Callable[[str], None]) -> int:
+    outcome = _outcome(series, standing)
+    for line in result_lines(outcome, series.blocks, null_trip=standing.null_trip):
+        say(line)
+    code = int(outcome.failed)
+    if wanted.verdicts:
+        command = ["llmperf", "ab", wanted.base, *([wanted.head] if wanted.head else []), "--"]
+        found = verdict_file(outcome, command=[*command, *wanted.arguments], exit_code=code)
+        write_verdicts(wanted.verdicts, found)
+    return code
+
+
+def _outcome(series: Series, standing: Standing) -> RunOutcome:
+    first = series.blocks[0]
+    head, base = first.arms["head"], first.arms["base"]
+    if head.baseline is None or head.run is None:
+        errors = "; ".join(f"{test}: {standing.error(test)}" for test in standing.tests)
+        raise UsageError(f"head measured nothing: {errors}")
+    results = {test: [verdict for verdict in standing.verdicts if verdict.cell.test == test] for test in standing.tests}
+    entries = [
+        Entry(
+            test=test,
+            device_key=head.baseline.device_key,
+            run=head.run,
+            verdicts=verdicts,
+            error=standing.error(test),
+        )
+        for test, verdicts in results.items()
+    ]
+    found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
+    differences = [str(difference) for difference in found]
+    return RunOutcome(compared=True, entries=entries, missing=standing.missing, differences=differences)

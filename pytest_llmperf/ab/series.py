@@ -1,0 +1,155 @@
+"""The blocks of a comparison: fresh processes in balanced order, each block kept as soon as it is whole."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from pytest_llmperf.ab.side import Side
+from pytest_llmperf.compare import CellKey
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.fresh import Ended, run_perf_tests
+from pytest_llmperf.records.journal import Note, journal_notes
+from pytest_llmperf.records.schema import Baseline, Run, Scalar
+from pytest_llmperf.records.store import load_baseline, replace_file
+
+NO_TESTS = 5
+"""pytest's exit code where no test was selected."""
+_ORDINARY_EXITS = (0, 1, NO_TESTS)
+
+ARMS = ("null", "base", "head")
+"""The processes of a block. ``null`` is base once more: beside ``base`` it shows what the machine does by itself."""
+
+
+class _Block(BaseModel):
+    """What is written when a block is whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    order: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one process of a block measured."""
+
+    baseline: Baseline | None
+    notes: Mapping[str, Note]
+
+    @cached_property
+    def values(self) -> dict[CellKey, int | float | str | None]:
+        """Figures by cell."""
+        cells = self.baseline.cells if self.baseline else []
+        return {(cell.test, cell.workload, cell.metric): cell.value for cell in cells}
+
+    @property
+    def run(self) -> Run | None:
+        """The record of the process."""
+        return self.baseline.runs[0] if self.baseline else None
+
+    @classmethod
+    def read(cls, journal: Path) -> Arm:
+        """From the journal of a process; one that had nothing to write left none."""
+        if not journal.exists():
+            return cls(None, {})
+        return cls(load_baseline(journal, injected=True), journal_notes(journal))
+
+
+@dataclass(frozen=True)
+class MeasuredBlock:
+    """A whole block."""
+
+    number: int
+    base_first: bool
+    seconds: float
+    arms: Mapping[str, Arm]
+
+
+class Series:
+    """The blocks of one comparison, in a folder that outlives an interruption.
+
+    Args:
+        folder: where journals, logs and blocks lie.
+        base: one side.
+        head: the other.
+        arguments: of pytest, for both.
+        seed: of the order within blocks.
+    """
+
+    def __init__(self, folder: Path, base: Side, head: Side, *, arguments: Sequence[str], seed: int) -> None:
+        self._folder = folder
+        self._sides = {"null": base, "base": base, "head": head}
+        self._arguments = arguments
+        self._orders = block_orders(seed)
+        self.blocks: list[MeasuredBlock] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        while (written := self._path(len(self.blocks) + 1, "block.json")).exists():
+            self.blocks.append(self._read(_Block.model_validate_json(written.read_bytes())))
+            next(self._orders)
+
+    def measure(self, tests: Sequence[str]) -> MeasuredBlock:
+        """Run one more block.
+
+        Args:
+            tests: keys of the tests that it measures; none: all that the arguments select.
+
+        Raises:
+            UsageError: a process ended in a way that leaves nothing to compare.
+        """
+        number, order = len(self.blocks) + 1, next(self._orders)
+        seconds = sum(self._run(number, arm, tests).seconds for arm in order)
+        block = _Block(number=number, order=order, seconds=seconds)
+        replace_file(self._path(number, "block.json"), block.model_dump_json())
+        self.blocks.append(self._read(block))
+        return self.blocks[-1]
+
+    def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
+        side, journal, log = self._sides[arm], self._path(number, f"{arm}.jsonl"), self._path(number, f"{arm}.log")
+        journal.unlink(missing_ok=True)
+        log.unlink(missing_ok=True)
+        ended = run_perf_tests(
+            [*self._arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *_only(tests)],
+            python=side.python,
+            folder=side.folder,
+            environment=side.environment,
+            log=log,
+        )
+        if ended.exit_code not in _ORDINARY_EXITS:
+            raise UsageError(f"{arm}: pytest ended with exit code {ended.exit_code}: {ended.last_words} (see {log})")
+        return ended
+
+    def _read(self, block: _Block) -> MeasuredBlock:
+        arms = {arm: Arm.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
+        base_first = block.order.index("base") < block.order.index("head")
+        return MeasuredBlock(block.number, base_first, block.seconds, arms)
+
+    def _path(self, number: int, name: str) -> Path:
+        return self._folder / f"{number:04}-{name}"
+
+
+def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
+    """Orders within blocks: each two of them mirror each other, ABBA or BAAB by chance, so that no drift sides.
+
+    ``null`` keeps to ``base``, away from ``head``: both neighbours of ``base`` are as far in time.
+    """
+    chance = random.Random(seed)  # noqa: S311  # balances an experiment, keeps no secret
+    while True:
+        first = ARMS if chance.random() < 0.5 else ARMS[::-1]  # noqa: PLR2004  # a fair coin
+        yield first
+        yield first[::-1]
+
+
+def environment_of(arm: Arm) -> Mapping[str, Scalar]:
+    """The environment that a process found."""
+    return arm.run.environment if arm.run else {}
+
+
+def _only(tests: Sequence[str]) -> list[str]:
+    return [f"--llmperf-only={test}" for test in tests]

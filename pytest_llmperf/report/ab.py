@@ -1,0 +1,86 @@
+"""What ``llmperf ab`` says while it measures and at its end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from pytest_llmperf.outcome import RunOutcome
+from pytest_llmperf.report.tables import PIPE_COLUMNS, plain_table, render
+from pytest_llmperf.report.terminal import attention_lines, change, decided_line, outcome_text, short_name, some
+from pytest_llmperf.text import printable
+from pytest_llmperf.verdict.model import Verdict
+from pytest_llmperf.verdict.paired import next_look
+from pytest_llmperf.verdict.sentence import format_value
+
+if TYPE_CHECKING:
+    from pytest_llmperf.ab.decide import Standing
+    from pytest_llmperf.ab.series import MeasuredBlock
+
+
+def progress_lines(
+    standing: Standing, blocks: Sequence[MeasuredBlock], *, most: int, left_s: float | None
+) -> Iterator[str]:
+    """How far a comparison is: one line for the block, one for each cell that is not decided yet."""
+    look = next_look(len(blocks))
+    waiting = [verdict for verdict in standing.verdicts if verdict.blocks and verdict.counts]
+    waiting = [verdict for verdict in waiting if not verdict.outcome.decided]
+    state = f"{len(standing.undecided)} of {len(standing.tests)} tests undecided"
+    ahead = f", next look after block {look}" if look and waiting else ""
+    left = f", {max(0.0, left_s) / 60:.0f} min of the budget left" if left_s is not None else ""
+    yield f"block {len(blocks)} of at most {most} took {blocks[-1].seconds:.0f} s: {state}{ahead}{left}"
+    for verdict in waiting:
+        name = f"{short_name(verdict.cell.test)} {verdict.cell.metric.name}"
+        yield printable(f"  {name}: {change(verdict)} after {_blocks(verdict.blocks)}")
+
+
+def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip: str) -> Iterator[str]:
+    """The table, what changed and why the rest is undecided, the cost, and last what was decided."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
+    yield render(_table(run), width, color=sys.stdout.isatty())
+    for line in attention_lines(run.verdicts):
+        yield printable(line)
+    for entry in run.entries:
+        if entry.error:
+            yield printable(f"error: {entry.test}: head: {entry.error}")
+    if run.missing:
+        yield printable(f"missing: {len(run.missing)} tests of base are not on head: {some(run.missing)}")
+    if run.differences:
+        yield printable(f"base and head differ in {', '.join(run.differences)}")
+    yield f"null control: {null_trip or 'base beside base does not differ'}"
+    seconds = sum(block.seconds for block in blocks)
+    yield f"measured {_blocks(len(blocks))} of three fresh processes in {seconds:.0f} s"
+    yield decided_line(run)
+
+
+def _table(run: RunOutcome) -> Table:
+    table = plain_table()
+    table.add_column("test", overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    for heading in ("base", "head", "change", "blocks"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for verdict in run.verdicts:
+        if verdict.counts and verdict.blocks:
+            table.add_row(*_row(verdict))
+    return table
+
+
+def _row(verdict: Verdict) -> Iterator[Text]:
+    cell = verdict.cell
+    yield Text(printable(short_name(cell.test)))
+    yield Text(cell.metric.name)
+    yield Text(format_value(cell.metric, verdict.baseline))
+    yield Text(format_value(cell.metric, cell.value))
+    yield Text(change(verdict))
+    yield Text(str(verdict.blocks))
+    yield outcome_text(verdict.outcome)
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block{'s' * (count != 1)}"
