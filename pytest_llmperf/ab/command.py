@@ -56,9 +56,7 @@ def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> in
     start = time.monotonic()
     series = _prepare(wanted, here.resolve(), say)
     if series.blocks:
-        say(
-            f"llmperf ab: goes on after {len(series.blocks)} blocks of an interrupted comparison; --restart forgets them"
-        )
+        say(f"llmperf ab: goes on after {len(series.blocks)} blocks that were kept; --restart forgets them")
     standing = _measure(series, wanted, start, say)
     return _conclude(series, standing, wanted, say)
 

@@ -1,0 +1,88 @@
+"""A git repository of a user, and blocks whose processes are played."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.fresh import Ended
+from pytest_llmperf.records.journal import Journal, Note
+from pytest_llmperf.records.schema import CellRun, Observation, Run, TestResult, Warmup, Workload
+from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.verdict.model import Limit
+
+Figures = Mapping[str, Mapping[str, float | None]]
+"""Test, metric key, value."""
+
+LIMITS = {name: Limit.of(METRICS[name]) for name in ("tpot_ms", "operators_per_token", "ttft_ms")}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+    return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def commit(folder: Path, files: Mapping[str, str]) -> str:
+    """Write and commit files; returns the commit."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "change", "--allow-empty")
+    return git(folder, "rev-parse", "HEAD")
+
+
+class PlayedRuns:
+    """Stands for `run_perf_tests`: writes the journal that a process with these figures would have written.
+
+    ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails.
+    """
+
+    def __init__(self, figures: Callable[[str, int], Mapping[str, Any]], *, output_tokens: int = 4) -> None:
+        self._figures = figures
+        self._output_tokens = output_tokens
+        self.calls: list[tuple[str, list[str]]] = []
+
+    def __call__(self, arguments: Sequence[str], **process: Any) -> Ended:
+        journal = Path(next(word.partition("=")[2] for word in arguments if word.startswith("--llmperf-journal=")))
+        arm = journal.stem.partition("-")[2]
+        only = [word.partition("=")[2] for word in arguments if word.startswith("--llmperf-only=")]
+        self.calls.append((arm, only))
+        process["log"].write_text("played")
+        figures = self._figures(arm, int(journal.stem[:4]))
+        if isinstance(figures, BaseException):
+            raise figures
+        if isinstance(figures, int):
+            return Ended(figures, 1.0, process["log"])
+        self._write(journal, {test: cells for test, cells in figures.items() if not only or test in only})
+        return Ended(0, 1.0, process["log"])
+
+    def _write(self, path: Path, figures: Mapping[str, Any]) -> None:
+        run = Run(
+            run_id=path.stem, session_id="s", time="2026-01-01T00:00:00+00:00", commit=None, dirty=None, environment={}
+        )
+        journal = Journal(path, device_key="cpu", run=run)
+        for test, cells in figures.items():
+            if isinstance(cells, Exception):
+                journal.append_note(Note(test=test, error=str(cells)))
+            else:
+                journal.append(self._result(test, path.stem, cells))
+                journal.append_note(Note(test=test, limits=LIMITS))
+
+    def _result(self, test: str, run: str, cells: Mapping[str, float]) -> TestResult:
+        tokens = self._output_tokens if run.endswith("head") else 4
+        workload = Workload(
+            engine="transformers", model="m", revision=None, quantization="fp32", dtype="float32", attention="sdpa",
+            execution="loop", batch_size=1, input_tokens=4, output_tokens=tokens, sampling="greedy", prompt_sha256="0",
+        )  # fmt: skip
+        observation = Observation(
+            run=run, test=test, workload=workload.hash, clock="fake", requests=1, tokens_produced=4,
+            attention_requested=None, warmup=Warmup(requests=0, steady=False, drift=None),
+        )  # fmt: skip
+        rows = [
+            CellRun(test=test, workload=workload.hash, metric=metric, run=run, value=value, reason="" if value else "-")
+            for metric, value in cells.items()
+        ]
+        return TestResult(workload=workload, observation=observation, cells=rows)

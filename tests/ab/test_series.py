@@ -1,0 +1,190 @@
+"""Blocks: balanced order, kept when whole, gone on with after an interruption; and what they add up to."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from repository import PlayedRuns
+
+from pytest_llmperf.ab import series as series_module
+from pytest_llmperf.ab.decide import Standing
+from pytest_llmperf.ab.series import Series, block_orders
+from pytest_llmperf.ab.side import Side
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.verdict.model import Outcome
+
+NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
+
+
+def figures(slowdown=1.0, operators=10.0):
+    """Figures of one quiet test; head differs by a factor."""
+
+    def of(arm, number):
+        factor = slowdown if arm == "head" else 1.0
+        noise = 1 + NOISE[(number * 3 + len(arm)) % len(NOISE)]
+        return {
+            "t.py::a": {"tpot_ms": 5.0 * factor * noise, "operators_per_token": operators if arm == "head" else 10.0}
+        }
+
+    return of
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """A series whose processes are played."""
+
+    def begin(of, **more):
+        played = PlayedRuns(of, **more)
+        monkeypatch.setattr(series_module, "run_perf_tests", played)
+        sides = [Side(name, "0" * 40, tmp_path, "python", {}) for name in ("base", "head")]
+        return Series(tmp_path / "blocks", *sides, arguments=["-q"], seed=1), played
+
+    return begin
+
+
+def measure(series, blocks):
+    for _ in range(blocks):
+        series.measure(())
+    return Standing(series.blocks, final=True)
+
+
+def outcomes(standing):
+    return {(verdict.cell.test, verdict.cell.metric.name): verdict.outcome for verdict in standing.verdicts}
+
+
+def test_orders_mirror_each_other_two_by_two():
+    """ABBA or BAAB, by chance; the null control keeps away from head."""
+    orders = list(islice(block_orders(3), 40))
+    assert all(first == second[::-1] for first, second in zip(orders[::2], orders[1::2], strict=True))
+    assert {order[1] for order in orders} == {"base"}
+    assert {order[0] for order in orders[::2]} == {"null", "head"}
+
+
+@pytest.mark.parametrize(
+    ("slowdown", "outcome"), [(1.0, Outcome.UNCHANGED), (1.15, Outcome.REGRESSED), (0.85, Outcome.IMPROVED)]
+)
+def test_four_quiet_blocks_decide(start, slowdown, outcome):
+    """The first look is enough where the answer is clear."""
+    series, _ = start(figures(slowdown))
+    standing = measure(series, 4)
+    assert outcomes(standing)["t.py::a", "tpot"] is outcome
+    assert standing.undecided == []
+    assert standing.null_trip == ""
+    assert next(v.blocks for v in standing.verdicts if v.cell.metric.name == "tpot") == 4
+
+
+def test_before_the_first_look_nothing_is_decided(start):
+    """However clear it seems."""
+    series, _ = start(figures(2.0))
+    series.measure(())
+    assert Standing(series.blocks).undecided == ["t.py::a"]
+    assert outcomes(measure(series, 2))["t.py::a", "tpot"] is Outcome.INCONCLUSIVE
+
+
+def test_exact_metrics_need_no_statistics(start):
+    """One more operator is a fact."""
+    series, _ = start(figures(operators=11.0))
+    assert outcomes(measure(series, 1))["t.py::a", "operators_per_token"] is Outcome.REGRESSED
+
+
+def test_a_machine_that_moves_base_beside_base_decides_no_change(start):
+    """The null control vetoes every change of the session, and exact metrics stand."""
+
+    def of(arm, number):
+        cells = dict(figures(1.3, operators=11.0)(arm, number)["t.py::a"])
+        cells["tpot_ms"] *= 1.2 if arm == "null" else 1.0
+        return {"t.py::a": cells}
+
+    series, _ = start(of)
+    standing = measure(series, 8)
+    assert "base beside base differs in tpot of t.py::a" in standing.null_trip
+    found = outcomes(standing)
+    assert found["t.py::a", "tpot"] is Outcome.INCONCLUSIVE
+    assert found["t.py::a", "operators_per_token"] is Outcome.REGRESSED
+
+
+def test_a_test_that_only_head_has_is_new_and_one_that_only_base_has_is_missing(start):
+    """And the others go on."""
+
+    def of(arm, number):
+        both = figures()(arm, number)
+        own = "t.py::added" if arm == "head" else "t.py::gone"
+        return both | {own: both["t.py::a"]}
+
+    standing = measure(start(of)[0], 4)
+    found = outcomes(standing)
+    assert (found["t.py::added", "tpot"], found["t.py::a", "tpot"]) == (Outcome.NEW, Outcome.UNCHANGED)
+    assert standing.missing == ["t.py::gone"]
+
+
+@pytest.mark.parametrize("side", ["head", "base"])
+def test_a_test_that_fails_on_one_side(start, side):
+    """On head it is an error; on base it is new, with base's reason."""
+
+    def of(arm, number):
+        both = figures()(arm, number)
+        fails = side == ("head" if arm == "head" else "base")
+        return both | {"t.py::b": ValueError("no such layer") if fails else both["t.py::a"]}
+
+    standing = measure(start(of)[0], 4)
+    if side == "head":
+        assert standing.error("t.py::b") == "no such layer"
+        assert ("t.py::b", "tpot") not in outcomes(standing)
+    else:
+        verdict = next(v for v in standing.verdicts if v.cell.test == "t.py::b")
+        assert (verdict.outcome, verdict.reason) == (Outcome.NEW, "base could not measure it: no such layer")
+    assert outcomes(standing)["t.py::a", "tpot"] is Outcome.UNCHANGED
+
+
+def test_another_workload_is_not_comparable(start):
+    """A length that head changed."""
+    series, _ = start(figures(), output_tokens=8)
+    verdicts = measure(series, 4).verdicts
+    assert {verdict.outcome for verdict in verdicts} == {Outcome.NOT_COMPARABLE}
+    assert verdicts[0].reason == "workload output_tokens: 4 -> 8"
+
+
+def test_blocks_that_were_whole_are_gone_on_with(start):
+    """An interruption costs the block that it hit, and the order goes on where it was."""
+
+    def interrupted(arm, number):
+        return KeyboardInterrupt() if (arm, number) == ("head", 3) else figures()(arm, number)
+
+    series, played = start(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(series, 4)
+    again, played_again = start(figures())
+    assert [block.number for block in again.blocks] == [1, 2]
+    again.measure(())
+    expected = list(islice(block_orders(1), 3))
+    assert [arm for arm, _ in played.calls[:6]] == [*expected[0], *expected[1]]
+    assert [arm for arm, _ in played_again.calls] == [*expected[2]]
+
+
+def test_only_what_is_asked_for_is_measured_again(start):
+    """Tests that are decided cost no more blocks, and their verdict stays."""
+
+    def of(arm, number):
+        both = figures()(arm, number)
+        return both | {"t.py::b": both["t.py::a"]}
+
+    series, played = start(of)
+    measure(series, 4)
+    series.measure(["t.py::b"])
+    assert played.calls[-1][1] == ["t.py::b"]
+    blocks = {v.cell.test: v.blocks for v in Standing(series.blocks).verdicts if v.cell.metric.name == "tpot"}
+    assert blocks == {"t.py::a": 4, "t.py::b": 4}
+
+
+@pytest.mark.parametrize("code", [2, 3, 4, -9, 137])
+def test_a_process_that_dies_stops_the_comparison(start, code):
+    """With its exit code, what it said last and where its output is; whole blocks are kept."""
+
+    def of(arm, number):
+        return code if (arm, number) == ("head", 2) else figures()(arm, number)
+
+    series, _ = start(of)
+    with pytest.raises(UsageError, match=rf"^head: pytest ended with exit code {code}: played \(see .*head.log\)$"):
+        measure(series, 4)
+    assert len(start(figures())[0].blocks) == 1
