@@ -3,7 +3,7 @@
 A pull request is 25 tests of four metrics each, measured once against a stored baseline. Every verdict of ours comes
 from `judge`, `prior_of` and `judge_paired`; the others' rules stand below. Prints Markdown tables::
 
-    python benchmarks/simulate.py [--prs 1000] [--scenario NAME] [--seed 2]
+    python benchmarks/simulate.py [--prs 800] [--scenario NAME] [--seed 2]
 """
 
 from __future__ import annotations
@@ -391,7 +391,7 @@ def _print_table(columns: Sequence[str], rows: dict[str, list[str]]) -> None:
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prs", type=int, default=1000, help="pull requests a scenario")
+    parser.add_argument("--prs", type=int, default=800, help="pull requests a scenario")
     parser.add_argument("--scenario", choices=[scenario.name for scenario in SCENARIOS], help="only this one")
     parser.add_argument("--seed", type=int, default=2)
     arguments = parser.parse_args()
