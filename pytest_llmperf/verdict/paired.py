@@ -139,7 +139,7 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
         ratio=bounded_exp(sign * found.d),
         interval=ratio_interval(sign * found.d, found.se, found.df) if found.df else None,
         limit_ratio=limit_ratio(cell, found.baseline),
-        p_value=_p_value(found, outcome) if found.df else None,
+        p_value=None if look is None else _p_value(found, outcome),
     )
 
 
