@@ -25,6 +25,8 @@ from pytest_llmperf.scratch import scratch_folder
 from pytest_llmperf.session import Session
 from pytest_llmperf.workplace import Workplace
 
+ENDED_EARLY = "it looks slower, and the run ended before fresh runs could confirm it"
+
 
 @dataclass(frozen=True)
 class Held:
@@ -99,7 +101,7 @@ class Confirmer:
         try:
             result = yield
         except BaseException:
-            self._conclude(self._workplace.unconfirmed([held.entry for held in self._held]))
+            self._conclude([held.entry.suspended(ENDED_EARLY) for held in self._held])
             raise
         if self._held:
             self._confirm()

@@ -113,6 +113,8 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-strict", action="store_true",
                     help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
+    group.addoption("--llmperf-screen", action="store_true",
+                    help="What looks slower does not fail, it is inconclusive: llmperf gate decides it")  # fmt: skip
     group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],
                     help="Run only this perf test, by its name in the baseline; may be repeated")  # fmt: skip
     group.addoption("--llmperf-journal", metavar="FILE", help="Write what is measured here, a JSON line a test")

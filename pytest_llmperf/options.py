@@ -108,6 +108,7 @@ class Options:
     journal: Path | None
     only: frozenset[str]
     confirm: int
+    screen: bool
     fail_on: frozenset[Outcome]
     baseline_ref: str | None
     verdicts: Path | None
@@ -120,6 +121,11 @@ class Options:
     def updates(self) -> bool:
         """Whether this run is to be appended to the baseline."""
         return self.update or self.update_new_only
+
+    @property
+    def confirms(self) -> bool:
+        """Whether what looks slower is measured again before it may fail."""
+        return self.confirm > 0 and not self.measure_only and not self.screen
 
     @classmethod
     def from_config(cls, config: pytest.Config) -> Options:
@@ -151,7 +157,8 @@ class Options:
             journal=_given_path(config, "llmperf_journal"),
             only=frozenset(config.getoption("llmperf_only")),
             confirm=_whole("--llmperf-confirm", value["confirm"], at_least=0),
-            fail_on=_fail_on(value["fail-on"], strict=config.getoption("llmperf_strict")),
+            screen=config.getoption("llmperf_screen"),
+            fail_on=failing_outcomes(value["fail-on"], strict=config.getoption("llmperf_strict")),
             baseline_ref=value["baseline-ref"] or None,
             verdicts=_given_path(config, "llmperf_verdicts"),
             measure_only=config.getoption("llmperf_measure_only"),
@@ -270,13 +277,22 @@ def _share_of(metric: Metric, shares: Mapping[str, float], default: _Share) -> f
     return shares.get(metric.key, default if for_all is None else for_all)
 
 
-def _fail_on(text: str, *, strict: bool) -> frozenset[Outcome]:
-    """The outcomes that fail a test beside those that always do."""
-    named = _names("--llmperf-fail-on", text) if text else ()
+def failing_outcomes(text: str, *, strict: bool, option: str = "--llmperf-fail-on") -> frozenset[Outcome]:
+    """The outcomes that fail a test beside those that always do.
+
+    Args:
+        text: their names, comma-separated; may be empty.
+        strict: whether all that are undecided fail.
+        option: what the text was given to.
+
+    Raises:
+        UsageError: there is no such outcome, or it fails always or never.
+    """
     choices = {str(outcome): outcome for outcome in Outcome if outcome not in _ALWAYS_OR_NEVER_FAILING}
+    named = _names(option, text) if text else ()
     for name in named:
         if name not in choices:
-            raise UsageError(f"--llmperf-fail-on {name!r}: expected some of {', '.join(choices)}")
+            raise UsageError(f"{option} {name!r}: expected some of {', '.join(choices)}")
     undecided = {outcome for outcome in choices.values() if not outcome.decided}
     return frozenset(choices[name] for name in named) | (undecided if strict else frozenset())
 

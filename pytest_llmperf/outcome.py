@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,14 @@ class Entry(BaseModel):
     def suspect(self) -> bool:
         """Whether fresh runs must confirm one of the verdicts before it may fail the test."""
         return not self.error and any(verdict.suspect for verdict in self.verdicts)
+
+    def suspended(self, reason: str) -> Entry:
+        """The same with what looks slower inconclusive, for that reason."""
+        verdicts = [
+            replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason) if verdict.suspect else verdict
+            for verdict in self.verdicts
+        ]
+        return self.model_copy(update={"verdicts": verdicts})
 
     @property
     def failing(self) -> list[Verdict]:

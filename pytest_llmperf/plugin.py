@@ -259,7 +259,7 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     with _as_usage_errors():
         config.stash[WORKPLACE] = workplace = Workplace(config.stash[OPTIONS], planned, root=config.rootpath)
     session = config.stash.get(SESSION, None)
-    if workplace.options.confirm and not workplace.options.measure_only:
+    if workplace.options.confirms:
         from pytest_llmperf.confirm import Confirmer
 
         config.pluginmanager.register(Confirmer(config, workplace, session), "llmperf-confirmer")
@@ -309,7 +309,9 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
     results = fixture.results if fixture else []
     entry = workplace.entry(test_key(item), results, error=_error_line(report))
-    if entry.suspect and workplace.options.confirm:
+    if entry.suspect and workplace.options.screen:
+        conclude(report, entry.suspended("it looks slower: llmperf gate decides"))
+    elif entry.suspect and workplace.options.confirm:
         report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # the confirmer concludes
     else:
         conclude(report, entry)

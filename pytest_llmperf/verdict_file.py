@@ -56,6 +56,11 @@ class CellVerdict(_Written):
     """All figures of this session that were judged, where there were several."""
     sentence: str
 
+    @property
+    def counts(self) -> bool:
+        """Whether the cell can fail its test: it gates, and this device can measure it at all."""
+        return self.gates and not (self.outcome is Outcome.NEW and self.value is None)
+
 
 class TestVerdicts(_Written):
     """One test: its cells, or why it has none, and how to run it again."""

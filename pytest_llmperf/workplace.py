@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from pytest_llmperf.records.store import baseline_path, check_writable, load_bas
 from pytest_llmperf.verdict.family import holm_family_sizes
 from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.metrics import METRICS, Kind
-from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
+from pytest_llmperf.verdict.model import Limit, Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
 
@@ -122,14 +122,6 @@ class Workplace:
             self._judge_again(entry, lambda key: Confirmed(values.get(key, ()), size_of.get(key))) for entry in first
         ]
 
-    def unconfirmed(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Entries of a run that ended before fresh runs could confirm or clear what looked slower."""
-        reason = "it looks slower, and the run ended before fresh runs could confirm it"
-        return [
-            entry.model_copy(update={"verdicts": [_suspended(verdict, reason) for verdict in entry.verdicts]})
-            for entry in entries
-        ]
-
     def release(self) -> None:
         """Let the model go."""
         self._bench.models.release()
@@ -218,7 +210,3 @@ def _multiplied(cell: CellRun, factor: float) -> CellRun:
     if factor == 1.0 or not isinstance(cell.value, int | float):
         return cell
     return cell.model_copy(update={"value": cell.value * factor})
-
-
-def _suspended(verdict: Verdict, reason: str) -> Verdict:
-    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason) if verdict.suspect else verdict

@@ -39,6 +39,16 @@ def commit_of(root: Path, revision: str) -> str:
     return _git(root, "rev-parse", "--verify", f"{revision}^{{commit}}")
 
 
+def merge_base(root: Path, revision: str) -> str:
+    """The commit where HEAD left the history of a branch.
+
+    Raises:
+        LlmperfError: git knows no such revision, or they share no history (a shallow clone has too little of it).
+    """
+    check_revision(root, revision)
+    return _git(root, "merge-base", revision, "HEAD")
+
+
 def working_tree_commit(root: Path) -> str:
     """A commit of the working tree as it is, untracked files included, ignored ones not.
 

@@ -42,8 +42,17 @@ class Comparison:
     verdicts: Path | None = None
 
 
-def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> int:
-    """Compare two revisions and return the exit code: 1 if a cell that gates regressed or head cannot measure it.
+@dataclass(frozen=True)
+class Compared:
+    """What became of a comparison."""
+
+    outcome: RunOutcome
+    blocks: Sequence[MeasuredBlock]
+    null_trip: str
+
+
+def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> Compared:
+    """Compare two revisions, and say how it stands after each block and at the end.
 
     Args:
         wanted: what to compare.
@@ -58,7 +67,21 @@ def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> in
     if series.blocks:
         say(f"llmperf ab: goes on after {len(series.blocks)} blocks that were kept; --restart forgets them")
     standing = _measure(series, wanted, start, say)
-    return _conclude(series, standing, wanted, say)
+    compared = Compared(_outcome(series, standing), series.blocks, standing.null_trip)
+    for line in result_lines(compared.outcome, compared.blocks, null_trip=compared.null_trip):
+        say(line)
+    return compared
+
+
+def compare_and_exit(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> int:
+    """The same as a command: 1 if a cell that gates regressed or head cannot measure it, else 0."""
+    outcome = compare(wanted, here=here, say=say).outcome
+    code = int(outcome.failed)
+    if wanted.verdicts:
+        command = ["llmperf", "ab", wanted.base, *([wanted.head] if wanted.head else []), "--"]
+        found = verdict_file(outcome, command=[*command, *wanted.arguments], exit_code=code)
+        write_verdicts(wanted.verdicts, found)
+    return code
 
 
 def budget_seconds(text: str) -> float:
@@ -121,18 +144,6 @@ def _is_over(blocks: Sequence[MeasuredBlock], wanted: Comparison, start: float) 
 
 def _left(wanted: Comparison, start: float) -> float | None:
     return None if wanted.budget_s is None else wanted.budget_s - (time.monotonic() - start)
-
-
-def _conclude(series: Series, standing: Standing, wanted: Comparison, say: Callable[[str], None]) -> int:
-    outcome = _outcome(series, standing)
-    for line in result_lines(outcome, series.blocks, null_trip=standing.null_trip):
-        say(line)
-    code = int(outcome.failed)
-    if wanted.verdicts:
-        command = ["llmperf", "ab", wanted.base, *([wanted.head] if wanted.head else []), "--"]
-        found = verdict_file(outcome, command=[*command, *wanted.arguments], exit_code=code)
-        write_verdicts(wanted.verdicts, found)
-    return code
 
 
 def _outcome(series: Series, standing: Standing) -> RunOutcome:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import fmean
 
 from pytest_llmperf.ab.series import Arm, MeasuredBlock
 from pytest_llmperf.compare import CellKey
@@ -46,6 +47,17 @@ class Pairs:
             Block(base=_geometric_mean(base, null), head=_number(head), base_first=first)
             for base, null, head, first in zip(self.base, self.null, self.head, self.base_first, strict=True)
         ]
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of ln(value) of one base process that base beside base shows; 0 where it shows none.
+
+        Four blocks agree by chance often enough where processes fall into a fast and a slow mode: what base does
+        beside itself says how far they may be believed.
+        """
+        ratios = [block.head / block.base for block in self.null_blocks if min(block.head, block.base) > 0]
+        squares = [math.log(ratio) ** 2 for ratio in ratios]
+        return math.sqrt(fmean(squares) / 2) if squares else 0.0
 
     @property
     def null_blocks(self) -> list[Block]:
@@ -136,7 +148,13 @@ class Standing:
     def _look(self, pairs: Pairs, blocks: Sequence[Block], *, final: bool) -> Verdict:
         test, workload, _ = pairs.key
         verdict = judge_paired(
-            test=test, metric=pairs.metric, limit=pairs.limit, blocks=blocks, alpha=self._alpha, final=final
+            test=test,
+            metric=pairs.metric,
+            limit=pairs.limit,
+            blocks=blocks,
+            alpha=self._alpha,
+            final=final,
+            noise=pairs.noise,
         )
         return _with_workload(verdict, workload)
 

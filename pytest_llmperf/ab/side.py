@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -161,12 +162,17 @@ def _run(command: Sequence[str], side: Side, checkout: Path, log: Path) -> None:
         except OSError as error:
             raise UsageError(f"{side.name}: cannot run {command[0]!r}: {error.strerror}") from error
     if code:
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        last = next((line for line in reversed(lines) if "rror" in line), next(reversed(lines), "no output"))
+        last = _telling_line(log.read_text(encoding="utf-8", errors="replace").strip().splitlines())
         raise UsageError(
             f"{side.name} ({side.commit[:12]}) does not build: {printable(last.strip())} (see {log}). "
             f"Build it with --prepare CMD, or bring an environment with --python-{side.name}"
         )
+
+
+def _telling_line(lines: Sequence[str]) -> str:
+    """The last line that names an error, else the last line."""
+    errors = [line for line in lines if re.search(r"(Error|error): (?!subprocess-exited)", line)]
+    return next(reversed(errors or lines), "it printed nothing")
 
 
 def _environment(root: Path, checkout: Path, python: str) -> dict[str, str]:

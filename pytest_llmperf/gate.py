@@ -1,0 +1,164 @@
+"""``llmperf gate``: one command for a pull request.
+
+The perf tests run once and are screened against the stored baseline. What that leaves open, because it looks slower,
+because the baseline is too young or too noisy, or because there is none, is decided beside the merge base on this
+machine. Only tests that need it pay for that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_llmperf.ab.checkout import merge_base, repository_root
+from pytest_llmperf.ab.command import Comparison, compare
+from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.fresh import run_perf_tests, without_outputs
+from pytest_llmperf.scratch import scratch_folder
+from pytest_llmperf.verdict.metrics import METRICS, Kind
+from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict_file import (
+    CellVerdict,
+    TestVerdicts,
+    VerdictFile,
+    decided,
+    read_verdicts,
+    verdict_file,
+    write_verdicts,
+)
+
+BRANCH_VARIABLES = ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "CHANGE_TARGET")
+"""What names the target branch of a pull request on GitHub, GitLab and Jenkins."""
+
+COMMON_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
+
+_OPEN = frozenset({Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NOT_COMPARABLE})
+_SCREENED = (0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What is asked for. ``comparison`` says how the second stage is made; its base is a branch or revision."""
+
+    comparison: Comparison
+    base: str | None
+    fail_on: frozenset[Outcome] = frozenset()
+    verdicts: Path | None = None
+
+
+def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
+    """Screen, compare what is left open, and return the exit code: pytest's where the tests could not be run.
+
+    Raises:
+        LlmperfError: there is no merge base, a revision does not build, or a process left nothing to compare.
+    """
+    root = repository_root(here)
+    base = merge_base(root, wanted.base or target_branch(root, os.environ))
+    say(f"llmperf gate: screening against the baseline of {base[:12]}")
+    code, screened = _screen(wanted, base, here)
+    if screened is None:
+        return code
+    found, tests = screened, open_tests(screened)
+    if tests:
+        say(f"llmperf gate: {len(tests)} of {len(screened.tests)} tests are open: comparing them with {base[:12]}")
+        found = combined(screened, _compare(wanted, base, tests, here, say), fail_on=wanted.fail_on)
+    say(final_line(found))
+    if wanted.verdicts:
+        write_verdicts(wanted.verdicts, found)
+    return found.exit_code
+
+
+def target_branch(root: Path, environ: Mapping[str, str]) -> str:
+    """The branch that a pull request is for: as the CI system says, else the first of the usual ones.
+
+    Raises:
+        UsageError: there is none of them.
+    """
+    told = [f"origin/{environ[name]}" for name in BRANCH_VARIABLES if environ.get(name)]
+    for branch in (*told, *COMMON_BRANCHES):
+        try:
+            merge_base(root, branch)
+        except LlmperfError:
+            continue
+        return branch
+    tried = ", ".join([*told, *COMMON_BRANCHES])
+    raise UsageError(f"no target branch: none of {tried} shares history with HEAD; name one: llmperf gate BRANCH")
+
+
+def open_tests(screened: VerdictFile) -> list[str]:
+    """Tests with a timed cell that gates and that the screen could not decide."""
+    return [test.test for test in screened.tests if any(map(_is_open, test.cells))]
+
+
+def combined(screened: VerdictFile, compared: VerdictFile, *, fail_on: frozenset[Outcome]) -> VerdictFile:
+    """The screen's verdicts, each cell that was compared with the merge base replaced by what that said."""
+    second = {test.test: test for test in compared.tests}
+    tests = [_replaced(test, second.get(test.test), fail_on) for test in screened.tests]
+    outcomes = Counter(cell.outcome for test in tests for cell in test.cells if cell.counts)
+    outcomes[Outcome.ERROR] += sum(bool(test.error) for test in tests)
+    failed = any(test.failed for test in tests)
+    return screened.model_copy(
+        update={
+            "tests": tests,
+            "outcomes": {outcome: outcomes[outcome] for outcome in Outcome if outcomes[outcome]},
+            "decided": decided(outcomes),
+            "total": sum(outcomes.values()),
+            "failed": failed or bool(screened.breach),
+            "exit_code": int(failed or bool(screened.breach)),
+        }
+    )
+
+
+def final_line(found: VerdictFile) -> str:
+    """What the gate says, with how many cells were decided; never a pass when none was."""
+    parts = ", ".join(f"{count} {outcome.value.replace('_', ' ')}" for outcome, count in found.outcomes.items())
+    word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
+    return f"llmperf gate: {word}: {found.decided} of {found.total} gating cells decided: {parts or 'none'}"
+
+
+def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | None]:
+    """The exit code of one run of the perf tests, and its verdicts if it came to any."""
+    path = scratch_folder(here, "gate") / "screen.json"
+    path.unlink(missing_ok=True)
+    arguments = [
+        *without_outputs(wanted.comparison.arguments),
+        "--llmperf-screen",
+        f"--llmperf-baseline-ref={base}",
+        f"--llmperf-verdicts={path}",
+        "--llmperf-fail-on=",  # applied to the whole, at the end
+    ]
+    ended = run_perf_tests(arguments, folder=here)
+    if ended.exit_code not in _SCREENED or not path.exists():
+        return ended.exit_code or 1, None
+    return ended.exit_code, read_verdicts(path)
+
+
+def _compare(wanted: Gate, base: str, tests: Sequence[str], here: Path, say: Callable[[str], None]) -> VerdictFile:
+    only = [f"--llmperf-only={test}" for test in tests]
+    comparison = replace(wanted.comparison, base=base, head=None, arguments=[*wanted.comparison.arguments, *only])
+    outcome = compare(comparison, here=here, say=say).outcome
+    command = ["llmperf", "ab", base, "--", *wanted.comparison.arguments]
+    return verdict_file(outcome, command=command, exit_code=int(outcome.failed))
+
+
+def _is_open(cell: CellVerdict) -> bool:
+    return cell.counts and METRICS[cell.metric].kind is Kind.TIMED and cell.outcome in _OPEN
+
+
+def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozenset[Outcome]) -> TestVerdicts:
+    found = {(cell.workload, cell.metric): cell for cell in second.cells} if second else {}
+    cells = [_chosen(cell, found.get((cell.workload, cell.metric)), fail_on) for cell in test.cells]
+    error = test.error or (second.error if second else "")
+    failed = bool(error) or any(cell.fails for cell in cells)
+    reproduce = second.reproduce if second else test.reproduce
+    return test.model_copy(update={"cells": cells, "error": error, "failed": failed, "reproduce": reproduce})
+
+
+def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:
+    """The comparison's answer wherever the stored baseline had none."""
+    cell = second if second and first.outcome in _OPEN and second.outcome.decided else first
+    asked = cell.counts and cell.outcome in fail_on
+    return cell.model_copy(update={"fails": cell.fails or asked})

@@ -1,0 +1,141 @@
+"""``llmperf gate`` and ``llmperf ab`` through the real command line, and how the gate puts its two stages together."""
+
+from __future__ import annotations
+
+import pytest
+from perf_project import FAKE_CLOCK, QUICK
+from repository import commit, git
+
+from pytest_llmperf.cli import main
+from pytest_llmperf.gate import combined, final_line, open_tests
+from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts
+
+STEP_OF_REVISION = """
+os.environ["STEP_MS"] = open(os.path.join(os.path.dirname(__file__), "step")).read()
+"""
+PERF_TESTS = """
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+@pytest.mark.parametrize("batch_size", {sizes})
+def test_decode(llm, llmperf, batch_size):
+    llmperf.generate(llm, batch_size=batch_size)
+"""
+ARGUMENTS = [*QUICK[1:], "-p", "no:cacheprovider"]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch, model_cache):
+    """Two revisions: head is slower by half, and has one test more."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    files = {"conftest.py": FAKE_CLOCK + STEP_OF_REVISION, "step": "1", ".gitignore": "__pycache__\n"}
+    commit(folder, files | {"test_perf.py": PERF_TESTS.format(sizes=[1])})
+    git(folder, "checkout", "-q", "-b", "change")
+    commit(folder, {"step": "1.5", "test_perf.py": PERF_TESTS.format(sizes=[1, 2])})
+    for name in ("CI", "BUILD_NUMBER", "GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "CHANGE_TARGET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
+    """Screened as new, compared with the merge base, regressed; the new test is new; the checkout is left alone."""
+    code = main(["gate", "--verdicts=out.json", "--", *ARGUMENTS])
+    said = capfd.readouterr().out
+    assert code == 1, said
+    assert "llmperf gate: 2 of 2 tests are open" in said
+    assert "null control: base beside base does not differ" in said
+    assert "regressed: test_perf.py::test_decode[1-fp32]: TPOT 1.50 ms > 1.00 ms baseline" in said
+    assert "llmperf gate: FAILED: 6 of 12 gating cells decided: 1 regressed, 5 unchanged, 6 new" in said
+    found = read_verdicts(repository / "out.json")
+    assert found.failed
+    assert {test.test: test.failed for test in found.tests} == {
+        "test_perf.py::test_decode[1-fp32]": True, "test_perf.py::test_decode[2-fp32]": False,
+    }  # fmt: skip
+    assert git(repository, "status", "--porcelain") == "?? out.json"
+    assert git(repository, "worktree", "list").count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ab", "nowhere"], "llmperf: git knows no revision 'nowhere'"),
+        (["ab", "main", "--budget", "soon"], "llmperf: --budget 'soon': expected a time such as 20m, 90s or 1.5h"),
+        (["ab", "main", "--blocks", "2"], "llmperf: --blocks 2: expected at least 4, the first look"),
+        (["gate", "nowhere"], "llmperf: git knows no revision 'nowhere'"),
+        (["gate", "--fail-on", "bad"], "llmperf: --fail-on 'bad': expected some of improved, "),
+        (["show", "--", "x"], "llmperf: llmperf show: unexpected 'x'"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_exit_code_4(repository, capfd, arguments, words):
+    """Before anything is measured."""
+    assert main(arguments) == 4
+    said = capfd.readouterr().err
+    assert said.startswith(words)
+    assert said.count("\n") == 1
+
+
+def test_no_perf_test_selected(repository, capfd):
+    """Neither a pass nor a traceback."""
+    assert main(["ab", "main", "--", *ARGUMENTS, "-k", "nothing"]) == 4
+    assert "llmperf: no perf test was selected on head" in capfd.readouterr().err
+
+
+def cell(outcome, metric="tpot_ms", *, value=5.0, gates=True):
+    return CellVerdict(
+        metric=metric, unit="ms", workload="w", outcome=outcome, gates=gates, fails=outcome is Outcome.REGRESSED,
+        value=value, baseline=None, ratio=None, interval=None, limit_ratio=None, tolerate=0.02, catch=0.05,
+        minimum_detectable_effect=None, p_value=None, runs=0, sessions=0, blocks=0, candidates=[], sentence="",
+    )  # fmt: skip
+
+
+def verdicts(**tests):
+    return VerdictFile(
+        tool="t", exit_code=0, failed=False, breach="", device_key="cpu", run=None, injected=[], outcomes={}, decided=0,
+        total=0, missing=[], differences=[],
+        tests=[
+            TestVerdicts(test=name, error="", failed=False, workloads={}, cells=cells, reproduce="")
+            for name, cells in tests.items()
+        ],
+    )  # fmt: skip
+
+
+def test_what_is_open_is_timed_and_gates():
+    """Exact cells, cells that explain, and cells that have no value here are not worth a block."""
+    screened = verdicts(
+        a=[cell(Outcome.INCONCLUSIVE)],
+        b=[cell(Outcome.UNCHANGED), cell(Outcome.NEW, "operators_per_token")],
+        c=[cell(Outcome.NEW, gates=False)],
+        d=[cell(Outcome.NEW, value=None)],
+        e=[cell(Outcome.NOT_COMPARABLE)],
+    )
+    assert open_tests(screened) == ["a", "e"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "outcome", "failed"),
+    [
+        (Outcome.INCONCLUSIVE, Outcome.REGRESSED, Outcome.REGRESSED, True),
+        (Outcome.INCONCLUSIVE, Outcome.UNCHANGED, Outcome.UNCHANGED, False),
+        (Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE, Outcome.INCONCLUSIVE, False),
+        (Outcome.UNCHANGED, Outcome.REGRESSED, Outcome.UNCHANGED, False),
+        (Outcome.REGRESSED, Outcome.UNCHANGED, Outcome.REGRESSED, True),
+        (Outcome.NEW, Outcome.IMPROVED, Outcome.IMPROVED, False),
+    ],
+)
+def test_a_comparison_answers_what_the_screen_left_open(first, second, outcome, failed):
+    """And nothing else."""
+    found = combined(verdicts(a=[cell(first)]), verdicts(a=[cell(second)]), fail_on=frozenset())
+    assert found.tests[0].cells[0].outcome is outcome
+    assert (found.failed, found.exit_code) == (failed, int(failed))
+
+
+def test_what_stays_open_fails_where_that_is_asked_and_never_reads_as_a_pass():
+    """The gate's own ``--fail-on``, over both stages."""
+    screened = verdicts(a=[cell(Outcome.INCONCLUSIVE)])
+    lenient = combined(screened, verdicts(), fail_on=frozenset())
+    assert (lenient.failed, "nothing was verified" in final_line(lenient)) == (False, True)
+    assert combined(screened, verdicts(), fail_on=frozenset({Outcome.INCONCLUSIVE})).failed
