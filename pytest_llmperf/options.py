@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import pytest
 
 ALL_METRICS = "*"
+
+JUDGING = frozenset({"baselines", "anchor", "gate", "tolerate", "catch"})
+"""Settings that change no figure."""
 
 _Share = TypeVar("_Share", float, float | None)
 
@@ -234,6 +238,19 @@ def parse_layer(*, gate: str = "", tolerate: str = "", catch: str = "") -> Limit
         tolerate=_shares("tolerate", tolerate or None),
         catch=_shares("catch", catch or None),
     )
+
+
+def baselines_arguments(config: pytest.Config, folder: Path) -> tuple[str, ...]:
+    """What the ``llmperf`` command needs to find that folder from where pytest was started."""
+    path = os.path.relpath(folder, config.invocation_params.dir)
+    return () if path == "baselines" else ("--baselines", path)
+
+
+def measuring_arguments(config: pytest.Config) -> tuple[str, ...]:
+    """What was given on the command line about what is measured and how, not about what becomes of the figures."""
+    given = {option.flag: config.getoption(option.ini) for option in SETTINGS if option.name not in JUDGING}
+    given["--llmperf-device"] = config.getoption("llmperf_device") or config.getoption("llmperf_short_device", None)
+    return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
 
 
 def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:

@@ -55,6 +55,10 @@ class RunOutcome:
     update: Update | None = None
     not_kept: str = ""
     """Why what was measured could not be written down."""
+    place: tuple[str, ...] = ()
+    """What the ``llmperf`` command needs to find the same folder of baselines."""
+    settings: tuple[str, ...] = ()
+    """What pytest needs to measure the same again."""
 
 
 def failure_text(failing: Sequence[Verdict], injected: Sequence[str]) -> str:

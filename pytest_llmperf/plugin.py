@@ -217,7 +217,7 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
 
 def _start_session(config: pytest.Config) -> None:
     from pytest_llmperf.measure.device import check_device_name, require_models_extra
-    from pytest_llmperf.options import Options
+    from pytest_llmperf.options import Options, baselines_arguments, measuring_arguments
     from pytest_llmperf.outcome import RunOutcome
     from pytest_llmperf.session import Session, refuse_early
 
@@ -227,7 +227,12 @@ def _start_session(config: pytest.Config) -> None:
     require_models_extra()
     refuse_early(options, environ=os.environ, workers=_workers(config))
     if not hasattr(config, "workerinput"):
-        session = Session(options, config.rootpath, RunOutcome(compared=not options.measure_only))
+        outcome = RunOutcome(
+            compared=not options.measure_only,
+            place=baselines_arguments(config, options.baselines),
+            settings=measuring_arguments(config),
+        )
+        session = Session(options, config.rootpath, outcome)
         config.stash[SESSION] = session
         config.pluginmanager.register(Collector(session), "llmperf-collector")
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" / "README.md"]
 ACTIONS = {"--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-json", "--llmperf-measure-only", "--llmperf-device"}  # fmt: skip
-COMMANDS = {"show", "merge", "record", "doctor", "export", "schema"}
+COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -40,12 +40,12 @@ def file_at(folder: Path, revision: str, path: Path) -> str:
     """
     name = f"{printable(revision)}:{path.name}"
     if not revision or revision.startswith("-"):  # git would read an option, or the index
-        raise BaselineError(f"{name}: {printable(revision)!r} is no git revision; expected a commit, branch or tag")
+        raise BaselineError(f"{name}: {revision!r} is no git revision; expected a commit, branch or tag")
     if _git(folder, "rev-parse", "--git-dir") is None:
         raise BaselineError(f"{name}: {folder} is not in a git repository, or git cannot read it")
     if _git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
         raise BaselineError(
-            f"{name}: git knows no revision {printable(revision)!r}; "
+            f"{name}: git knows no revision {revision!r}; "
             "expected a commit, branch or tag. A shallow clone has to fetch it"
         )
     inside = Path(os.path.relpath((folder / path).resolve(), folder.resolve())).as_posix()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -29,6 +30,8 @@ COLORS = {
     Outcome.UNCHANGED: "green",
 }
 OTHER_COLOR = "yellow"
+
+LONGEST_LIST = 3
 
 RECORD = "llmperf record --runs 5"
 
@@ -75,8 +78,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         elif not entry.results:
             yield f"invalid: {entry.test}: it ran and measured nothing"
     if run.missing:
-        count = len(run.missing)
-        yield f"missing: {count} tests of the baseline are not among those collected: {_some(run.missing)}"
+        yield _missing_line(run)
     yield from _unsteady(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -184,14 +186,35 @@ def _is_unsteady(result: TestResult) -> bool:
     return result.observation.warmup.requests > 0 and not result.observation.warmup.steady
 
 
+def _missing_line(run: RunOutcome) -> str:
+    count, few = len(run.missing), len(run.missing) <= LONGEST_LIST
+    command = _command(run, "prune", *(run.missing if few else ["TEST"]))
+    names = _some(run.missing)
+    return f"missing: {count} tests of the baseline are not among those collected: {names}. Gone for good? {command}"
+
+
+def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
+    """One command for each cell: the old level must leave the comparison, or it would blur the new one."""
+    for verdict in improved[:LONGEST_LIST]:
+        cell, ratio = verdict.cell, f" ×{verdict.ratio:.3f}" if verdict.ratio else ""
+        reason = ("--reason", f"improved{ratio}", "--record", "5", *run.settings)
+        yield f"improved: bank it with: {_command(run, 'accept', cell.test, cell.metric.name, *reason)}"
+    if len(improved) > LONGEST_LIST:
+        yield f"improved: {len(improved) - LONGEST_LIST} more cells; llmperf accept takes patterns such as '*'"
+
+
+def _command(run: RunOutcome, *words: str) -> str:
+    key = run.entries[0].device_key if run.entries else "KEY"
+    return shlex.join(["llmperf", *words, "--device-key", key, *run.place])
+
+
 def _baseline_lines(run: RunOutcome) -> Iterator[str]:
-    outcomes = {verdict.outcome for entry in run.entries for verdict in entry.verdicts if _counts(verdict)}
-    improved = Outcome.IMPROVED in outcomes
+    counted = [verdict for entry in run.entries for verdict in entry.verdicts if _counts(verdict)]
+    improved = [verdict for verdict in counted if verdict.outcome is Outcome.IMPROVED]
+    yield from _bank_lines(run, improved)
     if run.update is None:
-        if Outcome.NEW in outcomes and not improved:
+        if any(verdict.outcome is Outcome.NEW for verdict in counted) and not improved:
             yield f"no baseline yet for some of this: record one with '{RECORD}' and the same options"
-        if improved:
-            yield "improved: append this level to the baseline with --llmperf-update"
     elif run.update.refusal:
         yield f"baseline NOT updated: {run.update.refusal}"
     elif run.update.baseline is not None:
@@ -204,6 +227,6 @@ def _words(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
 
 
-def _some(names: list[str], *, most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
+    return ", ".join(names[:LONGEST_LIST]) + more
