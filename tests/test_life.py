@@ -165,3 +165,34 @@ def test_an_improvement_is_banked_by_the_one_command_that_the_summary_names(reco
     assert len(stored(recorded)["runs"]) == 7
     again = recorded.run(step_ms=0.5)
     again.stdout.fnmatch_lines(["test_decode*500 us*500 us*inconclusive"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), True),
+        (("perf",), True),
+        (("-k", "other"), True),
+        (("perf/test_perf.py",), False),
+        (("perf/test_perf.py::test_other[fp32]",), False),
+        (("more",), False),
+        (("--ignore=perf/test_gone.py",), False),
+    ],
+)
+def test_a_file_that_is_gone_is_told_where_it_was_looked_for(recorded, arguments, told):
+    """A whole run or one of its folder names the command; a run of something else says nothing."""
+    for folder in ("perf", "more"):
+        (recorded.path / folder).mkdir()
+    (recorded.path / "perf" / "test_perf.py").write_text(TWO_TESTS)
+    (recorded.path / "more" / "test_more.py").write_text(TWO_TESTS.replace("test_decode", "test_more"))
+    (recorded.path / "test_perf.py").unlink()
+    text = recorded.baseline().read_text().replace(DECODE, "perf/test_gone.py::test_decode[fp32]")
+    recorded.baseline().write_text(text.replace(OTHER, "pytest_llmperf.suite.test_quantization::test_decode[fp32]"))
+    result = recorded.run(*arguments)
+    line = (
+        "missing: 1 tests of the baseline *perf/test_gone.py::test_decode[[]fp32[]]*llmperf prune 'perf/test_gone.py::*"
+    )
+    if told:
+        result.stdout.fnmatch_lines([line])
+    else:
+        result.stdout.no_fnmatch_line("missing: *")
