@@ -102,6 +102,7 @@ class Options:
     requests: int
     warmup: int
     baselines: Path
+    anchor: str | None
     update: bool
     update_new_only: bool
     force_update: bool
@@ -140,6 +141,7 @@ class Options:
             requests=_whole("--llmperf-requests", value["requests"]),
             warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
             baselines=_baselines(config),
+            anchor=value["anchor"] or None,
             update=config.getoption("llmperf_update"),
             update_new_only=config.getoption("llmperf_update_new_only"),
             force_update=config.getoption("llmperf_force_update"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pytest_llmperf.anchor import Anchor, baseline_at, with_steps_of
 from pytest_llmperf.compare import Comparison
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.measure.bench import Bench, default_model
@@ -64,7 +65,9 @@ class Workplace:
             dirty=is_dirty(root),
             environment=facts,
         )
-        self.comparison = Comparison(self._read_baseline(), facts, self._family_size(tests))
+        family_size = self._family_size(tests)
+        self.comparison = Comparison(self._read_baseline(), facts, family_size)
+        self._anchor = self._read_anchor(root, family_size)
 
     @property
     def loads(self) -> int:
@@ -107,7 +110,10 @@ class Workplace:
 
     def _judge(self, test: str, settings: TestSettings, results: list[TestResult]) -> list[Verdict]:
         limit = self.options.limits(test, settings.layer())
-        return [verdict for result in results for verdict in self.comparison.verdicts(result, limit)]
+        found = [verdict for result in results for verdict in self.comparison.verdicts(result, limit)]
+        if self._anchor:
+            found += [verdict for result in results for verdict in self._anchor.verdicts(result, limit)]
+        return found
 
     def _complete(self, spec: ModelSpec) -> ModelSpec:
         return spec.with_defaults(
@@ -125,7 +131,8 @@ class Workplace:
         """How many timed cells could fail this run."""
         timed = [metric for metric in METRICS.values() if metric.kind is Kind.TIMED]
         limits = [self.options.limits(test.key, test.settings.layer()) for test in tests]
-        return max(1, sum(limit(metric).gates for limit in limits for metric in timed))
+        comparisons = 2 if self.options.anchor else 1
+        return max(1, comparisons * sum(limit(metric).gates for limit in limits for metric in timed))
 
     def _read_baseline(self) -> Baseline | None:
         path = baseline_path(self.options.baselines, self.device_key)
@@ -140,6 +147,13 @@ class Workplace:
                 "Rename the file, or record this device's own"
             )
         return baseline
+
+    def _read_anchor(self, root: Path, family_size: int) -> Anchor | None:
+        if self.options.anchor is None or self.options.measure_only:
+            return None
+        path = baseline_path(self.options.baselines, self.device_key)
+        pinned = with_steps_of(self.comparison.baseline, baseline_at(root, self.options.anchor, path))
+        return Anchor(self.options.anchor, Comparison(pinned, self.run.environment, family_size))
 
 
 def _inject(result: TestResult, options: Options) -> TestResult:

@@ -107,7 +107,7 @@ def _counts(verdict: Verdict) -> bool:
 
 
 def _row(entry: Entry, result: TestResult, *, wide: bool) -> Iterator[Text]:
-    verdicts = {v.cell.metric.key: v for v in entry.verdicts if v.cell.metric.key in METRICS}
+    verdicts = {v.cell.metric.key: v for v in entry.verdicts if v.cell.metric.key in METRICS and not v.against}
     primary = verdicts.get(PRIMARY.key)
     yield Text(printable(short_name(entry.test)))
     yield Text(format_value(PRIMARY, result.value(PRIMARY.key)))
@@ -141,11 +141,15 @@ def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
     if entry.error:
         return Text("error", style=COLORS[Outcome.ERROR])
     if entry.failing:
-        names = ", ".join(verdict.cell.metric.name for verdict in entry.failing)
+        names = ", ".join(map(_changed, entry.failing))
         return Text(f"regressed: {names}", style=COLORS[Outcome.REGRESSED])
     if primary is None:
         return Text("measured")
     return Text(_words(primary.outcome), style=COLORS.get(primary.outcome, OTHER_COLOR))
+
+
+def _changed(verdict: Verdict) -> str:
+    return verdict.cell.metric.name + (f" since {printable(verdict.against)}" if verdict.against else "")
 
 
 def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
@@ -153,6 +157,8 @@ def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
     groups: defaultdict[tuple[Outcome, str], list[Verdict]] = defaultdict(list)
     explaining: defaultdict[tuple[str, Outcome], list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
+        if verdict.against and verdict.outcome is Outcome.IMPROVED:
+            continue  # the good news of long ago
         if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
             if verdict.cell.limit.gates:
                 yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}"
@@ -163,7 +169,7 @@ def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
     for (test, outcome), members in explaining.items():
         yield f"{_words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
     for (outcome, reason), members in sorted(groups.items()):
-        metrics = ", ".join(sorted({member.cell.metric.name for member in members}))
+        metrics = ", ".join(sorted(set(map(_changed, members))))
         tests = len({member.cell.test for member in members})
         yield f"{_words(outcome)}: {len(members)} cells of {tests} tests ({metrics}): {reason}"
 
@@ -209,7 +215,8 @@ def _command(run: RunOutcome, *words: str) -> str:
 
 
 def _baseline_lines(run: RunOutcome) -> Iterator[str]:
-    counted = [verdict for entry in run.entries for verdict in entry.verdicts if _counts(verdict)]
+    verdicts = [verdict for entry in run.entries for verdict in entry.verdicts if not verdict.against]
+    counted = list(filter(_counts, verdicts))
     improved = [verdict for verdict in counted if verdict.outcome is Outcome.IMPROVED]
     yield from _bank_lines(run, improved)
     if run.update is None:

@@ -133,6 +133,8 @@ class Verdict:
     """The screen suspects a regression: fresh runs can confirm or clear it, whatever the outcome says."""
     runs: int = 0
     sessions: int = 0
+    against: str = ""
+    """The revision whose baseline this is about; empty for the present one."""
 
     @property
     def fails(self) -> bool:
