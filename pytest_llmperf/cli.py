@@ -100,6 +100,14 @@ def _add_life(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     prune.add_argument("--dry-run", action="store_true", help="say what would go, and leave the file alone")
     prune.set_defaults(run=_prune)
 
+    history = commands.add_parser("history", help="where levels changed, over all runs of the baselines")
+    history.add_argument("test", nargs="?", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
+    history.add_argument("metric", nargs="?", metavar="METRIC", help="one metric (default: those that gate)")
+    history.add_argument("--baselines", type=Path, default=DEFAULT_BASELINES, metavar="FILE_OR_FOLDER")
+    history.add_argument("--all", action="store_true", help="every metric that is judged")
+    history.add_argument("--plot", type=Path, metavar="OUT.svg|OUT.png|OUT.html", help="draw them as well")
+    history.set_defaults(run=_history)
+
 
 def _show(options: argparse.Namespace, _rest: list[str]) -> int:
     from pytest_llmperf.records.store import baseline_files, load_baseline
@@ -178,6 +186,16 @@ def _prune(options: argparse.Namespace, _rest: list[str]) -> int:
     )
     path = life.only_file(options.baselines, options.device_key)
     _print(life.prune(path, condemned, dry_run=options.dry_run))
+    return 0
+
+
+def _history(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf import life
+
+    lines = life.tell_history(
+        options.baselines, test=options.test, metric=options.metric, every_metric=options.all, plot=options.plot
+    )
+    _print(*lines)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the commands ``accept`` and ``prune`` do: find the device's file, change it, and say what became of it."""
+"""What the commands ``accept``, ``prune`` and ``history`` do: find the device's file, change or read it, and tell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_llmperf.errors import BaselineError, UsageError
 from pytest_llmperf.records.life import Condemned, find_tests, next_epochs, with_epochs
 from pytest_llmperf.records.revision import head_commit
 from pytest_llmperf.records.schema import Baseline, Epoch
-from pytest_llmperf.records.store import baseline_path, load_baseline, update_baseline
+from pytest_llmperf.records.store import baseline_files, baseline_path, load_baseline, update_baseline
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, find_metric
 
@@ -99,6 +99,33 @@ def prune(path: Path, condemned: Condemned, *, dry_run: bool) -> str:
         )
     ]
     return f"{path}: {'would remove' if dry_run else 'removed'} {', '.join(gone)}"
+
+
+def tell_history(
+    place: Path, *, test: str | None, metric: str | None, every_metric: bool, plot: Path | None
+) -> Iterator[str]:
+    """Where the levels of the cells under ``place`` changed, drawn to ``plot`` as well.
+
+    Raises:
+        UsageError: no such test or metric, a picture of no known kind; ``MissingDependency`` without the extra.
+        BaselineError: a file cannot be read, trusted or written.
+    """
+    from pytest_llmperf.history import series_of
+    from pytest_llmperf.report.plot import check_plot, write_plot
+    from pytest_llmperf.report.timeline import change_lines
+
+    files = baseline_files(place)
+    if plot:
+        check_plot(plot)
+        if len(files) > 1:
+            raise UsageError(f"--plot: {place} holds {len(files)} files; choose one with --baselines FILE")
+    chosen = find_metric(metric) if metric else None
+    for file in files:
+        series = series_of(load_baseline(file), test=test, metric=chosen, every_metric=every_metric)
+        yield from change_lines(series, name=str(file))
+        if plot:
+            write_plot(series, plot, title=str(file))
+            yield f"{plot}: {len(series)} cells"
 
 
 def selecting(tests: list[str]) -> list[str]:
