@@ -171,7 +171,10 @@ def _accept(options: argparse.Namespace, rest: list[str]) -> int:
     if options.record is None:
         return 0
     arguments = [*rest, f"--llmperf-baselines={options.baselines}", *life.selecting(accepted.tests)]
-    return _record_runs("accept", options.record, arguments, option="--record")
+    code = _record_runs("accept", options.record, arguments, option="--record")
+    if code:
+        _print("llmperf accept: the step stays accepted; record its level with llmperf record once that is mended")
+    return code
 
 
 def _prune(options: argparse.Namespace, _rest: list[str]) -> int:

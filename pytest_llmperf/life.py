@@ -21,10 +21,11 @@ LONGEST_REASON = 2000
 
 @dataclass(frozen=True)
 class Accepted:
-    """What was accepted: the file, and an epoch for each cell."""
+    """What was accepted: the file, an epoch for each cell, and how many of them are new."""
 
     path: Path
     epochs: list[Epoch]
+    new: int
 
     @property
     def tests(self) -> list[str]:
@@ -32,10 +33,12 @@ class Accepted:
         return list(dict.fromkeys(epoch.test for epoch in self.epochs))
 
     def lines(self) -> Iterator[str]:
-        """One line a test."""
+        """One line a test, and what was known before."""
         for test, epochs in groupby(self.epochs, key=lambda epoch: epoch.test):
             names = ", ".join(METRICS[epoch.metric].name for epoch in epochs)
             yield printable(f"{self.path}: accepted {names} of {test}: only later runs are compared from now on")
+        if known := len(self.epochs) - self.new:
+            yield f"{known} of {len(self.epochs)} cells were accepted before and have no run since: their reason stays"
 
 
 def only_file(folder: Path, device_key: str | None) -> Path:
@@ -67,15 +70,17 @@ def accept(path: Path, pattern: str, metric: str | None, *, reason: str) -> Acce
     if not reason.strip() or len(reason) > LONGEST_REASON:
         raise UsageError(f"--reason: expected some words, at most {LONGEST_REASON} characters, found {len(reason)}")
     chosen = find_metric(metric) if metric else None
-    epochs: list[Epoch] = []
+    commit = head_commit(Path.cwd())
+    accepted: list[Accepted] = []
 
     def change(baseline: Baseline) -> Baseline:
-        tests = find_tests(baseline, pattern)
-        epochs.extend(next_epochs(baseline, tests, chosen, reason=reason, commit=head_commit(Path.cwd())))
-        return with_epochs(baseline, epochs)
+        epochs = next_epochs(baseline, find_tests(baseline, pattern), chosen, reason=reason, commit=commit)
+        changed = with_epochs(baseline, epochs)
+        accepted.append(Accepted(path, epochs, len(changed.epochs) - len(baseline.epochs)))
+        return changed
 
     _update(path, change)
-    return Accepted(path, epochs)
+    return accepted[0]
 
 
 def prune(path: Path, condemned: Condemned, *, dry_run: bool) -> str:

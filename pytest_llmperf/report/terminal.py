@@ -177,6 +177,8 @@ def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
 def _group(verdict: Verdict) -> str:
     """The reason that undecided cells share; what this baseline can find differs from cell to cell."""
     if verdict.outcome is Outcome.INCONCLUSIVE and not verdict.flagged and verdict.mde is not None:
+        if verdict.against:
+            return f"too few or too noisy runs at {verdict.against} to find what must be caught"
         return f"too few or too noisy runs to find what must be caught; add sessions with {RECORD}, see llmperf show"
     return verdict.reason
 
