@@ -143,7 +143,7 @@ def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -
     arguments = ["--llmperf-measure-only", "--llmperf-update", *(word for word in rest if word != "--")]
     for number in range(1, runs + 1):
         _print(f"llmperf {command}: run {number} of {runs}")
-        code = run_perf_tests(arguments)
+        code = run_perf_tests(arguments).exit_code
         if code:
             kept = f"{number - 1} runs were recorded before it"
             _print(f"llmperf {command}: run {number} ended with exit code {code}; {kept}")

@@ -19,6 +19,14 @@ CellKey = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
+class Confirmed:
+    """What fresh runs measured of a cell, and how many hypotheses its p-value is one of."""
+
+    values: tuple[float, ...] = ()
+    family_size: int | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One run against one baseline; ``baseline`` is ``None`` while the device has none."""
 
@@ -27,10 +35,15 @@ class Comparison:
     family_size: int = 1
     """Number of cells that could fail this run."""
 
-    def verdicts(self, result: TestResult, limit: Callable[[Metric], Limit]) -> list[Verdict]:
+    def verdicts(
+        self,
+        result: TestResult,
+        limit: Callable[[Metric], Limit],
+        confirmed: Callable[[CellKey], Confirmed] = lambda _key: Confirmed(),
+    ) -> list[Verdict]:
         """One verdict for each cell of a test that is judged at all."""
         return [
-            self._verdict(cell, METRICS[cell.metric], limit, result.workload)
+            self._verdict(cell, limit(METRICS[cell.metric]), result.workload, confirmed(cell.key[:3]))
             for cell in result.cells
             if is_judged(METRICS[cell.metric])
         ]
@@ -51,17 +64,29 @@ class Comparison:
             return []
         return blocking(compare_environments(self.baseline.runs[-1].environment, self.environment))
 
-    def _verdict(self, cell: CellRun, metric: Metric, limit: Callable[[Metric], Limit], workload: Workload) -> Verdict:
-        window = self._window((cell.test, cell.workload, cell.metric))
+    def all_differences(self) -> list[Difference]:
+        """In what this machine differs from the baseline's latest run, also where that does not keep them apart."""
+        if self.baseline is None or not self.baseline.runs:
+            return []
+        return compare_environments(self.baseline.runs[-1].environment, self.environment)
+
+    def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
+        metric, window = METRICS[cell.metric], self._window(cell.key[:3])
         judged = Cell(
             test=cell.test,
             metric=metric,
-            limit=limit(metric),
+            limit=limit,
             value=cell.value,
             window=window,
             reason=cell.reason,
+            workload=cell.workload,
         )
-        verdict = judge(judged, family_size=self.family_size, prior=self.prior(metric))
+        verdict = judge(
+            judged,
+            family_size=confirmed.family_size or self.family_size,
+            prior=self.prior(metric),
+            confirmations=confirmed.values,
+        )
         if window or verdict.outcome is not Outcome.NEW:
             return verdict
         return self._why_not_comparable(verdict, cell, workload)
@@ -142,6 +167,7 @@ class Comparison:
                 limit=Limit.of(METRICS[name]),
                 value=None,
                 window=self._window((test, workload, name)),
+                workload=workload,
             )
             for test, workload, name in self._cells
             if name in METRICS and is_judged(METRICS[name])

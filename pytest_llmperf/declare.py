@@ -49,11 +49,28 @@ SETTINGS = (
     Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
            "inconclusive"),
+    Option("confirm", "N", "2", "Fresh processes in which a slower cell is measured again before its test may fail; "
+           "0 lets it fail at once"),
+    Option("fail-on", "OUTCOMES", "", "Outcomes that fail a test as well, comma-separated: inconclusive, new, missing, "
+           "not_comparable, invalid, improved"),
+    Option("baseline-ref", "REV", "", "Read the baseline as it is at this git revision, so that a pull request cannot "
+           "excuse itself by editing it"),
 )  # fmt: skip
 
 LIMIT_RULES_INI = "llmperf_limits"
 
-_ACTIONS = ("update", "update_new_only", "force_update", "inject", "json", "measure_only")
+_ACTIONS = (
+    "strict",
+    "verdicts",
+    "update",
+    "update_new_only",
+    "force_update",
+    "inject",
+    "only",
+    "journal",
+    "json",
+    "measure_only",
+)
 """Options that do something, and so mean nothing without ``--llmperf``."""
 
 
@@ -95,7 +112,13 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
     group.addoption("--llmperf-inject", metavar="METRIC:+N%%", action="append", default=[],
                     help="Multiply what was measured, to prove that the gate can turn red: 'tpot:+50%%'")  # fmt: skip
-    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a measured cell group, samples included")
+    group.addoption("--llmperf-strict", action="store_true",
+                    help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
+    group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
+    group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],
+                    help="Run only this perf test, by its name in the baseline; may be repeated")  # fmt: skip
+    group.addoption("--llmperf-journal", metavar="FILE", help="Write what is measured here, a JSON line a test")
+    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a workload, samples included")
     group.addoption(
         "--llmperf-measure-only",
         action="store_true",

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.model import Limit, Outcome
 
 if TYPE_CHECKING:
     import pytest
 
 ALL_METRICS = "*"
 
-JUDGING = frozenset({"baselines", "anchor", "gate", "tolerate", "catch"})
+JUDGING = frozenset({"baselines", "anchor", "baseline-ref", "fail-on", "confirm", "gate", "tolerate", "catch"})
 """Settings that change no figure."""
+
+_ALWAYS_OR_NEVER_FAILING = (Outcome.REGRESSED, Outcome.ERROR, Outcome.UNCHANGED)
 
 _Share = TypeVar("_Share", float, float | None)
 
@@ -108,6 +110,12 @@ class Options:
     force_update: bool
     injections: tuple[Injection, ...]
     json_folder: Path | None
+    journal: Path | None
+    only: frozenset[str]
+    confirm: int
+    fail_on: frozenset[Outcome]
+    baseline_ref: str | None
+    verdicts: Path | None
     measure_only: bool
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
@@ -125,7 +133,6 @@ class Options:
         Raises:
             UsageError: a value is not of its kind, or two contradict each other.
         """
-        json_folder = config.getoption("llmperf_json")
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
             device=_resolve_device(config),
@@ -146,7 +153,13 @@ class Options:
             update_new_only=config.getoption("llmperf_update_new_only"),
             force_update=config.getoption("llmperf_force_update"),
             injections=tuple(Injection.parse(text) for text in config.getoption("llmperf_inject")),
-            json_folder=config.invocation_params.dir / str(json_folder) if json_folder else None,
+            json_folder=_given_path(config, "llmperf_json"),
+            journal=_given_path(config, "llmperf_journal"),
+            only=frozenset(config.getoption("llmperf_only")),
+            confirm=_whole("--llmperf-confirm", value["confirm"], at_least=0),
+            fail_on=_fail_on(value["fail-on"], strict=config.getoption("llmperf_strict")),
+            baseline_ref=value["baseline-ref"] or None,
+            verdicts=_given_path(config, "llmperf_verdicts"),
             measure_only=config.getoption("llmperf_measure_only"),
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
@@ -168,8 +181,10 @@ class Options:
                 self.updates and self.injections
             ),
             "--llmperf-inject with --llmperf-measure-only: nothing is compared, so nothing can turn red": (
-                self.measure_only and self.injections
+                self.measure_only and self.injections and not self.journal
             ),
+            "--llmperf-baseline-ref: a baseline of another revision is read and never written: leave out "
+            "--llmperf-update": self.updates and self.baseline_ref and not self.measure_only,
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
         }
         for message, found in contradictions.items():
@@ -274,6 +289,17 @@ def _share_of(metric: Metric, shares: Mapping[str, float], default: _Share) -> f
     return shares.get(metric.key, default if for_all is None else for_all)
 
 
+def _fail_on(text: str, *, strict: bool) -> frozenset[Outcome]:
+    """The outcomes that fail a test beside those that always do."""
+    named = _names("--llmperf-fail-on", text) if text else ()
+    choices = {str(outcome): outcome for outcome in Outcome if outcome not in _ALWAYS_OR_NEVER_FAILING}
+    for name in named:
+        if name not in choices:
+            raise UsageError(f"--llmperf-fail-on {name!r}: expected some of {', '.join(choices)}")
+    undecided = {outcome for outcome in choices.values() if not outcome.decided}
+    return frozenset(choices[name] for name in named) | (undecided if strict else frozenset())
+
+
 def _gate(text: str) -> frozenset[str]:
     """Keys of the metrics that may fail a test."""
     if text.strip() == "none":
@@ -339,6 +365,11 @@ def _resolve_device(config: pytest.Config) -> str:
     if long and short and long != short:
         raise UsageError(f"--device {short} and --llmperf-device {long} contradict each other: give one")
     return str(long or short or config.getini("llmperf_device"))
+
+
+def _given_path(config: pytest.Config, option: str) -> Path | None:
+    given = config.getoption(option)
+    return config.invocation_params.dir / str(given) if given else None
 
 
 def _baselines(config: pytest.Config) -> Path:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import printable
-from pytest_llmperf.verdict.model import Verdict
+from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence
 
 
@@ -25,13 +28,26 @@ class Entry(BaseModel):
     results: list[TestResult] = []
     verdicts: list[Verdict] = []
     injected: list[str] = []
+    fail_on: frozenset[Outcome] = frozenset()
+    """Outcomes that fail the test beside a regression."""
     error: str = ""
     """Why the test has no verdict: the first line of what it raised."""
+    confirm_seconds: float = 0.0
+    """This test's share of the time that fresh runs took to confirm what looked slower."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether fresh runs must confirm one of the verdicts before it may fail the test."""
+        return not self.error and any(verdict.suspect for verdict in self.verdicts)
 
     @property
     def failing(self) -> list[Verdict]:
         """The verdicts that fail the test."""
-        return [verdict for verdict in self.verdicts if verdict.fails]
+        return [verdict for verdict in self.verdicts if verdict.fails or self._is_asked_to_fail(verdict)]
+
+    def _is_asked_to_fail(self, verdict: Verdict) -> bool:
+        improved_long_ago = verdict.against and verdict.outcome is Outcome.IMPROVED
+        return verdict.counts and verdict.outcome in self.fail_on and not improved_long_ago
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,60 @@ class RunOutcome:
     """What the ``llmperf`` command needs to find the same folder of baselines."""
     settings: tuple[str, ...] = ()
     """What pytest needs to measure the same again."""
+    edited: str = ""
+    """How the working tree's baseline differs from the one that was read."""
+    differences: list[str] = field(default_factory=list)
+    """In what this machine differs from the baseline's latest run."""
+    fail_on: frozenset[Outcome] = frozenset()
+
+    def take(self, found: Mapping[str, Any]) -> None:
+        """Take in what was found where the tests were measured."""
+        self.missing = found.get("missing", self.missing)
+        self.edited = found.get("edited", self.edited)
+        self.differences = found.get("differences", self.differences)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """Those of all tests."""
+        return [verdict for entry in self.entries for verdict in entry.verdicts]
+
+    @property
+    def outcomes(self) -> Counter[Outcome]:
+        """How many cells that can fail came out how; a test that raised counts as one."""
+        counts = Counter(verdict.outcome for verdict in self.verdicts if verdict.counts)
+        counts[Outcome.ERROR] += sum(bool(entry.error) for entry in self.entries)
+        return counts
+
+    @property
+    def breach(self) -> str:
+        """What fails the run although it failed no test; empty if nothing does."""
+        if self.missing and Outcome.MISSING in self.fail_on:
+            return f"{len(self.missing)} tests of the baseline are missing"
+        if self.compared and Outcome.INVALID in self.fail_on and not self.verdicts and not self.failed:
+            return "nothing was measured"
+        return ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether a test failed."""
+        return any(entry.error or entry.failing for entry in self.entries)
+
+
+def conclude(report: pytest.TestReport, entry: Entry) -> None:
+    """Attach an entry to its test's report, and make the report fail if a verdict or an error does.
+
+    A report that failed by itself stays as it is: what the test raised is told by pytest.
+    """
+    report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
+    text = failure_text(entry.failing, entry.injected) or (entry.error if report.passed else "")
+    if text:
+        report.outcome, report.longrepr = "failed", text
+
+
+def entry_of(report: pytest.TestReport) -> Entry | None:
+    """The entry that a report carries."""
+    text = getattr(report, "llmperf", None)
+    return Entry.model_validate_json(text) if text is not None else None
 
 
 def failure_text(failing: Sequence[Verdict], injected: Sequence[str]) -> str:

@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     with _as_usage_errors():
         for item in items:
             _check_marker(item)
-            (kept if _is_perf(item) is active else dropped).append(item)
+            (kept if _is_perf(item) is active and _is_wanted(item) else dropped).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = _one_model_after_another(kept) if active else kept
@@ -129,13 +129,22 @@ class Collector:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell an xdist worker the arguments of this run, for the fresh processes that it may start."""
+        node.workerinput["llmperf_arguments"] = [str(word) for word in node.config.invocation_params.args]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take in what an xdist worker found out about the baseline."""
+        self._session.outcome.take(getattr(node, "workeroutput", {}).get("llmperf", {}))
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in the entry that a report carries."""
-        from pytest_llmperf.outcome import Entry
+        from pytest_llmperf.outcome import entry_of
 
-        text = getattr(report, "llmperf", None)
-        if text is not None:
-            self._session.collect(Entry.model_validate_json(text))
+        if entry := entry_of(report):
+            self._session.collect(entry)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -146,12 +155,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
         workplace.release()
     if running := config.stash.get(SESSION, None):
         running.finish(failed=session.testsfailed > 0, interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+        if running.outcome.breach and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if running.options.verdicts and not config.option.collectonly:
+            _write_verdicts(session, running, running.options.verdicts)
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
     """Print the table and what was decided."""
     session = config.stash.get(SESSION, None)
-    if session and (session.outcome.entries or session.outcome.update):
+    if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
         from pytest_llmperf.report.terminal import write_summary
 
         write_summary(terminalreporter, session.outcome)
@@ -229,6 +242,7 @@ def _start_session(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         outcome = RunOutcome(
             compared=not options.measure_only,
+            fail_on=options.fail_on,
             place=baselines_arguments(config, options.baselines),
             settings=measuring_arguments(config),
         )
@@ -249,9 +263,27 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     with _as_usage_errors():
         config.stash[WORKPLACE] = workplace = Workplace(config.stash[OPTIONS], planned, root=config.rootpath)
     session = config.stash.get(SESSION, None)
-    if session and not any("::" in argument for argument in config.args):
-        collected = config.stash[COLLECTED]
-        session.outcome.missing = workplace.comparison.missing(set(collected), partial(_is_searched, config))
+    if workplace.options.confirm and not workplace.options.measure_only:
+        from pytest_llmperf.confirm import Confirmer
+
+        config.pluginmanager.register(Confirmer(config, workplace, session), "llmperf-confirmer")
+    found = {
+        "edited": workplace.edited,
+        "missing": _missing(config, workplace),
+        "differences": [str(difference) for difference in workplace.comparison.all_differences()],
+    }
+    if session:
+        session.outcome.take(found)
+    else:
+        config.workeroutput["llmperf"] = found  # type: ignore[attr-defined]  # xdist carries it to the controller
+
+
+def _missing(config: pytest.Config, workplace: Workplace) -> list[str]:
+    """Tests of the baseline that are gone; none can be told of a run that was given single tests."""
+    if workplace.options.only or any("::" in argument for argument in config.args):
+        return []
+    collected: list[str] = config.stash[COLLECTED]
+    return workplace.comparison.missing(set(collected), partial(_is_searched, config))
 
 
 def _is_searched(config: pytest.Config, file: str) -> bool:
@@ -262,6 +294,19 @@ def _is_searched(config: pytest.Config, file: str) -> bool:
     return any((config.rootpath / file).is_relative_to(place.resolve()) for place in places)
 
 
+def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:
+    from pytest_llmperf.fresh import without_outputs
+    from pytest_llmperf.verdict_file import verdict_file, write_verdicts
+
+    arguments = without_outputs([str(word) for word in session.config.invocation_params.args])
+    verdicts = verdict_file(running.outcome, arguments=arguments, exit_code=int(session.exitstatus))
+    try:
+        write_verdicts(path, verdicts)
+    except LlmperfError as error:
+        running.outcome.not_kept = str(error)
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
 def _planned(item: pytest.Item) -> PlannedTest:
     from pytest_llmperf.workplace import PlannedTest
 
@@ -269,18 +314,17 @@ def _planned(item: pytest.Item) -> PlannedTest:
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
-    from pytest_llmperf.outcome import failure_text
+    from pytest_llmperf.outcome import conclude
 
     if report.skipped:
         return
-    fixture = item.stash.get(FIXTURE, None)
-    entry = item.config.stash[WORKPLACE].entry(
-        test_key(item), _settings(item), fixture.results if fixture else [], error=_error_line(report)
-    )
-    report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
-    if entry.failing:
-        report.outcome = "failed"
-        report.longrepr = failure_text(entry.failing, entry.injected)
+    workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
+    results = fixture.results if fixture else []
+    entry = workplace.entry(test_key(item), results, error=_error_line(report))
+    if entry.suspect and workplace.options.confirm:
+        report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # the confirmer concludes
+    else:
+        conclude(report, entry)
 
 
 def _error_line(report: pytest.TestReport) -> str:
@@ -310,6 +354,11 @@ def _settings(item: pytest.Item) -> TestSettings:
 def _is_perf(item: pytest.Item) -> bool:
     fixtures = PERF_FIXTURES.intersection(getattr(item, "fixturenames", ()))
     return bool(fixtures) or item.get_closest_marker("llmperf") is not None
+
+
+def _is_wanted(item: pytest.Item) -> bool:
+    options = item.config.stash.get(OPTIONS, None)
+    return options is None or not options.only or test_key(item) in options.only
 
 
 def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:

@@ -6,7 +6,7 @@ Under xdist the worker measures and judges, and this runs on its controller.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytest_llmperf.errors import LlmperfError, UsageError
@@ -16,6 +16,7 @@ from pytest_llmperf.records.journal import Journal, baseline_of
 from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
+from pytest_llmperf.scratch import scratch_folder
 from pytest_llmperf.text import slug
 from pytest_llmperf.verdict.model import Outcome
 
@@ -30,22 +31,34 @@ class Session:
     root: Path
     outcome: RunOutcome
     journal: Journal | None = None
+    _kept: set[str] = field(default_factory=set)
 
     def collect(self, entry: Entry) -> None:
-        """Take in what became of a test, and keep what it measured at once."""
+        """Take in what became of a test."""
         self.outcome.entries.append(entry)
+        self.keep(entry)
+        if self.options.json_folder:
+            _write_json(self.options.json_folder, entry)
+
+    def keep(self, entry: Entry) -> None:
+        """Write what a test measured to the journal, once; a test that waits for confirmation is kept before."""
+        if entry.test in self._kept:
+            return
+        self._kept.add(entry.test)
         try:
-            self._keep(entry)
+            self._append(entry)
         except OSError as error:
             self.outcome.not_kept = f"{error.filename}: {error.strerror or error}"
 
-    def _keep(self, entry: Entry) -> None:
-        if entry.results and not entry.injected:
+    def _append(self, entry: Entry) -> None:
+        if entry.injected and not self.options.journal:
+            return
+        if entry.results or (entry.error and self.options.journal):
             self.journal = self.journal or self._journal(entry)
             for result in entry.results:
                 self.journal.append(result)
-        if self.options.json_folder:
-            _write_json(self.options.json_folder, entry)
+            if entry.error:
+                self.journal.append_error(entry.test, entry.error)
 
     def finish(self, *, failed: bool, interrupted: bool) -> None:
         """Update the baseline if that was asked for and is allowed."""
@@ -64,9 +77,9 @@ class Session:
     def _refusal(self, *, failed: bool, interrupted: bool) -> str:
         """Why this run must not become part of the baseline; empty if it may."""
         if interrupted:
-            return f"the run was interrupted{self._kept()}"
+            return f"the run was interrupted{self._where_kept()}"
         if failed:
-            return f"a test failed{self._kept()}"
+            return f"a test failed{self._where_kept()}"
         if not any(entry.results for entry in self.outcome.entries):
             return "nothing was measured"
         invalid = sum(
@@ -74,7 +87,7 @@ class Session:
         )
         return f"{invalid} cells are invalid" if invalid else ""
 
-    def _kept(self) -> str:
+    def _where_kept(self) -> str:
         return f"; what was measured is kept in {self.journal.path}" if self.journal else ""
 
     def _appended(self, baseline: Baseline | None) -> Baseline:
@@ -87,10 +100,8 @@ class Session:
         return merge(baseline, only_new_cells(baseline, run) if self.options.update_new_only else run)
 
     def _journal(self, entry: Entry) -> Journal:
-        folder = self.root / ".llmperf" / "runs"
-        _prepare(folder)
-        path = folder / f"{entry.run.run_id}.jsonl"
-        return Journal(path, device_key=entry.device_key, run=entry.run)
+        path = self.options.journal or _next_journal(self.root, entry.run.run_id)
+        return Journal(path, device_key=entry.device_key, run=entry.run, injected=entry.injected)
 
 
 def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int) -> None:
@@ -132,9 +143,9 @@ def _file_name(test: str, result: TestResult) -> str:
     )
 
 
-def _prepare(folder: Path) -> None:
-    """A folder that git ignores, with room for one more journal."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+def _next_journal(root: Path, run_id: str) -> Path:
+    """Where this run's journal goes; the oldest makes room."""
+    folder = scratch_folder(root, "runs")
     for old in sorted(folder.glob("*.jsonl"))[: -(KEPT_JOURNALS - 1)]:
         old.unlink(missing_ok=True)
+    return folder / f"{run_id}.jsonl"

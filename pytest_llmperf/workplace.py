@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pytest_llmperf.anchor import Anchor, baseline_at, with_steps_of
-from pytest_llmperf.compare import Comparison
+from pytest_llmperf.anchor import Anchor, pinned_baseline
+from pytest_llmperf.compare import CellKey, Comparison, Confirmed
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.measure.bench import Bench, default_model
 from pytest_llmperf.measure.generation import Plan
@@ -21,11 +21,13 @@ from pytest_llmperf.models.source import check_source
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.options import Options, TestSettings
 from pytest_llmperf.outcome import Entry
-from pytest_llmperf.records.revision import head_commit, is_dirty
+from pytest_llmperf.records.revision import file_at, head_commit, is_dirty, is_file_at
 from pytest_llmperf.records.schema import Baseline, CellRun, Run, TestResult
-from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline
+from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline, parse_baseline
+from pytest_llmperf.verdict.family import holm_family_sizes
 from pytest_llmperf.verdict.metrics import METRICS, Kind
-from pytest_llmperf.verdict.model import Verdict
+from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,11 @@ class Workplace:
 
     def __init__(self, options: Options, tests: Sequence[PlannedTest], *, root: Path) -> None:
         self.options = options
+        self._root = root
+        self.edited = ""
         self._bench = Bench(options.device)
         self._check_specs(tests)
+        self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
         facts = environment(self._bench.device)
         self.device_key = device_key(facts)
@@ -67,7 +72,7 @@ class Workplace:
         )
         family_size = self._family_size(tests)
         self.comparison = Comparison(self._read_baseline(), facts, family_size)
-        self._anchor = self._read_anchor(root, family_size)
+        self._anchor = self._read_anchor(family_size)
 
     @property
     def loads(self) -> int:
@@ -87,17 +92,48 @@ class Workplace:
         result = self._bench.measure(loaded, plan, test=test, run_id=self.run.run_id)
         return _inject(result, self.options)
 
-    def entry(self, test: str, settings: TestSettings, results: list[TestResult], *, error: str = "") -> Entry:
+    def entry(self, test: str, results: list[TestResult], *, error: str = "") -> Entry:
         """What became of a test that has run."""
         return Entry(
             test=test,
             device_key=self.device_key,
             run=self.run,
             results=results,
-            verdicts=[] if error or self.options.measure_only else self._judge(test, settings, results),
+            verdicts=[] if error or self.options.measure_only else self._judge(test, results),
             injected=[str(injection) for injection in self.options.injections],
+            fail_on=self.options.fail_on,
             error=error,
         )
+
+    def confirmed(self, entries: Sequence[Entry], runs: Sequence[Mapping[CellKey, float]]) -> list[Entry]:
+        """Entries judged anew, with what fresh runs measured of them beside their own figures.
+
+        The cells that may still fail are held to Holm's levels, which need all of their p-values.
+        """
+        values = {key: tuple(run[key] for run in runs if key in run) for key in set().union(*runs)}
+        first = [self._judge_again(entry, lambda key: Confirmed(values.get(key, ()))) for entry in entries]
+        suspects = [verdict for entry in first for verdict in entry.verdicts if verdict.suspect]
+        sizes = holm_family_sizes(
+            [1.0 if verdict.p_value is None else verdict.p_value for verdict in suspects],
+            size=self.comparison.family_size,
+            alpha=ALPHA_FAMILY,
+        )
+        size_of: dict[CellKey, int] = {}
+        for verdict, size in zip(
+            suspects, sizes, strict=True
+        ):  # on the anchor too: both are held to the stricter level
+            size_of[verdict.cell.key] = max(size, size_of.get(verdict.cell.key, 1))
+        return [
+            self._judge_again(entry, lambda key: Confirmed(values.get(key, ()), size_of.get(key))) for entry in first
+        ]
+
+    def unconfirmed(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Entries of a run that ended before fresh runs could confirm or clear what looked slower."""
+        reason = "it looks slower, and the run ended before fresh runs could confirm it"
+        return [
+            entry.model_copy(update={"verdicts": [_suspended(verdict, reason) for verdict in entry.verdicts]})
+            for entry in entries
+        ]
 
     def release(self) -> None:
         """Let the model go."""
@@ -108,12 +144,22 @@ class Workplace:
         """The device as torch names it."""
         return self._bench.device
 
-    def _judge(self, test: str, settings: TestSettings, results: list[TestResult]) -> list[Verdict]:
-        limit = self.options.limits(test, settings.layer())
-        found = [verdict for result in results for verdict in self.comparison.verdicts(result, limit)]
+    def _judge(
+        self,
+        test: str,
+        results: Sequence[TestResult],
+        confirmed: Callable[[CellKey], Confirmed] = lambda _: Confirmed(),
+    ) -> list[Verdict]:
+        limit = self.options.limits(test, self._layers[test])
+        found = [verdict for result in results for verdict in self.comparison.verdicts(result, limit, confirmed)]
         if self._anchor:
-            found += [verdict for result in results for verdict in self._anchor.verdicts(result, limit)]
+            found += [verdict for result in results for verdict in self._anchor.verdicts(result, limit, confirmed)]
         return found
+
+    def _judge_again(self, entry: Entry, confirmed: Callable[[CellKey], Confirmed]) -> Entry:
+        if entry.error:
+            return entry
+        return entry.model_copy(update={"verdicts": self._judge(entry.test, entry.results, confirmed)})
 
     def _complete(self, spec: ModelSpec) -> ModelSpec:
         return spec.with_defaults(
@@ -138,22 +184,37 @@ class Workplace:
         path = baseline_path(self.options.baselines, self.device_key)
         if self.options.updates:
             check_writable(path)
-        if self.options.measure_only or not path.exists():
+        if self.options.measure_only:
             return None
-        baseline = load_baseline(path)
-        if baseline.device_key != self.device_key:
+        reference = self.options.baseline_ref
+        baseline = self._baseline_at(reference, path) if reference else _working_baseline(path)
+        if baseline and baseline.device_key != self.device_key:
             raise BaselineError(
                 f"{path}: device_key: expected {self.device_key!r}, found {baseline.device_key!r}. "
                 "Rename the file, or record this device's own"
             )
         return baseline
 
-    def _read_anchor(self, root: Path, family_size: int) -> Anchor | None:
+    def _read_anchor(self, family_size: int) -> Anchor | None:
         if self.options.anchor is None or self.options.measure_only:
             return None
         path = baseline_path(self.options.baselines, self.device_key)
-        pinned = with_steps_of(self.comparison.baseline, baseline_at(root, self.options.anchor, path))
+        pinned = pinned_baseline(self._root, self.options.anchor, path, present=self.comparison.baseline)
         return Anchor(self.options.anchor, Comparison(pinned, self.run.environment, family_size))
+
+    def _baseline_at(self, revision: str, path: Path) -> Baseline | None:
+        """The baseline as it was at a revision; how the working tree's differs is noted for the summary."""
+        known = is_file_at(self._root, revision, path)
+        text = file_at(self._root, revision, path) if known else ""
+        present = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if present != text:
+            what = "differs from" if present and text else "is not in" if present else "lacks what is in"
+            self.edited = f"read from {revision}; the working tree's {path.name} {what} it"
+        return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
+
+
+def _working_baseline(path: Path) -> Baseline | None:
+    return load_baseline(path) if path.exists() else None
 
 
 def _inject(result: TestResult, options: Options) -> TestResult:
@@ -169,3 +230,7 @@ def _multiplied(cell: CellRun, factor: float) -> CellRun:
     if factor == 1.0 or not isinstance(cell.value, int | float):
         return cell
     return cell.model_copy(update={"value": cell.value * factor})
+
+
+def _suspended(verdict: Verdict, reason: str) -> Verdict:
+    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason) if verdict.suspect else verdict

@@ -7,54 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from perf_project import DECODE_TEST, FAKE_CLOCK, QUICK
 
 # Tests measure no speed, and two of them at once must not wait for each other's threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
-
-QUICK = (
-    "--llmperf",
-    "--device=cpu",
-    "--llmperf-model=synthetic:tiny",
-    "--llmperf-input-tokens=4",
-    "--llmperf-output-tokens=4",
-    "--llmperf-requests=2",
-    "--llmperf-warmup=0",
-)
-
-FAKE_CLOCK = """
-import os
-
-import pytest_llmperf.measure.bench as bench
-
-
-class FakeClock:
-    name = "fake"
-    now = 0.0
-
-    def stamp(self):
-        self.now += float(os.environ.get("STEP_MS", "1"))
-        return self.now
-
-    def synchronize(self):
-        pass
-
-    def elapsed_ms(self, start, end):
-        return end - start
-
-
-bench.clock_for = lambda device: FakeClock()
-"""
-
-DECODE_TEST = """
-import pytest
-
-
-@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
-def test_decode(llm, llmperf):
-    llmperf.generate(llm, batch_size=2)
-"""
-
 
 _recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
 

@@ -46,6 +46,15 @@ def test_creep_since_the_release_is_red_although_the_baseline_followed_it(releas
     assert cells[1] == 2 * cells[0]
 
 
+def test_what_is_slower_since_the_release_is_confirmed_by_fresh_runs(released):
+    """They are held against both baselines; only the release's calls them slower."""
+    result = released.run("--llmperf-anchor=v1", "--llmperf-confirm=1", step_ms=1.25)
+    result.assert_outcomes(failed=1)
+    (failed,) = (line for line in result.outlines if line.startswith("FAILED"))
+    assert " baseline since v1: " in failed
+    result.stdout.fnmatch_lines(["test_decode*1.25 ms*1.25 ms*regressed: tpot since v1"])
+
+
 def test_a_run_as_fast_as_the_release_passes(released):
     """An improvement against the release is no news, and is not to be banked."""
     released.record(*QUIET_MACHINE)
@@ -79,14 +88,21 @@ def test_a_test_that_the_release_did_not_have_is_new(released):
 
 @pytest.mark.parametrize(
     ("revision", "message"),
-    [("v9", "git knows no revision 'v9'"), ("--exec=x", "is no git revision"), ("v0", "there is no file baselines/")],
+    [("v9", "git knows no revision 'v9'"), ("--exec=x", "is no git revision")],
 )
 def test_an_anchor_that_is_not_there_is_an_error_before_anything_is_measured(released, revision, message):
     """Exit code 4 and one line."""
+    result = released.run(f"--llmperf-anchor={revision}")
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([f"ERROR: *{message}*"])
+
+
+def test_a_release_without_a_baseline_of_this_device_is_told(released):
+    """Each cell that gates is new to it; the present baseline decides as ever."""
     git(released.path, "checkout", "-q", "--orphan", "empty")
     git(released.path, "rm", "-q", "-r", "-f", "--cached", ".")
     git(released.path, "commit", "-q", "--allow-empty", "-m", "nothing")
     git(released.path, "tag", "v0")
-    result = released.run(f"--llmperf-anchor={revision}")
-    assert result.ret == 4
-    result.stderr.fnmatch_lines([f"ERROR: *{message}*"])
+    result = released.run("--llmperf-anchor=v0", step_ms=1.25)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["new: * cells of 1 tests (*tpot since v0*): not in that baseline"])

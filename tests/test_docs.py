@@ -16,7 +16,8 @@ from pytest_llmperf.verdict.model import Outcome
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" / "README.md"]
 ACTIONS = {"--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-inject",
-           "--llmperf-json", "--llmperf-measure-only", "--llmperf-device"}  # fmt: skip
+           "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
+           "--llmperf-verdicts", "--llmperf-device"}  # fmt: skip
 COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history"}
 
 

@@ -3,37 +3,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 
+_ERROR = '{"error": '
+
 
 class Journal:
     """An append-only ``.jsonl`` file of one run."""
 
-    def __init__(self, path: Path, *, device_key: str, run: Run) -> None:
+    def __init__(self, path: Path, *, device_key: str, run: Run, injected: Sequence[str] = ()) -> None:
         self.path = path
-        self._header = json.dumps({"device_key": device_key, "run": run.model_dump()})
+        header = {"device_key": device_key, "run": run.model_dump()} | ({"injected": [*injected]} if injected else {})
+        self._header = json.dumps(header)
 
     def append(self, result: TestResult) -> None:
         """Write what one test measured; it is on its way to the disk when this returns."""
+        self._write(result.model_dump_json(exclude_defaults=True))
+
+    def append_error(self, test: str, message: str) -> None:
+        """Write why a test measured nothing more."""
+        self._write(json.dumps({"error": message, "test": test}))
+
+    def _write(self, line: str) -> None:
         if not self.path.exists():
             self._create()
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(result.model_dump_json(exclude_defaults=True) + "\n")
+            file.write(line + "\n")
 
     def _create(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.write_text(self._header + "\n", encoding="utf-8")
 
 
-def read_journal(text: str) -> Baseline:
+def read_journal(text: str, *, injected: bool = False) -> Baseline:
     """A journal's text as a baseline of one run. A last line cut short by a crash is left out.
 
+    Args:
+        text: of the journal.
+        injected: whether numbers that ``--llmperf-inject`` multiplied may be read.
+
     Raises:
-        ValueError: it holds no complete header, or a line before the last is broken.
+        ValueError: it holds no complete header, a line before the last is broken, or its numbers are injected.
     """
     lines = text.splitlines()
     try:
@@ -41,7 +56,16 @@ def read_journal(text: str) -> Baseline:
         device_key, run = header["device_key"], Run.model_validate(header["run"])
     except (IndexError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
         raise ValueError("line 1: not the header of a run's journal") from error
+    if "injected" in header and not injected:
+        raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
     return baseline_of(device_key, run, _results(lines[1:]))
+
+
+def journal_errors(path: Path) -> dict[str, str]:
+    """Why tests of a run measured nothing more, by test."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    errors = [json.loads(line) for line in lines if line.startswith(_ERROR) and line.endswith("}")]
+    return {error["test"]: error["error"] for error in errors}
 
 
 def baseline_of(device_key: str, run: Run, results: list[TestResult]) -> Baseline:
@@ -58,6 +82,8 @@ def baseline_of(device_key: str, run: Run, results: list[TestResult]) -> Baselin
 def _results(lines: list[str]) -> list[TestResult]:
     results = []
     for number, line in enumerate(lines, start=2):
+        if line.startswith(_ERROR):
+            continue
         try:
             results.append(TestResult.model_validate_json(line))
         except ValidationError as error:

@@ -38,24 +38,48 @@ def file_at(folder: Path, revision: str, path: Path) -> str:
     Raises:
         BaselineError: there is no such repository, revision or file.
     """
-    name = f"{printable(revision)}:{path.name}"
-    if not revision or revision.startswith("-"):  # git would read an option, or the index
-        raise BaselineError(f"{name}: {revision!r} is no git revision; expected a commit, branch or tag")
-    if _git(folder, "rev-parse", "--git-dir") is None:
-        raise BaselineError(f"{name}: {folder} is not in a git repository, or git cannot read it")
-    if _git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
-        raise BaselineError(
-            f"{name}: git knows no revision {revision!r}; "
-            "expected a commit, branch or tag. A shallow clone has to fetch it"
-        )
-    inside = Path(os.path.relpath((folder / path).resolve(), folder.resolve())).as_posix()
+    check_revision(folder, revision)
     # cat-file and not show: no pager, no filters, and a folder is no file.
-    text = _git(folder, "cat-file", "blob", f"{revision}:./{inside}")
+    inside = _inside(folder, path)
+    text = _git(folder, "cat-file", "blob", f"{revision}:{inside}")
     if text is None:
         raise BaselineError(
-            f"{name}: there is no file {inside} at that revision; expected a baseline that was committed"
+            f"{printable(revision)}:{path.name}: there is no file {inside.removeprefix('./')} at that revision; "
+            "expected a baseline that was committed"
         )
     return text
+
+
+def is_file_at(folder: Path, revision: str, path: Path) -> bool:
+    """Whether there was such a file at a revision; arguments as of :func:`file_at`.
+
+    Raises:
+        BaselineError: there is no such repository or revision.
+    """
+    check_revision(folder, revision)
+    return _git(folder, "cat-file", "-e", f"{revision}:{_inside(folder, path)}") is not None
+
+
+def check_revision(folder: Path, revision: str) -> None:
+    """Refuse a revision that git does not know.
+
+    Raises:
+        BaselineError: there is no such repository or revision.
+    """
+    name = repr(printable(revision))
+    if not revision or revision.startswith("-"):  # git would read an option, or the index
+        raise BaselineError(f"{name} is no git revision; expected a commit, branch or tag")
+    if _git(folder, "rev-parse", "--git-dir") is None:
+        raise BaselineError(f"revision {name}: {folder} is not in a git repository, or git cannot read it")
+    if _git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
+        raise BaselineError(
+            f"git knows no revision {name}; expected a commit, branch or tag. A shallow clone has to fetch it"
+        )
+
+
+def _inside(folder: Path, path: Path) -> str:
+    """The path as git wants it: relative to ``folder``, with a leading ``./``."""
+    return "./" + Path(os.path.relpath((folder / path).resolve(), folder.resolve())).as_posix()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

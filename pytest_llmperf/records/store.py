@@ -43,15 +43,19 @@ def baseline_files(path: Path) -> list[Path]:
     return found
 
 
-def load_baseline(path: Path) -> Baseline:
+def load_baseline(path: Path, *, injected: bool = False) -> Baseline:
     """A baseline file, or a run's journal (``.jsonl``), as a validated :class:`Baseline`.
+
+    Args:
+        path: of the file.
+        injected: whether a journal may hold numbers that ``--llmperf-inject`` multiplied.
 
     Raises:
         BaselineError: the file cannot be read, is not JSON, is of another schema or breaks it; names the place.
     """
     text = _read_text(path)
     if path.suffix == ".jsonl":
-        return _checked(str(path), lambda: read_journal(text))
+        return _checked(str(path), lambda: read_journal(text, injected=injected))
     return parse_baseline(text, name=str(path))
 
 
@@ -74,7 +78,7 @@ def update_baseline(path: Path, change: Callable[[Baseline | None], Baseline]) -
     """
     with _locked(path):
         changed = trim(change(load_baseline(path) if path.exists() else None))
-        _replace(path, dump_baseline(changed))
+        replace_file(path, dump_baseline(changed))
     return changed
 
 
@@ -171,7 +175,12 @@ def _locked(path: Path) -> Iterator[None]:
         raise BaselineError(f"cannot write baseline {path}: {error.strerror or error}") from error
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one, never half of either.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

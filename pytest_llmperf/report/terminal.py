@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,6 +17,7 @@ from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, PRIMARY
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
+from pytest_llmperf.verdict_file import decided
 
 WIDE_COLUMNS = 110
 """Terminal width from which the explaining metrics have room."""
@@ -70,8 +71,7 @@ def results_table(entries: list[Entry], *, wide: bool) -> Table:
 
 def summary_lines(run: RunOutcome) -> Iterator[str]:
     """What wants attention, what became of the baseline, and last what was decided."""
-    verdicts = [verdict for entry in run.entries for verdict in entry.verdicts]
-    yield from _attention(verdicts)
+    yield from _attention(run.verdicts)
     for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
@@ -80,9 +80,14 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     if run.missing:
         yield _missing_line(run)
     yield from _unsteady(run.entries)
+    yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
+    if run.edited:
+        yield f"baseline: {run.edited}"
     yield from _baseline_lines(run)
+    if run.breach:
+        yield f"failed: {run.breach}"
     yield decided_line(run)
 
 
@@ -91,19 +96,12 @@ def decided_line(run: RunOutcome) -> str:
     if not run.compared:
         errors = sum(bool(entry.error) for entry in run.entries)
         return f"llmperf: {len(run.entries)} tests measured, {errors} errors, nothing compared"
-    outcomes = Counter(verdict.outcome for entry in run.entries for verdict in entry.verdicts if _counts(verdict))
-    outcomes[Outcome.ERROR] += sum(bool(entry.error) for entry in run.entries)
-    decided = sum(count for outcome, count in outcomes.items() if outcome.decided)
+    outcomes = run.outcomes
     parts = ", ".join(f"{outcomes[outcome]} {_words(outcome)}" for outcome in Outcome if outcomes[outcome])
     total = sum(outcomes.values())
-    verdict = f"llmperf: {len(run.entries)} tests, {decided} of {total} gating cells decided"
-    return f"{verdict}: {parts or 'none'}" + ("" if decided else ". Nothing was verified.")
-
-
-def _counts(verdict: Verdict) -> bool:
-    """Cells that gate and that this device can measure at all."""
-    never_measured = verdict.outcome is Outcome.NEW and verdict.cell.value is None
-    return verdict.cell.limit.gates and not never_measured
+    answered = decided(outcomes)
+    verdict = f"llmperf: {len(run.entries)} tests, {answered} of {total} gating cells decided"
+    return f"{verdict}: {parts or 'none'}" + ("" if answered else ". Nothing was verified.")
 
 
 def _row(entry: Entry, result: TestResult, *, wide: bool) -> Iterator[Text]:
@@ -141,8 +139,9 @@ def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
     if entry.error:
         return Text("error", style=COLORS[Outcome.ERROR])
     if entry.failing:
-        names = ", ".join(map(_changed, entry.failing))
-        return Text(f"regressed: {names}", style=COLORS[Outcome.REGRESSED])
+        worst = min((verdict.outcome for verdict in entry.failing), key=[*Outcome].index)
+        names = ", ".join(_changed(verdict) for verdict in entry.failing if verdict.outcome is worst)
+        return Text(f"{_words(worst)}: {names}", style=COLORS[Outcome.REGRESSED])
     if primary is None:
         return Text("measured")
     return Text(_words(primary.outcome), style=COLORS.get(primary.outcome, OTHER_COLOR))
@@ -164,7 +163,7 @@ def _attention(verdicts: Iterable[Verdict]) -> Iterator[str]:
                 yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}"
             else:
                 explaining[verdict.cell.test, verdict.outcome].append(verdict)
-        elif _counts(verdict) and verdict.outcome is not Outcome.UNCHANGED:
+        elif verdict.counts and verdict.outcome is not Outcome.UNCHANGED:
             groups[verdict.outcome, _group(verdict)].append(verdict)
     for (test, outcome), members in explaining.items():
         yield f"{_words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
@@ -187,6 +186,12 @@ def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(map(_is_unsteady, entry.results))]
     if tests:
         yield f"never became steady while warming up: {_some(tests)}"
+
+
+def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
+    costs = [entry.confirm_seconds for entry in entries if entry.confirm_seconds]
+    if costs:
+        yield f"confirmation: {len(costs)} tests measured again in fresh processes, {sum(costs):.0f} s"
 
 
 def _is_unsteady(result: TestResult) -> bool:
@@ -217,8 +222,7 @@ def _command(run: RunOutcome, *words: str) -> str:
 
 
 def _baseline_lines(run: RunOutcome) -> Iterator[str]:
-    verdicts = [verdict for entry in run.entries for verdict in entry.verdicts if not verdict.against]
-    counted = list(filter(_counts, verdicts))
+    counted = [verdict for verdict in run.verdicts if verdict.counts and not verdict.against]
     improved = [verdict for verdict in counted if verdict.outcome is Outcome.IMPROVED]
     yield from _bank_lines(run, improved)
     if run.update is None:

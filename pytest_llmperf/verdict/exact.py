@@ -32,8 +32,14 @@ def judge_exact(cell: Cell) -> Verdict:
 
 
 def judge_identity(cell: Cell) -> Verdict:
-    """Unchanged when equal to every value of the window; a window of several values decides nothing."""
+    """Unchanged when equal to every value of the window; a window of several values decides nothing.
+
+    Raises:
+        ValueError: the window is empty.
+    """
     known = {sample.value for sample in cell.window}
+    if not known:
+        raise ValueError("the window is empty")
     outcome, reason = Outcome.REGRESSED, ""
     if known == {cell.value}:
         outcome = Outcome.UNCHANGED

@@ -37,8 +37,8 @@ def judge(
         raise ValueError(f"family_size is {family_size}: expected 1 or more")
     if cell.value is None:
         return _unmeasured(cell)
-    if problem := _first_problem(cell, confirmations):
-        return _undecided(cell, Outcome.INVALID, problem)
+    if wrong := _first_problem(cell, confirmations):
+        return _undecided(cell, Outcome.INVALID, wrong)
     if not cell.window:
         return _undecided(cell, Outcome.NEW, "no baseline to compare with")
     if cell.metric.kind is Kind.IDENTITY:
@@ -70,12 +70,13 @@ def _first_problem(cell: Cell, confirmations: Sequence[float]) -> str:
     named = [("", value) for value in (cell.value, *confirmations)]
     named += [(f" in the baseline's run {sample.run_id}", sample.value) for sample in cell.window]
     for where, value in named:
-        if problem := _problem(cell.metric.kind, value):
-            return problem + where
+        if wrong := problem(cell.metric.kind, value):
+            return wrong + where
     return ""
 
 
-def _problem(kind: Kind, value: object) -> str:
+def problem(kind: Kind, value: object) -> str:
+    """Why that value of a metric of that kind must not be compared; empty if it may."""
     if kind is Kind.IDENTITY:
         return "" if isinstance(value, str) else f"expected a text, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -47,6 +47,11 @@ def evidence(runs: int, sessions: int) -> str:
     return f"{runs} run{'s' * (runs != 1)} in {sessions} session{'s' * (sessions != 1)}"
 
 
+def percent(share: float) -> str:
+    """A share as a percentage of two digits: ``25 %``, ``3.4 %``."""
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One run's figure for one cell of the baseline."""
@@ -85,6 +90,13 @@ class Cell:
     value: int | float | str | None
     window: Sequence[Sample] = ()
     reason: str = ""
+    workload: str = ""
+    """The workload's hash: a test may measure several."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Test, workload and metric."""
+        return (self.test, self.workload, self.metric.key)
 
     @property
     def figures(self) -> list[float]:
@@ -135,6 +147,21 @@ class Verdict:
     sessions: int = 0
     against: str = ""
     """The revision whose baseline this is about; empty for the present one."""
+    blocks: int = 0
+    """Pairs of fresh processes, one of base and one of head, where that is what was compared."""
+    candidates: Sequence[float] = ()
+    """All of this session's figures that were judged, where fresh runs confirmed or cleared the first one."""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the cell can fail its test: it gates, and this device can measure it at all."""
+        never_measured = self.outcome is Outcome.NEW and self.cell.value is None
+        return self.cell.limit.gates and not never_measured
+
+    @property
+    def suspect(self) -> bool:
+        """Whether fresh runs must confirm this verdict before it may fail its test."""
+        return self.flagged and self.cell.limit.gates
 
     @property
     def fails(self) -> bool:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
-
-from scipy.special import stdtr, stdtrit
+from statistics import fmean, median
 
 from pytest_llmperf.verdict.history import History, oriented
 from pytest_llmperf.verdict.metrics import Better, Kind
-from pytest_llmperf.verdict.model import Cell, Interval, Outcome, Verdict, evidence, number
+from pytest_llmperf.verdict.model import Cell, Interval, Outcome, Verdict, evidence, number, percent
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, SD_FLOOR, Prior
+from pytest_llmperf.verdict.student import bounded_exp, half_width, quantile, ratio_interval, upper_tail
 
 ALPHA_FAMILY = 0.01
 """How often a run of unchanged code may fail, over all of its cells together."""
@@ -25,9 +24,6 @@ SCREEN_P = 0.002
 """One-sided p of no change at all, below which a cell is flagged."""
 
 POWER = 0.9
-LEVEL = 0.95
-
-_LARGEST_LOG = 700.0  # exp of more overflows a double
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +65,18 @@ def screen(
     y, margin = fmean(ys), math.log1p(cell.limit.tolerate)
     d = y - history.center
     se, df = _standard_error(history, len(ys), prior)
-    p_zero = _upper_tail(d / se, df)
-    baseline, now = _exp(sign * history.center), _exp(sign * y)
+    p_zero = upper_tail(d / se, df)
+    baseline, now = bounded_exp(sign * history.center), bounded_exp(sign * y)
     return Screen(
         d=d,
         se=se,
         df=df,
         p_zero=p_zero,
-        p_margin=_upper_tail((d - margin) / se, df),
-        p_improved=_upper_tail((-d - margin) / se, df),
+        p_margin=upper_tail((d - margin) / se, df),
+        p_improved=upper_tail((-d - margin) / se, df),
         baseline=baseline,
         now=now,
-        interval=_interval(sign * d, se, df),
+        interval=ratio_interval(sign * d, se, df),
         mde=_minimum_detectable_effect(margin, se, df, ALPHA_FAMILY / family_size),
         flagged=p_zero < SCREEN_P and d > margin and abs(now - baseline) > cell.limit.floor,
     )
@@ -99,25 +95,35 @@ def judge_timed(
         TypeError: a value is not a number.
     """
     candidates = [number(cell.value), *confirmations]
-    if min(*candidates, *cell.figures) <= 0:
+    if min([*candidates, *cell.figures]) <= 0:
         return _without_ratio(cell)
     found = screen(cell, prior=prior, candidates=candidates, family_size=family_size)
     outcome, reason = _decide(cell, found, ALPHA_FAMILY / family_size)
+    if outcome is Outcome.REGRESSED and confirmations and not _agree(cell, found, confirmations):
+        outcome, reason = Outcome.INCONCLUSIVE, "the first run was slower, the fresh runs after it were not"
     return Verdict(
         cell=cell,
         outcome=outcome,
         kind=Kind.TIMED,
         reason=reason,
         baseline=found.baseline,
-        ratio=_exp(cell.metric.better.sign * found.d),
+        ratio=bounded_exp(cell.metric.better.sign * found.d),
         interval=found.interval,
-        limit_ratio=_limit_ratio(cell, found.baseline),
+        limit_ratio=limit_ratio(cell, found.baseline),
         mde=found.mde,
         p_value=found.p_improved if outcome is Outcome.IMPROVED else found.p_margin,
         flagged=found.flagged,
         runs=len(cell.window),
         sessions=cell.sessions,
+        candidates=candidates if confirmations else (),
     )
+
+
+def _agree(cell: Cell, found: Screen, confirmations: Sequence[float]) -> bool:
+    """Whether the fresh runs alone lie beyond the margin too: one wild first run must not carry the mean."""
+    sign, baseline = cell.metric.better.sign, found.baseline
+    changes = [sign * math.log(value / baseline) for value in confirmations]
+    return median(changes) > math.log1p(cell.limit.tolerate)
 
 
 def _without_ratio(cell: Cell) -> Verdict:
@@ -143,15 +149,10 @@ def _decide(cell: Cell, found: Screen, alpha: float) -> tuple[Outcome, str]:
     if found.p_improved <= alpha and not within_floor:
         return Outcome.IMPROVED, ""
     if found.mde > limit.catch:
-        return Outcome.INCONCLUSIVE, f"this baseline finds {_percent(found.mde)} or more ({basis})"
+        return Outcome.INCONCLUSIVE, f"this baseline finds {percent(found.mde)} or more ({basis})"
     if within_floor or _inside(found, limit.catch):
         return Outcome.UNCHANGED, ""
-    return Outcome.INCONCLUSIVE, f"a change of {_percent(limit.catch)} cannot be ruled out ({basis})"
-
-
-def _percent(share: float) -> str:
-    """A share as a percentage of two digits: ``25 %``, ``3.4 %``."""
-    return f"{float(f'{100 * share:.2g}'):g} %"
+    return Outcome.INCONCLUSIVE, f"a change of {percent(limit.catch)} cannot be ruled out ({basis})"
 
 
 def _standard_error(history: History, candidates: int, prior: Prior) -> tuple[float, float]:
@@ -182,40 +183,18 @@ def _minimum_detectable_effect(margin: float, se: float, df: float, alpha: float
 
     It must pass both tests, of no change and of the margin. The absolute floor, which the user sets, is left out.
     """
-    detectable = max(margin + _quantile(alpha, df) * se, _quantile(SCREEN_P, df) * se)
-    return _exp(detectable + _quantile(1 - POWER, df) * se) - 1
-
-
-def _interval(log_ratio: float, se: float, df: float) -> Interval:
-    half = _half_width(se, df)
-    return Interval(low=_exp(log_ratio - half), high=_exp(log_ratio + half), level=LEVEL)
+    detectable = max(margin + quantile(alpha, df) * se, quantile(SCREEN_P, df) * se)
+    return bounded_exp(detectable + quantile(1 - POWER, df) * se) - 1
 
 
 def _inside(found: Screen, catch: float) -> bool:
     """Whether the interval holds neither a change for the worse of ``catch`` nor one for the better."""
-    return abs(found.d) + _half_width(found.se, found.df) < math.log1p(catch)
+    return abs(found.d) + half_width(found.se, found.df) < math.log1p(catch)
 
 
-def _limit_ratio(cell: Cell, baseline: float) -> float:
+def limit_ratio(cell: Cell, baseline: float) -> float:
     """The value / baseline beyond which a change is a regression: the margin, or the floor if that is wider."""
     limit = cell.limit
     if cell.metric.better is Better.SMALLER:
         return 1 + max(limit.tolerate, limit.floor / baseline)
     return max(0.0, min(1 / (1 + limit.tolerate), 1 - limit.floor / baseline))
-
-
-def _half_width(se: float, df: float) -> float:
-    return _quantile((1 - LEVEL) / 2, df) * se
-
-
-def _upper_tail(t: float, df: float) -> float:
-    return float(stdtr(df, -t))
-
-
-def _quantile(alpha: float, df: float) -> float:
-    """The t that is exceeded with probability ``alpha``."""
-    return -float(stdtrit(df, alpha))
-
-
-def _exp(x: float) -> float:
-    return math.exp(min(x, _LARGEST_LOG))

@@ -129,7 +129,19 @@ def _basis(verdict: Verdict) -> str:
     words = ["varies between identical runs"] if verdict.cell.metric.kind is Kind.EXACT else []
     if verdict.outcome in _MOVED and verdict.p_value is not None:
         words.append(f"p={verdict.p_value:.1g}")
-    return ", ".join([*words, evidence(verdict.runs, verdict.sessions)])
+    return ", ".join([*words, _compared(verdict)]) + _candidates(verdict)
+
+
+def _candidates(verdict: Verdict) -> str:
+    """All of this session's runs, where there were several: a mean hides whether they agree."""
+    values = [format_value(verdict.cell.metric, value) for value in verdict.candidates]
+    return f"; runs now: {', '.join(values)}" if values else ""
+
+
+def _compared(verdict: Verdict) -> str:
+    if verdict.blocks:
+        return f"{verdict.blocks} paired block{'s' * (verdict.blocks != 1)}"
+    return evidence(verdict.runs, verdict.sessions)
 
 
 def _ratio(value: float, digits: int) -> str:

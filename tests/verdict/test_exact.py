@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,7 @@ from verdict_cells import MIB, make_cell
 
 from pytest_llmperf.verdict.exact import judge_exact, judge_identity, limit_value, varies
 from pytest_llmperf.verdict.metrics import Better, Kind
-from pytest_llmperf.verdict.model import Cell, Outcome
+from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 
 COUNTER = "operators_per_token"
 MEMORY = "decode_peak_allocated_bytes"
@@ -81,6 +83,43 @@ def test_values_of_the_window_never_regress(figures: list[int]) -> None:
         assert verdict.outcome is mirrored.outcome
 
 
+ORDER = {Outcome.IMPROVED: 0, Outcome.UNCHANGED: 1, Outcome.REGRESSED: 2}
+counts = st.lists(st.integers(0, 10**9), min_size=1, max_size=8)
+
+
+@given(counts, counts, st.booleans())
+def test_monotone_in_the_value(figures: list[int], values: list[int], larger: bool) -> None:
+    """A larger value is never a better verdict, and never a worse one where larger is better."""
+    cells = [make_cell(value, figures, metric=MEMORY) for value in sorted(values, reverse=larger)]
+    ranks = [ORDER[judge_exact(larger_is_better(cell) if larger else cell).outcome] for cell in cells]
+    assert ranks == sorted(ranks)
+
+
+@given(counts, st.integers(0, 10**9), st.integers(-10, 10))
+def test_units(figures: list[int], value: int, power: int) -> None:
+    """All values and the floor in another unit give the same outcome and ratio."""
+    cell, scale = make_cell(value, figures, metric=MEMORY), 2.0**power
+    floor = cell.limit.floor * scale
+    scaled = make_cell(value * scale, [figure * scale for figure in figures], metric=MEMORY, floor=floor)
+    a, b = judge_exact(cell), judge_exact(scaled)
+    assert (a.outcome, a.ratio, a.limit_ratio) == (b.outcome, b.ratio, b.limit_ratio)
+
+
+@given(counts, st.integers(0, 10**9), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_order_and_repeats_of_runs(figures: list[int], value: int, repeats: int, random: Random) -> None:
+    """Neither the order of the window's runs nor how often a figure stands in it matters."""
+    window = random.sample(figures, len(figures)) + figures[:1] * repeats
+    a, b = (judge_exact(make_cell(value, runs, metric=MEMORY)) for runs in (figures, window))
+    assert (a.outcome, a.baseline, a.ratio) == (b.outcome, b.baseline, b.ratio)
+
+
+@pytest.mark.parametrize("rule", [judge_exact, judge_identity])
+def test_nothing_to_compare_with_is_no_verdict(rule: Callable[[Cell], Verdict]) -> None:
+    """An empty window is the caller's mistake: `judge` calls such a cell new."""
+    with pytest.raises(ValueError, match="empty"):
+        rule(make_cell(1, metric=COUNTER))
+
+
 @pytest.mark.parametrize(
     ("metric", "figures", "expected"),
     [
@@ -99,6 +138,7 @@ def test_varies(metric: str, figures: list[int], *, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("window", "value", "outcome"),
     [
+        (["a"], "a", Outcome.UNCHANGED),
         (["a", "a"], "a", Outcome.UNCHANGED),
         (["a"], "b", Outcome.REGRESSED),
         (["a", "b"], "a", Outcome.INCONCLUSIVE),

@@ -205,6 +205,23 @@ class TestMonotony:
         assert alone >= among
 
 
+class TestBadInput:
+    """The screen by itself, where `judge` has not looked first."""
+
+    def test_nothing_to_compare_with_is_no_verdict(self) -> None:
+        """An empty window is the caller's mistake."""
+        with pytest.raises(ValueError):  # noqa: PT011  # from the mean of nothing
+            judge_timed(make_cell(4.0))
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    @pytest.mark.parametrize("where", ["value", "window", "confirmation"])
+    def test_what_is_no_number_never_moves(self, value: float, where: str) -> None:
+        """NaN and infinity are invalid wherever they stand, never a regression or an improvement."""
+        values = {"value": 4.0, "window": 4.0, "confirmation": 4.0} | {where: value}
+        cell = make_cell(values["value"], [4.0] * 9 + [values["window"]])
+        assert judge(cell, confirmations=[values["confirmation"]]).outcome is Outcome.INVALID
+
+
 class TestSpread:
     """No evidence from nothing."""
 

@@ -1,0 +1,183 @@
+"""Confirmation: a test that looks slower is measured again in fresh processes before it may fail.
+
+The reports of such tests are held back until all tests have run and the model is gone. One series of fresh processes
+then measures all of them, and each gets the one final report that terminal, JUnit and exit code tell of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _pytest.runner import runtestprotocol  # what pytest's own protocol and every plugin that replaces it calls
+
+from pytest_llmperf.compare import CellKey
+from pytest_llmperf.fresh import Ended, run_perf_tests, without_outputs
+from pytest_llmperf.outcome import Entry, conclude, entry_of
+from pytest_llmperf.records.journal import journal_errors
+from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.records.store import load_baseline
+from pytest_llmperf.scratch import scratch_folder
+from pytest_llmperf.session import Session
+from pytest_llmperf.workplace import Workplace
+
+
+@dataclass(frozen=True)
+class Held:
+    """A test whose reports wait: those of its setup, call and teardown."""
+
+    item: pytest.Item
+    reports: list[pytest.TestReport]
+    entry: Entry
+
+
+@dataclass(frozen=True)
+class Replica:
+    """What one fresh process measured, and why it did not measure the rest."""
+
+    values: Mapping[CellKey, float]
+    errors: Mapping[str, str]
+    ended: Ended
+
+    @classmethod
+    def read(cls, journal: Path, ended: Ended) -> Replica:
+        """From the journal that the process wrote, if it came that far."""
+        if not journal.exists():
+            return cls({}, {}, ended)
+        cells = load_baseline(journal, injected=True).cells
+        numbers = {
+            (cell.test, cell.workload, cell.metric): cell.value for cell in cells if isinstance(cell.value, int | float)
+        }
+        return cls(numbers, journal_errors(journal), ended)
+
+    def measured(self, result: TestResult) -> bool:
+        """Whether it measured that test's workload."""
+        return any(key[:2] == (result.observation.test, result.workload.hash) for key in self.values)
+
+    def why_not(self, test: str) -> str:
+        """Why it did not measure a test."""
+        told = self.errors.get(test) or f"exit code {self.ended.exit_code}, {self.ended.last_words}"
+        return f"{told} (see {self.ended.log})"
+
+
+class Confirmer:
+    """Registered where tests are measured, unless ``--llmperf-confirm 0``.
+
+    Args:
+        config: of the run whose arguments the fresh processes get.
+        workplace: that judges.
+        session: that keeps what was measured; ``None`` in an xdist worker, whose controller has it.
+    """
+
+    def __init__(self, config: pytest.Config, workplace: Workplace, session: Session | None) -> None:
+        self._config = config
+        self._workplace = workplace
+        self._session = session
+        self._held: list[Held] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
+        """Run a test as pytest does, and hold its reports back if it looks slower."""
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        entry = next(filter(None, map(entry_of, reports)), None)
+        if entry and entry.suspect and not any(report.failed for report in reports if report.when != "call"):
+            self._hold(Held(item, reports, entry))
+        else:
+            _log(item, reports)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self) -> Generator[None, Any, Any]:
+        """Confirm what was held back once every test has run."""
+        try:
+            result = yield
+        except BaseException:
+            self._conclude(self._workplace.unconfirmed([held.entry for held in self._held]))
+            raise
+        if self._held:
+            self._confirm()
+        return result
+
+    def _hold(self, held: Held) -> None:
+        self._held.append(held)
+        if self._session:
+            self._session.keep(held.entry)
+
+    def _confirm(self) -> None:
+        self._workplace.release()
+        rounds = self._workplace.options.confirm
+        replicas = [self._replica(number, rounds) for number in range(1, rounds + 1)]
+        seconds = sum(replica.ended.seconds for replica in replicas) / len(self._held)
+        entries = [_with_errors(held.entry, replicas) for held in self._held]
+        values = [replica.values for replica in replicas]
+        confirmed = self._workplace.confirmed(entries, values)
+        self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in confirmed])
+
+    def _conclude(self, entries: Sequence[Entry]) -> None:
+        for held, entry in zip(self._held, entries, strict=True):
+            call = next(report for report in held.reports if report.when == "call")
+            conclude(call, entry)
+            _make_current(self._config, held.item)
+            _log(held.item, held.reports)
+        self._held.clear()
+
+    def _replica(self, number: int, rounds: int) -> Replica:
+        self._say(f"llmperf: {len(self._held)} tests look slower: measuring them again, fresh run {number} of {rounds}")
+        folder = scratch_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
+        journal, log = folder / f"{number}.jsonl", folder / f"{number}.log"
+        ended = run_perf_tests(
+            _arguments(self._config, [held.entry.test for held in self._held], journal),
+            folder=self._config.invocation_params.dir,
+            environment={**os.environ, "LLMPERF_SESSION_ID": self._workplace.run.session_id},
+            log=log,
+        )
+        return Replica.read(journal, ended)
+
+    def _say(self, line: str) -> None:
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        if reporter:
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+
+def _log(item: pytest.Item, reports: Sequence[pytest.TestReport]) -> None:
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+
+
+def _make_current(config: pytest.Config, item: pytest.Item) -> None:
+    """An xdist worker sends a report on behalf of the item that it believes to be running: make it this one."""
+    if hasattr(config, "workerinput"):
+        worker = next(plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "item_index"))
+        worker.item_index = item.session.items.index(item)
+
+
+def _with_errors(entry: Entry, replicas: Sequence[Replica]) -> Entry:
+    """The entry as an error if a fresh run did not measure it: then nothing was confirmed, and nothing cleared."""
+    for number, replica in enumerate(replicas, start=1):
+        if not all(map(replica.measured, entry.results)):
+            why = f"fresh run {number} of {len(replicas)} did not measure it: {replica.why_not(entry.test)}"
+            return entry.model_copy(update={"error": f"it looks slower, and {why}", "verdicts": []})
+    return entry
+
+
+def _arguments(config: pytest.Config, tests: Sequence[str], journal: Path) -> list[str]:
+    """This run's arguments, for the tests named, with nothing written but the journal."""
+    worker = getattr(config, "workerinput", None)
+    given = worker["llmperf_arguments"] if worker else map(str, config.invocation_params.args)
+    arguments = [
+        *without_outputs(list(given)),
+        "--llmperf-measure-only",
+        f"--llmperf-journal={journal}",
+    ]
+    if config.pluginmanager.has_plugin("xdist"):
+        arguments.append("-n0")  # the ini file may ask for workers
+    if config.getoption("xmlpath", None):
+        arguments.append(f"--junit-xml={journal.with_suffix('.xml')}")
+    return [*arguments, *(f"--llmperf-only={test}" for test in tests)]

@@ -1,0 +1,192 @@
+"""The verdict file: every cell with its evidence, for whatever reads it after a run. ``llmperf schema verdicts``."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.outcome import Entry, RunOutcome
+from pytest_llmperf.records.schema import Run, Workload
+from pytest_llmperf.records.store import replace_file
+from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.sentence import sentence
+
+
+class _Written(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Bounds(_Written):
+    """A confidence interval of the ratio now / baseline."""
+
+    low: float
+    high: float
+    level: float
+
+
+class CellVerdict(_Written):
+    """One cell: what was decided, and on what evidence. Figures are in ``unit``; shares and ratios are relative."""
+
+    metric: str
+    unit: str
+    workload: str
+    outcome: Outcome
+    gates: bool
+    fails: bool
+    value: int | float | str | None
+    baseline: int | float | str | None
+    ratio: float | None
+    interval: Bounds | None
+    limit_ratio: float | None
+    tolerate: float
+    catch: float
+    minimum_detectable_effect: float | None
+    p_value: float | None
+    runs: int
+    sessions: int
+    blocks: int
+    candidates: list[float]
+    """All figures of this session that were judged, where there were several."""
+    against: str = ""
+    """The git revision whose baseline this is about; empty for the present one."""
+    sentence: str
+
+
+class TestVerdicts(_Written):
+    """One test: its cells, or why it has none, and how to run it again."""
+
+    __test__ = False  # pytest would collect a class of this name
+
+    test: str
+    error: str
+    failed: bool
+    workloads: dict[str, Workload]
+    cells: list[CellVerdict]
+    reproduce: str
+
+
+class VerdictFile(_Written):
+    """All that one run decided. ``decided`` of ``total`` cells that can fail have an answer."""
+
+    schema_version: Literal[1] = 1
+    tool: str
+    exit_code: int
+    failed: bool
+    breach: str
+    """What failed the run although it failed no test."""
+    device_key: str
+    run: Run | None
+    injected: list[str]
+    outcomes: dict[Outcome, int]
+    decided: int
+    total: int
+    missing: list[str]
+    differences: list[str]
+    """In what this machine differs from the baseline's latest run."""
+    tests: list[TestVerdicts]
+
+
+def verdict_file(run: RunOutcome, *, arguments: Sequence[str], exit_code: int) -> VerdictFile:
+    """All that a run decided.
+
+    Args:
+        run: what became of it.
+        arguments: of pytest, that select and configure the tests again.
+        exit_code: of the run.
+    """
+    first = run.entries[0] if run.entries else None
+    outcomes = run.outcomes
+    return VerdictFile(
+        tool=f"pytest-llmperf {version('pytest-llmperf')}",
+        exit_code=exit_code,
+        failed=run.failed or bool(run.breach),
+        breach=run.breach,
+        device_key=first.device_key if first else "",
+        run=first.run if first else None,
+        injected=first.injected if first else [],
+        outcomes={outcome: outcomes[outcome] for outcome in Outcome if outcomes[outcome]},
+        decided=decided(outcomes),
+        total=sum(outcomes.values()),
+        missing=run.missing,
+        differences=run.differences,
+        tests=[_test_verdicts(entry, arguments) for entry in run.entries],
+    )
+
+
+def decided(outcomes: Counter[Outcome]) -> int:
+    """How many of the counted cells have an answer."""
+    return sum(count for outcome, count in outcomes.items() if outcome.decided)
+
+
+def write_verdicts(path: Path, verdicts: VerdictFile) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        BaselineError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, verdicts.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise BaselineError(f"cannot write verdicts {path}: {error.strerror or error}") from error
+
+
+def read_verdicts(path: Path) -> VerdictFile:
+    """A verdict file, validated.
+
+    Raises:
+        BaselineError: it cannot be read, or is none.
+    """
+    try:
+        return VerdictFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BaselineError(f"cannot read verdicts {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise BaselineError(f"{path}: {place}: {problem['msg']}; expected a file of --llmperf-verdicts") from error
+
+
+def _test_verdicts(entry: Entry, arguments: Sequence[str]) -> TestVerdicts:
+    return TestVerdicts(
+        test=entry.test,
+        error=entry.error,
+        failed=bool(entry.error or entry.failing),
+        workloads={result.workload.hash: result.workload for result in entry.results},
+        cells=[_cell_verdict(verdict, fails=verdict in entry.failing) for verdict in entry.verdicts],
+        reproduce=shlex.join(["pytest", *arguments, f"--llmperf-only={entry.test}"]),
+    )
+
+
+def _cell_verdict(verdict: Verdict, *, fails: bool) -> CellVerdict:
+    cell, interval = verdict.cell, verdict.interval
+    return CellVerdict(
+        metric=cell.metric.key,
+        unit=cell.metric.unit,
+        workload=cell.workload,
+        outcome=verdict.outcome,
+        gates=cell.limit.gates,
+        fails=fails,
+        value=cell.value,
+        baseline=verdict.baseline,
+        ratio=verdict.ratio,
+        interval=Bounds(low=interval.low, high=interval.high, level=interval.level) if interval else None,
+        limit_ratio=verdict.limit_ratio,
+        tolerate=cell.limit.tolerate,
+        catch=cell.limit.catch,
+        minimum_detectable_effect=verdict.mde,
+        p_value=verdict.p_value,
+        runs=verdict.runs,
+        sessions=verdict.sessions,
+        blocks=verdict.blocks,
+        candidates=list(verdict.candidates),
+        against=verdict.against,
+        sentence=sentence(verdict),
+    )

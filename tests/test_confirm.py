@@ -1,0 +1,145 @@
+"""A test that looks slower is measured again in fresh processes before it may fail."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from perf_project import FAKE_CLOCK, QUICK
+
+from pytest_llmperf.fresh import without_outputs
+from pytest_llmperf.verdict.family import holm_family_sizes
+
+QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
+
+IN_FRESH_PROCESSES = """
+import sys
+
+if any(word.startswith("--llmperf-journal") for word in sys.argv):
+    {statement}
+"""
+
+TWO_TESTS = """
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_decode(llm, llmperf, batch_size):
+    llmperf.generate(llm, batch_size=batch_size)
+"""
+
+SLOW_AT_BATCH_2 = """
+import pytest_llmperf.fixtures as fixtures
+
+real = fixtures.LlmPerf.generate
+
+
+def slower(self, llm, *, batch_size):
+    os.environ["STEP_MS"] = "1.5" if batch_size == 2 else "1"
+    return real(self, llm, batch_size=batch_size)
+
+
+fixtures.LlmPerf.generate = slower
+"""
+
+
+@pytest.fixture
+def recorded(project):
+    """A project whose baseline knows a step to take 1 ms."""
+    project.write(TWO_TESTS)
+    project.record(*QUIET_MACHINE)
+    return project
+
+
+def junit_outcomes(path):
+    return re.findall(r"<(failure|error|skipped)\b", path.read_text())
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
+def test_a_regression_that_fresh_runs_confirm_fails_once(recorded, workers):
+    """One outcome a test in terminal, JUnit and exit code; the sentence tells all three runs, the summary the cost."""
+    result = recorded.run("--llmperf-confirm=2", "--junitxml=out.xml", *workers, step_ms=1.5)
+    assert result.ret == 1
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["TPOT 1.50 ms > 1.00 ms baseline: *; runs now: 1.50 ms, 1.50 ms, 1.50 ms)"])
+    result.stdout.fnmatch_lines(["confirmation: 2 tests measured again in fresh processes, * s"])
+    assert junit_outcomes(recorded.path / "out.xml") == ["failure", "failure"]
+    if not workers:
+        result.stdout.fnmatch_lines(["llmperf: 2 tests look slower: measuring them again, fresh run 2 of 2"])
+
+
+def test_a_slow_first_run_that_fresh_runs_clear_passes(recorded):
+    """A hiccup of one process turns nothing red."""
+    calm = IN_FRESH_PROCESSES.format(statement="__import__('os').environ['STEP_MS'] = '1'")
+    recorded.write(TWO_TESTS, conftest=calm + FAKE_CLOCK)
+    result = recorded.run("--llmperf-confirm=1", "--junitxml=out.xml", step_ms=1.5)
+    assert result.ret == 0
+    result.assert_outcomes(passed=2)
+    assert "regressed" not in result.stdout.str()
+    assert junit_outcomes(recorded.path / "out.xml") == []
+
+
+def test_only_suspects_are_measured_again(recorded):
+    """A test that is as fast as ever costs nothing."""
+    recorded.write(TWO_TESTS, conftest=FAKE_CLOCK + SLOW_AT_BATCH_2)
+    result = recorded.run("--llmperf-confirm=1")
+    result.assert_outcomes(passed=1, failed=1)
+    (journal,) = (recorded.path / ".llmperf" / "confirm").glob("*/1.jsonl")
+    tests = [json.loads(line)["observation"]["test"] for line in journal.read_text().splitlines()[1:]]
+    assert tests == ["test_perf.py::test_decode[2-fp32]"]
+
+
+def test_a_fresh_run_that_fails_is_an_error_and_not_a_pass(recorded):
+    """Nothing was confirmed, and nothing cleared: the test fails and says where to look."""
+    crash = IN_FRESH_PROCESSES.format(statement="raise RuntimeError('no device')")
+    recorded.write(TWO_TESTS, conftest=crash + FAKE_CLOCK)
+    result = recorded.run("--llmperf-confirm=1", step_ms=1.5)
+    assert result.ret == 1
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["it looks slower, and fresh run 1 of 1 did not measure it: *no device*1.log*"])
+
+
+def test_a_run_that_ends_early_reports_what_it_held_as_undecided(recorded):
+    """Neither a failure that nothing confirmed nor a pass: inconclusive, and the interruption decides the exit code."""
+    recorded.write(TWO_TESTS + "\n\ndef test_last(llmperf):\n    raise KeyboardInterrupt\n")
+    recorded.monkeypatch.setenv("STEP_MS", "1.5")
+    result = recorded.pytester.runpytest_subprocess(*QUICK, "--llmperf-confirm=1")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["inconclusive: 2 cells of 2 tests (tpot): it looks slower, and the run ended before*"])
+
+
+def test_injected_numbers_are_injected_in_fresh_runs_too(recorded):
+    """The proof that a gate can turn red goes the whole way, and its journals are refused as a baseline."""
+    result = recorded.run("--llmperf-confirm=1", "--llmperf-inject=tpot:+50%")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["TPOT 1.50 ms*runs now: 1.50 ms, 1.50 ms) [[]injected tpot:+50%[]]"])
+    (journal,) = (recorded.path / ".llmperf" / "confirm").glob("*/1.jsonl")
+    from pytest_llmperf.errors import BaselineError
+    from pytest_llmperf.records.store import load_baseline
+
+    with pytest.raises(BaselineError, match="changed by --llmperf-inject"):
+        load_baseline(journal)
+
+
+def test_a_replica_keeps_what_selects_and_drops_what_writes():
+    """The original's reports stay the original's."""
+    given = ["tests/perf", "-k", "nf4", "--junitxml=a.xml", "-n", "1", "--llmperf-update", "--cov=src", "-x",
+             "--device", "cpu", "--engine=mine", "--html", "a.html", "-n1"]  # fmt: skip
+    assert without_outputs(given) == ["tests/perf", "-k", "nf4", "-x", "--device", "cpu", "--engine=mine"]
+
+
+def test_holm_steps_down():
+    """The smallest is held to the family, each next one to one less; after a failure all stay at that step."""
+    assert holm_family_sizes([0.003, 0.0001, 0.002], size=4, alpha=0.01) == [2, 4, 3]
+    assert holm_family_sizes([0.5, 0.0001, 0.02], size=4, alpha=0.01) == [3, 4, 3]
+    assert holm_family_sizes([], size=1, alpha=0.01) == []
+
+
+@given(p_values=st.lists(st.floats(0, 1), max_size=8), extra=st.integers(0, 5))
+def test_holm_is_never_laxer_than_one_test_and_never_stricter_than_bonferroni(p_values, extra):
+    """Each size lies between 1 and the family."""
+    size = len(p_values) + extra
+    assert all(1 <= step <= max(size, 1) for step in holm_family_sizes(p_values, size=max(size, 1), alpha=0.01))

@@ -1,0 +1,227 @@
+"""A gate must not fail open: what is not known to be unchanged never reads as a pass, and fails where that is asked."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+from perf_project import DECODE_TEST, FAKE_CLOCK
+
+from pytest_llmperf.verdict_file import read_verdicts
+
+QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
+RENAMED = DECODE_TEST.replace("test_decode", "test_renamed")
+SKIPPED = DECODE_TEST.replace("    llmperf.generate", "    pytest.skip('not today')\n    llmperf.generate")
+RAISES = DECODE_TEST.replace("    llmperf.generate", "    raise RuntimeError('out of luck')\n    llmperf.generate")
+NAN_CLOCK = FAKE_CLOCK.replace("return end - start", 'return float("nan")')
+INFINITE_CLOCK = FAKE_CLOCK.replace("return end - start", 'return float("inf")')
+
+FEWER_TOKENS = """
+import pytest
+import transformers
+
+
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch):
+    real = transformers.LlamaForCausalLM.generate
+
+    def cut(self, *args, **kwargs):
+        out = real(self, *args, **kwargs)
+        out.sequences = out.sequences[:, :-1]
+        return out
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", cut)
+"""
+OTHER_ATTENTION = """
+import dataclasses
+import pytest
+import pytest_llmperf.measure.bench as bench
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fallen_back():
+    real = bench.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "load", lambda spec, device: dataclasses.replace(real(spec, device), attention="eager"))
+        yield
+"""
+
+
+@pytest.fixture
+def recorded(project):
+    """A project whose baseline knows a step to take 1 ms."""
+    project.write()
+    project.record(*QUIET_MACHINE)
+    return project
+
+
+def edit(project, change):
+    """Change the baseline by hand."""
+    path = project.baseline()
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def one_sample(data):
+    last = data["runs"][-1]["run_id"]
+    data["runs"] = data["runs"][-1:]
+    for rows in ("cells", "observations"):
+        data[rows] = [row for row in data[rows] if row["run"] == last]
+
+
+def no_spread(data):
+    for cell in data["cells"]:
+        if cell["metric"] == "tpot_ms":
+            cell["value"] = 1.0
+
+
+def other_driver(data):
+    for run in data["runs"]:
+        run["environment"]["cpu_model"] = "another machine's"
+
+
+@pytest.mark.parametrize(
+    ("test", "conftest", "line"),
+    [
+        (RENAMED, FAKE_CLOCK, "missing: 1 tests of the baseline*test_decode*"),
+        (SKIPPED, FAKE_CLOCK, "llmperf: 0 tests, 0 of 0 gating cells decided: none. Nothing was verified."),
+        (RAISES, FAKE_CLOCK, "error: *test_decode*: RuntimeError: out of luck"),
+        (DECODE_TEST, NAN_CLOCK, "error: *test_decode*nan*"),
+        (DECODE_TEST, INFINITE_CLOCK, "error: *test_decode*inf*"),
+        (DECODE_TEST, FAKE_CLOCK + FEWER_TOKENS, "error: *test_decode*tokens*"),
+        (DECODE_TEST, FAKE_CLOCK + OTHER_ATTENTION, "*attention*"),
+    ],
+    ids=["renamed", "skipped", "raises", "nan", "infinite", "fewer-tokens", "other-attention"],
+)
+def test_what_ran_otherwise_is_told_and_fails_where_that_is_asked(recorded, test, conftest, line):
+    """Nothing of it was compared: the summary says so, and ``--llmperf-strict`` makes it fail."""
+    recorded.write(test, conftest=conftest)
+    result = recorded.run()
+    result.stdout.fnmatch_lines([line])
+    assert "unchanged" not in result.stdout.str()
+    assert recorded.run("--llmperf-strict").ret == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (one_sample, "inconclusive: 1 cells of 1 tests (tpot)*"),
+        (other_driver, "not comparable: *cpu_model: another machine's -> *"),
+    ],
+    ids=["one-sample", "another-machine"],
+)
+def test_a_baseline_that_cannot_decide_is_told_and_fails_where_that_is_asked(recorded, change, line):
+    """The run passes with a banner by default."""
+    edit(recorded, change)
+    result = recorded.run()
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([line])
+    strict = recorded.run("--llmperf-strict")
+    assert strict.ret == 1
+    strict.assert_outcomes(failed=1)
+
+
+def test_a_baseline_without_any_spread_still_needs_more_than_the_margin(recorded):
+    """Zero variance makes nothing infinitely sure."""
+    edit(recorded, no_spread)
+    assert recorded.run(step_ms=1.005).ret == 0
+    assert recorded.run(step_ms=1.5).ret == 1
+
+
+def test_a_missing_test_is_told_under_xdist_too(recorded):
+    """The controller has collected nothing itself."""
+    recorded.write(RENAMED)
+    result = recorded.run("-n1", "--llmperf-fail-on=missing")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["missing: 1 tests of the baseline*", "failed: 1 tests of the baseline are missing"])
+
+
+def test_fail_on_chooses(recorded):
+    """A new test fails where new ones must not be; otherwise it does not."""
+    recorded.write(DECODE_TEST + DECODE_TEST.replace("test_decode", "test_new"))
+    assert recorded.run("--llmperf-fail-on=not_comparable").ret == 0
+    result = recorded.run("--llmperf-fail-on=new,missing")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["FAILED *test_new*new, no baseline to compare with*"])
+
+
+def test_a_wrong_outcome_is_refused(recorded):
+    """With what there is."""
+    result = recorded.run("--llmperf-fail-on=bad")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --llmperf-fail-on 'bad': expected some of improved, inconclusive, new, *"])
+
+
+def git(project, *arguments):
+    command = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+    subprocess.run(command, cwd=project.path, check=True, capture_output=True)
+
+
+@pytest.fixture
+def committed(recorded):
+    """The same, with its baseline committed."""
+    git(recorded, "init", "-q", "-b", "main")
+    git(recorded, "add", "-A")
+    git(recorded, "commit", "-qm", "baseline")
+    return recorded
+
+
+def test_a_pull_request_cannot_excuse_itself(committed):
+    """Its own slower baseline counts for nothing, and is told on."""
+    slower = re.sub(r'("metric": "tpot_ms".*?"value": )', r"\g<1>1", committed.baseline().read_text())
+    committed.baseline().write_text(slower)
+    assert committed.run(step_ms=1.5).ret == 0
+    result = committed.run("--llmperf-baseline-ref=main", step_ms=1.5)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["baseline: read from main; the working tree's * differs from it"])
+
+
+def test_a_baseline_that_is_not_at_the_revision_is_new(committed):
+    """A pull request that brings the first baseline is told on as well."""
+    git(committed, "rm", "-q", "--cached", "-r", "baselines")
+    git(committed, "commit", "-qm", "without")
+    result = committed.run("--llmperf-baseline-ref=HEAD", step_ms=1.5)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["new: *", "baseline: read from HEAD; the working tree's * is not in it"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--llmperf-baseline-ref=nowhere"], "ERROR: git knows no revision 'nowhere'; expected a commit, *"),
+        (["--llmperf-baseline-ref=--all"], "ERROR: '--all' is no git revision; expected a commit, *"),
+        (["--llmperf-baseline-ref=main", "--llmperf-update"], "ERROR: --llmperf-baseline-ref: *leave out*"),
+    ],
+)
+def test_a_wrong_revision_is_refused(committed, arguments, line):
+    """In one line, before anything is measured."""
+    result = committed.run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([line])
+
+
+def test_the_verdict_file_holds_the_evidence(recorded):
+    """Every cell, what it rests on, and the command that reproduces it."""
+    assert recorded.run("--llmperf-verdicts=out/verdicts.json", step_ms=1.5).ret == 1
+    found = read_verdicts(recorded.path / "out" / "verdicts.json")
+    assert (found.exit_code, found.failed, found.decided, found.total) == (1, True, 6, 6)
+    (test,) = found.tests
+    assert test.failed
+    assert test.reproduce.endswith("'--llmperf-only=test_perf.py::test_decode[fp32]'")
+    cell = next(cell for cell in test.cells if cell.metric == "tpot_ms")
+    assert (cell.outcome, cell.fails, cell.value, cell.runs, cell.sessions) == ("regressed", True, 1.5, 5, 5)
+    assert cell.ratio == pytest.approx(1.5, rel=0.01)
+    assert cell.sentence.startswith("TPOT 1.50 ms > 1.00 ms baseline")
+    assert found.run is not None
+    assert found.run.environment["torch"]
+
+
+def test_verdicts_that_cannot_be_written_fail_the_run(recorded):
+    """Whoever reads them later must not take an old file for this run's."""
+    (recorded.path / "file").write_text("")
+    result = recorded.run("--llmperf-verdicts=file/verdicts.json")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["what was measured could not be kept: cannot write verdicts *"])
