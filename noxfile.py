@@ -21,14 +21,14 @@ def perf(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
-    session.install(*CONSTRAINTS, ".[models,parquet]", *TESTS)
+    session.install(*CONSTRAINTS, ".[models,parquet,history]", *TESTS)
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
-    session.install(*CONSTRAINTS, "-e", ".[models,parquet]", "nox", *TESTS, *LINT)
+    session.install(*CONSTRAINTS, "-e", ".[models,parquet,history]", "nox", *TESTS, *LINT)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")

@@ -28,13 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
     options, more = _parser().parse_known_args(own)
     try:
-        if options.command == "record":
+        if options.passes_on == "all":
             rest = [*more, *rest]
-        elif more or (rest and options.command not in {"ab", "gate"}):
-            unexpected = next(iter([*more, *rest]))
-            raise UsageError(
-                f"llmperf {options.command}: unexpected {unexpected!r}; see llmperf {options.command} --help"
-            )
+        elif more or (rest and not options.passes_on):
+            unexpected, command = next(iter([*more, *rest])), f"llmperf {options.command}"
+            raise UsageError(f"{command}: unexpected {unexpected!r}; see {command} --help")
         code: int = options.run(options, rest)
     except LlmperfError as error:
         print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command talks
@@ -54,6 +52,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmperf", description="Baselines of LLM inference performance.")
     parser.add_argument("--version", action="version", version=version("pytest-llmperf"))
+    parser.set_defaults(passes_on=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     show = commands.add_parser("show", help="print baselines as a table")
@@ -72,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Arguments that are not listed here are passed on to pytest.",
     )
     record.add_argument("--runs", type=int, default=5, metavar="N", help="fresh processes (default: 5)")
-    record.set_defaults(run=_record)
+    record.set_defaults(run=_record, passes_on="all")
+
+    _add_life(commands)
 
     _add_ab(commands)
     _add_gate(commands)
@@ -100,7 +101,7 @@ def _add_ab(commands: Any) -> None:
     ab.add_argument("base", metavar="BASE", help="revision to compare with")
     ab.add_argument("head", nargs="?", metavar="HEAD", help="revision to judge (default: the working tree as it is)")
     _add_comparing(ab)
-    ab.set_defaults(run=_ab)
+    ab.set_defaults(run=_ab, passes_on="after --")
 
 
 def _add_gate(commands: Any) -> None:
@@ -114,7 +115,7 @@ def _add_gate(commands: Any) -> None:
     gate.add_argument("--fail-on", default="", metavar="OUTCOMES", help="outcomes that fail as well, comma-separated")
     gate.add_argument("--strict", action="store_true", help="fail on whatever is not decided")
     _add_comparing(gate)
-    gate.set_defaults(run=_gate)
+    gate.set_defaults(run=_gate, passes_on="after --")
 
 
 def _add_comparing(ab: argparse.ArgumentParser) -> None:
@@ -165,6 +166,46 @@ def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | Non
     )
 
 
+def _add_life(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--baselines", type=Path, default=DEFAULT_BASELINES, metavar="DIR", help="(default: baselines)")
+    place.add_argument("--device-key", metavar="KEY", help="whose file, where the folder holds several")
+
+    accept = commands.add_parser(
+        "accept",
+        parents=[place],
+        allow_abbrev=False,  # --device is for pytest, and no short form of --device-key
+        help="accept a step: only later runs are compared",
+        description="With --record, arguments that are not listed here are passed on to pytest.",
+    )
+    accept.add_argument("test", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
+    accept.add_argument("metric", nargs="?", metavar="METRIC", help="one metric (default: all that are judged)")
+    accept.add_argument("--reason", required=True, metavar="TEXT", help="why the new level is right; it is stored")
+    accept.add_argument("--record", type=int, metavar="N", help="then record the new level in N fresh processes")
+    accept.set_defaults(run=_accept, passes_on="all")
+
+    prune = commands.add_parser(
+        "prune",
+        parents=[place],
+        help="remove tests that are gone, or bad runs, from a baseline",
+        description="What is removed fits everything that is given.",
+    )
+    prune.add_argument("tests", nargs="*", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
+    prune.add_argument("--run", action="append", default=[], dest="runs", metavar="ID")
+    prune.add_argument("--session", action="append", default=[], dest="sessions", metavar="ID")
+    prune.add_argument("--before", default="", metavar="DATE", help="only runs that started before it (UTC)")
+    prune.add_argument("--dry-run", action="store_true", help="say what would go, and leave the file alone")
+    prune.set_defaults(run=_prune)
+
+    history = commands.add_parser("history", help="where levels changed, over all runs of the baselines")
+    history.add_argument("test", nargs="?", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
+    history.add_argument("metric", nargs="?", metavar="METRIC", help="one metric (default: those that gate)")
+    history.add_argument("--baselines", type=Path, default=DEFAULT_BASELINES, metavar="FILE_OR_FOLDER")
+    history.add_argument("--all", action="store_true", help="every metric that is judged")
+    history.add_argument("--plot", type=Path, metavar="OUT.svg|OUT.png|OUT.html", help="draw them as well")
+    history.set_defaults(run=_history)
+
+
 def _show(options: argparse.Namespace, _rest: list[str]) -> int:
     from pytest_llmperf.records.store import baseline_files, load_baseline
     from pytest_llmperf.report.show import baseline_lines
@@ -188,19 +229,73 @@ def _merge(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _record(options: argparse.Namespace, rest: list[str]) -> int:
+    return _record_runs("record", options.runs, rest, option="--runs")
+
+
+def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -> int:
+    """Measure in fresh processes, each appending its run; the first exit code that is not 0 ends it."""
     from pytest_llmperf.fresh import run_perf_tests
 
-    if options.runs < 1:
-        raise UsageError(f"--runs {options.runs}: expected a whole number of at least 1")
+    _refuse_no_runs(runs, option)
     arguments = ["--llmperf-measure-only", "--llmperf-update", *rest]
-    for number in range(1, options.runs + 1):
-        _print(f"llmperf record: run {number} of {options.runs}")
+    for number in range(1, runs + 1):
+        _print(f"llmperf {command}: run {number} of {runs}")
         code = run_perf_tests(arguments).exit_code
         if code:
-            _print(
-                f"llmperf record: run {number} ended with exit code {code}; {number - 1} runs were recorded before it"
-            )
+            kept = f"{number - 1} runs were recorded before it"
+            _print(f"llmperf {command}: run {number} ended with exit code {code}; {kept}")
             return code
+    return 0
+
+
+def _refuse_no_runs(runs: int, option: str) -> None:
+    if runs < 1:
+        raise UsageError(f"{option} {runs}: expected a whole number of at least 1")
+
+
+def _accept(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf import life
+
+    if options.record is not None:
+        _refuse_no_runs(options.record, "--record")
+    elif rest:
+        raise UsageError(
+            f"llmperf accept: unexpected {rest[0]!r}: only with --record are arguments passed on to pytest"
+        )
+    path = life.only_file(options.baselines, options.device_key)
+    accepted = life.accept(path, options.test, options.metric, reason=options.reason)
+    _print(*accepted.lines())
+    if options.record is None:
+        return 0
+    arguments = [*rest, f"--llmperf-baselines={options.baselines}", *life.selecting(accepted.tests)]
+    code = _record_runs("accept", options.record, arguments, option="--record")
+    if code:
+        _print("llmperf accept: the step stays accepted; record its level with llmperf record once that is mended")
+    return code
+
+
+def _prune(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf import life
+    from pytest_llmperf.records.life import Condemned
+
+    condemned = Condemned(
+        tests=options.tests,
+        runs=options.runs,
+        sessions=options.sessions,
+        before=life.moment(options.before) if options.before else "",
+    )
+    path = life.only_file(options.baselines, options.device_key)
+    _print(life.prune(path, condemned, dry_run=options.dry_run))
+    return 0
+
+
+def _history(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf import life
+
+    lines = life.tell_history(
+        options.baselines, test=options.test, metric=options.metric, every_metric=options.all, plot=options.plot
+    )
+    _print(*lines)
     return 0
 
 

@@ -48,10 +48,15 @@ class Comparison:
             if is_judged(METRICS[cell.metric])
         ]
 
-    def missing(self, collected: set[str]) -> list[str]:
-        """Tests of the baseline that are in the files of the collected ones, but are not collected any more."""
+    def missing(self, collected: set[str], searched: Callable[[str], bool] = lambda _file: False) -> list[str]:
+        """Tests of the baseline that are not collected any more.
+
+        Only those of files that other tests were collected from, or that were ``searched``: where a whole project or
+        folder was asked for, a file that is gone is noticed as well.
+        """
         files = {_file_of(test) for test in collected}
-        return sorted(test for test in self._tests if test not in collected and _file_of(test) in files)
+        gone = self._tests - collected
+        return sorted(test for test in gone if _file_of(test) in files or searched(_file_of(test)))
 
     def differences(self) -> list[Difference]:
         """In what this machine differs from the latest run that may not be compared; none if one may be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     import pytest
 
 ALL_METRICS = "*"
+
+JUDGING = frozenset({"baselines", "anchor", "baseline-ref", "fail-on", "confirm", "gate", "tolerate", "catch"})
+"""Settings that change no figure."""
 
 _ALWAYS_OR_NEVER_FAILING = (Outcome.REGRESSED, Outcome.ERROR, Outcome.UNCHANGED)
 
@@ -100,6 +104,7 @@ class Options:
     requests: int
     warmup: int
     baselines: Path
+    anchor: str | None
     update: bool
     update_new_only: bool
     force_update: bool
@@ -149,6 +154,7 @@ class Options:
             requests=_whole("--llmperf-requests", value["requests"]),
             warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
             baselines=_baselines(config),
+            anchor=value["anchor"] or None,
             update=config.getoption("llmperf_update"),
             update_new_only=config.getoption("llmperf_update_new_only"),
             force_update=config.getoption("llmperf_force_update"),
@@ -256,6 +262,19 @@ def parse_layer(*, gate: str = "", tolerate: str = "", catch: str = "") -> Limit
         tolerate=_shares("tolerate", tolerate or None),
         catch=_shares("catch", catch or None),
     )
+
+
+def baselines_arguments(config: pytest.Config, folder: Path) -> tuple[str, ...]:
+    """What the ``llmperf`` command needs to find that folder from where pytest was started."""
+    path = os.path.relpath(folder, config.invocation_params.dir)
+    return () if path == "baselines" else ("--baselines", path)
+
+
+def measuring_arguments(config: pytest.Config) -> tuple[str, ...]:
+    """What was given on the command line about what is measured and how, not about what becomes of the figures."""
+    given = {option.flag: config.getoption(option.ini) for option in SETTINGS if option.name not in JUDGING}
+    given["--llmperf-device"] = config.getoption("llmperf_device") or config.getoption("llmperf_short_device", None)
+    return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
 
 
 def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:

@@ -56,7 +56,8 @@ class Entry(BaseModel):
         return [verdict for verdict in self.verdicts if verdict.fails or self._is_asked_to_fail(verdict)]
 
     def _is_asked_to_fail(self, verdict: Verdict) -> bool:
-        return verdict.counts and verdict.outcome in self.fail_on
+        improved_long_ago = verdict.against and verdict.outcome is Outcome.IMPROVED
+        return verdict.counts and verdict.outcome in self.fail_on and not improved_long_ago
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class RunOutcome:
     update: Update | None = None
     not_kept: str = ""
     """Why what was measured could not be written down."""
+    place: tuple[str, ...] = ()
+    """What the ``llmperf`` command needs to find the same folder of baselines."""
+    settings: tuple[str, ...] = ()
+    """What pytest needs to measure the same again."""
     edited: str = ""
     """How the working tree's baseline differs from the one that was read."""
     differences: list[str] = field(default_factory=list)

@@ -230,7 +230,7 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
 
 def _start_session(config: pytest.Config) -> None:
     from pytest_llmperf.measure.device import check_device_name, require_models_extra
-    from pytest_llmperf.options import Options
+    from pytest_llmperf.options import Options, baselines_arguments, measuring_arguments
     from pytest_llmperf.outcome import RunOutcome
     from pytest_llmperf.session import Session, refuse_early
 
@@ -240,9 +240,13 @@ def _start_session(config: pytest.Config) -> None:
     require_models_extra()
     refuse_early(options, environ=os.environ, workers=_workers(config))
     if not hasattr(config, "workerinput"):
-        session = Session(
-            options, config.rootpath, RunOutcome(compared=not options.measure_only, fail_on=options.fail_on)
+        outcome = RunOutcome(
+            compared=not options.measure_only,
+            fail_on=options.fail_on,
+            place=baselines_arguments(config, options.baselines),
+            settings=measuring_arguments(config),
         )
+        session = Session(options, config.rootpath, outcome)
         config.stash[SESSION] = session
         config.pluginmanager.register(Collector(session), "llmperf-collector")
 
@@ -279,7 +283,15 @@ def _missing(config: pytest.Config, workplace: Workplace) -> list[str]:
     if workplace.options.only or any("::" in argument for argument in config.args):
         return []
     collected: list[str] = config.stash[COLLECTED]
-    return workplace.comparison.missing(set(collected))
+    return workplace.comparison.missing(set(collected), partial(_is_searched, config))
+
+
+def _is_searched(config: pytest.Config, file: str) -> bool:
+    """Whether this run looked for tests where a file is, or was. The ready-made suite's modules are no files."""
+    if file.startswith("pytest_llmperf.") or config.getoption("ignore") or config.getoption("ignore_glob"):
+        return False
+    places = (config.invocation_params.dir / argument for argument in config.args)
+    return any((config.rootpath / file).is_relative_to(place.resolve()) for place in places)
 
 
 def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:

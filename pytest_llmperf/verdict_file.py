@@ -54,6 +54,8 @@ class CellVerdict(_Written):
     blocks: int
     candidates: list[float]
     """All figures of this session that were judged, where there were several."""
+    against: str = ""
+    """The git revision whose baseline this is about; empty for the present one."""
     sentence: str
 
     @property
@@ -190,5 +192,6 @@ def _cell_verdict(verdict: Verdict, *, fails: bool) -> CellVerdict:
         sessions=verdict.sessions,
         blocks=verdict.blocks,
         candidates=list(verdict.candidates),
+        against=verdict.against,
         sentence=sentence(verdict),
     )

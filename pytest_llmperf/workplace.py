@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pytest_llmperf.anchor import Anchor, pinned_baseline
 from pytest_llmperf.compare import CellKey, Comparison, Confirmed
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.measure.bench import Bench, default_model
@@ -70,7 +71,9 @@ class Workplace:
             dirty=is_dirty(root),
             environment=facts,
         )
-        self.comparison = Comparison(self._read_baseline(), facts, self._family_size(tests))
+        family_size = self._family_size(tests)
+        self.comparison = Comparison(self._read_baseline(), facts, family_size)
+        self._anchor = self._read_anchor(family_size)
 
     @property
     def loads(self) -> int:
@@ -117,7 +120,11 @@ class Workplace:
             size=self.comparison.family_size,
             alpha=ALPHA_FAMILY,
         )
-        size_of = {verdict.cell.key: size for verdict, size in zip(suspects, sizes, strict=True)}
+        size_of: dict[CellKey, int] = {}
+        for verdict, size in zip(
+            suspects, sizes, strict=True
+        ):  # on the anchor too: both are held to the stricter level
+            size_of[verdict.cell.key] = max(size, size_of.get(verdict.cell.key, 1))
         return [
             self._judge_again(entry, lambda key: Confirmed(values.get(key, ()), size_of.get(key))) for entry in first
         ]
@@ -138,7 +145,10 @@ class Workplace:
         confirmed: Callable[[CellKey], Confirmed] = lambda _: Confirmed(),
     ) -> list[Verdict]:
         limit = self.options.limits(test, self._layers[test])
-        return [verdict for result in results for verdict in self.comparison.verdicts(result, limit, confirmed)]
+        found = [verdict for result in results for verdict in self.comparison.verdicts(result, limit, confirmed)]
+        if self._anchor:
+            found += [verdict for result in results for verdict in self._anchor.verdicts(result, limit, confirmed)]
+        return found
 
     def _limits(self, test: str) -> dict[str, Limit]:
         limit = self.options.limits(test, self._layers[test])
@@ -165,7 +175,8 @@ class Workplace:
         """How many timed cells could fail this run."""
         timed = [metric for metric in METRICS.values() if metric.kind is Kind.TIMED]
         limits = [self.options.limits(test.key, test.settings.layer()) for test in tests]
-        return max(1, sum(limit(metric).gates for limit in limits for metric in timed))
+        comparisons = 2 if self.options.anchor else 1
+        return max(1, comparisons * sum(limit(metric).gates for limit in limits for metric in timed))
 
     def _read_baseline(self) -> Baseline | None:
         path = baseline_path(self.options.baselines, self.device_key)
@@ -181,6 +192,13 @@ class Workplace:
                 "Rename the file, or record this device's own"
             )
         return baseline
+
+    def _read_anchor(self, family_size: int) -> Anchor | None:
+        if self.options.anchor is None or self.options.measure_only:
+            return None
+        path = baseline_path(self.options.baselines, self.device_key)
+        pinned = pinned_baseline(self._root, self.options.anchor, path, present=self.comparison.baseline)
+        return Anchor(self.options.anchor, Comparison(pinned, self.run.environment, family_size))
 
     def _baseline_at(self, revision: str, path: Path) -> Baseline | None:
         """The baseline as it was at a revision; how the working tree's differs is noted for the summary."""

@@ -80,7 +80,7 @@ def test_a_faster_decode_is_improved_and_says_how_to_bank_it(project):
     project.record(*QUIET_MACHINE)
     result = project.run(step_ms=0.5)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["improved: *TPOT*", "*--llmperf-update*"])
+    result.stdout.fnmatch_lines(["improved: *TPOT*", "improved: bank it with: llmperf accept *tpot*--record 5*"])
 
 
 @pytest.mark.parametrize("execution", ["loop", "generate"])
@@ -222,7 +222,9 @@ def test_a_missing_test_of_the_baseline_is_told(project):
     project.record(1.0)
     project.write(project.pytester.path.joinpath("test_perf.py").read_text().replace("test_decode", "test_renamed"))
     result = project.run()
-    result.stdout.fnmatch_lines(["missing: 1 tests of the baseline *test_decode[[]fp32[]]"])
+    result.stdout.fnmatch_lines(
+        ["missing: 1 tests of the baseline *test_decode[[]fp32[]]. Gone for good? llmperf prune 'test_perf.py::*"]
+    )
 
 
 def test_what_cannot_be_measured_has_a_reason(project):

@@ -40,10 +40,11 @@ def file_at(folder: Path, revision: str, path: Path) -> str:
     """
     check_revision(folder, revision)
     # cat-file and not show: no pager, no filters, and a folder is no file.
-    text = _git(folder, "cat-file", "blob", f"{revision}:{_inside(folder, path)}")
+    inside = _inside(folder, path)
+    text = _git(folder, "cat-file", "blob", f"{revision}:{inside}")
     if text is None:
         raise BaselineError(
-            f"{printable(revision)}:{path.name}: there is no file {_inside(folder, path)} at that revision; "
+            f"{printable(revision)}:{path.name}: there is no file {inside.removeprefix('./')} at that revision; "
             "expected a baseline that was committed"
         )
     return text

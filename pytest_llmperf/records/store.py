@@ -104,7 +104,7 @@ def dump_baseline(baseline: Baseline) -> str:
         _workload_block(baseline),
         _list_block("observations", baseline.observations, lambda row: (row.test, row.workload, row.run)),
         _list_block("cells", baseline.cells, lambda cell: cell.key),
-        _list_block("epochs", baseline.epochs, lambda epoch: (epoch.test, epoch.metric, epoch.time)),
+        _list_block("epochs", baseline.epochs, lambda row: (row.test, row.metric, row.time, row.reason)),
     ]
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from pydantic import BaseModel
 
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.records.schema import Baseline, Run
+from pytest_llmperf.records.schema import Baseline, CellRun, Run
 
 WINDOW_RUNS = 20
 SESSION_RUNS = 2
@@ -34,7 +34,7 @@ def merge(first: Baseline, second: Baseline) -> Baseline:
         workloads={**first.workloads, **second.workloads},
         observations=_union((*first.observations, *second.observations), lambda row: (row.run, row.test, row.workload)),
         cells=_union((*first.cells, *second.cells), lambda cell: cell.key),
-        epochs=_union((*first.epochs, *second.epochs), lambda epoch: (epoch.test, epoch.metric, epoch.time)),
+        epochs=_union((*first.epochs, *second.epochs), lambda epoch: epoch),
     )
 
 
@@ -51,41 +51,49 @@ def only_new_cells(baseline: Baseline, addition: Baseline) -> Baseline:
 
 
 def trim(baseline: Baseline, *, runs: int = WINDOW_RUNS, per_session: int = SESSION_RUNS) -> Baseline:
-    """The baseline with at most ``runs`` run records.
+    """The baseline with at most ``runs`` runs of each test.
 
-    Only when there are more, runs leave: first the oldest of sessions that have more than ``per_session``, because
-    they tell least that is new, then the oldest of all.
+    Each test has a window of its own, so that recording one of them again does not push out the others' history. Only
+    when there are more, runs leave it: first the oldest of sessions that have more than ``per_session``, because they
+    tell least that is new, then the oldest of all.
     """
-    kept = sorted(baseline.runs, key=_age)
-    while len(kept) > runs:
-        kept.remove(_most_dispensable(kept, per_session))
-    if len(kept) == len(baseline.runs):
+    of_test: defaultdict[str, set[str]] = defaultdict(set)
+    for cell in baseline.cells:
+        of_test[cell.test].add(cell.run)
+    by_age = sorted(baseline.runs, key=lambda run: (run.time, run.run_id))
+    dispensable = {
+        (test, run)
+        for test, ids in of_test.items()
+        for run in _dispensable([run for run in by_age if run.run_id in ids], runs, per_session)
+    }
+    if not dispensable:
         return baseline
-    return _restricted(baseline, kept)
+    return with_cells(baseline, [cell for cell in baseline.cells if (cell.test, cell.run) not in dispensable])
 
 
-def _age(run: Run) -> tuple[str, str]:
-    return (run.time, run.run_id)
-
-
-def _most_dispensable(runs: list[Run], per_session: int) -> Run:
-    crowd = Counter(run.session_id for run in runs)
-    return next((run for run in runs if crowd[run.session_id] > per_session), runs[0])
-
-
-def _restricted(baseline: Baseline, runs: list[Run]) -> Baseline:
-    ids = {run.run_id for run in runs}
-    cells = [cell for cell in baseline.cells if cell.run in ids]
-    observations = [row for row in baseline.observations if row.run in ids]
-    used = {cell.workload for cell in cells} | {row.workload for row in observations}
+def with_cells(baseline: Baseline, cells: list[CellRun]) -> Baseline:
+    """The baseline with these of its cells, and only the runs, observations and workloads that belong to them."""
+    held = {(cell.run, cell.test, cell.workload) for cell in cells}
+    runs, workloads = ({key[part] for key in held} for part in (0, 2))
     return baseline.model_copy(
         update={
-            "runs": runs,
+            "runs": [run for run in baseline.runs if run.run_id in runs],
             "cells": cells,
-            "observations": observations,
-            "workloads": {name: workload for name, workload in baseline.workloads.items() if name in used},
+            "observations": [row for row in baseline.observations if (row.run, row.test, row.workload) in held],
+            "workloads": {name: workload for name, workload in baseline.workloads.items() if name in workloads},
         }
     )
+
+
+def _dispensable(runs: list[Run], most: int, per_session: int) -> list[str]:
+    """Ids of the runs that leave, of runs that are ordered by age."""
+    kept, leaving = list(runs), []
+    while len(kept) > most:
+        crowd = Counter(run.session_id for run in kept)
+        leaver = next((run for run in kept if crowd[run.session_id] > per_session), kept[0])
+        kept.remove(leaver)
+        leaving.append(leaver.run_id)
+    return leaving
 
 
 def _union(rows: Iterable[_Row], key: Callable[[_Row], object]) -> list[_Row]:

@@ -42,7 +42,7 @@ def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iter
         if cell.window and (every_metric or cell.limit.gates):
             label = f"{cell.test} {_shape(baseline.workloads[workload])}"
             table.add_row(*map(Text, map(printable, (label, *_row(cell, comparison)))))
-    yield render(table, _width(), color=False)
+    yield render(table, table_width(), color=False)
     yield "spread: standard deviation between runs. finds: smallest change for the worse found 9 times in 10."
 
 
@@ -54,7 +54,7 @@ def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
     table.show_header = False
     for finding in findings:
         table.add_row(*map(Text, (finding.subject, "yes" if finding.works else "no", printable(finding.detail))))
-    yield render(table, _width(), color=False)
+    yield render(table, table_width(), color=False)
 
 
 def _row(cell: Cell, comparison: Comparison) -> tuple[str, ...]:
@@ -86,5 +86,6 @@ def _shape(workload: Workload) -> str:
     return f"({workload.model}, {workload.input_tokens} in, {workload.output_tokens} out)"
 
 
-def _width() -> int:
+def table_width() -> int:
+    """The terminal's width; wide where output goes elsewhere."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -30,6 +31,8 @@ COLORS = {
     Outcome.UNCHANGED: "green",
 }
 OTHER_COLOR = "yellow"
+
+LONGEST_LIST = 3
 
 RECORD = "llmperf record --runs 5"
 
@@ -75,8 +78,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         elif not entry.results:
             yield f"invalid: {entry.test}: it ran and measured nothing"
     if run.missing:
-        count = len(run.missing)
-        yield f"missing: {count} tests of the baseline are not among those collected: {some(run.missing)}"
+        yield _missing_line(run)
     yield from _unsteady(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
@@ -103,7 +105,7 @@ def decided_line(run: RunOutcome) -> str:
 
 
 def _row(entry: Entry, result: TestResult, *, wide: bool) -> Iterator[Text]:
-    verdicts = {v.cell.metric.key: v for v in entry.verdicts if v.cell.metric.key in METRICS}
+    verdicts = {v.cell.metric.key: v for v in entry.verdicts if v.cell.metric.key in METRICS and not v.against}
     primary = verdicts.get(PRIMARY.key)
     yield Text(printable(short_name(entry.test)))
     yield Text(format_value(PRIMARY, result.value(PRIMARY.key)))
@@ -138,7 +140,7 @@ def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
         return Text("error", style=COLORS[Outcome.ERROR])
     if entry.failing:
         worst = min((verdict.outcome for verdict in entry.failing), key=[*Outcome].index)
-        names = ", ".join(verdict.cell.metric.name for verdict in entry.failing if verdict.outcome is worst)
+        names = ", ".join(_changed(verdict) for verdict in entry.failing if verdict.outcome is worst)
         return Text(f"{_words(worst)}: {names}", style=COLORS[Outcome.REGRESSED])
     if primary is None:
         return Text("measured")
@@ -150,11 +152,17 @@ def outcome_text(outcome: Outcome) -> Text:
     return Text(_words(outcome), style=COLORS.get(outcome, OTHER_COLOR))
 
 
+def _changed(verdict: Verdict) -> str:
+    return verdict.cell.metric.name + (f" since {printable(verdict.against)}" if verdict.against else "")
+
+
 def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
     """One line for each change that gates, each test's other changes, and each reason that left cells undecided."""
     groups: defaultdict[tuple[Outcome, str], list[Verdict]] = defaultdict(list)
     explaining: defaultdict[tuple[str, Outcome], list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
+        if verdict.against and verdict.outcome is Outcome.IMPROVED:
+            continue  # the good news of long ago
         if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
             if verdict.cell.limit.gates:
                 yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}"
@@ -165,7 +173,7 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
     for (test, outcome), members in explaining.items():
         yield f"{_words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
     for (outcome, reason), members in sorted(groups.items()):
-        metrics = ", ".join(sorted({member.cell.metric.name for member in members}))
+        metrics = ", ".join(sorted(set(map(_changed, members))))
         tests = len({member.cell.test for member in members})
         yield f"{_words(outcome)}: {len(members)} cells of {tests} tests ({metrics}): {reason}"
 
@@ -173,6 +181,8 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
 def _group(verdict: Verdict) -> str:
     """The reason that undecided cells share; what this baseline can find differs from cell to cell."""
     if verdict.outcome is Outcome.INCONCLUSIVE and not verdict.flagged and verdict.mde is not None:
+        if verdict.against:
+            return f"too few or too noisy runs at {verdict.against} to find what must be caught"
         return f"too few or too noisy runs to find what must be caught; add sessions with {RECORD}, see llmperf show"
     return verdict.reason
 
@@ -194,14 +204,35 @@ def _is_unsteady(result: TestResult) -> bool:
     return result.observation.warmup.requests > 0 and not result.observation.warmup.steady
 
 
+def _missing_line(run: RunOutcome) -> str:
+    count, few = len(run.missing), len(run.missing) <= LONGEST_LIST
+    command = _command(run, "prune", *(run.missing if few else ["TEST"]))
+    names = some(run.missing)
+    return f"missing: {count} tests of the baseline are not among those collected: {names}. Gone for good? {command}"
+
+
+def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
+    """One command for each cell: the old level must leave the comparison, or it would blur the new one."""
+    for verdict in improved[:LONGEST_LIST]:
+        cell, ratio = verdict.cell, f" ×{verdict.ratio:.3f}" if verdict.ratio else ""
+        reason = ("--reason", f"improved{ratio}", "--record", "5", *run.settings)
+        yield f"improved: bank it with: {_command(run, 'accept', cell.test, cell.metric.name, *reason)}"
+    if len(improved) > LONGEST_LIST:
+        yield f"improved: {len(improved) - LONGEST_LIST} more cells; llmperf accept takes patterns such as '*'"
+
+
+def _command(run: RunOutcome, *words: str) -> str:
+    key = run.entries[0].device_key if run.entries else "KEY"
+    return shlex.join(["llmperf", *words, "--device-key", key, *run.place])
+
+
 def _baseline_lines(run: RunOutcome) -> Iterator[str]:
-    outcomes = {verdict.outcome for verdict in run.verdicts if verdict.counts}
-    improved = Outcome.IMPROVED in outcomes
+    counted = [verdict for verdict in run.verdicts if verdict.counts and not verdict.against]
+    improved = [verdict for verdict in counted if verdict.outcome is Outcome.IMPROVED]
+    yield from _bank_lines(run, improved)
     if run.update is None:
-        if Outcome.NEW in outcomes and not improved:
+        if any(verdict.outcome is Outcome.NEW for verdict in counted) and not improved:
             yield f"no baseline yet for some of this: record one with '{RECORD}' and the same options"
-        if improved:
-            yield "improved: append this level to the baseline with --llmperf-update"
     elif run.update.refusal:
         yield f"baseline NOT updated: {run.update.refusal}"
     elif run.update.baseline is not None:
@@ -214,7 +245,7 @@ def _words(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
 
 
-def some(names: list[str], *, most: int = 3) -> str:
+def some(names: list[str]) -> str:
     """The first few of many names."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
+    return ", ".join(names[:LONGEST_LIST]) + more

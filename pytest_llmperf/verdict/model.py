@@ -145,6 +145,8 @@ class Verdict:
     """The screen suspects a regression: fresh runs can confirm or clear it, whatever the outcome says."""
     runs: int = 0
     sessions: int = 0
+    against: str = ""
+    """The revision whose baseline this is about; empty for the present one."""
     blocks: int = 0
     """Pairs of fresh processes, one of base and one of head, where that is what was compared."""
     candidates: Sequence[float] = ()

@@ -28,17 +28,17 @@ def sentence(verdict: Verdict) -> str:
     if verdict.outcome not in _COMPARED:
         text = _not_compared(verdict)
     elif verdict.kind is Kind.IDENTITY:
-        text = f"{_head(verdict)}{_conclusion(verdict)}"
+        text = f"{_head(verdict)}{_since(verdict)}{_conclusion(verdict)}"
     else:
-        text = f"{_head(verdict)}{_figures(verdict)}{_conclusion(verdict)}"
+        text = f"{_head(verdict)}{_since(verdict)}{_figures(verdict)}{_conclusion(verdict)}"
     return " ".join(text.split())
 
 
 def short_sentence(verdict: Verdict) -> str:
     """What moved and by how much, to stand in a list: ``TTFT ×1.898``; without a ratio, both values."""
     if verdict.ratio is None or verdict.kind is Kind.IDENTITY:
-        return _head(verdict)
-    return f"{verdict.cell.metric.title} ×{_ratio(verdict.ratio, 3)}"
+        return f"{_head(verdict)}{_since(verdict)}"
+    return f"{verdict.cell.metric.title} ×{_ratio(verdict.ratio, 3)}{_since(verdict)}"
 
 
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
@@ -61,7 +61,11 @@ def _not_compared(verdict: Verdict) -> str:
         "" if value is None or verdict.outcome is Outcome.INVALID else f" {format_value(verdict.cell.metric, value)}"
     )
     words = [verdict.outcome.value.replace("_", " "), verdict.reason]
-    return f"{verdict.cell.metric.title}{shown}: {', '.join(filter(None, words))}"
+    return f"{verdict.cell.metric.title}{shown}{_since(verdict)}: {', '.join(filter(None, words))}"
+
+
+def _since(verdict: Verdict) -> str:
+    return f" since {verdict.against}" if verdict.against else ""
 
 
 def _head(verdict: Verdict) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.records import store
-from pytest_llmperf.records.schema import Baseline, CellRun, Observation, Run, Warmup, Workload
+from pytest_llmperf.records.schema import Baseline, CellRun, Epoch, Observation, Run, Warmup, Workload
 from pytest_llmperf.records.store import dump_baseline, load_baseline, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells, trim
 
@@ -97,6 +97,35 @@ def test_the_window_keeps_a_crowd_until_it_is_full():
     assert kept == ["run 003", "run 004", "run 005", "run 006", "run 007"]
     assert [run.run_id for run in trim(crowd, runs=4).runs] == ["run 004", "run 005", "run 006", "run 007"]
     assert {cell.run for cell in trim(crowd, runs=4).cells} == {run.run_id for run in trim(crowd, runs=4).runs}
+
+
+def test_each_test_has_a_window_of_its_own():
+    """Recording one test again and again does not push out what is known of the others."""
+    crowd = union(range(5))
+    for number in range(5, 12):
+        again = one_run(number, session=number)
+        again = again.model_copy(
+            update={
+                "cells": [cell.model_copy(update={"test": "t::b"}) for cell in again.cells],
+                "observations": [row.model_copy(update={"test": "t::b"}) for row in again.observations],
+            }
+        )
+        crowd = merge(crowd, again)
+    kept = trim(crowd, runs=5)
+    assert {cell.run for cell in kept.cells if cell.test == "t::a"} == {f"run {number:03}" for number in range(5)}
+    assert {cell.run for cell in kept.cells if cell.test == "t::b"} == {f"run {number:03}" for number in range(7, 12)}
+    assert Baseline.model_validate(kept.model_dump()) == kept
+
+
+def test_the_same_step_accepted_on_two_branches_merges():
+    """Both reasons are kept."""
+    steps = [
+        Epoch(test="t::a", metric="tpot_ms", time="2026-01-01T00:01:00+00:00", commit=None, reason=reason)
+        for reason in ("one", "two")
+    ]
+    one, two = (one_run(1).model_copy(update={"epochs": [step]}) for step in steps)
+    assert merge(one, two).epochs == steps
+    assert dump_baseline(merge(one, two)) == dump_baseline(merge(merge(two, one), one))
 
 
 def test_only_new_cells_leave_known_ones_alone():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from verdict_cells import MIB, make_cell
 from pytest_llmperf.verdict.judge import judge
 from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
-from pytest_llmperf.verdict.sentence import format_value, sentence
+from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
 
 RUNS = [4.1, 4.3, 4.2, 4.25, 4.2]
 TEN_SESSIONS = [[4.20 + 0.01 * (i % 3)] for i in range(10)]
@@ -178,3 +179,15 @@ def test_extremes_stay_one_short_line(value: Any, window: Sequence[float], metri
     line = sentence(judge(make_cell(value, window, metric=metric)))
     assert "\n" not in line
     assert len(line) < 250
+
+
+def test_a_verdict_on_an_anchor_says_since_when():
+    """Whatever its outcome; the rest of the sentence stays."""
+    since = [
+        (make_cell(6.42, RUNS), "TPOT 6.42 ms > 4.21 ms baseline since v1: ×1.525 [1.38, 1.69], limit ×1.02 ("),
+        (make_cell(4.21, RUNS), "TPOT 4.21 ms, baseline 4.21 ms since v1: ×1.000"),
+        (make_cell(6.42), "TPOT 6.42 ms since v1: new, no baseline"),
+    ]
+    for cell, start in since:
+        assert sentence(replace(judge(cell), against="v1")).startswith(start)
+    assert short_sentence(replace(judge(make_cell(6.42, RUNS)), against="v1")) == "TPOT ×1.525 since v1"
