@@ -37,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LlmperfError as error:
         print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command talks
         return USAGE_ERROR
+    except OSError as error:  # a full disk, say
+        print(f"llmperf: {error.filename or 'cannot go on'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201  # same
+        return USAGE_ERROR
     except KeyboardInterrupt:
         print("llmperf: interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201  # same
         return INTERRUPTED

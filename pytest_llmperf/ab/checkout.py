@@ -83,6 +83,12 @@ def differing_files(root: Path, base: str, head: str) -> set[str]:
     return set(_git(root, "diff", "--name-only", "--no-renames", base, head).splitlines())
 
 
+def is_ignored(root: Path, path: str) -> bool:
+    """Whether git ignores a path."""
+    command = ["git", "check-ignore", "--quiet", "--", path]
+    return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+
+
 def _git(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> str:
     command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import time
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pytest_llmperf.ab.checkout import commit_of, differing_files, repository_root, working_tree_commit
+from pytest_llmperf.ab.checkout import commit_of, differing_files, is_ignored, repository_root, working_tree_commit
 from pytest_llmperf.ab.decide import Standing
 from pytest_llmperf.ab.series import MeasuredBlock, Series, environment_of
 from pytest_llmperf.ab.side import Recipe, prepare_side
@@ -100,7 +101,7 @@ def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Seri
     root = repository_root(here)
     base = commit_of(root, wanted.base)
     head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
-    arguments = without_outputs(wanted.arguments)
+    arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
     recipes = _recipes(wanted, differing_files(root, base, head))
     what = json.dumps([str(here), base, head, arguments, [asdict(recipe) for recipe in recipes]])
     folder = user_folder("ab", f"{base[:8]}-{head[:8]}-{hashlib.sha256(what.encode()).hexdigest()[:8]}")
@@ -113,6 +114,17 @@ def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Seri
         sides.append(prepare_side(name, commit, recipe, root=root, here=here, place=folder / name))
     seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:4])
     return Series(folder / "blocks", *sides, arguments=arguments, seed=seed)
+
+
+def relative_argument(word: str, root: Path, here: Path) -> str:
+    """A path into the user's checkout, made relative: in each side's checkout it then means that side's own.
+
+    What git ignores (a folder of weights, say) is in neither checkout and stays what it is.
+    """
+    path, separator, rest = word.partition("::")
+    if not Path(path).is_absolute() or not Path(path).is_relative_to(root) or is_ignored(root, path):
+        return word
+    return os.path.relpath(path, here) + separator + rest
 
 
 def _recipes(wanted: Comparison, differing: set[str]) -> list[Recipe]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,10 @@ from pytest_llmperf.records.store import load_baseline, replace_file
 
 NO_TESTS = 5
 """pytest's exit code where no test was selected."""
+USAGE_ERROR = 4
 _ORDINARY_EXITS = (0, 1, NO_TESTS)
+
+_NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
 
 ARMS = ("null", "base", "head")
 """The processes of a block. ``null`` is base once more: beside ``base`` it shows what the machine does by itself."""
@@ -88,6 +92,7 @@ class Series:
         self._sides = {"null": base, "base": base, "head": head}
         self._arguments = arguments
         self._orders = block_orders(seed)
+        self._absent: dict[str, set[str]] = {arm: set() for arm in ARMS}
         self.blocks: list[MeasuredBlock] = []
         folder.mkdir(parents=True, exist_ok=True)
         while (written := self._path(len(self.blocks) + 1, "block.json")).exists():
@@ -111,19 +116,37 @@ class Series:
         return self.blocks[-1]
 
     def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
+        ended = self._try(number, arm, tests)
+        while ended.exit_code == USAGE_ERROR and (gone := self._gone(arm, ended)):
+            self._absent[arm] |= gone
+            ended = self._try(number, arm, tests)
+        if ended.exit_code not in _ORDINARY_EXITS:
+            found = f"pytest ended with exit code {ended.exit_code}: {ended.last_words}"
+            raise UsageError(f"{arm}: {found} (see {ended.log})")
+        return ended
+
+    def _try(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
         side, journal, log = self._sides[arm], self._path(number, f"{arm}.jsonl"), self._path(number, f"{arm}.log")
         journal.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
-        ended = run_perf_tests(
-            [*self._arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *_only(tests)],
+        arguments = [word for word in self._arguments if word not in self._absent[arm]]
+        if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
+            return Ended(NO_TESTS, 0.0, log)
+        return run_perf_tests(
+            [*arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *_only(tests)],
             python=side.python,
             folder=side.folder,
             environment=side.environment,
             log=log,
         )
-        if ended.exit_code not in _ORDINARY_EXITS:
-            raise UsageError(f"{arm}: pytest ended with exit code {ended.exit_code}: {ended.last_words} (see {log})")
-        return ended
+
+    def _gone(self, arm: str, ended: Ended) -> set[str]:
+        """Arguments that name files or tests that base has not: those are new. Head has to know what it is asked."""
+        if arm == "head" or ended.log is None:
+            return set()
+        named = set(_NOT_FOUND.findall(ended.log.read_text(encoding="utf-8", errors="replace")))
+        folder = self._sides[arm].folder
+        return {word for word in self._arguments if word in named or str(folder / word) in named} - self._absent[arm]
 
     def _read(self, block: _Block) -> MeasuredBlock:
         arms = {arm: Arm.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
@@ -149,6 +172,10 @@ def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
 def environment_of(arm: Arm) -> Mapping[str, Scalar]:
     """The environment that a process found."""
     return arm.run.environment if arm.run else {}
+
+
+def _is_path(word: str, folder: Path) -> bool:
+    return not word.startswith("-") and (folder / word.partition("::")[0]).exists()
 
 
 def _only(tests: Sequence[str]) -> list[str]:

@@ -44,13 +44,18 @@ class PlayedRuns:
         self._figures = figures
         self._output_tokens = output_tokens
         self.calls: list[tuple[str, list[str]]] = []
+        self.asked: list[tuple[str, list[str]]] = []
+        self.arguments: list[str] = []
+        self.words = "played"
 
     def __call__(self, arguments: Sequence[str], **process: Any) -> Ended:
         journal = Path(next(word.partition("=")[2] for word in arguments if word.startswith("--llmperf-journal=")))
         arm = journal.stem.partition("-")[2]
         only = [word.partition("=")[2] for word in arguments if word.startswith("--llmperf-only=")]
         self.calls.append((arm, only))
-        process["log"].write_text("played")
+        self.arguments = [word for word in arguments if not word.startswith("--llmperf-")]
+        self.asked.append((arm, self.arguments))
+        process["log"].write_text(self.words)
         figures = self._figures(arm, int(journal.stem[:4]))
         if isinstance(figures, BaseException):
             raise figures

@@ -6,6 +6,7 @@ import pytest
 from repository import commit, git
 
 from pytest_llmperf.ab.checkout import check_out, commit_of, differing_files, repository_root, working_tree_commit
+from pytest_llmperf.ab.command import relative_argument
 from pytest_llmperf.errors import LlmperfError
 
 
@@ -67,3 +68,18 @@ def test_outside_of_a_repository(tmp_path):
     """Git's own word."""
     with pytest.raises(LlmperfError, match="not a git repository"):
         repository_root(tmp_path)
+
+
+def test_paths_into_the_users_checkout_are_each_sides_own(repository):
+    """Node ids too; ignored folders and what lies elsewhere stay."""
+    here = repository / "sub"
+    given = [
+        f"{here}/inner.py::test_a",
+        str(repository / "code.py"),
+        str(repository / "ignored"),
+        "/elsewhere",
+        "-q",
+        "x.py",
+    ]
+    expected = ["inner.py::test_a", "../code.py", str(repository / "ignored"), "/elsewhere", "-q", "x.py"]
+    assert [relative_argument(word, repository, here) for word in given] == expected

@@ -34,11 +34,11 @@ def figures(slowdown=1.0, operators=10.0):
 def start(tmp_path, monkeypatch):
     """A series whose processes are played."""
 
-    def begin(of, **more):
+    def begin(of, *, arguments=("-q",), **more):
         played = PlayedRuns(of, **more)
         monkeypatch.setattr(series_module, "run_perf_tests", played)
         sides = [Side(name, "0" * 40, tmp_path, "python", {}) for name in ("base", "head")]
-        return Series(tmp_path / "blocks", *sides, arguments=["-q"], seed=1), played
+        return Series(tmp_path / "blocks", *sides, arguments=arguments, seed=1), played
 
     return begin
 
@@ -175,6 +175,33 @@ def test_only_what_is_asked_for_is_measured_again(start):
     assert played.calls[-1][1] == ["t.py::b"]
     blocks = {v.cell.test: v.blocks for v in Standing(series.blocks).verdicts if v.cell.metric.name == "tpot"}
     assert blocks == {"t.py::a": 4, "t.py::b": 4}
+
+
+def test_a_file_or_test_that_base_has_not_is_left_out_of_base(start, tmp_path):
+    """What else was asked for goes on; head has to know all of it."""
+    (tmp_path / "t.py").write_text("")
+
+    def of(arm, number):
+        return figures()(arm, number) if arm == "head" or "new.py" not in played.arguments else 4
+
+    series, played = start(of, arguments=["t.py", "new.py", "t.py::b", "-q"])
+    played.words = f"ERROR: not found: {tmp_path}/t.py::b\nERROR: file or directory not found: new.py\n"
+    standing = measure(series, 4)
+    assert outcomes(standing)["t.py::a", "tpot"] is Outcome.UNCHANGED
+    assert [words for arm, words in played.asked if arm == "head"] == [["t.py", "new.py", "t.py::b", "-q"]] * 4
+    assert [words for arm, words in played.asked if arm == "base"][1:] == [["t.py", "-q"]] * 4
+
+
+def test_where_base_has_nothing_of_what_was_asked_all_is_new(start):
+    """And base is not run for all else that it has."""
+
+    def of(arm, number):
+        return figures()(arm, number) if arm == "head" else 4
+
+    series, played = start(of, arguments=["new.py"])
+    played.words = "ERROR: file or directory not found: new.py\n"
+    assert {verdict.outcome for verdict in measure(series, 4).verdicts} == {Outcome.NEW}
+    assert [words for arm, words in played.asked if arm == "base"] == [["new.py"]]
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, -9, 137])
