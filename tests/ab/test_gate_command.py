@@ -85,22 +85,21 @@ def test_no_perf_test_selected(repository, capfd):
 
 
 @pytest.mark.parametrize(
-    ("raised", "code", "words"),
+    ("raised", "ending"),
     [
-        (OSError(28, "No space left on device", "blocks/0002"), 4, "llmperf: blocks/0002: No space left on device\n"),
-        (KeyboardInterrupt(), 2, "llmperf: interrupted; the same command goes on where it stopped\n"),
+        (OSError(28, "No space left on device", "0002"), (4, "llmperf: 0002: No space left on device\n")),
+        (KeyboardInterrupt(), (2, "llmperf: interrupted; the same command goes on where it stopped\n")),
     ],
     ids=["full-disk", "interrupted"],
 )
-def test_what_ends_a_comparison_from_outside_is_one_line(repository, monkeypatch, capfd, raised, code, words):
+def test_what_ends_a_comparison_from_outside_is_one_line(repository, monkeypatch, capfd, raised, ending):
     """Blocks that were whole are kept (see the series)."""
 
     def end(*_args, **_more):
         raise raised
 
     monkeypatch.setattr("pytest_llmperf.ab.command.prepare_side", end)
-    assert main(["ab", "main"]) == code
-    assert capfd.readouterr().err == words
+    assert (main(["ab", "main"]), capfd.readouterr().err) == ending
 
 
 def cell(outcome, metric="tpot_ms", *, value=5.0, gates=True):
