@@ -16,6 +16,7 @@ import pytest
 from _pytest.runner import runtestprotocol  # what pytest's own protocol and every plugin that replaces it calls
 
 from pytest_llmperf.compare import CellKey
+from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.fresh import Ended, run_perf_tests, without_outputs
 from pytest_llmperf.outcome import Entry, conclude, entry_of
 from pytest_llmperf.records.journal import journal_notes
@@ -115,11 +116,14 @@ class Confirmer:
     def _confirm(self) -> None:
         self._workplace.release()
         rounds = self._workplace.options.confirm
-        replicas = [self._replica(number, rounds) for number in range(1, rounds + 1)]
+        try:
+            replicas = [self._replica(number, rounds) for number in range(1, rounds + 1)]
+        except (OSError, LlmperfError) as error:
+            self._conclude([_as_error(held.entry, f"fresh runs cannot be made: {error}") for held in self._held])
+            return
         seconds = sum(replica.ended.seconds for replica in replicas) / len(self._held)
         entries = [_with_errors(held.entry, replicas) for held in self._held]
-        values = [replica.values for replica in replicas]
-        confirmed = self._workplace.confirmed(entries, values)
+        confirmed = self._workplace.confirmed(entries, [replica.values for replica in replicas])
         self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in confirmed])
 
     def _conclude(self, entries: Sequence[Entry]) -> None:
@@ -165,9 +169,13 @@ def _with_errors(entry: Entry, replicas: Sequence[Replica]) -> Entry:
     """The entry as an error if a fresh run did not measure it: then nothing was confirmed, and nothing cleared."""
     for number, replica in enumerate(replicas, start=1):
         if not all(map(replica.measured, entry.results)):
-            why = f"fresh run {number} of {len(replicas)} did not measure it: {replica.why_not(entry.test)}"
-            return entry.model_copy(update={"error": f"it looks slower, and {why}", "verdicts": []})
+            why = replica.why_not(entry.test)
+            return _as_error(entry, f"fresh run {number} of {len(replicas)} did not measure it: {why}")
     return entry
+
+
+def _as_error(entry: Entry, why: str) -> Entry:
+    return entry.model_copy(update={"error": f"it looks slower, and {why}", "verdicts": []})
 
 
 def _arguments(config: pytest.Config, tests: Sequence[str], journal: Path) -> list[str]:

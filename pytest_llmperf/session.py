@@ -5,7 +5,8 @@ Under xdist the worker measures and judges, and this runs on its controller.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,15 +39,22 @@ class Session:
         self.outcome.entries.append(entry)
         self.keep(entry)
         if self.options.json_folder:
-            _write_json(self.options.json_folder, entry)
+            with self._noting_failure():
+                _write_json(self.options.json_folder, entry)
 
     def keep(self, entry: Entry) -> None:
         """Write what a test measured to the journal, once; a test that waits for confirmation is kept before."""
         if entry.test in self._kept:
             return
         self._kept.add(entry.test)
-        try:
+        with self._noting_failure():
             self._append(entry)
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """What cannot be written is told in the summary, and the run goes on."""
+        try:
+            yield
         except OSError as error:
             self.outcome.not_kept = f"{error.filename}: {error.strerror or error}"
 

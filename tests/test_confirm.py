@@ -102,6 +102,16 @@ def test_a_fresh_run_that_fails_is_an_error_and_not_a_pass(recorded):
     result.stdout.fnmatch_lines(["it looks slower, and fresh run 1 of 1 did not measure it: *no device*1.log*"])
 
 
+def test_fresh_runs_that_cannot_be_made_are_an_error(recorded):
+    """A checkout that cannot be written is no reason to pass."""
+    (recorded.path / ".llmperf").mkdir(exist_ok=True)
+    (recorded.path / ".llmperf" / "confirm").write_text("a file where the folder should be")
+    result = recorded.run("--llmperf-confirm=1", step_ms=1.5)
+    assert result.ret == 1
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["it looks slower, and fresh runs cannot be made: *"])
+
+
 def test_a_run_that_ends_early_reports_what_it_held_as_undecided(recorded):
     """Neither a failure that nothing confirmed nor a pass: inconclusive, and the interruption decides the exit code."""
     recorded.write(TWO_TESTS + "\n\ndef test_last(llmperf):\n    raise KeyboardInterrupt\n")
