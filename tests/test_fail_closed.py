@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 
+import jsonschema
 import pytest
 from perf_project import DECODE_TEST, FAKE_CLOCK
 
@@ -217,6 +218,17 @@ def test_the_verdict_file_holds_the_evidence(recorded):
     assert cell.sentence.startswith("TPOT 1.50 ms > 1.00 ms baseline")
     assert found.run is not None
     assert found.run.environment["torch"]
+
+
+def test_the_verdict_file_fits_its_schema(recorded, capsys):
+    """What ``llmperf schema verdicts`` prints."""
+    from pytest_llmperf.cli import main
+
+    recorded.run("--llmperf-verdicts=verdicts.json", step_ms=1.5)
+    capsys.readouterr()
+    assert main(["schema", "verdicts"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    jsonschema.validate(json.loads((recorded.path / "verdicts.json").read_text()), schema)
 
 
 def test_verdicts_that_cannot_be_written_fail_the_run(recorded):

@@ -1,0 +1,55 @@
+"""The ``llmperf`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pytest_llmperf.cli import baselines, comparing, machine
+from pytest_llmperf.errors import LlmperfError, UsageError
+
+USAGE_ERROR = 4
+"""The exit code of a wrong option or an unusable file, as pytest has it."""
+
+INTERRUPTED = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, what pytest returned, or 4 for what the user has to mend."""
+    own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
+    options, more = _parser().parse_known_args(own)
+    try:
+        if options.passes_on == "all":
+            rest = [*more, *rest]
+        elif more or (rest and not options.passes_on):
+            unexpected, command = next(iter([*more, *rest])), f"llmperf {options.command}"
+            raise UsageError(f"{command}: unexpected {unexpected!r}; see {command} --help")
+        code: int = options.run(options, rest)
+    except LlmperfError as error:
+        print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command talks
+        return USAGE_ERROR
+    except OSError as error:  # a full disk, say
+        print(f"llmperf: {error.filename or 'cannot go on'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201  # same
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("llmperf: interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201  # same
+        return INTERRUPTED
+    return code
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Our own arguments, and pytest's after ``--``."""
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:cut], arguments[cut + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmperf", description="Performance regression testing of LLM inference.")
+    parser.add_argument("--version", action="version", version=version("pytest-llmperf"))
+    parser.set_defaults(passes_on=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for part in (comparing, baselines, machine):
+        part.add_commands(commands)
+    return parser

@@ -1,0 +1,199 @@
+"""Commands that read, write and keep baselines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pytest_llmperf.cli.say import say
+from pytest_llmperf.errors import UsageError
+
+DEFAULT_BASELINES = Path("baselines")
+
+
+def add_commands(commands: Any) -> None:
+    """Declare them."""
+    _add_files(commands)
+    _add_life(commands)
+
+
+def _add_files(commands: Any) -> None:
+    show = commands.add_parser("show", help="print baselines as a table")
+    show.add_argument("paths", nargs="*", type=Path, default=[DEFAULT_BASELINES], metavar="FILE_OR_FOLDER")
+    show.add_argument("--all", action="store_true", help="every metric, not only those that gate by default")
+    show.set_defaults(run=_show)
+
+    merge = commands.add_parser("merge", help="join baselines and kept runs of one device")
+    merge.add_argument("paths", nargs="+", type=Path, metavar="FILE")
+    merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    merge.set_defaults(run=_merge)
+
+    record = commands.add_parser(
+        "record",
+        help="run the perf tests in fresh processes and append every run to the baseline",
+        description="Arguments that are not listed here are passed on to pytest.",
+    )
+    record.add_argument("--runs", type=int, default=5, metavar="N", help="fresh processes (default: 5)")
+    record.set_defaults(run=_record, passes_on="all")
+
+    export = commands.add_parser("export", help="write every cell of every run as CSV or Parquet")
+    export.add_argument("source", type=Path, metavar="FILE_OR_FOLDER")
+    export.add_argument("target", type=Path, metavar="OUT.csv|OUT.parquet")
+    export.set_defaults(run=_export)
+
+    schema = commands.add_parser("schema", help="print the JSON Schema of baseline or verdict files")
+    schema.add_argument("of", nargs="?", choices=("baseline", "verdicts"), default="baseline")
+    schema.set_defaults(run=_schema)
+
+
+def _add_life(commands: Any) -> None:
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--baselines", type=Path, default=DEFAULT_BASELINES, metavar="DIR", help="(default: baselines)")
+    place.add_argument("--device-key", metavar="KEY", help="whose file, where the folder holds several")
+
+    accept = commands.add_parser(
+        "accept",
+        parents=[place],
+        allow_abbrev=False,  # --device is for pytest, and no short form of --device-key
+        help="accept a step: only later runs are compared",
+        description="With --record, arguments that are not listed here are passed on to pytest.",
+    )
+    accept.add_argument("test", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
+    accept.add_argument("metric", nargs="?", metavar="METRIC", help="one metric (default: all that are judged)")
+    accept.add_argument("--reason", required=True, metavar="TEXT", help="why the new level is right; it is stored")
+    accept.add_argument("--record", type=int, metavar="N", help="then record the new level in N fresh processes")
+    accept.set_defaults(run=_accept, passes_on="all")
+
+    prune = commands.add_parser(
+        "prune",
+        parents=[place],
+        help="remove tests that are gone, or bad runs, from a baseline",
+        description="What is removed fits everything that is given.",
+    )
+    prune.add_argument("tests", nargs="*", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
+    prune.add_argument("--run", action="append", default=[], dest="runs", metavar="ID")
+    prune.add_argument("--session", action="append", default=[], dest="sessions", metavar="ID")
+    prune.add_argument("--before", default="", metavar="DATE", help="only runs that started before it (UTC)")
+    prune.add_argument("--dry-run", action="store_true", help="say what would go, and leave the file alone")
+    prune.set_defaults(run=_prune)
+
+    history = commands.add_parser("history", help="where levels changed, over all runs of the baselines")
+    history.add_argument("test", nargs="?", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
+    history.add_argument("metric", nargs="?", metavar="METRIC", help="one metric (default: those that gate)")
+    history.add_argument("--baselines", type=Path, default=DEFAULT_BASELINES, metavar="FILE_OR_FOLDER")
+    history.add_argument("--all", action="store_true", help="every metric that is judged")
+    history.add_argument("--plot", type=Path, metavar="OUT.svg|OUT.png|OUT.html", help="draw them as well")
+    history.set_defaults(run=_history)
+
+
+def _show(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf.records.store import baseline_files, load_baseline
+    from pytest_llmperf.report.show import baseline_lines
+
+    for path in options.paths:
+        for file in baseline_files(path):
+            say(*baseline_lines(load_baseline(file), name=str(file), every_metric=options.all))
+    return 0
+
+
+def _merge(options: argparse.Namespace, _rest: list[str]) -> int:
+    from functools import reduce
+
+    from pytest_llmperf.records.store import load_baseline, update_baseline
+    from pytest_llmperf.records.window import merge
+
+    merged = reduce(merge, [load_baseline(path) for path in options.paths])
+    written = update_baseline(options.output, lambda _old: merged)
+    say(f"{options.output}: {len(written.runs)} runs, {len(written.cells)} cells")
+    return 0
+
+
+def _record(options: argparse.Namespace, rest: list[str]) -> int:
+    return _record_runs("record", options.runs, rest, option="--runs")
+
+
+def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -> int:
+    """Measure in fresh processes, each appending its run; the first exit code that is not 0 ends it."""
+    from pytest_llmperf.fresh import run_perf_tests
+
+    _refuse_no_runs(runs, option)
+    arguments = ["--llmperf-measure-only", "--llmperf-update", *rest]
+    for number in range(1, runs + 1):
+        say(f"llmperf {command}: run {number} of {runs}")
+        code = run_perf_tests(arguments).exit_code
+        if code:
+            kept = f"{number - 1} runs were recorded before it"
+            say(f"llmperf {command}: run {number} ended with exit code {code}; {kept}")
+            return code
+    return 0
+
+
+def _refuse_no_runs(runs: int, option: str) -> None:
+    if runs < 1:
+        raise UsageError(f"{option} {runs}: expected a whole number of at least 1")
+
+
+def _accept(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf import life
+
+    if options.record is not None:
+        _refuse_no_runs(options.record, "--record")
+    elif rest:
+        raise UsageError(
+            f"llmperf accept: unexpected {rest[0]!r}: only with --record are arguments passed on to pytest"
+        )
+    path = life.only_file(options.baselines, options.device_key)
+    accepted = life.accept(path, options.test, options.metric, reason=options.reason)
+    say(*accepted.lines())
+    if options.record is None:
+        return 0
+    arguments = [*rest, f"--llmperf-baselines={options.baselines}", *life.selecting(accepted.tests)]
+    code = _record_runs("accept", options.record, arguments, option="--record")
+    if code:
+        say("llmperf accept: the step stays accepted; record its level with llmperf record once that is mended")
+    return code
+
+
+def _prune(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf import life
+    from pytest_llmperf.records.life import Condemned
+
+    condemned = Condemned(
+        tests=options.tests,
+        runs=options.runs,
+        sessions=options.sessions,
+        before=life.moment(options.before) if options.before else "",
+    )
+    path = life.only_file(options.baselines, options.device_key)
+    say(life.prune(path, condemned, dry_run=options.dry_run))
+    return 0
+
+
+def _history(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf import life
+
+    lines = life.tell_history(
+        options.baselines, test=options.test, metric=options.metric, every_metric=options.all, plot=options.plot
+    )
+    say(*lines)
+    return 0
+
+
+def _export(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf.records.frame import export_runs
+
+    say(f"{options.target}: {export_runs(options.source, options.target)} rows")
+    return 0
+
+
+def _schema(options: argparse.Namespace, _rest: list[str]) -> int:
+    import json
+
+    from pytest_llmperf.records.schema import Baseline
+    from pytest_llmperf.verdict_file import VerdictFile
+
+    model = VerdictFile if options.of == "verdicts" else Baseline
+    say(json.dumps(model.model_json_schema(), indent=1, sort_keys=True))
+    return 0

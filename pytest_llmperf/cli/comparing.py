@@ -1,0 +1,95 @@
+"""Commands that measure two revisions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.cli.say import say
+from pytest_llmperf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.ab.command import Comparison
+
+FEWEST_BLOCKS = 4
+
+
+def add_commands(commands: Any) -> None:
+    """Declare them."""
+    _add_gate(commands)
+    _add_ab(commands)
+
+
+def _add_ab(commands: Any) -> None:
+    ab = commands.add_parser(
+        "ab",
+        help="compare two git revisions on this machine, interleaved, until every test is decided",
+        usage="llmperf ab BASE [HEAD] [options] [-- pytest arguments]",
+    )
+    ab.add_argument("base", metavar="BASE", help="revision to compare with")
+    ab.add_argument("head", nargs="?", metavar="HEAD", help="revision to judge (default: the working tree as it is)")
+    _add_comparing(ab)
+    ab.set_defaults(run=_ab, passes_on="after --")
+
+
+def _add_gate(commands: Any) -> None:
+    gate = commands.add_parser(
+        "gate",
+        help="screen against the stored baseline, then compare with the merge base what that leaves open",
+        usage="llmperf gate [BRANCH] [options] [-- pytest arguments]",
+    )
+    gate.add_argument("base", nargs="?", metavar="BRANCH", help="what the change is to be merged into (default: as the "
+                      "CI system says, else origin/HEAD, main or master)")  # fmt: skip
+    gate.add_argument("--fail-on", default="", metavar="OUTCOMES", help="outcomes that fail as well, comma-separated")
+    gate.add_argument("--strict", action="store_true", help="fail on whatever is not decided")
+    _add_comparing(gate)
+    gate.set_defaults(run=_gate, passes_on="after --")
+
+
+def _add_comparing(ab: argparse.ArgumentParser) -> None:
+    ab.add_argument("--budget", metavar="TIME", help="stop measuring after this long: 20m, 90s, 1.5h")
+    ab.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks to measure (default: 24)")
+    ab.add_argument("--prepare", metavar="CMD", help="build each checkout with this command instead of installing it")
+    ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
+    ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
+    ab.add_argument("--restart", action="store_true", help="forget the blocks of an interrupted comparison")
+    ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
+
+
+def _ab(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.command import compare_and_exit
+
+    return compare_and_exit(_comparison(options, rest, head=options.head), here=Path.cwd(), say=say)
+
+
+def _gate(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.gate import Gate, pass_gate
+    from pytest_llmperf.options import failing_outcomes
+
+    wanted = Gate(
+        comparison=_comparison(options, rest, head=None),
+        base=options.base,
+        fail_on=failing_outcomes(options.fail_on, strict=options.strict, option="--fail-on"),
+        verdicts=options.verdicts,
+    )
+    return pass_gate(wanted, here=Path.cwd(), say=say)
+
+
+def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> Comparison:
+    from pytest_llmperf.ab.command import Comparison, budget_seconds
+    from pytest_llmperf.ab.side import Recipe
+
+    if options.blocks < FEWEST_BLOCKS:
+        raise UsageError(f"--blocks {options.blocks}: expected at least {FEWEST_BLOCKS}, the first look")
+    return Comparison(
+        base=options.base or "",
+        head=head,
+        arguments=rest,
+        base_recipe=Recipe(python=options.python_base, command=options.prepare),
+        head_recipe=Recipe(python=options.python_head, command=options.prepare),
+        budget_s=budget_seconds(options.budget) if options.budget else None,
+        most_blocks=options.blocks,
+        restart=options.restart,
+        verdicts=options.verdicts,
+    )
