@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 PERF_FIXTURES = frozenset({"llm", "llmperf", "peak_memory"})
 MARKER = (
-    "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None): a perf test, which --llmperf runs: "
-    "what may fail it, how much it accepts and must catch, and how often it measures"
+    "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
+    "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures and how long it may take"
 )
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
@@ -110,6 +110,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = _one_model_after_another(kept) if active else kept
     if active and kept and not config.option.collectonly:
         _open_workplace(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Contain what goes wrong while a model is loaded."""
+    with _contained(item, "setup"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Contain what goes wrong in a perf test."""
+    with _contained(item, "test body"):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -299,6 +313,11 @@ def _planned(item: pytest.Item) -> PlannedTest:
     from pytest_llmperf.workplace import PlannedTest
 
     return PlannedTest(test_key(item), _settings(item), _spec(item))
+
+
+def _contained(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
+    workplace = item.config.stash.get(WORKPLACE, None)
+    return workplace.contained(test_key(item), phase) if workplace else nullcontext()
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_llmperf.compare import CellKey, Comparison, Confirmed
-from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.errors import BaselineError, UsageError
 from pytest_llmperf.measure.bench import Bench, default_model
+from pytest_llmperf.measure.contain import can_interrupt, contained
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
+from pytest_llmperf.measure.progress import TEST_BODY
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
 from pytest_llmperf.models.source import check_source
@@ -28,6 +31,11 @@ from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
+
+SLOWEST_RUNS = 3
+"""How many times the slowest run of the baseline a test's body may take, where nobody says otherwise."""
+SHORTEST_TIMEOUT_S = 10.0
+"""No limit that comes from a baseline is shorter: what happens once a process must not look like a hang."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,13 @@ class Workplace:
         self._root = root
         self.edited = ""
         self._bench = Bench(options.device)
+        self.progress = self._bench.progress
+        self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
+        if any(self._timeouts.values()) and not can_interrupt():
+            raise UsageError(
+                "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave it out"
+            )
         self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
         facts = environment(self._bench.device)
@@ -130,6 +144,22 @@ class Workplace:
             for entry in entries
         ]
 
+    def setup_limit_s(self, test: str) -> float | None:
+        """The longest that a test's setup, which loads its model, may take; ``None`` if nobody gave a limit."""
+        return self._timeouts[test] or None
+
+    def body_limit_s(self, test: str) -> float | None:
+        """The longest that a test's body may take: as given, else three times the slowest run of the baseline."""
+        slowest = self.comparison.slowest_s(test)
+        if self._timeouts[test] is not None or slowest is None:
+            return self._timeouts[test] or None
+        return max(SHORTEST_TIMEOUT_S, SLOWEST_RUNS * slowest)
+
+    def contained(self, test: str, phase: str) -> AbstractContextManager[None]:
+        """Run a stage of a test so that running out of memory or time ends in one line."""
+        limit_s = self.body_limit_s(test) if phase == TEST_BODY else self.setup_limit_s(test)
+        return contained(self.progress, self.device, phase=phase, limit_s=limit_s)
+
     def release(self) -> None:
         """Let the model go."""
         self._bench.models.release()
@@ -199,6 +229,10 @@ class Workplace:
             what = "differs from" if present and text else "is not in" if present else "lacks what is in"
             self.edited = f"read from {revision}; the working tree's {path.name} {what} it"
         return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
+
+
+def _first(given: float | None, otherwise: float | None) -> float | None:
+    return otherwise if given is None else given
 
 
 def _working_baseline(path: Path) -> Baseline | None:
