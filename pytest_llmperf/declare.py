@@ -70,6 +70,8 @@ _ACTIONS = (
     "journal",
     "json",
     "measure_only",
+    "isolate",
+    "tell",
 )
 """Options that do something, and so mean nothing without ``--llmperf``."""
 
@@ -118,6 +120,9 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],
                     help="Run only this perf test, by its name in the baseline; may be repeated")  # fmt: skip
     group.addoption("--llmperf-journal", metavar="FILE", help="Write what is measured here, a JSON line a test")
+    group.addoption("--llmperf-isolate", action="store_true", help="Run each model's tests in a process of their own")
+    group.addoption("--llmperf-tell", metavar="FILE",
+                    help="Write phases and reports here as they come, for the process that isolates")  # fmt: skip
     group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a workload, samples included")
     group.addoption(
         "--llmperf-measure-only",

@@ -107,6 +107,8 @@ class Options:
     json_folder: Path | None
     journal: Path | None
     only: frozenset[str]
+    isolate: bool
+    tell: Path | None
     confirm: int
     timeout_s: float | None
     """Given limit of a test's setup and of its body; 0 for none, ``None`` to ask the baseline."""
@@ -152,6 +154,8 @@ class Options:
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
             only=frozenset(config.getoption("llmperf_only")),
+            isolate=config.getoption("llmperf_isolate") and not config.getoption("llmperf_tell"),
+            tell=_given_path(config, "llmperf_tell"),
             confirm=_whole("--llmperf-confirm", value["confirm"], at_least=0),
             timeout_s=_seconds("--llmperf-timeout", value["timeout"]) if value["timeout"] else None,
             fail_on=_fail_on(value["fail-on"], strict=config.getoption("llmperf_strict")),

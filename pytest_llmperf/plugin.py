@@ -7,7 +7,7 @@ scipy, rich and pydantic wait until a perf test is to be run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PERF_FIXTURES = frozenset({"llm", "llmperf", "peak_memory"})
 MARKER = (
     "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
-    "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures and how long it may take"
+    "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures, how long it may take"
 )
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
@@ -269,14 +269,13 @@ def _workers(config: pytest.Config) -> int:
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     from pytest_llmperf.workplace import Workplace
 
-    planned = [_planned(item) for item in items]
+    planned = {item.nodeid: _planned(item) for item in items}
     with _as_usage_errors():
-        config.stash[WORKPLACE] = workplace = Workplace(config.stash[OPTIONS], planned, root=config.rootpath)
+        config.stash[WORKPLACE] = workplace = Workplace(
+            config.stash[OPTIONS], list(planned.values()), root=config.rootpath
+        )
     session = config.stash.get(SESSION, None)
-    if workplace.options.confirm and not workplace.options.measure_only:
-        from pytest_llmperf.confirm import Confirmer
-
-        config.pluginmanager.register(Confirmer(config, workplace, session), "llmperf-confirmer")
+    _choose_runner(config, workplace, planned)
     found = {
         "edited": workplace.edited,
         "missing": _missing(config, workplace),
@@ -286,6 +285,28 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
         session.outcome.take(found)
     else:
         config.workeroutput["llmperf"] = found  # type: ignore[attr-defined]  # xdist carries it to the controller
+
+
+def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:
+    """Register what runs the tests in pytest's stead, or tells of them, where that is asked for."""
+    options, register = workplace.options, config.pluginmanager.register
+    run = None
+    if options.tell:
+        from pytest_llmperf.wire import Teller
+
+        teller = Teller(config, options.tell)
+        workplace.progress.listener = teller.tell_moment
+        register(teller, "llmperf-teller")
+    if options.isolate:
+        from pytest_llmperf.isolate import Isolator
+
+        isolator = Isolator(config, workplace, planned)
+        register(isolator, "llmperf-isolator")
+        run = isolator.run
+    if options.confirm and not options.measure_only:
+        from pytest_llmperf.confirm import Confirmer
+
+        register(Confirmer(config, workplace, config.stash.get(SESSION, None), run), "llmperf-confirmer")
 
 
 def _missing(config: pytest.Config, workplace: Workplace) -> list[str]:
@@ -321,17 +342,14 @@ def _contained(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
-    from pytest_llmperf.outcome import conclude
+    from pytest_llmperf.outcome import settle
 
     if report.skipped:
         return
     workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
     results = fixture.results if fixture else []
     entry = workplace.entry(test_key(item), results, error=_error_line(report))
-    if entry.suspect and workplace.options.confirm:
-        report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # the confirmer concludes
-    else:
-        conclude(report, entry)
+    settle(report, entry, confirm=bool(workplace.options.confirm))
 
 
 def _error_line(report: pytest.TestReport) -> str:

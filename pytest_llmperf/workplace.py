@@ -68,7 +68,7 @@ class Workplace:
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
-        if any(self._timeouts.values()) and not can_interrupt():
+        if any(self._timeouts.values()) and not (options.isolate or options.tell or can_interrupt()):
             raise UsageError(
                 "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave it out"
             )

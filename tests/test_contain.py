@@ -7,6 +7,8 @@ import json
 import pytest
 from perf_project import FAKE_CLOCK, QUICK
 
+from pytest_llmperf import load_runs
+
 THREE_TESTS = """
 import os, time
 import pytest
@@ -98,3 +100,99 @@ def test_the_baseline_says_what_is_too_long(project):
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.re_match_lines([rf"error: .*timed out after {limit:g} s in phase 'test body' .*"])
     project.run("--llmperf-timeout=0").assert_outcomes(passed=3)
+
+
+def rows(result):
+    """The table's first column and its verdict."""
+    return [line for line in result.outlines if line.startswith("test_decode[")]
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
+def test_a_killed_process_takes_no_other_test_along(project, workers):
+    """The first of three kills its process: an error with phase and memory; the others are measured and kept."""
+    project.write(three_tests("os.kill(os.getpid(), 9)"))
+    result = project.run("--llmperf-isolate", "--junitxml=out.xml", *workers)
+    assert result.ret == 1
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines(
+        [rf"error: .*\[1-fp32\]: its process was killed by SIGKILL.* 'test body' with {MEMORY}.*"]
+    )
+    (journal,) = (project.path / ".llmperf" / "runs").glob("*.jsonl")
+    assert set(load_runs(journal)["test"]) == {"test_perf.py::test_decode[2-fp32]", "test_perf.py::test_decode[3-fp32]"}
+    assert (project.path / "out.xml").read_text().count("<failure") == 1
+
+
+MODELS_AND_OUTCOMES = """
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32", "int8"], indirect=True)
+@pytest.mark.parametrize("number", [1, 2])
+def test_decode(llm, llmperf, number):
+    llmperf.generate(llm, batch_size=number)
+
+def test_skips(llmperf):
+    pytest.skip("not today")
+
+def test_fails(llmperf):
+    print("told before")
+    assert 1 == 2
+
+@pytest.mark.xfail(strict=True)
+def test_is_known(llmperf):
+    assert False
+"""
+
+
+def test_isolation_changes_no_verdict(project):
+    """The same table, outcomes and baseline as in one process; each skip and failure is told once, with its output."""
+    project.write(MODELS_AND_OUTCOMES)
+    project.run("--llmperf-measure-only", "--llmperf-update", "-k", "decode")
+    plain, isolated = (project.run(*more, step_ms=1.0) for more in ((), ("--llmperf-isolate",)))
+    for result in (plain, isolated):
+        result.assert_outcomes(passed=4, failed=1, skipped=1, xfailed=1)
+        result.stdout.fnmatch_lines(["*assert 1 == 2", "told before"])
+    assert [row.split()[0] for row in rows(plain)] == [row.split()[0] for row in rows(isolated)]
+    assert [row.split()[-1] for row in rows(plain)] == [row.split()[-1] for row in rows(isolated)]
+    logs = list((project.path / ".llmperf" / "isolate").glob("*/*.log"))
+    assert len(logs) == 3
+
+
+def test_isolated_tests_enter_the_baseline_as_one_run(project):
+    """Whatever process measured them."""
+    project.write(three_tests())
+    result = project.run("--llmperf-isolate", "--llmperf-update")
+    assert result.ret == 0, result.outlines
+    found = json.loads(project.baseline().read_text())
+    assert len(found["runs"]) == 1
+    assert len(found["observations"]) == 3
+
+
+def test_isolated_tests_that_look_slower_are_confirmed(project):
+    """By fresh processes of their own."""
+    project.write(three_tests())
+    project.record(1.0, 1.01, 0.99, 1.0, 1.005)
+    result = project.run("--llmperf-isolate", "--llmperf-confirm=1", step_ms=1.5)
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["TPOT 1.50 ms*runs now: 1.50 ms, 1.50 ms)"])
+
+
+STUCK = "__import__('signal').pthread_sigmask(0, [14]) or time.sleep(60)"
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(60)", STUCK], ids=["interruptible", "stuck"])
+def test_an_isolated_hang_ends(project, hang):
+    """By its own alarm, or by the process that waits for it where no signal reaches it."""
+    grace = "\nimport pytest_llmperf.isolate as isolate\nisolate.GRACE_S = 1\n"
+    project.write(three_tests(hang), conftest=FAKE_CLOCK + grace)
+    result = project.run("--llmperf-isolate", "--llmperf-timeout=5")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([rf"error: .*\[1-fp32\]: .*timed out after 5 s in phase 'test body' with {MEMORY}.*"])
+
+
+def test_a_process_that_does_not_start_is_an_error_of_each_test(project):
+    """And not a pass, nor tried for ever."""
+    crash = "import sys\nif any('--llmperf-tell' in word for word in sys.argv):\n    raise RuntimeError('no device')\n"
+    project.write(three_tests(), conftest=crash + FAKE_CLOCK)
+    result = project.run("--llmperf-isolate")
+    result.assert_outcomes(errors=3)
+    result.stdout.fnmatch_lines(["error: *did not come to it: exit code *no device*"])
