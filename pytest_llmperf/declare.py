@@ -49,8 +49,8 @@ SETTINGS = (
            "inconclusive"),
     Option("confirm", "N", "2", "Fresh processes in which a slower cell is measured again before its test may fail; "
            "0 lets it fail at once"),
-    Option("timeout", "SECONDS", "", "Longest that a test's setup or its body may take; 0 for no limit (default: for "
-           "the body, three times the slowest run of the baseline)"),
+    Option("timeout", "SECONDS", "", "Longest that loading a model or a test's body may take; 0 for no limit (default: "
+           "for the body, three times the slowest run of the baseline)"),
     Option("fail-on", "OUTCOMES", "", "Outcomes that fail a test as well, comma-separated: inconclusive, new, missing, "
            "not_comparable, invalid, improved"),
     Option("baseline-ref", "REV", "", "Read the baseline as it is at this git revision, so that a pull request cannot "

@@ -18,7 +18,7 @@ import pytest
 
 from pytest_llmperf.fresh import Ended, run_replica
 from pytest_llmperf.measure.contain import timed_out
-from pytest_llmperf.measure.progress import SETUP, TEST_BODY, Moment
+from pytest_llmperf.measure.progress import LOAD, SETUP, TEST_BODY, Moment
 from pytest_llmperf.outcome import entry_of, settle
 from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.scratch import scratch_folder
@@ -105,7 +105,7 @@ class Isolator:
         else:
             text = f"its process did not come to it: exit code {ended.exit_code}, {ended.last_words}"
         entry = self._workplace.entry(self._tests[name].key, [], error=f"{text} (see {ended.log})")
-        when = "setup" if watch.told.stage == SETUP or watch.told.running != name else "call"
+        when = "setup" if watch.told.stage in (SETUP, LOAD) or watch.told.running != name else "call"
         failed = _report(item, when)
         settle(failed, entry, confirm=False)
         return [*([_report(item, "setup")] if when == "call" else []), failed, _report(item, "teardown")]
@@ -140,10 +140,8 @@ class _Watch:
 
     def _limit_s(self) -> float | None:
         test = self._tests.get(self.told.running)
-        if test is None or not self.told.stage:
-            return None
-        body = self.told.stage == TEST_BODY
-        return self._workplace.body_limit_s(test.key) if body else self._workplace.setup_limit_s(test.key)
+        limits = {LOAD: self._workplace.load_limit_s, TEST_BODY: self._workplace.body_limit_s}
+        return limits[self.told.stage](test.key) if test and self.told.stage in limits else None
 
 
 def _how(ended: Ended) -> str:

@@ -111,7 +111,7 @@ class Options:
     tell: Path | None
     confirm: int
     timeout_s: float | None
-    """Given limit of a test's setup and of its body; 0 for none, ``None`` to ask the baseline."""
+    """Given limit of loading a model and of a test's body; 0 for none, ``None`` to ask the baseline."""
     fail_on: frozenset[Outcome]
     baseline_ref: str | None
     verdicts: Path | None

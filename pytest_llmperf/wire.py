@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from pytest_llmperf.measure.progress import SETUP, TEST_BODY, Moment
+from pytest_llmperf.measure.progress import LOAD, SETUP, TEST_BODY, Moment
+
+_STAGES = {"": (), SETUP: (LOAD, TEST_BODY), LOAD: (TEST_BODY,), TEST_BODY: ()}
+"""What may follow on a stage; a test's body comes back to itself after measuring, and its time goes on."""
 
 
 class Teller:
@@ -51,7 +54,7 @@ class Told:
 
     Attributes:
         running: Node id of the test that began and has not ended; empty between tests.
-        stage: ``setup`` or ``test body`` while it is in one, with ``since`` on the host's monotonic clock, in seconds.
+        stage: ``setup``, ``load`` or ``test body`` while it is in one, begun at ``since`` by the monotonic clock, in s.
         moment: Its latest phase, and the memory as that began.
         reports: What pytest serialized of each test's reports, by node id.
     """
@@ -86,8 +89,8 @@ class Told:
             self._begin(SETUP)
         elif "moment" in line:
             self.moment = Moment(**line["moment"])
-            if self.moment.phase == TEST_BODY and self.stage == SETUP:
-                self._begin(TEST_BODY)
+            if self.moment.phase in _STAGES[self.stage]:
+                self._begin(self.moment.phase)
         else:
             self._take_report(line["report"])
 

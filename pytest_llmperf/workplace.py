@@ -144,8 +144,8 @@ class Workplace:
             for entry in entries
         ]
 
-    def setup_limit_s(self, test: str) -> float | None:
-        """The longest that a test's setup, which loads its model, may take; ``None`` if nobody gave a limit."""
+    def load_limit_s(self, test: str) -> float | None:
+        """The longest that loading a test's model may take; ``None`` if nobody gave a limit."""
         return self._timeouts[test] or None
 
     def body_limit_s(self, test: str) -> float | None:
@@ -157,7 +157,8 @@ class Workplace:
 
     def contained(self, test: str, phase: str) -> AbstractContextManager[None]:
         """Run a stage of a test so that running out of memory or time ends in one line."""
-        limit_s = self.body_limit_s(test) if phase == TEST_BODY else self.setup_limit_s(test)
+        self._bench.load_limit_s = self.load_limit_s(test)
+        limit_s = self.body_limit_s(test) if phase == TEST_BODY else None
         return contained(self.progress, self.device, phase=phase, limit_s=limit_s)
 
     def release(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SETUP = "setup"
+LOAD = "load"
 TEST_BODY = "test body"
 
 
