@@ -70,6 +70,18 @@ class Comparison:
             return []
         return compare_environments(self.baseline.runs[-1].environment, self.environment)
 
+    def slowest_s(self, test: str) -> float | None:
+        """The longest that a comparable run took for a test, in seconds."""
+        seen = self.baseline.observations if self.baseline else []
+        return max(
+            (
+                one.elapsed_s
+                for one in seen
+                if one.test == test and one.run in self._comparable and one.elapsed_s is not None
+            ),
+            default=None,
+        )
+
     def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
         metric, window = METRICS[cell.metric], self._window(cell.key[:3])
         judged = Cell(

@@ -6,8 +6,7 @@ then measures all of them, and each gets the one final report that terminal, JUn
 
 from __future__ import annotations
 
-import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from _pytest.runner import runtestprotocol  # what pytest's own protocol and eve
 
 from pytest_llmperf.compare import CellKey
 from pytest_llmperf.errors import LlmperfError
-from pytest_llmperf.fresh import Ended, run_perf_tests, without_outputs
+from pytest_llmperf.fresh import Ended, run_replica
 from pytest_llmperf.outcome import Entry, conclude, entry_of
 from pytest_llmperf.records.journal import journal_notes
 from pytest_llmperf.records.schema import TestResult
@@ -26,6 +25,7 @@ from pytest_llmperf.scratch import scratch_folder
 from pytest_llmperf.session import Session
 from pytest_llmperf.workplace import Workplace
 
+RunTest = Callable[[pytest.Item, pytest.Item | None], list[pytest.TestReport]]
 ENDED_EARLY = "it looks slower, and the run ended before fresh runs could confirm it"
 
 
@@ -75,19 +75,23 @@ class Confirmer:
         config: of the run whose arguments the fresh processes get.
         workplace: that judges.
         session: that keeps what was measured; ``None`` in an xdist worker, whose controller has it.
+        run: that runs a test and returns its reports; ``None`` for pytest's own way, in this process.
     """
 
-    def __init__(self, config: pytest.Config, workplace: Workplace, session: Session | None) -> None:
+    def __init__(
+        self, config: pytest.Config, workplace: Workplace, session: Session | None, run: RunTest | None = None
+    ) -> None:
         self._config = config
         self._workplace = workplace
         self._session = session
+        self._run = run or (lambda item, nextitem: runtestprotocol(item, log=False, nextitem=nextitem))
         self._held: list[Held] = []
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
         """Run a test as pytest does, and hold its reports back if it looks slower."""
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+        reports = self._run(item, nextitem)
         entry = next(filter(None, map(entry_of, reports)), None)
         if entry and entry.suspect and not any(report.failed for report in reports if report.when != "call"):
             self._hold(Held(item, reports, entry))
@@ -137,13 +141,8 @@ class Confirmer:
     def _replica(self, number: int, rounds: int) -> Replica:
         self._say(f"llmperf: {len(self._held)} tests look slower: measuring them again, fresh run {number} of {rounds}")
         folder = scratch_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
-        journal, log = folder / f"{number}.jsonl", folder / f"{number}.log"
-        ended = run_perf_tests(
-            _arguments(self._config, [held.entry.test for held in self._held], journal),
-            folder=self._config.invocation_params.dir,
-            environment={**os.environ, "LLMPERF_SESSION_ID": self._workplace.run.session_id},
-            log=log,
-        )
+        journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
+        ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)
         return Replica.read(journal, ended)
 
     def _say(self, line: str) -> None:
@@ -176,19 +175,3 @@ def _with_errors(entry: Entry, replicas: Sequence[Replica]) -> Entry:
 
 def _as_error(entry: Entry, why: str) -> Entry:
     return entry.model_copy(update={"error": f"it looks slower, and {why}", "verdicts": []})
-
-
-def _arguments(config: pytest.Config, tests: Sequence[str], journal: Path) -> list[str]:
-    """This run's arguments, for the tests named, with nothing written but the journal."""
-    worker = getattr(config, "workerinput", None)
-    given = worker["llmperf_arguments"] if worker else map(str, config.invocation_params.args)
-    arguments = [
-        *without_outputs(list(given)),
-        "--llmperf-measure-only",
-        f"--llmperf-journal={journal}",
-    ]
-    if config.pluginmanager.has_plugin("xdist"):
-        arguments.append("-n0")  # the ini file may ask for workers
-    if config.getoption("xmlpath", None):
-        arguments.append(f"--junit-xml={journal.with_suffix('.xml')}")
-    return [*arguments, *(f"--llmperf-only={test}" for test in tests)]

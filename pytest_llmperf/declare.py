@@ -51,6 +51,8 @@ SETTINGS = (
            "inconclusive"),
     Option("confirm", "N", "2", "Fresh processes in which a slower cell is measured again before its test may fail; "
            "0 lets it fail at once"),
+    Option("timeout", "SECONDS", "", "Longest that loading a model or a test's body may take; 0 for no limit (default: "
+           "for the body, three times the slowest run of the baseline)"),
     Option("fail-on", "OUTCOMES", "", "Outcomes that fail a test as well, comma-separated: inconclusive, new, missing, "
            "not_comparable, invalid, improved"),
     Option("baseline-ref", "REV", "", "Read the baseline as it is at this git revision, so that a pull request cannot "
@@ -70,6 +72,8 @@ _ACTIONS = (
     "journal",
     "json",
     "measure_only",
+    "isolate",
+    "tell",
 )
 """Options that do something, and so mean nothing without ``--llmperf``."""
 
@@ -120,6 +124,9 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],
                     help="Run only this perf test, by its name in the baseline; may be repeated")  # fmt: skip
     group.addoption("--llmperf-journal", metavar="FILE", help="Write what is measured here, a JSON line a test")
+    group.addoption("--llmperf-isolate", action="store_true", help="Run each model's tests in a process of their own")
+    group.addoption("--llmperf-tell", metavar="FILE",
+                    help="Write phases and reports here as they come, for the process that isolates")  # fmt: skip
     group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a workload, samples included")
     group.addoption(
         "--llmperf-measure-only",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class LlmPerf:
         self._workplace = workplace
         self._test = test
         self._settings = settings
+        self._start = time.monotonic()
         self.results: list[TestResult] = []
         """What was measured so far, in order."""
 
@@ -72,7 +74,8 @@ class LlmPerf:
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,
         )
-        result = self._workplace.measure(llm, plan, test=self._test)
+        measured = self._workplace.measure(llm, plan, test=self._test)
+        result = _with_elapsed(measured, time.monotonic() - self._start)
         if any(result.workload == earlier.workload for earlier in self.results):
             raise MeasurementError(
                 f"{self._test} measured one workload twice; expected each once: parametrize it, or raise requests="
@@ -102,6 +105,11 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
     peak = trace.peaks["block"]
     found.allocated_bytes, found.reserved_bytes = peak.allocated_bytes, peak.reserved_bytes
     found.rss_bytes, found.reason = peak.rss_bytes, peak.reason
+
+
+def _with_elapsed(result: TestResult, seconds: float) -> TestResult:
+    observation = result.observation.model_copy(update={"elapsed_s": round(seconds, 3)})
+    return result.model_copy(update={"observation": observation})
 
 
 def _first(*choices: int | None) -> int:

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+import psutil
+import pytest
 
 TIMED_OUT = 124
 """The exit code of a process that was killed for taking too long, as timeout(1) has it."""
+LOOK_S = 0.2
+"""Time between two looks at a process that is watched: rare enough not to disturb what it measures."""
+LAST_WORDS_S = 1.0
+"""What a process gets for its summary when the user interrupts both."""
 
 _WRITING_FLAGS = (
     *("--pdb", "--trace", "--no-cov", "--cov-append", "--benchmark-autosave", "--json-report"),
-    *("--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update"),
+    *("--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-isolate"),
 )
 _WRITING_OPTIONS = (
     *("--junitxml", "--junit-xml", "--report-log", "--log-file", "--html", "--json-report-file", "--pastebin"),
@@ -49,6 +59,7 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
     timeout_s: float | None = None,
+    watch: Callable[[int], bool] | None = None,
 ) -> Ended:
     """Run ``pytest --llmperf`` with these arguments in a process of its own.
 
@@ -59,20 +70,88 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
         environment: of the process (default: ours).
         log: file for its output (default: where ours goes).
         timeout_s: seconds after which it is killed; it then ends with `TIMED_OUT`.
+        watch: asked a few times a second, with the process's id, whether to kill it.
     """
     command = [python, "-m", "pytest", "--llmperf", *arguments]
     start = time.monotonic()
-    with (log or Path("/dev/null")).open("ab") as file:
-        output = file if log else None
+    with (log or Path(os.devnull)).open("ab") as file:
+        output: IO[bytes] | None = file if log else None
         stdin = subprocess.DEVNULL if log else None
-        try:
-            code = subprocess.run(
-                command, cwd=folder, env=environment, stdin=stdin, stdout=output, stderr=output,
-                timeout=timeout_s, check=False,
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            code = TIMED_OUT
+        with subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=stdin, stdout=output, stderr=output
+        ) as process:
+            try:
+                code = _wait(process, None if timeout_s is None else start + timeout_s, watch)
+            except BaseException:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(LAST_WORDS_S)
+                _kill(process)
+                raise
     return Ended(code, time.monotonic() - start, log)
+
+
+def run_replica(  # noqa: PLR0913  # what a replica has of its own
+    config: pytest.Config,
+    tests: Sequence[str],
+    journal: Path,
+    *,
+    session_id: str,
+    extra: Sequence[str] = (),
+    watch: Callable[[int], bool] | None = None,
+) -> Ended:
+    """Run some of a run's tests in a fresh process, which compares nothing.
+
+    Args:
+        config: of the run.
+        tests: keys of its tests.
+        journal: file for what is measured; the output goes beside it.
+        session_id: of the run.
+        extra: arguments beside the run's own.
+        watch: as `run_perf_tests` takes it.
+    """
+    return run_perf_tests(
+        [*_replica_arguments(config, tests, journal), *extra],
+        folder=config.invocation_params.dir,
+        environment={**os.environ, "LLMPERF_SESSION_ID": session_id},
+        log=journal.with_suffix(".log"),
+        watch=watch,
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float | None, watch: Callable[[int], bool] | None) -> int:
+    if deadline is None and watch is None:
+        return process.wait()
+    while process.poll() is None:
+        if (deadline is not None and time.monotonic() > deadline) or (watch and watch(process.pid)):
+            _kill(process)
+            return TIMED_OUT
+        time.sleep(LOOK_S)
+    return process.returncode
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those that it started."""
+    with suppress(psutil.Error):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+    process.kill()
+
+
+def _replica_arguments(config: pytest.Config, tests: Sequence[str], journal: Path) -> list[str]:
+    """A run's arguments, for the tests named, with nothing written but the journal."""
+    worker = getattr(config, "workerinput", None)
+    given = worker["llmperf_arguments"] if worker else map(str, config.invocation_params.args)
+    arguments = [
+        *without_outputs(list(given)),
+        "--llmperf-measure-only",
+        f"--llmperf-journal={journal}",
+    ]
+    if config.pluginmanager.has_plugin("xdist"):
+        arguments.append("-n0")  # the ini file may ask for workers
+    if config.getoption("xmlpath", None):
+        arguments.append(f"--junit-xml={journal.with_suffix('.xml')}")
+    return [*arguments, *(f"--llmperf-only={test}" for test in tests)]
 
 
 def without_outputs(arguments: Sequence[str]) -> list[str]:

@@ -112,8 +112,12 @@ class Options:
     json_folder: Path | None
     journal: Path | None
     only: frozenset[str]
+    isolate: bool
+    tell: Path | None
     confirm: int
     screen: bool
+    timeout_s: float | None
+    """Given limit of loading a model and of a test's body; 0 for none, ``None`` to ask the baseline."""
     fail_on: frozenset[Outcome]
     baseline_ref: str | None
     verdicts: Path | None
@@ -162,8 +166,11 @@ class Options:
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
             only=frozenset(config.getoption("llmperf_only")),
+            isolate=config.getoption("llmperf_isolate") and not config.getoption("llmperf_tell"),
+            tell=_given_path(config, "llmperf_tell"),
             confirm=_whole("--llmperf-confirm", value["confirm"], at_least=0),
             screen=config.getoption("llmperf_screen"),
+            timeout_s=_seconds("--llmperf-timeout", value["timeout"]) if value["timeout"] else None,
             fail_on=failing_outcomes(value["fail-on"], strict=config.getoption("llmperf_strict")),
             baseline_ref=value["baseline-ref"] or None,
             verdicts=_given_path(config, "llmperf_verdicts"),
@@ -204,7 +211,8 @@ class TestSettings:
     """What ``@pytest.mark.llmperf(...)`` may say.
 
     ``gate`` names the metrics that may fail the test. ``tolerate`` and ``catch`` are relative changes: ``0.03``,
-    ``"3%"``, or a mapping from metric to either. ``requests`` and ``warmup`` replace the run's.
+    ``"3%"``, or a mapping from metric to either. ``requests``, ``warmup`` and
+    ``timeout`` (in seconds) replace the run's.
     """
 
     __test__ = False  # pytest would collect a class of this name
@@ -214,6 +222,7 @@ class TestSettings:
     catch: float | str | Mapping[str, float | str] | None = None
     requests: int | None = None
     warmup: int | None = None
+    timeout: float | None = None
 
     @classmethod
     def from_markers(cls, markers: list[pytest.Mark]) -> TestSettings:
@@ -239,6 +248,8 @@ class TestSettings:
             value = getattr(settings, name)
             if value is not None:
                 _whole(f"@pytest.mark.llmperf: {name}", value, at_least=at_least)
+        if settings.timeout is not None:
+            _seconds("@pytest.mark.llmperf: timeout", settings.timeout)
         return settings
 
     def layer(self) -> LimitLayer:
@@ -362,6 +373,16 @@ def _whole(name: str, given: object, *, at_least: int = 1) -> int:
     if number is None or isinstance(given, bool | float) or number < at_least:
         raise UsageError(f"{name} {given!r}: expected a whole number of at least {at_least}")
     return int(number)
+
+
+def _seconds(name: str, given: object) -> float:
+    try:
+        seconds = float(given)  # type: ignore[arg-type]  # what float refuses is the error below
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if isinstance(given, bool) or not 0 <= seconds < math.inf:
+        raise UsageError(f"{name} {given!r}: expected a number of seconds, or 0 for no limit")
+    return seconds
 
 
 def _names(name: str, text: str) -> tuple[str, ...]:

@@ -135,6 +135,14 @@ def conclude(report: pytest.TestReport, entry: Entry) -> None:
         report.outcome, report.longrepr = "failed", text
 
 
+def settle(report: pytest.TestReport, entry: Entry, *, confirm: bool) -> None:
+    """Conclude a test, unless fresh runs are to confirm first: then the report carries its entry to the confirmer."""
+    if entry.suspect and confirm:
+        report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
+    else:
+        conclude(report, entry)
+
+
 def entry_of(report: pytest.TestReport) -> Entry | None:
     """The entry that a report carries."""
     text = getattr(report, "llmperf", None)

@@ -7,8 +7,8 @@ scipy, rich and pydantic wait until a perf test is to be run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 PERF_FIXTURES = frozenset({"llm", "llmperf", "peak_memory"})
 MARKER = (
-    "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None): a perf test, which --llmperf runs: "
-    "what may fail it, how much it accepts and must catch, and how often it measures"
+    "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
+    "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures, how long it may take"
 )
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
@@ -110,6 +110,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = _one_model_after_another(kept) if active else kept
     if active and kept and not config.option.collectonly:
         _open_workplace(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
+    """Contain what goes wrong while a model is loaded."""
+    with _contained(item, "setup"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Contain what goes wrong in a perf test."""
+    with _contained(item, "test body"):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -259,14 +273,13 @@ def _workers(config: pytest.Config) -> int:
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     from pytest_llmperf.workplace import Workplace
 
-    planned = [_planned(item) for item in items]
+    planned = {item.nodeid: _planned(item) for item in items}
     with _as_usage_errors():
-        config.stash[WORKPLACE] = workplace = Workplace(config.stash[OPTIONS], planned, root=config.rootpath)
+        config.stash[WORKPLACE] = workplace = Workplace(
+            config.stash[OPTIONS], list(planned.values()), root=config.rootpath
+        )
     session = config.stash.get(SESSION, None)
-    if workplace.options.confirms:
-        from pytest_llmperf.confirm import Confirmer
-
-        config.pluginmanager.register(Confirmer(config, workplace, session), "llmperf-confirmer")
+    _choose_runner(config, workplace, planned)
     found = {
         "edited": workplace.edited,
         "missing": _missing(config, workplace),
@@ -276,6 +289,28 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
         session.outcome.take(found)
     else:
         config.workeroutput["llmperf"] = found  # type: ignore[attr-defined]  # xdist carries it to the controller
+
+
+def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:
+    """Register what runs the tests in pytest's stead, or tells of them, where that is asked for."""
+    options, register = workplace.options, config.pluginmanager.register
+    run = None
+    if options.tell:
+        from pytest_llmperf.wire import Teller
+
+        teller = Teller(config, options.tell)
+        workplace.progress.listener = teller.tell_moment
+        register(teller, "llmperf-teller")
+    if options.isolate:
+        from pytest_llmperf.isolate import Isolator
+
+        isolator = Isolator(config, workplace, planned)
+        register(isolator, "llmperf-isolator")
+        run = isolator.run
+    if options.confirms:
+        from pytest_llmperf.confirm import Confirmer
+
+        register(Confirmer(config, workplace, config.stash.get(SESSION, None), run), "llmperf-confirmer")
 
 
 def _missing(config: pytest.Config, workplace: Workplace) -> list[str]:
@@ -313,20 +348,20 @@ def _planned(item: pytest.Item) -> PlannedTest:
     return PlannedTest(test_key(item), _settings(item), _spec(item))
 
 
+def _contained(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
+    workplace = item.config.stash.get(WORKPLACE, None)
+    return workplace.contained(test_key(item), phase) if workplace else nullcontext()
+
+
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
-    from pytest_llmperf.outcome import conclude
+    from pytest_llmperf.outcome import settle
 
     if report.skipped:
         return
     workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
     results = fixture.results if fixture else []
     entry = workplace.entry(test_key(item), results, error=_error_line(report))
-    if entry.suspect and workplace.options.screen:
-        conclude(report, entry.suspended("it looks slower: llmperf gate decides"))
-    elif entry.suspect and workplace.options.confirm:
-        report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # the confirmer concludes
-    else:
-        conclude(report, entry)
+    settle(report, entry, confirm=workplace.options.confirms)
 
 
 def _error_line(report: pytest.TestReport) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_llmperf.anchor import Anchor, pinned_baseline
 from pytest_llmperf.compare import CellKey, Comparison, Confirmed
-from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.errors import BaselineError, UsageError
 from pytest_llmperf.measure.bench import Bench, default_model
+from pytest_llmperf.measure.contain import can_interrupt, contained
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
+from pytest_llmperf.measure.progress import TEST_BODY
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
 from pytest_llmperf.models.source import check_source
@@ -29,6 +32,13 @@ from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Limit, Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
+
+LEFT_TO_THE_GATE = "it looks slower: llmperf gate decides"
+
+SLOWEST_RUNS = 3
+"""How many times the slowest run of the baseline a test's body may take, where nobody says otherwise."""
+SHORTEST_TIMEOUT_S = 10.0
+"""No limit that comes from a baseline is shorter: what happens once a process must not look like a hang."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,13 @@ class Workplace:
         self._root = root
         self.edited = ""
         self._bench = Bench(options.device)
+        self.progress = self._bench.progress
+        self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
+        if any(self._timeouts.values()) and not (options.isolate or options.tell or can_interrupt()):
+            raise UsageError(
+                "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave it out"
+            )
         self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
         facts = environment(self._bench.device)
@@ -95,7 +111,7 @@ class Workplace:
 
     def entry(self, test: str, results: list[TestResult], *, error: str = "") -> Entry:
         """What became of a test that has run."""
-        return Entry(
+        entry = Entry(
             test=test,
             device_key=self.device_key,
             run=self.run,
@@ -106,6 +122,7 @@ class Workplace:
             limits=self._limits(test) if self.options.journal else {},
             error=error,
         )
+        return entry.suspended(LEFT_TO_THE_GATE) if self.options.screen else entry
 
     def confirmed(self, entries: Sequence[Entry], runs: Sequence[Mapping[CellKey, float]]) -> list[Entry]:
         """Entries judged anew, with what fresh runs measured of them beside their own figures.
@@ -128,6 +145,23 @@ class Workplace:
         return [
             self._judge_again(entry, lambda key: Confirmed(values.get(key, ()), size_of.get(key))) for entry in first
         ]
+
+    def load_limit_s(self, test: str) -> float | None:
+        """The longest that loading a test's model may take; ``None`` if nobody gave a limit."""
+        return self._timeouts[test] or None
+
+    def body_limit_s(self, test: str) -> float | None:
+        """The longest that a test's body may take: as given, else three times the slowest run of the baseline."""
+        slowest = self.comparison.slowest_s(test)
+        if self._timeouts[test] is not None or slowest is None:
+            return self._timeouts[test] or None
+        return max(SHORTEST_TIMEOUT_S, SLOWEST_RUNS * slowest)
+
+    def contained(self, test: str, phase: str) -> AbstractContextManager[None]:
+        """Run a stage of a test so that running out of memory or time ends in one line."""
+        self._bench.load_limit_s = self.load_limit_s(test)
+        limit_s = self.body_limit_s(test) if phase == TEST_BODY else None
+        return contained(self.progress, self.device, phase=phase, limit_s=limit_s)
 
     def release(self) -> None:
         """Let the model go."""
@@ -209,6 +243,10 @@ class Workplace:
             what = "differs from" if present and text else "is not in" if present else "lacks what is in"
             self.edited = f"read from {revision}; the working tree's {path.name} {what} it"
         return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
+
+
+def _first(given: float | None, otherwise: float | None) -> float | None:
+    return otherwise if given is None else given
 
 
 def _working_baseline(path: Path) -> Baseline | None:

@@ -28,6 +28,7 @@ import pytest
         (["--llmperf-force-update"], "*--llmperf-force-update needs --llmperf-update*"),
         (["--llmperf-requests=0"], "*--llmperf-requests '0': expected a whole number of at least 1*"),
         (["--llmperf-output-tokens=many"], "*--llmperf-output-tokens 'many': expected a whole number*"),
+        (["--llmperf-timeout=soon"], "*--llmperf-timeout 'soon': expected a number of seconds, or 0 for no limit*"),
         (["--llmperf-batch-sizes="], "*--llmperf-batch-sizes '': expected at least one name*"),
         (["-n2"], "*2 workers would measure on one device at once*"),
     ],

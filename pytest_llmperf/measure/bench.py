@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.errors import LlmperfError, MeasurementError
+from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
+from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
 from pytest_llmperf.models.load import LoadedModel, load, prepare
 from pytest_llmperf.models.registry import ModelRegistry
@@ -34,6 +36,9 @@ class Bench:
     Args:
         device: as :func:`resolve_device` takes it.
 
+    Attributes:
+        load_limit_s: Longest that loading a model may take, in seconds; ``None`` for no limit.
+
     Raises:
         UsageError: there is no such device here.
     """
@@ -41,7 +46,9 @@ class Bench:
     def __init__(self, device: str) -> None:
         self.device = resolve_device(device)
         self.clock = clock_for(self.device)
+        self.progress = Progress(self.device)
         self.models = ModelRegistry(self.device, load=self._load)
+        self.load_limit_s: float | None = None
         self._facts: dict[ModelSpec, LoadFacts] = {}
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str) -> TestResult:
@@ -52,24 +59,35 @@ class Bench:
             UsageError: the plan does not fit the model.
         """
         try:
-            measured = measure_generation(loaded.model, plan, device=self.device, clock=self.clock)
+            measured = measure_generation(
+                loaded.model, plan, device=self.device, clock=self.clock, enter=self.progress.enter
+            )
         except LlmperfError:
             raise
         except (RuntimeError, MemoryError) as error:
-            first_line = str(error).strip().partition("\n")[0]
-            raise MeasurementError(
-                f"measuring {loaded.spec} ended with {type(error).__name__}: {first_line}"
-            ) from error
+            message = f"measuring {loaded.spec} ended with {one_line(error, self.progress)}"
+            if is_out_of_memory(error):
+                give_back(error, self.device)
+            raise MeasurementError(message) from error
+        self.progress.enter(TEST_BODY)
         return test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
 
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""
         prepare(spec, device)
-        with trace_memory(device, "load") as trace:
-            self.clock.synchronize()
-            start = time.perf_counter_ns()
-            loaded = load(spec, device)
-            self.clock.synchronize()
-            load_ms = (time.perf_counter_ns() - start) / NS_PER_MS
-        self._facts[spec] = LoadFacts(load_ms, weights_bytes(loaded.model), trace.peaks["load"])
+        self.progress.enter(LOAD)
+        try:
+            with trace_memory(device, LOAD) as trace, time_limit(self.load_limit_s, self.progress):
+                self.clock.synchronize()
+                start = time.perf_counter_ns()
+                loaded = load(spec, device)
+                self.clock.synchronize()
+                load_ms = (time.perf_counter_ns() - start) / NS_PER_MS
+        except ModelError as error:
+            if not is_out_of_memory(error.__cause__):
+                raise
+            peak = trace.peaks[LOAD]
+            most = Moment(LOAD, peak.allocated_bytes, peak.reserved_bytes, peak.rss_bytes)
+            raise ModelError(f"{error} ({most} at most)") from error.__cause__
+        self._facts[spec] = LoadFacts(load_ms, weights_bytes(loaded.model), trace.peaks[LOAD])
         return loaded

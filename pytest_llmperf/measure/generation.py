@@ -90,7 +90,9 @@ WARMUP_TOKENS = 16
 """Output tokens of a warm-up request after the first, which has all: enough to see a trend, and cheap."""
 
 
-def measure_generation(model: Any, plan: Plan, *, device: str, clock: Clock) -> Measurement:
+def measure_generation(
+    model: Any, plan: Plan, *, device: str, clock: Clock, enter: Callable[[str], None] = lambda _phase: None
+) -> Measurement:
     """Measure a loaded model.
 
     Args:
@@ -98,6 +100,7 @@ def measure_generation(model: Any, plan: Plan, *, device: str, clock: Clock) -> 
         plan: the shape, the execution and how often.
         device: where prompts go and memory is read.
         clock: the device's clock.
+        enter: told of each phase as it begins, outside of what is timed.
 
     Raises:
         MeasurementError: fewer tokens were produced than asked for.
@@ -109,9 +112,11 @@ def measure_generation(model: Any, plan: Plan, *, device: str, clock: Clock) -> 
     request = partial(find_execution(plan.execution), model, prompt)
     with measuring_conditions():
         with collector_paused():
+            enter("warm-up")
             warmup = _warm_up(request, plan, clock)
+            enter("timed requests")
             requests, tokens_produced = _time_requests(partial(request, plan.output_tokens), plan, clock)
-        counts, peaks = _count_and_follow(partial(request, plan.output_tokens), plan, device)
+        counts, peaks = _count_and_follow(partial(request, plan.output_tokens), plan, device, enter)
     return Measurement(
         plan=plan,
         clock=clock.name,
@@ -197,17 +202,21 @@ def _time_requests(run: Run, plan: Plan, clock: Clock) -> tuple[list[RequestTime
     return requests, tokens_produced
 
 
-def _count_and_follow(run: Run, plan: Plan, device: str) -> tuple[Counts, dict[str, Peak]]:
+def _count_and_follow(
+    run: Run, plan: Plan, device: str, enter: Callable[[str], None]
+) -> tuple[Counts, dict[str, Peak]]:
     """One untimed request: what it dispatched and produced, and the memory of its phases.
 
     Nothing of it outlives this, its cache least of all.
     """
     seen: list[int] = []
+    enter("prefill")
     with trace_memory(device, "prefill") as trace, count_operators() as count:
 
         def on_token() -> None:
             seen.append(count.total)
             if len(seen) == 1 and plan.output_tokens > 1:
+                enter("decode")
                 trace.enter("decode")
 
         generated = run(on_token)

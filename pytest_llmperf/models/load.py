@@ -100,7 +100,7 @@ def _one_line_errors(spec: ModelSpec) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        _forget_locals(error)
+        forget_locals(error)
         if isinstance(error, LlmperfError):
             raise
         raise ModelError(_explain(spec, error)) from error
@@ -112,7 +112,7 @@ def _check_packages(spec: ModelSpec) -> None:
             raise MissingDependency(package, extra="models", purpose=f"loading model {spec.model!r}")
 
 
-def _forget_locals(error: BaseException | None) -> None:
+def forget_locals(error: BaseException | None) -> None:
     """Empty the frames that an error came through: they hold a half-loaded model as long as anyone holds the error."""
     while error is not None:
         clear_frames(error.__traceback__)

@@ -90,6 +90,8 @@ class Observation(_Stored):
     tokens_produced: Positive
     attention_requested: str | None
     warmup: Warmup
+    elapsed_s: float | None = None
+    """Wall time from the test's start, its model loaded, until this was measured."""
 
 
 class CellRun(_Stored):

@@ -1,0 +1,73 @@
+"""What a test is at, and the memory at that moment: for the error that says why it has no number."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+SETUP = "setup"
+LOAD = "load"
+TEST_BODY = "test body"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A phase and the memory in use, in bytes; ``None`` where it cannot be read."""
+
+    phase: str
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    rss_bytes: int | None = None
+
+    def __str__(self) -> str:
+        figures = {
+            "allocated": self.allocated_bytes,
+            "reserved": self.reserved_bytes,
+            "resident on the host": self.rss_bytes,
+        }
+        told = ", ".join(f"{_size(value)} {name}" for name, value in figures.items() if value is not None)
+        return f"in phase {self.phase!r}" + (f" with {told}" if told else "")
+
+
+class Progress:
+    """The phase that a device's tests are in. It changes between timed requests, never inside.
+
+    Args:
+        device: whose memory is read, as torch names it.
+
+    Attributes:
+        phase: The present one.
+        listener: Called with the moment at which a phase begins.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self.phase = SETUP
+        self.listener: Callable[[Moment], None] | None = None
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase; the one before it ends."""
+        self.phase = phase
+        if self.listener:
+            self.listener(self.moment())
+
+    def moment(self) -> Moment:
+        """The phase, and the memory in use now."""
+        import psutil
+
+        allocated, reserved = _device_memory(self._device)
+        return Moment(self.phase, allocated, reserved, psutil.Process().memory_info().rss)
+
+
+def _device_memory(device: str) -> tuple[int | None, int | None]:
+    """Bytes that tensors have, and that the caching allocator holds; torch's CPU allocator counts neither."""
+    module: Any = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
+    if not hasattr(module, "memory_reserved"):
+        return None, None
+    return module.memory_allocated(device), module.memory_reserved(device)
+
+
+def _size(number: int) -> str:
+    return f"{number / 2**30:.2f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"

@@ -1,0 +1,198 @@
+"""A test that runs out of memory, hangs or kills its process is an error of its own, and the others go on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from perf_project import FAKE_CLOCK, QUICK
+
+from pytest_llmperf import load_runs
+
+THREE_TESTS = """
+import os, time
+import pytest
+import torch
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_decode(llm, llmperf, number, monkeypatch):
+    if number == {number}:
+        {trouble}
+    llmperf.generate(llm)
+"""
+
+IN_THE_MODEL = """
+import os
+import time
+
+import pytest_llmperf.measure.generation as generation
+import torch
+
+real = generation.time_request
+asked = []
+
+
+def time_request(run, clock):
+    asked.append(run)
+    if len(asked) == 2:
+        {trouble}
+    return real(run, clock)
+
+
+generation.time_request = time_request
+"""
+MEMORY = r"\d+ MiB resident on the host"
+
+
+def three_tests(trouble="pass", *, number=1):
+    return THREE_TESTS.format(trouble=trouble, number=number)
+
+
+@pytest.mark.parametrize("error", ["torch.OutOfMemoryError('1 GiB is free')", "MemoryError('no room')"])
+def test_out_of_memory_is_an_error_of_its_own(project, error):
+    """In the test's body and while measuring: the line names phase and memory, and the others go on."""
+    project.write(three_tests(f"raise {error}"))
+    result = project.run()
+    result.assert_outcomes(passed=2, failed=1)
+    kind = error.partition("(")[0].removeprefix("torch.")
+    result.stdout.re_match_lines([rf"error: test_perf\S+: MeasurementError: {kind} in phase 'test body' with {MEMORY}"])
+    project.write(three_tests(), conftest=FAKE_CLOCK + IN_THE_MODEL.format(trouble=f"raise {error}"))
+    result = project.run()
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([rf"error: .*: measuring .* {kind} in phase 'timed requests' with {MEMORY}: .*"])
+
+
+def test_a_model_that_does_not_fit_names_the_memory_that_was_in_use(project):
+    """Nothing is tried again for the other tests of that model."""
+    conftest = """
+        import pytest_llmperf.models.load as loading
+
+        def refuse(*args, **kwargs):
+            raise MemoryError("no room")
+
+        loading._load = refuse
+    """
+    project.write(three_tests(), conftest=conftest)
+    result = project.pytester.runpytest_subprocess(*QUICK)
+    result.assert_outcomes(errors=3)
+    result.stdout.re_match_lines([rf"error: .*\(in phase 'load' with {MEMORY} at most\)"])
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(60)", "while True: pass"])
+def test_a_hang_is_interrupted(project, hang):
+    """In the phase that hangs; the others go on."""
+    project.write(three_tests(), conftest=FAKE_CLOCK + IN_THE_MODEL.format(trouble=hang))
+    result = project.run("--llmperf-timeout=2")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([rf"error: .*timed out after 2 s in phase 'timed requests' with {MEMORY}.*"])
+
+
+def test_the_baseline_says_what_is_too_long(project):
+    """Three times its slowest run, where nobody says otherwise; a marker and 0 do."""
+    shortest = "\nimport pytest_llmperf.workplace as workplace\nworkplace.SHORTEST_TIMEOUT_S = 0\n"
+    project.write(three_tests(), conftest=FAKE_CLOCK)
+    project.record(1.0)
+    seen = json.loads(project.baseline().read_text())["observations"]
+    limit = 3 * next(one["elapsed_s"] for one in seen if "[1-" in one["test"])
+    project.write(three_tests(f"time.sleep({limit + 2})"), conftest=FAKE_CLOCK + shortest)
+    result = project.run()
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([rf"error: .*timed out after {limit:g} s in phase 'test body' .*"])
+    project.run("--llmperf-timeout=0").assert_outcomes(passed=3)
+
+
+def rows(result):
+    """The table's first column and its verdict."""
+    return [line for line in result.outlines if line.startswith("test_decode[")]
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
+def test_a_killed_process_takes_no_other_test_along(project, workers):
+    """The first of three kills its process: an error with phase and memory; the others are measured and kept."""
+    project.write(three_tests("os.kill(os.getpid(), 9)"))
+    result = project.run("--llmperf-isolate", "--junitxml=out.xml", *workers)
+    assert result.ret == 1
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines(
+        [rf"error: .*\[1-fp32\]: its process was killed by SIGKILL.* 'test body' with {MEMORY}.*"]
+    )
+    (journal,) = (project.path / ".llmperf" / "runs").glob("*.jsonl")
+    assert set(load_runs(journal)["test"]) == {"test_perf.py::test_decode[2-fp32]", "test_perf.py::test_decode[3-fp32]"}
+    assert (project.path / "out.xml").read_text().count("<failure") == 1
+
+
+MODELS_AND_OUTCOMES = """
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32", "int8"], indirect=True)
+@pytest.mark.parametrize("number", [1, 2])
+def test_decode(llm, llmperf, number):
+    llmperf.generate(llm, batch_size=number)
+
+def test_skips(llmperf):
+    pytest.skip("not today")
+
+def test_fails(llmperf):
+    print("told before")
+    assert 1 == 2
+
+@pytest.mark.xfail(strict=True)
+def test_is_known(llmperf):
+    assert False
+"""
+
+
+def test_isolation_changes_no_verdict(project):
+    """The same table, outcomes and baseline as in one process; each skip and failure is told once, with its output."""
+    project.write(MODELS_AND_OUTCOMES)
+    project.run("--llmperf-measure-only", "--llmperf-update", "-k", "decode")
+    plain, isolated = (project.run(*more, step_ms=1.0) for more in ((), ("--llmperf-isolate",)))
+    for result in (plain, isolated):
+        result.assert_outcomes(passed=4, failed=1, skipped=1, xfailed=1)
+        result.stdout.fnmatch_lines(["*assert 1 == 2", "told before"])
+    assert [row.split()[0] for row in rows(plain)] == [row.split()[0] for row in rows(isolated)]
+    assert [row.split()[-1] for row in rows(plain)] == [row.split()[-1] for row in rows(isolated)]
+    logs = list((project.path / ".llmperf" / "isolate").glob("*/*.log"))
+    assert len(logs) == 3
+
+
+def test_isolated_tests_enter_the_baseline_as_one_run(project):
+    """Whatever process measured them."""
+    project.write(three_tests())
+    result = project.run("--llmperf-isolate", "--llmperf-update")
+    assert result.ret == 0, result.outlines
+    found = json.loads(project.baseline().read_text())
+    assert len(found["runs"]) == 1
+    assert len(found["observations"]) == 3
+
+
+def test_isolated_tests_that_look_slower_are_confirmed(project):
+    """By fresh processes of their own."""
+    project.write(three_tests())
+    project.record(1.0, 1.01, 0.99, 1.0, 1.005)
+    result = project.run("--llmperf-isolate", "--llmperf-confirm=1", step_ms=1.5)
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["TPOT 1.50 ms*runs now: 1.50 ms, 1.50 ms)"])
+
+
+STUCK = "__import__('signal').pthread_sigmask(0, [14]) or time.sleep(60)"
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(60)", STUCK], ids=["interruptible", "stuck"])
+def test_an_isolated_hang_ends(project, hang):
+    """By its own alarm, or by the process that waits for it where no signal reaches it."""
+    grace = "\nimport pytest_llmperf.isolate as isolate\nisolate.GRACE_S = 1\n"
+    project.write(three_tests(hang), conftest=FAKE_CLOCK + grace)
+    result = project.run("--llmperf-isolate", "--llmperf-timeout=5")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([rf"error: .*\[1-fp32\]: .*timed out after 5 s in phase 'test body' with {MEMORY}.*"])
+
+
+def test_a_process_that_does_not_start_is_an_error_of_each_test(project):
+    """And not a pass, nor tried for ever."""
+    crash = "import sys\nif any('--llmperf-tell' in word for word in sys.argv):\n    raise RuntimeError('no device')\n"
+    project.write(three_tests(), conftest=crash + FAKE_CLOCK)
+    result = project.run("--llmperf-isolate")
+    result.assert_outcomes(errors=3)
+    result.stdout.fnmatch_lines(["error: *did not come to it: exit code *no device*"])
