@@ -5,6 +5,7 @@ Under xdist the worker measures and judges, and this runs on its controller.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -143,12 +144,12 @@ def _write_json(folder: Path, entry: Entry) -> None:
 
 
 def _file_name(test: str, result: TestResult) -> str:
+    """Readable parameters, and a digest of test and workload: functions of one name in two files are two files."""
     workload = result.workload
     function = test.rpartition("::")[2].partition("[")[0]
     lengths = f"b{workload.batch_size}-{workload.input_tokens}in-{workload.output_tokens}out"
-    return "-".join(
-        (slug(function), slug(workload.model), workload.quantization, lengths, workload.execution, workload.hash)
-    )
+    digest = hashlib.sha256(f"{test} {workload.hash}".encode()).hexdigest()[:12]
+    return "-".join((slug(function), slug(workload.model), workload.quantization, lengths, workload.execution, digest))
 
 
 def _next_journal(root: Path, run_id: str) -> Path:
