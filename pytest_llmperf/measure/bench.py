@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.result import LoadFacts, test_result
 from pytest_llmperf.models.load import LoadedModel, load, prepare
@@ -44,15 +46,17 @@ class Bench:
         self.models = ModelRegistry(self.device, load=self._load)
         self._facts: dict[ModelSpec, LoadFacts] = {}
 
-    def measure(self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str) -> TestResult:
-        """Measure a plan on a loaded model, for one test of one run.
+    def measure(
+        self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str, burdens: Sequence[Burden] = ()
+    ) -> TestResult:
+        """Measure a plan on a loaded model, for one test of one run, with burdens on every request.
 
         Raises:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
         try:
-            measured = measure_generation(loaded.model, plan, device=self.device, clock=self.clock)
+            measured = measure_generation(loaded.model, plan, device=self.device, clock=self.clock, burdens=burdens)
         except LlmperfError:
             raise
         except (RuntimeError, MemoryError) as error:
