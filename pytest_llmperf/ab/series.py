@@ -81,12 +81,22 @@ class Series:
         head: the other.
         arguments: of pytest, for both.
         seed: of the order within blocks.
+        head_arguments: of pytest, for head alone.
     """
 
-    def __init__(self, folder: Path, base: Side, head: Side, *, arguments: Sequence[str], seed: int) -> None:
+    def __init__(  # noqa: PLR0913  # two sides, and how they are run
+        self,
+        folder: Path,
+        base: Side,
+        head: Side,
+        *,
+        arguments: Sequence[str],
+        seed: int,
+        head_arguments: Sequence[str] = (),
+    ) -> None:
         self._folder = folder
         self._sides = {"null": base, "base": base, "head": head}
-        self._arguments = arguments
+        self._arguments = {"null": arguments, "base": arguments, "head": [*arguments, *head_arguments]}
         self._orders = block_orders(seed)
         self.blocks: list[MeasuredBlock] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +125,7 @@ class Series:
         journal.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
         ended = run_perf_tests(
-            [*self._arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *_only(tests)],
+            [*self._arguments[arm], "--llmperf-measure-only", f"--llmperf-journal={journal}", *_only(tests)],
             python=side.python,
             folder=side.folder,
             environment=side.environment,
