@@ -16,6 +16,7 @@ USAGE_ERROR = 4
 
 INTERRUPTED = 2
 FEWEST_BLOCKS = 4
+TAKING_PYTEST_ARGUMENTS = ("ab", "selftest")
 
 DEFAULT_BASELINES = Path("baselines")
 
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "record":
             rest = [*more, *rest]
-        elif more or (rest and options.command != "ab"):
+        elif more or (rest and options.command not in TAKING_PYTEST_ARGUMENTS):
             unexpected = next(iter([*more, *rest]))
             raise UsageError(
                 f"llmperf {options.command}: unexpected {unexpected!r}; see llmperf {options.command} --help"
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command talks
         return USAGE_ERROR
     except KeyboardInterrupt:
-        print("llmperf: interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201  # same
+        more = "; the same command goes on where it stopped" if options.command == "ab" else ""
+        print(f"llmperf: interrupted{more}", file=sys.stderr)  # noqa: T201  # same
         return INTERRUPTED
     return code
 
@@ -72,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     record.set_defaults(run=_record)
 
     _add_ab(commands)
+    _add_selftest(commands)
 
     doctor = commands.add_parser("doctor", help="print what this machine can measure, and why not the rest")
     doctor.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
@@ -105,12 +108,56 @@ def _add_ab(commands: Any) -> None:
     ab.set_defaults(run=_ab)
 
 
+def _add_selftest(commands: Any) -> None:
+    selftest = commands.add_parser(
+        "selftest",
+        help="count false alarms and found slowdowns of your tests on this machine",
+        usage="llmperf selftest [options] [-- pytest arguments]",
+        description=(
+            "Compare the working tree with itself, as it is (A/A) and with a slowdown injected into one side, in fresh "
+            "processes as 'llmperf ab' does. Exit code: 0 if there was no false alarm and the largest slowdown was "
+            "found in every decision; else 1."
+        ),
+    )
+    selftest.add_argument("--pairs", type=int, default=5, metavar="N", help="comparisons of each size (default: 5)")
+    selftest.add_argument("--sizes", default="5%,10%,15%", metavar="SIZES", help="slowdowns (default: 5%%,10%%,15%%)")
+    selftest.add_argument("--kind", choices=("sleep", "work"), default="sleep",
+                          help="what slows down: a wait (default) or extra matrix products")  # fmt: skip
+    selftest.add_argument("--budget", default="30m", metavar="TIME", help="stop after this long (default: 30m)")
+    selftest.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks of one (default: 24)")
+    selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    selftest.set_defaults(run=_selftest)
+
+
+def _selftest(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.command import budget_seconds
+    from pytest_llmperf.ab.selftest import Selftest, parse_sizes, selftest
+
+    _require_blocks(options.blocks)
+    if options.pairs < 1:
+        raise UsageError(f"--pairs {options.pairs}: expected a whole number of at least 1")
+    wanted = Selftest(
+        arguments=rest,
+        sizes=parse_sizes(options.sizes),
+        kind=options.kind,
+        pairs=options.pairs,
+        budget_s=budget_seconds(options.budget),
+        most_blocks=options.blocks,
+        json=options.json,
+    )
+    return selftest(wanted, here=Path.cwd(), say=_print)
+
+
+def _require_blocks(blocks: int) -> None:
+    if blocks < FEWEST_BLOCKS:
+        raise UsageError(f"--blocks {blocks}: expected at least {FEWEST_BLOCKS}, the first look")
+
+
 def _ab(options: argparse.Namespace, rest: list[str]) -> int:
     from pytest_llmperf.ab.command import Comparison, budget_seconds, compare
     from pytest_llmperf.ab.side import Recipe
 
-    if options.blocks < FEWEST_BLOCKS:
-        raise UsageError(f"--blocks {options.blocks}: expected at least {FEWEST_BLOCKS}, the first look")
+    _require_blocks(options.blocks)
     wanted = Comparison(
         base=options.base,
         head=options.head,

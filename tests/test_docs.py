@@ -18,7 +18,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" /
 ACTIONS = {"--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
            "--llmperf-verdicts", "--llmperf-device"}  # fmt: skip
-COMMANDS = {"show", "merge", "record", "doctor", "export", "schema"}
+COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "selftest"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
