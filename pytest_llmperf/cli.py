@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command talks
         return USAGE_ERROR
     except KeyboardInterrupt:
-        more = "; the same command goes on where it stopped" if options.command == "ab" else ""
-        print(f"llmperf: interrupted{more}", file=sys.stderr)  # noqa: T201  # same
+        goes_on = "; the same command goes on where it stopped" if options.command == "ab" else ""
+        print(f"llmperf: interrupted{goes_on}", file=sys.stderr)  # noqa: T201  # same
         return INTERRUPTED
     return code
 

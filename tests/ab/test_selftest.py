@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 
+import numpy as np
 import pytest
 from repository import PlayedRuns
 
@@ -14,7 +16,12 @@ from pytest_llmperf.ab.selftest import parse_sizes
 from pytest_llmperf.cli import main
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.fresh import Ended
+from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.paired import LOOKS, detectable_change
 from pytest_llmperf.verdict.proportion import lower_bound, rate_interval, upper_bound
+from pytest_llmperf.verdict.spending import late, nominal_levels
+from pytest_llmperf.verdict.student import quantile
 
 NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
 
@@ -166,3 +173,13 @@ def test_the_real_thing(project, model_cache):
     found = json.loads((project.path / "found.json").read_text())
     assert found["sizes"][0]["measured"] > 0.2
     assert not list(project.path.glob("baselines/*"))
+
+
+def test_the_detectable_change_is_what_the_rule_finds_nine_times_in_ten():
+    """Simulated at the last look alone, where each block is independent of the others."""
+    limit, spread, alpha = Limit.of(METRICS["tpot_ms"]), 0.03, 0.05
+    rng = np.random.default_rng(1)
+    logs = rng.normal(math.log1p(detectable_change(spread, limit, alpha=alpha)), spread, (4000, LOOKS[-1]))
+    t = (logs.mean(1) - math.log1p(limit.tolerate)) / (logs.std(1, ddof=1) / math.sqrt(LOOKS[-1]))
+    found = (t > quantile(nominal_levels(alpha, LOOKS, late)[-1], LOOKS[-1] - 1)).mean()
+    assert found == pytest.approx(0.9, abs=0.02)
