@@ -114,8 +114,10 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-update-new-only", action="store_true",
                     help="Append only what the baseline does not hold yet")  # fmt: skip
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
-    group.addoption("--llmperf-inject", metavar="METRIC:+N%%", action="append", default=[],
-                    help="Multiply what was measured, to prove that the gate can turn red: 'tpot:+50%%'")  # fmt: skip
+    group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
+                    help="Make it worse, to prove that the gate can turn red: multiply a figure ('tpot:+50%%'), or do "
+                         "real work on each forward: products ('work:+15%%'), a wait ('sleep:+15%%', 'sleep:2ms'), "
+                         "memory held during decode ('hold:64MiB')")  # fmt: skip
     group.addoption("--llmperf-strict", action="store_true",
                     help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")

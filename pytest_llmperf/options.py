@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
 from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
 from pytest_llmperf.verdict.model import Limit, Outcome
 
@@ -29,7 +30,7 @@ _Share = TypeVar("_Share", float, float | None)
 
 
 @dataclass(frozen=True)
-class Injection:
+class Factor:
     """A factor put on one metric."""
 
     metric: Metric
@@ -39,7 +40,7 @@ class Injection:
         return f"{self.metric.name}:{100 * (self.factor - 1):+g}%"
 
     @classmethod
-    def parse(cls, text: str) -> Injection:
+    def parse(cls, text: str) -> Factor:
         """From ``tpot:+50%``.
 
         Raises:
@@ -47,7 +48,9 @@ class Injection:
         """
         found = re.fullmatch(r"([\w.-]+):([+-]\d+(?:\.\d+)?)%", text.strip())
         if not found:
-            raise UsageError(f"--llmperf-inject {text!r}: expected METRIC:+N% or METRIC:-N%, such as tpot:+50%")
+            raise UsageError(
+                f"--llmperf-inject {text!r}: expected METRIC:+N% or METRIC:-N%, such as tpot:+50%, or {FORMS}"
+            )
         metric = find_metric(found[1])
         factor = 1 + float(found[2]) / 100
         if metric.kind is Kind.IDENTITY or factor <= 0:
@@ -108,7 +111,7 @@ class Options:
     update: bool
     update_new_only: bool
     force_update: bool
-    injections: tuple[Injection, ...]
+    injections: tuple[Factor | Burden, ...]
     json_folder: Path | None
     journal: Path | None
     only: frozenset[str]
@@ -125,6 +128,16 @@ class Options:
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
     command_line_layer: LimitLayer
+
+    @property
+    def factors(self) -> list[Factor]:
+        """What is put on the figures."""
+        return [injection for injection in self.injections if isinstance(injection, Factor)]
+
+    @property
+    def burdens(self) -> list[Burden]:
+        """What is put on the model's forwards."""
+        return [injection for injection in self.injections if not isinstance(injection, Factor)]
 
     @property
     def updates(self) -> bool:
@@ -162,7 +175,7 @@ class Options:
             update=config.getoption("llmperf_update"),
             update_new_only=config.getoption("llmperf_update_new_only"),
             force_update=config.getoption("llmperf_force_update"),
-            injections=tuple(Injection.parse(text) for text in config.getoption("llmperf_inject")),
+            injections=tuple(parse_burden(text) or Factor.parse(text) for text in config.getoption("llmperf_inject")),
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
             only=frozenset(config.getoption("llmperf_only")),

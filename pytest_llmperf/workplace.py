@@ -106,7 +106,8 @@ class Workplace:
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
         """Measure, with what ``--llmperf-inject`` asks for put on top."""
-        result = self._bench.measure(loaded, plan, test=test, run_id=self.run.run_id)
+        burdens = self.options.burdens
+        result = self._bench.measure(loaded, plan, test=test, run_id=self.run.run_id, burdens=burdens)
         return _inject(result, self.options)
 
     def entry(self, test: str, results: list[TestResult], *, error: str = "") -> Entry:
@@ -254,7 +255,7 @@ def _working_baseline(path: Path) -> Baseline | None:
 
 
 def _inject(result: TestResult, options: Options) -> TestResult:
-    factors = {injection.metric.key: injection.factor for injection in options.injections}
+    factors = {injection.metric.key: injection.factor for injection in options.factors}
     if not factors:
         return result
     return result.model_copy(

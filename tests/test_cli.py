@@ -96,6 +96,11 @@ def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys):
         (["export", "nowhere.json", "out.xlsx"], "expected a name ending in .csv or .parquet"),
         (["record", "--runs", "0"], "--runs 0: expected a whole number"),
         (["doctor", "--device", "tpu"], "unknown device 'tpu'"),
+        (["selftest", "--pairs", "0"], "--pairs 0: expected a whole number"),
+        (["selftest", "--blocks", "3"], "--blocks 3: expected at least 4"),
+        (["selftest", "--sizes", "5"], "--sizes '5': expected slowdowns above 0"),
+        (["selftest", "--budget", "soon"], "--budget 'soon': expected a time"),
+        (["selftest", "tests"], "unexpected 'tests'"),
     ],
 )
 def test_what_the_user_has_to_mend_is_one_line_and_exit_code_4(tmp_path, monkeypatch, capsys, arguments, message):

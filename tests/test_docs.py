@@ -19,7 +19,8 @@ ACTIONS = {"--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-upd
            "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
            "--llmperf-verdicts", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
            "--llmperf-tell"}  # fmt: skip
-COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history", "ab", "gate"}
+COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history", "ab", "gate",
+            "selftest"}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pytest_llmperf.ab.checkout import commit_of, differing_files, is_ignored, repository_root, working_tree_commit
 from pytest_llmperf.ab.decide import Standing
+from pytest_llmperf.ab.effort import Effort, measure_until_decided
 from pytest_llmperf.ab.series import MeasuredBlock, Series, environment_of
 from pytest_llmperf.ab.side import Recipe, prepare_side
 from pytest_llmperf.errors import UsageError
@@ -22,7 +23,7 @@ from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.environment import compare_environments
 from pytest_llmperf.report.ab import progress_lines, result_lines
 from pytest_llmperf.scratch import user_folder
-from pytest_llmperf.verdict.paired import LOOKS, next_look
+from pytest_llmperf.verdict.paired import LOOKS
 from pytest_llmperf.verdict_file import verdict_file, write_verdicts
 
 WORKING_TREE = "the working tree"
@@ -67,7 +68,13 @@ def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> Co
     series = _prepare(wanted, here.resolve(), say)
     if series.blocks:
         say(f"llmperf ab: goes on after {len(series.blocks)} blocks that were kept; --restart forgets them")
-    standing = _measure(series, wanted, start, say)
+    effort = Effort(most_blocks=wanted.most_blocks, deadline=start + wanted.budget_s if wanted.budget_s else None)
+
+    def tell(standing: Standing) -> None:
+        for line in progress_lines(standing, series.blocks, most=effort.most_blocks, left_s=effort.left_s):
+            say(line)
+
+    standing = measure_until_decided(series, effort, tell)
     compared = Compared(_outcome(series, standing), series.blocks, standing.null_trip)
     for line in result_lines(compared.outcome, compared.blocks, null_trip=compared.null_trip):
         say(line)
@@ -132,30 +139,6 @@ def _recipes(wanted: Comparison, differing: set[str]) -> list[Recipe]:
     names = {Path(name).name for name in differing}
     own = bool(names & {"pyproject.toml", "setup.py", "setup.cfg"}) or any("requirements" in name for name in names)
     return [replace(recipe, with_dependencies=own) for recipe in (wanted.base_recipe, wanted.head_recipe)]
-
-
-def _measure(series: Series, wanted: Comparison, start: float, say: Callable[[str], None]) -> Standing:
-    """Blocks until every test is decided, the budget is spent or the last look has been taken."""
-    standing = Standing(series.blocks) if series.blocks else None
-    while standing is None or (standing.undecided and not _is_over(series.blocks, wanted, start)):
-        series.measure(standing.undecided if standing else ())
-        standing = Standing(series.blocks)
-        if not standing.tests:
-            raise UsageError("no perf test was selected on head: nothing to compare")
-        for line in progress_lines(standing, series.blocks, most=wanted.most_blocks, left_s=_left(wanted, start)):
-            say(line)
-    return Standing(series.blocks, final=True)
-
-
-def _is_over(blocks: Sequence[MeasuredBlock], wanted: Comparison, start: float) -> bool:
-    if len(blocks) >= min(wanted.most_blocks, LOOKS[-1]) or next_look(len(blocks)) is None:
-        return True
-    left = _left(wanted, start)
-    return left is not None and left < blocks[-1].seconds
-
-
-def _left(wanted: Comparison, start: float) -> float | None:
-    return None if wanted.budget_s is None else wanted.budget_s - (time.monotonic() - start)
 
 
 def _outcome(series: Series, standing: Standing) -> RunOutcome:

@@ -114,27 +114,28 @@ class Standing:
     @cached_property
     def null_trip(self) -> str:
         """Why no change found in this series stands; empty if the machine behaved."""
-        for pairs in self._timed:
-            if pairs.limit.gates and null_trips(pairs.null_blocks, pairs.metric, pairs.limit, self._alpha):
+        for pairs in self.timed:
+            if pairs.limit.gates and null_trips(pairs.null_blocks, pairs.metric, pairs.limit, self.alpha):
                 return f"base beside base differs in {pairs.metric.name} of {pairs.key[0]}: the machine, not the code"
         return ""
 
     @cached_property
     def _paired(self) -> list[Verdict]:
-        return [self._first_decision(pairs) for pairs in self._timed]
+        return [self._first_decision(pairs) for pairs in self.timed]
 
     @cached_property
     def _exact(self) -> list[Verdict]:
         return [_judge_exact(pairs) for pairs in self._pairs.values() if not pairs.is_timed]
 
     @cached_property
-    def _timed(self) -> list[Pairs]:
+    def timed(self) -> list[Pairs]:
+        """The cells that need blocks."""
         return [pairs for pairs in self._pairs.values() if pairs.is_timed]
 
     @cached_property
-    def _alpha(self) -> float:
+    def alpha(self) -> float:
         """The level of each cell: the family's, over all cells that could fail."""
-        return ALPHA / max(1, sum(pairs.limit.gates for pairs in self._timed))
+        return ALPHA / max(1, sum(pairs.limit.gates for pairs in self.timed))
 
     def _first_decision(self, pairs: Pairs) -> Verdict:
         """The verdict of the first look that decided: later blocks, made for other cells, do not reopen it."""
@@ -152,7 +153,7 @@ class Standing:
             metric=pairs.metric,
             limit=pairs.limit,
             blocks=blocks,
-            alpha=self._alpha,
+            alpha=self.alpha,
             final=final,
             noise=pairs.noise,
         )

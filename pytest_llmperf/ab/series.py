@@ -85,12 +85,22 @@ class Series:
         head: the other.
         arguments: of pytest, for both.
         seed: of the order within blocks.
+        head_arguments: of pytest, for head alone.
     """
 
-    def __init__(self, folder: Path, base: Side, head: Side, *, arguments: Sequence[str], seed: int) -> None:
+    def __init__(  # noqa: PLR0913  # two sides, and how they are run
+        self,
+        folder: Path,
+        base: Side,
+        head: Side,
+        *,
+        arguments: Sequence[str],
+        seed: int,
+        head_arguments: Sequence[str] = (),
+    ) -> None:
         self._folder = folder
         self._sides = {"null": base, "base": base, "head": head}
-        self._arguments = arguments
+        self._arguments = {"null": arguments, "base": arguments, "head": [*arguments, *head_arguments]}
         self._orders = block_orders(seed)
         self._absent: dict[str, set[str]] = {arm: set() for arm in ARMS}
         self.blocks: list[MeasuredBlock] = []
@@ -129,7 +139,7 @@ class Series:
         side, journal, log = self._sides[arm], self._path(number, f"{arm}.jsonl"), self._path(number, f"{arm}.log")
         journal.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
-        arguments = [word for word in self._arguments if word not in self._absent[arm]]
+        arguments = [word for word in self._arguments[arm] if word not in self._absent[arm]]
         if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
             return Ended(NO_TESTS, 0.0, log)
         return run_perf_tests(
@@ -146,7 +156,9 @@ class Series:
             return set()
         named = set(_NOT_FOUND.findall(ended.log.read_text(encoding="utf-8", errors="replace")))
         folder = self._sides[arm].folder
-        return {word for word in self._arguments if word in named or str(folder / word) in named} - self._absent[arm]
+        return {word for word in self._arguments[arm] if word in named or str(folder / word) in named} - self._absent[
+            arm
+        ]
 
     def _read(self, block: _Block) -> MeasuredBlock:
         arms = {arm: Arm.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}

@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmperf: {error.filename or 'cannot go on'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201  # same
         return USAGE_ERROR
     except KeyboardInterrupt:
-        print("llmperf: interrupted; the same command goes on where it stopped", file=sys.stderr)  # noqa: T201  # same
+        goes_on = "" if options.command == "selftest" else "; the same command goes on where it stopped"
+        print(f"llmperf: interrupted{goes_on}", file=sys.stderr)  # noqa: T201  # same
         return INTERRUPTED
     return code
 

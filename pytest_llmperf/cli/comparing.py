@@ -1,4 +1,4 @@
-"""Commands that measure two revisions."""
+"""Commands that measure side by side."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def add_commands(commands: Any) -> None:
     """Declare them."""
     _add_gate(commands)
     _add_ab(commands)
+    _add_selftest(commands)
 
 
 def _add_ab(commands: Any) -> None:
@@ -80,8 +81,7 @@ def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | Non
     from pytest_llmperf.ab.command import Comparison, budget_seconds
     from pytest_llmperf.ab.side import Recipe
 
-    if options.blocks < FEWEST_BLOCKS:
-        raise UsageError(f"--blocks {options.blocks}: expected at least {FEWEST_BLOCKS}, the first look")
+    _require_blocks(options.blocks)
     return Comparison(
         base=options.base or "",
         head=head,
@@ -93,3 +93,48 @@ def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | Non
         restart=options.restart,
         verdicts=options.verdicts,
     )
+
+
+def _add_selftest(commands: Any) -> None:
+    selftest = commands.add_parser(
+        "selftest",
+        help="count false alarms and found slowdowns of your tests on this machine",
+        usage="llmperf selftest [options] [-- pytest arguments]",
+        description=(
+            "Compare the working tree with itself, as it is (A/A) and with a slowdown injected into one side, in fresh "
+            "processes as 'llmperf ab' does. Exit code: 0 if there was no false alarm and the largest slowdown was "
+            "found in every decision; else 1."
+        ),
+    )
+    selftest.add_argument("--pairs", type=int, default=5, metavar="N", help="comparisons of each size (default: 5)")
+    selftest.add_argument("--sizes", default="5%,10%,15%", metavar="SIZES", help="slowdowns (default: 5%%,10%%,15%%)")
+    selftest.add_argument("--kind", choices=("sleep", "work"), default="sleep",
+                          help="what slows down: a wait (default) or extra matrix products")  # fmt: skip
+    selftest.add_argument("--budget", default="30m", metavar="TIME", help="stop after this long (default: 30m)")
+    selftest.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks of one (default: 24)")
+    selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    selftest.set_defaults(run=_selftest, passes_on="after --")
+
+
+def _selftest(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.command import budget_seconds
+    from pytest_llmperf.ab.selftest import Selftest, parse_sizes, selftest
+
+    _require_blocks(options.blocks)
+    if options.pairs < 1:
+        raise UsageError(f"--pairs {options.pairs}: expected a whole number of at least 1")
+    wanted = Selftest(
+        arguments=rest,
+        sizes=parse_sizes(options.sizes),
+        kind=options.kind,
+        pairs=options.pairs,
+        budget_s=budget_seconds(options.budget),
+        most_blocks=options.blocks,
+        json=options.json,
+    )
+    return selftest(wanted, here=Path.cwd(), say=say)
+
+
+def _require_blocks(blocks: int) -> None:
+    if blocks < FEWEST_BLOCKS:
+        raise UsageError(f"--blocks {blocks}: expected at least {FEWEST_BLOCKS}, the first look")

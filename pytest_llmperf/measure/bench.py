@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
@@ -10,6 +11,7 @@ from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
@@ -51,8 +53,10 @@ class Bench:
         self.load_limit_s: float | None = None
         self._facts: dict[ModelSpec, LoadFacts] = {}
 
-    def measure(self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str) -> TestResult:
-        """Measure a plan on a loaded model, for one test of one run.
+    def measure(
+        self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str, burdens: Sequence[Burden] = ()
+    ) -> TestResult:
+        """Measure a plan on a loaded model, for one test of one run, with burdens on every request.
 
         Raises:
             MeasurementError: what was measured must not become a number, or measuring failed.
@@ -60,7 +64,12 @@ class Bench:
         """
         try:
             measured = measure_generation(
-                loaded.model, plan, device=self.device, clock=self.clock, enter=self.progress.enter
+                loaded.model,
+                plan,
+                device=self.device,
+                clock=self.clock,
+                enter=self.progress.enter,
+                burdens=burdens,
             )
         except LlmperfError:
             raise

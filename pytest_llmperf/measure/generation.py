@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise, repeat
+from statistics import median
 from typing import Any
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
 from pytest_llmperf.measure.execution import Generated, OnToken, check_produced, find_execution
+from pytest_llmperf.measure.injection import Burden, StepTimes, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
 from pytest_llmperf.measure.prompt import digest, random_prompt
 from pytest_llmperf.measure.warmup import warm_up
@@ -83,6 +85,9 @@ class Measurement:
     peaks: dict[str, Peak]
 
 
+Request = Callable[[int, OnToken], Generated]
+"""Makes a request of so many output tokens."""
+
 Run = Callable[[OnToken], Generated]
 """Makes the request that is being measured."""
 
@@ -90,8 +95,14 @@ WARMUP_TOKENS = 16
 """Output tokens of a warm-up request after the first, which has all: enough to see a trend, and cheap."""
 
 
-def measure_generation(
-    model: Any, plan: Plan, *, device: str, clock: Clock, enter: Callable[[str], None] = lambda _phase: None
+def measure_generation(  # noqa: PLR0913  # the model, its place, and who listens
+    model: Any,
+    plan: Plan,
+    *,
+    device: str,
+    clock: Clock,
+    enter: Callable[[str], None] = lambda _phase: None,
+    burdens: Sequence[Burden] = (),
 ) -> Measurement:
     """Measure a loaded model.
 
@@ -101,6 +112,7 @@ def measure_generation(
         device: where prompts go and memory is read.
         clock: the device's clock.
         enter: told of each phase as it begins, outside of what is timed.
+        burdens: work that each request does on top.
 
     Raises:
         MeasurementError: fewer tokens were produced than asked for.
@@ -109,8 +121,11 @@ def measure_generation(
     prompt = random_prompt(model.config, batch_size=plan.batch_size, input_tokens=plan.input_tokens, seed=plan.seed).to(
         device
     )
-    request = partial(find_execution(plan.execution), model, prompt)
+    request: Request = partial(find_execution(plan.execution), model, prompt)
     with measuring_conditions():
+        if burdens:
+            steps = _step_times(request, plan, clock)
+            request = carry(request, burdens, model=model, steps=steps, device=device, clock=clock)
         with collector_paused():
             enter("warm-up")
             warmup = _warm_up(request, plan, clock)
@@ -185,7 +200,19 @@ def check_length(config: Any, plan: Plan) -> None:
         )
 
 
-def _warm_up(request: Callable[[int, OnToken], Generated], plan: Plan, clock: Clock) -> Warmup:
+_REQUESTS_TO_SETTLE, _REQUESTS_TO_SIZE = 2, 5
+
+
+def _step_times(request: Request, plan: Plan, clock: Clock) -> StepTimes:
+    """What prefill and a step of decode take by themselves: what is put on top is sized by it."""
+    run = partial(request, min(WARMUP_TOKENS, plan.output_tokens))
+    times = [time_request(run, clock)[0] for _ in range(_REQUESTS_TO_SETTLE + _REQUESTS_TO_SIZE)][_REQUESTS_TO_SETTLE:]
+    return StepTimes(
+        prefill_ms=median(one.ttft_ms for one in times), decode_ms=median(one.tpot_ms or 0.0 for one in times)
+    )
+
+
+def _warm_up(request: Request, plan: Plan, clock: Clock) -> Warmup:
     """One request of full length, for whatever is set up on first use, then short ones until they are steady."""
     short = min(WARMUP_TOKENS, plan.output_tokens)
     lengths = chain([plan.output_tokens], repeat(short))

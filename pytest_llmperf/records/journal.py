@@ -56,7 +56,7 @@ def read_journal(text: str, *, injected: bool = False) -> Baseline:
 
     Args:
         text: of the journal.
-        injected: whether numbers that ``--llmperf-inject`` multiplied may be read.
+        injected: whether numbers that ``--llmperf-inject`` made worse may be read.
 
     Raises:
         ValueError: it holds no complete header, a line before the last is broken, or its numbers are injected.

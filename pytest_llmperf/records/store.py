@@ -48,7 +48,7 @@ def load_baseline(path: Path, *, injected: bool = False) -> Baseline:
 
     Args:
         path: of the file.
-        injected: whether a journal may hold numbers that ``--llmperf-inject`` multiplied.
+        injected: whether a journal may hold numbers that ``--llmperf-inject`` made worse.
 
     Raises:
         BaselineError: the file cannot be read, is not JSON, is of another schema or breaks it; names the place.

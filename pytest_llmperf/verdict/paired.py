@@ -22,7 +22,7 @@ from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict, 
 from pytest_llmperf.verdict.prior import SD_FLOOR
 from pytest_llmperf.verdict.screen import limit_ratio
 from pytest_llmperf.verdict.spending import even, late, nominal_levels
-from pytest_llmperf.verdict.student import bounded_exp, ratio_interval, upper_tail
+from pytest_llmperf.verdict.student import bounded_exp, quantile, ratio_interval, upper_tail
 
 LOOKS: tuple[int, ...] = (4, 6, 8, 12, 16, 24)
 """The numbers of blocks after which a decision may be taken."""
@@ -32,6 +32,9 @@ ALPHA = 0.05
 
 BETA = 0.05
 """How often a slowdown of the limit's ``catch`` may be called unchanged."""
+
+_POWER = 0.9
+"""How often a detectable change is found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +165,21 @@ def null_trips(
         test="null control", metric=metric, limit=limit, blocks=blocks, alpha=alpha, final=True, noise=noise
     )
     return verdict.outcome in {Outcome.REGRESSED, Outcome.IMPROVED, Outcome.INVALID}
+
+
+def detectable_change(spread: float, limit: Limit, *, alpha: float = ALPHA) -> float:
+    """The change for the worse, as a share, that all blocks together find nine times in ten.
+
+    That is the power of the last look alone, with no guard in the way; `LOOKS` before it may find it sooner.
+
+    Args:
+        spread: standard deviation of ln(head / base) over blocks.
+        limit: what the cell accepts.
+        alpha: as `judge_paired` takes it.
+    """
+    df = LOOKS[-1] - 1
+    reach = quantile(nominal_levels(alpha, LOOKS, late)[-1], df) + quantile(1 - _POWER, df)
+    return math.expm1(math.log1p(limit.tolerate) + reach * max(spread, SD_FLOOR) / math.sqrt(LOOKS[-1]))
 
 
 def veto(verdict: Verdict, reason: str) -> Verdict:

@@ -1,0 +1,142 @@
+"""``llmperf selftest``: the working tree against itself, as it is and slowed down, as ``llmperf ab`` would do it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from pytest_llmperf.ab.effort import Effort, measure_until_decided
+from pytest_llmperf.ab.series import Series
+from pytest_llmperf.ab.side import Side
+from pytest_llmperf.ab.tally import SelftestFile, Trial, add_up
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.fresh import without_outputs
+from pytest_llmperf.records.store import replace_file
+from pytest_llmperf.report.selftest import summary_lines, trial_line
+from pytest_llmperf.scratch import user_folder
+from pytest_llmperf.verdict.paired import LOOKS
+
+INTERRUPTED = 2
+"""The exit code of an interrupted selftest, as pytest has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selftest:
+    """What is asked for."""
+
+    arguments: Sequence[str]
+    sizes: Sequence[float]
+    """Slowdowns to inject, as shares, the largest last."""
+    kind: str
+    """Of the injection: ``sleep`` or ``work``."""
+    pairs: int
+    budget_s: float
+    most_blocks: int
+    json: Path | None = None
+
+
+def selftest(wanted: Selftest, *, here: Path, say: Callable[[str], None]) -> int:
+    """Count false alarms and found slowdowns on this machine, and say how small a slowdown it can see.
+
+    Args:
+        wanted: what to inject, how often, and how long it may take.
+        here: the user's working directory.
+        say: prints a line.
+
+    Returns:
+        The exit code: 1 if there was a false alarm, if the largest slowdown was missed once, or if one of the two was
+        not decided at all; 2 if the user interrupted it.
+
+    Raises:
+        LlmperfError: no test is selected or one fails, a process dies, or the JSON file cannot be written.
+    """
+    laboratory = _Laboratory(wanted, here.resolve())
+    trials: list[Trial] = []
+    interrupted = False
+    try:
+        for number, trial in laboratory.trials():
+            trials.append(trial)
+            say(trial_line(trial, number=number, of=wanted.pairs))
+    except KeyboardInterrupt:
+        interrupted = True
+        say("llmperf selftest: interrupted; what is known so far:")
+    tool = f"pytest-llmperf {version('pytest-llmperf')}"
+    found = add_up(trials, wanted.sizes, tool=tool, device_key=laboratory.device_key, kind=wanted.kind)
+    for line in summary_lines(found):
+        say(line)
+    if wanted.json:
+        _write(wanted.json, found)
+    return INTERRUPTED if interrupted else int(not found.passed)
+
+
+def parse_sizes(text: str) -> list[float]:
+    """Shares from ``5%,10%,15%``, ascending.
+
+    Raises:
+        UsageError: it has another form, or one of them is 0.
+    """
+    found = [re.fullmatch(r"\+?(\d+(?:\.\d+)?)%", part.strip()) for part in text.split(",")]
+    shares = {float(one[1]) / 100 for one in found if one}
+    if None in found or 0.0 in shares:
+        raise UsageError(f"--sizes {text!r}: expected slowdowns above 0, such as 5%,10%,15%")
+    return sorted(shares)
+
+
+class _Laboratory:
+    """Where trials are made: fresh processes of the working tree on both sides."""
+
+    def __init__(self, wanted: Selftest, here: Path) -> None:
+        self._wanted = wanted
+        self._sides = [Side(name, "", here, sys.executable, dict(os.environ)) for name in ("base", "head")]
+        self._folder = user_folder("selftest", hashlib.sha256(str(here).encode()).hexdigest()[:8])
+        self._arguments = without_outputs(wanted.arguments)
+        self._effort = Effort(most_blocks=wanted.most_blocks, deadline=time.monotonic() + wanted.budget_s)
+        self.device_key = ""
+
+    def trials(self) -> Iterator[tuple[int, Trial]]:
+        """An A/A pair and one trial of each size, again and again, until there are enough or time is up."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for number in range(1, self._wanted.pairs + 1):
+            for size in (0.0, *self._wanted.sizes):
+                trial = self._trial(number, size)
+                yield number, trial
+                if self._is_time_up(trial):
+                    return
+
+    def _trial(self, number: int, size: float) -> Trial:
+        series = Series(
+            self._folder / f"{number:03}-{100 * size:g}%",
+            *self._sides,
+            arguments=self._arguments,
+            seed=number,
+            head_arguments=[f"--llmperf-inject={self._wanted.kind}:+{100 * size:g}%"] if size else [],
+        )
+        standing = measure_until_decided(series, self._effort, lambda _: None)
+        for test in standing.tests:
+            if error := standing.error(test):
+                raise UsageError(f"{test}: {error}")
+        head = series.blocks[0].arms["head"]
+        self.device_key = head.baseline.device_key if head.baseline else ""
+        cut = bool(standing.undecided) and not self._effort.has_taken_all_looks(len(series.blocks))
+        return Trial.of(size, standing, series.blocks, cut=cut)
+
+    def _is_time_up(self, last: Trial) -> bool:
+        """Whether too little is left for even a first look."""
+        first_look_s = LOOKS[0] * last.seconds / last.blocks
+        return self._effort.left_s is not None and self._effort.left_s < first_look_s
+
+
+def _write(path: Path, found: SelftestFile) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, found.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

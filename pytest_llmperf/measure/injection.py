@@ -1,0 +1,236 @@
+"""Real work put on a model's forwards, to prove that a gate sees it: extra products, waits, held memory."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, count, repeat
+from statistics import median
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.clock import NS_PER_MS, Clock
+
+if TYPE_CHECKING:
+    import torch
+
+_Result = TypeVar("_Result")
+_Work = Callable[[], object]
+
+FORMS = "work:+15%, sleep:+15%, sleep:2ms or hold:64MiB"
+
+_BYTES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
+_NUMBER = r"(\d+(?:\.\d+)?)"
+
+
+@dataclass(frozen=True)
+class Delay:
+    """What makes each forward of the model longer: ``work``, matrix products, or ``sleep``, a wait.
+
+    ``share`` is relative to the time between two tokens without it (TTFT for the prefill); ``ms`` is milliseconds.
+    """
+
+    kind: str
+    share: float = 0.0
+    ms: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.ms:g}ms" if self.ms else f"{self.kind}:+{100 * self.share:g}%"
+
+    def of(self, step_ms: float) -> float:
+        """Milliseconds to add to a forward of a step that takes ``step_ms``."""
+        return self.ms + self.share * step_ms
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Memory held on the device during decode: allocated, never written to."""
+
+    mib: float
+
+    def __str__(self) -> str:
+        return f"hold:{self.mib:g}MiB"
+
+
+Burden = Delay | Hold
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """What the steps of a request take by themselves, in milliseconds."""
+
+    prefill_ms: float
+    decode_ms: float
+
+
+def parse_burden(text: str) -> Burden | None:
+    """From ``work:+15%``, ``sleep:+15%``, ``sleep:2ms`` or ``hold:64MiB``; none if it begins otherwise.
+
+    Raises:
+        UsageError: the kind is known and the amount is not of its form, or is 0.
+    """
+    kind, _, amount = text.strip().partition(":")
+    if kind not in {"work", "sleep", "hold"}:
+        return None
+    burden = _hold(amount) if kind == "hold" else _delay(kind, amount)
+    if burden is None:
+        raise UsageError(f"--llmperf-inject {text!r}: expected an amount above 0, as in {FORMS}")
+    return burden
+
+
+def carry(  # noqa: PLR0913  # a request, where it runs, and what is put on it
+    request: Callable[..., _Result],
+    burdens: Sequence[Burden],
+    *,
+    model: Any,
+    steps: StepTimes,
+    device: str,
+    clock: Clock,
+) -> Callable[..., _Result]:
+    """The request with burdens on every forward of the model, while it runs and no longer.
+
+    Args:
+        request: makes one request: its first forward is the prefill, each further one a step of decode.
+        burdens: what to put on it.
+        model: whose forwards these are.
+        steps: what its steps take without.
+        device: where the work is done.
+        clock: the device's, to size the work by.
+    """
+    put = [_prepared(burden, steps, device, clock) for burden in burdens]
+
+    def carried(*arguments: Any) -> _Result:
+        with ExitStack() as stack:
+            for on in put:
+                stack.enter_context(on(model))
+            return request(*arguments)
+
+    return carried
+
+
+def _hold(amount: str) -> Hold | None:
+    found = re.fullmatch(rf"{_NUMBER}({'|'.join(_BYTES)})", amount)
+    mib = float(found[1]) * _BYTES[found[2]] / _BYTES["MiB"] if found else 0.0
+    return Hold(mib) if mib else None
+
+
+def _delay(kind: str, amount: str) -> Delay | None:
+    share, ms = re.fullmatch(rf"\+{_NUMBER}%", amount), re.fullmatch(rf"{_NUMBER}ms", amount)
+    delay = Delay(kind, share=float(share[1]) / 100 if share else 0.0, ms=float(ms[1]) if ms else 0.0)
+    return delay if delay.share or delay.ms else None
+
+
+def _prepared(
+    burden: Burden, steps: StepTimes, device: str, clock: Clock
+) -> Callable[[Any], AbstractContextManager[None]]:
+    if isinstance(burden, Hold):
+        return partial(_held_in_decode, size=int(burden.mib * _BYTES["MiB"]), device=device)
+    make = _products if burden.kind == "work" else _wait
+    prefill, decode = (make(burden.of(step), device, clock) for step in (steps.prefill_ms, steps.decode_ms))
+    return partial(_after_forwards, prefill=prefill, decode=decode)
+
+
+@contextmanager
+def _after_forwards(model: Any, *, prefill: _Work, decode: _Work) -> Iterator[None]:
+    """After, not before: work that the device is given first would hide behind the host's launching of the rest."""
+    works = chain([prefill], repeat(decode))
+
+    def hook(*_: object) -> None:
+        next(works)()
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _held_in_decode(model: Any, *, size: int, device: str) -> Iterator[None]:
+    import torch
+
+    held: list[torch.Tensor] = []
+    forwards = count()
+
+    def hook(*_: object) -> None:
+        if next(forwards) == 1:
+            held.append(torch.empty(size, dtype=torch.uint8, device=device))
+
+    handle = model.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _wait(ms: float, device: str, clock: Clock) -> _Work:
+    """Device and host wait side by side: whichever of them holds the other up takes that much longer."""
+    import torch
+
+    sleep = getattr(getattr(torch, torch.device(device).type), "_sleep", None)
+    cycles = int(ms * _cycles_per_ms(sleep, clock)) if sleep and ms else 0
+
+    def wait() -> None:
+        if sleep:
+            sleep(cycles)
+        else:
+            clock.synchronize()
+        end = time.perf_counter_ns() + ms * NS_PER_MS
+        while time.perf_counter_ns() < end:
+            pass
+
+    return wait
+
+
+_PROBE_CYCLES = 10_000_000
+
+
+def _cycles_per_ms(sleep: Callable[[int], None], clock: Clock) -> float:
+    return _PROBE_CYCLES / _median_ms(lambda: sleep(_PROBE_CYCLES), clock)
+
+
+_SMALLEST, _LARGEST = 32, 4096
+_FEWEST = 16
+"""Products that make up a delay, at least: their number is whole, and must not make the delay coarse."""
+_BURST = 8
+
+
+def _products(ms: float, device: str, clock: Clock) -> _Work:
+    """Products of square matrices, as large as their number allows, that take that long together."""
+    size, each = _SMALLEST, _product_ms(_SMALLEST, device, clock)
+    while size < _LARGEST and (larger := _product_ms(2 * size, device, clock)) <= ms / _FEWEST:
+        size, each = 2 * size, larger
+    return _multiply(size, round(ms / each), device)
+
+
+def _product_ms(size: int, device: str, clock: Clock) -> float:
+    return _median_ms(_multiply(size, _BURST, device), clock) / _BURST
+
+
+def _multiply(size: int, times: int, device: str) -> _Work:
+    import torch
+
+    factor, product = torch.full((size, size), 0.5, device=device), torch.empty(size, size, device=device)
+
+    def multiply() -> None:
+        for _ in range(times):
+            torch.mm(factor, factor, out=product)
+
+    return multiply
+
+
+def _median_ms(work: _Work, clock: Clock, times: int = 5) -> float:
+    """Milliseconds that some work takes on the device, its first time left out."""
+    durations = []
+    for _ in range(times + 1):
+        clock.synchronize()
+        start = clock.stamp()
+        work()
+        end = clock.stamp()
+        clock.synchronize()
+        durations.append(clock.elapsed_ms(start, end))
+    return median(durations[1:])

@@ -1,0 +1,117 @@
+"""Real work put on a model's forwards: it is done, it is sized, it is marked, and it is gone afterwards."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pytest_llmperf import ModelSpec
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.clock import HostClock
+from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.injection import Delay, Hold, StepTimes, carry, parse_burden
+from pytest_llmperf.models.load import load
+from pytest_llmperf.options import Factor
+
+MIB = 1024**2
+
+
+@pytest.fixture(scope="module")
+def tiny(model_cache):
+    return load(ModelSpec("synthetic:tiny", "fp32"), "cpu").model
+
+
+def measured(model, *burdens, execution="loop"):
+    plan = Plan(batch_size=1, input_tokens=8, output_tokens=9, execution=execution, requests=9, warmup_cap=2)
+    return measure_generation(model, plan, device="cpu", clock=HostClock(), burdens=burdens)
+
+
+def tpot(measurement):
+    return min(times.tpot_ms for times in measurement.requests)
+
+
+@pytest.mark.parametrize("text", ["work:+15%", "sleep:+7.5%", "sleep:2ms", "work:0.5ms", "hold:64MiB"])
+def test_a_burden_is_written_as_it_is_read(text):
+    """What is shown can be typed again."""
+    assert str(parse_burden(text)) == text
+
+
+@pytest.mark.parametrize("text", ["work:15%", "sleep:-15%", "sleep:0ms", "hold:64", "hold:0MiB", "work", "sleep:+5%%"])
+def test_another_amount_is_refused(text):
+    """With what is expected."""
+    with pytest.raises(UsageError, match="expected an amount above 0, as in work:"):
+        parse_burden(text)
+
+
+def test_what_is_no_burden_is_a_factor():
+    """Metrics have other names."""
+    assert parse_burden("tpot:+50%") is None
+    assert str(Factor.parse("tpot:+50%")) == "tpot:+50%"
+
+
+@pytest.mark.parametrize("execution", ["loop", "generate"])
+@pytest.mark.parametrize("kind", ["sleep", "work"])
+def test_each_token_takes_longer_by_the_share(tiny, kind, execution):
+    """Four times as long, by a wide margin; a wait dispatches no operators, products do; the tokens stay."""
+    plain = measured(tiny, execution=execution)
+    slow = measured(tiny, Delay(kind, share=3.0), execution=execution)
+    assert tpot(slow) > 1.5 * tpot(plain)
+    more = slow.counts.operators_per_token - plain.counts.operators_per_token
+    assert more > 0 if kind == "work" else more == 0
+    assert slow.counts.token_digest == plain.counts.token_digest
+
+
+def test_a_wait_of_so_many_milliseconds(tiny):
+    """In each forward, the prefill too."""
+    slow = measured(tiny, Delay("sleep", ms=5.0))
+    assert tpot(slow) > 5
+    assert all(times.ttft_ms > 5 for times in slow.requests)
+
+
+@pytest.mark.parametrize("execution", ["loop", "generate"])
+def test_memory_is_held_during_decode_alone(tiny, execution):
+    """To the byte, and not in the prefill of the next request."""
+    plain = measured(tiny, execution=execution).peaks
+    held = measured(tiny, Hold(64), execution=execution).peaks
+    assert held["decode"].allocated_bytes - plain["decode"].allocated_bytes == 64 * MIB
+    assert held["prefill"].allocated_bytes == plain["prefill"].allocated_bytes
+
+
+def test_nothing_is_left_on_the_model(tiny):
+    """Hooks go with the request, also when it fails."""
+
+    def fails():
+        assert tiny._forward_hooks
+        assert tiny._forward_pre_hooks
+        raise RuntimeError("out of memory")
+
+    steps = StepTimes(prefill_ms=1.0, decode_ms=1.0)
+    burdens = [Delay("sleep", share=0.1), Delay("work", ms=0.01), Hold(1)]
+    request = carry(fails, burdens, model=tiny, steps=steps, device="cpu", clock=HostClock())
+    with pytest.raises(RuntimeError), torch.inference_mode():
+        request()
+    assert not tiny._forward_hooks
+    assert not tiny._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("injection", "metric"), [("work:+10%", "operators_per_token"), ("hold:64MiB", "decode_peak_allocated")]
+)
+def test_the_gate_turns_red_and_says_that_it_was_made_to(project, injection, metric):
+    """Through the real command line, marked wherever it is shown."""
+    project.write()
+    project.record(1.00, 1.01, 0.99)
+    result = project.run(f"--llmperf-inject={injection}", "--llmperf-json=out", f"--llmperf-gate={metric}")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"*INJECTED {injection}*", f"FAILED *injected {injection}*"])
+    (written,) = (project.path / "out").glob("*.json")
+    assert json.loads(written.read_text())["injected"] == [injection]
+    assert project.run(f"--llmperf-gate={metric}").ret == 0
+
+
+def test_a_burdened_run_never_enters_a_baseline(project):
+    """As no injection does."""
+    project.write()
+    assert project.run("--llmperf-inject=sleep:+15%", "--llmperf-update").ret == 4
