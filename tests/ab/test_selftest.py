@@ -153,25 +153,25 @@ def test_exact_bounds():
     assert rate_interval(0, 0) == (0.0, 1.0)
 
 
-def test_the_real_thing(project, model_cache):
-    """One A/A pair and one slowdown by as much again, in fresh processes of a user's project."""
+def test_a_budget_ends_it_with_what_is_known(project, model_cache):
+    """The real command in a user's project: one block is one A/A pair's beginning, and decides nothing."""
     project.write(conftest="")
     project.pytester.makeini("""
         [pytest]
         llmperf_device = cpu
         llmperf_model = synthetic:tiny
         llmperf_input_tokens = 4
-        llmperf_output_tokens = 8
-        llmperf_requests = 4
+        llmperf_output_tokens = 4
+        llmperf_requests = 2
     """)
     result = project.pytester.run(
-        sys.executable, "-m", "pytest_llmperf", "selftest", "--blocks", "4", "--pairs", "1", "--sizes", "100%",
-        "--json", "found.json", "--", "-p", "no:benchmark",
+        sys.executable, "-m", "pytest_llmperf", "selftest", "--blocks=4", "--pairs=1", "--sizes=100%", "--budget=1s",
+        "--json=found.json", "--", "-p", "no:benchmark",
     )  # fmt: skip
-    assert result.ret in {0, 1}, result.errlines
-    result.stdout.fnmatch_lines(["A/A, 1 of 1: * of 1 cells*", "+100 %, 1 of 1: * of 1 cells*", "*smallest slowdown*"])
-    found = json.loads((project.path / "found.json").read_text())
-    assert found["sizes"][0]["measured"] > 0.2
+    assert result.ret == 1, result.errlines
+    result.stdout.fnmatch_lines(["A/A, 1 of 1: 0 of 1 cells regressed (1 blocks, *; ended by the budget, not counted)"])
+    result.stdout.fnmatch_lines(["llmperf selftest: failed: no A/A pair was decided: allow more --budget, *"])
+    assert json.loads((project.path / "found.json").read_text())["null"]["decided"] == 0
     assert not list(project.path.glob("baselines/*"))
 
 
