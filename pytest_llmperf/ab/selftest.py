@@ -52,8 +52,8 @@ def selftest(wanted: Selftest, *, here: Path, say: Callable[[str], None]) -> int
         say: prints a line.
 
     Returns:
-        The exit code: 1 if there was a false alarm, if the largest slowdown was missed once, or if one of the two was
-        not decided at all; 2 if the user interrupted it.
+        The exit code: 1 if there was a false alarm, if the largest slowdown was missed once, or if there is no
+        decision to tell either by; 2 if the user interrupted it.
 
     Raises:
         LlmperfError: no test is selected or one fails, a process dies, or the JSON file cannot be written.
@@ -74,7 +74,7 @@ def selftest(wanted: Selftest, *, here: Path, say: Callable[[str], None]) -> int
         say(line)
     if wanted.json:
         _write(wanted.json, found)
-    return INTERRUPTED if interrupted else int(not found.passed)
+    return INTERRUPTED if interrupted else int(bool(found.shortcomings))
 
 
 def parse_sizes(text: str) -> list[float]:

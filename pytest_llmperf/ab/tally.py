@@ -145,11 +145,17 @@ class SelftestFile(_Written):
     """Comparisons that the budget ended."""
 
     @property
-    def passed(self) -> bool:
-        """Whether there was no false alarm, and the largest slowdown was found each time."""
-        alarms = self.null.found + self.exact_alarms
-        missed = [tally for tally in self.sizes[-1:] if tally.found < tally.decisions]
-        return not alarms and not missed and all(tally.decisions for tally in (self.null, *self.sizes[-1:]))
+    def shortcomings(self) -> list[str]:
+        """Why the gate has not shown on this machine that it works; empty if it has."""
+        largest = self.sizes[-1]
+        size = f"+{100 * largest.size:g} %"
+        reasons = {
+            "a false alarm": self.null.found + self.exact_alarms > 0,
+            "no A/A cell was decided: allow more --budget or --blocks": not self.null.decided,
+            f"{size} was not tried to the end: allow more --budget": not largest.decisions,
+            f"{size} was missed": largest.found < largest.decisions,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
 
 
 def add_up(trials: Sequence[Trial], sizes: Sequence[float], *, tool: str, device_key: str, kind: str) -> SelftestFile:

@@ -113,7 +113,7 @@ def test_the_budget_ends_it_and_what_it_cut_is_not_counted(run, monkeypatch):
     assert found["null"]["decisions"] == 0
     assert found["null"]["minutes"] > 0
     assert "not counted" in lines[0]
-    assert "no A/A pair was decided" in lines[-1]
+    assert "no A/A cell was decided" in lines[-1]
 
 
 def test_an_interruption_tells_what_is_known(run):
@@ -170,7 +170,9 @@ def test_a_budget_ends_it_with_what_is_known(project, model_cache):
     )  # fmt: skip
     assert result.ret == 1, result.errlines
     result.stdout.fnmatch_lines(["A/A, 1 of 1: 0 of 1 cells regressed (1 blocks, *; ended by the budget, not counted)"])
-    result.stdout.fnmatch_lines(["llmperf selftest: failed: no A/A pair was decided: allow more --budget, *"])
+    result.stdout.fnmatch_lines(
+        ["llmperf selftest: failed: no A/A cell was decided: allow more --budget or --blocks, *"]
+    )
     assert json.loads((project.path / "found.json").read_text())["null"]["decided"] == 0
     assert not list(project.path.glob("baselines/*"))
 
