@@ -6,9 +6,8 @@ then measures all of them, and each gets the one final report that terminal, JUn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +17,8 @@ from pytest_llmperf.compare import CellKey
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.fresh import Ended, run_replica
 from pytest_llmperf.outcome import Entry, conclude, entry_of
-from pytest_llmperf.records.journal import journal_notes
+from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.records.store import load_baseline
 from pytest_llmperf.scratch import scratch_folder
 from pytest_llmperf.session import Session
 from pytest_llmperf.workplace import Workplace
@@ -42,29 +40,22 @@ class Held:
 class Replica:
     """What one fresh process measured, and why it did not measure the rest."""
 
-    values: Mapping[CellKey, float]
-    errors: Mapping[str, str]
+    measured: Measured
     ended: Ended
 
-    @classmethod
-    def read(cls, journal: Path, ended: Ended) -> Replica:
-        """From the journal that the process wrote, if it came that far."""
-        if not journal.exists():
-            return cls({}, {}, ended)
-        cells = load_baseline(journal, injected=True).cells
-        numbers = {
-            (cell.test, cell.workload, cell.metric): cell.value for cell in cells if isinstance(cell.value, int | float)
-        }
-        errors = {test: note.error for test, note in journal_notes(journal).items() if note.error}
-        return cls(numbers, errors, ended)
+    @property
+    def values(self) -> dict[CellKey, float]:
+        """Those of its figures that are numbers."""
+        return {key: value for key, value in self.measured.values.items() if isinstance(value, int | float)}
 
-    def measured(self, result: TestResult) -> bool:
+    def has(self, result: TestResult) -> bool:
         """Whether it measured that test's workload."""
         return any(key[:2] == (result.observation.test, result.workload.hash) for key in self.values)
 
     def why_not(self, test: str) -> str:
         """Why it did not measure a test."""
-        told = self.errors.get(test) or f"exit code {self.ended.exit_code}, {self.ended.last_words}"
+        note = self.measured.notes.get(test)
+        told = (note and note.error) or f"exit code {self.ended.exit_code}, {self.ended.last_words}"
         return f"{told} (see {self.ended.log})"
 
 
@@ -143,7 +134,7 @@ class Confirmer:
         folder = scratch_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
         journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
         ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)
-        return Replica.read(journal, ended)
+        return Replica(Measured.read(journal), ended)
 
     def _say(self, line: str) -> None:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
@@ -167,7 +158,7 @@ def _make_current(config: pytest.Config, item: pytest.Item) -> None:
 def _with_errors(entry: Entry, replicas: Sequence[Replica]) -> Entry:
     """The entry as an error if a fresh run did not measure it: then nothing was confirmed, and nothing cleared."""
     for number, replica in enumerate(replicas, start=1):
-        if not all(map(replica.measured, entry.results)):
+        if not all(map(replica.has, entry.results)):
             why = replica.why_not(entry.test)
             return _as_error(entry, f"fresh run {number} of {len(replicas)} did not measure it: {why}")
     return entry

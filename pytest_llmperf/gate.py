@@ -17,6 +17,7 @@ from pytest_llmperf.ab.checkout import merge_base, repository_root
 from pytest_llmperf.ab.command import Comparison, compare
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.fresh import run_perf_tests, without_outputs
+from pytest_llmperf.report.terminal import counted
 from pytest_llmperf.scratch import scratch_folder
 from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Outcome
@@ -41,12 +42,10 @@ _SCREENED = (0, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What is asked for. ``comparison`` says how the second stage is made; its base is a branch or revision."""
+    """What is asked for. ``comparison`` says how the second stage is made; its base is a branch, or empty."""
 
     comparison: Comparison
-    base: str | None
     fail_on: frozenset[Outcome] = frozenset()
-    verdicts: Path | None = None
 
 
 def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
@@ -56,7 +55,7 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
         LlmperfError: there is no merge base, a revision does not build, or a process left nothing to compare.
     """
     root = repository_root(here)
-    base = merge_base(root, wanted.base or target_branch(root, os.environ))
+    base = merge_base(root, wanted.comparison.base or target_branch(root, os.environ))
     say(f"llmperf gate: screening against the baseline of {base[:12]}")
     code, screened = _screen(wanted, base, here)
     if screened is None:
@@ -66,8 +65,8 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
         say(f"llmperf gate: {len(tests)} of {len(screened.tests)} tests are open: comparing them with {base[:12]}")
         found = combined(screened, _compare(wanted, base, tests, here, say), fail_on=wanted.fail_on)
     say(final_line(found))
-    if wanted.verdicts:
-        write_verdicts(wanted.verdicts, found)
+    if wanted.comparison.verdicts:
+        write_verdicts(wanted.comparison.verdicts, found)
     return found.exit_code
 
 
@@ -114,9 +113,8 @@ def combined(screened: VerdictFile, compared: VerdictFile, *, fail_on: frozenset
 
 def final_line(found: VerdictFile) -> str:
     """What the gate says, with how many cells were decided; never a pass when none was."""
-    parts = ", ".join(f"{count} {outcome.value.replace('_', ' ')}" for outcome, count in found.outcomes.items())
     word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
-    return f"llmperf gate: {word}: {found.decided} of {found.total} gating cells decided: {parts or 'none'}"
+    return f"llmperf gate: {word}: {found.decided} of {found.total} gating cells decided: {counted(found.outcomes)}"
 
 
 def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | None]:
@@ -139,7 +137,7 @@ def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | Non
 def _compare(wanted: Gate, base: str, tests: Sequence[str], here: Path, say: Callable[[str], None]) -> VerdictFile:
     only = [f"--llmperf-only={test}" for test in tests]
     comparison = replace(wanted.comparison, base=base, head=None, arguments=[*wanted.comparison.arguments, *only])
-    outcome = compare(comparison, here=here, say=say).outcome
+    outcome = compare(comparison, here=here, say=say)
     command = ["llmperf", "ab", base, "--", *wanted.comparison.arguments]
     return verdict_file(outcome, command=command, exit_code=int(outcome.failed))
 

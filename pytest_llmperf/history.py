@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from statistics import fmean
+from statistics import geometric_mean
 
 from pytest_llmperf.compare import Comparison
 from pytest_llmperf.records.life import find_tests
@@ -65,7 +65,7 @@ class Series:
         """
         starts = [0, *change_points([math.log(point.value) for point in self.points]), len(self.points)]
         stretches = [self.points[start:end] for start, end in pairwise(starts)]
-        return [(stretch, _geometric_mean([point.value for point in stretch])) for stretch in stretches]
+        return [(stretch, geometric_mean([point.value for point in stretch])) for stretch in stretches]
 
     @property
     def changes(self) -> list[Change]:
@@ -119,7 +119,7 @@ def _points(baseline: Baseline, cell: Cell) -> list[Point]:
         groups.setdefault((run.session_id, run.commit), []).append((run, number(sample.value)))
     return [
         Point(
-            time=group[0][0].time, commit=commit, value=_geometric_mean([value for _, value in group]), runs=len(group)
+            time=group[0][0].time, commit=commit, value=geometric_mean([value for _, value in group]), runs=len(group)
         )
         for (_, commit), group in groups.items()
     ]
@@ -128,7 +128,3 @@ def _points(baseline: Baseline, cell: Cell) -> list[Point]:
 def _epochs(baseline: Baseline, cell: Cell) -> list[Epoch]:
     found = [epoch for epoch in baseline.epochs if (epoch.test, epoch.metric) == (cell.test, cell.metric.key)]
     return sorted(found, key=lambda epoch: epoch.time)
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    return math.exp(fmean(map(math.log, values)))

@@ -366,14 +366,9 @@ def _shares(name: str, given: float | str | Mapping[str, float | str] | None) ->
 
 def _share(name: str, given: object) -> float:
     """A relative change: ``0.03``, ``"0.03"`` or ``"3%"``."""
-    try:
-        if isinstance(given, str) and given.strip().endswith("%"):
-            share = float(given.strip()[:-1]) / 100
-        else:
-            share = float(given)  # type: ignore[arg-type]  # what float refuses is the error below
-    except (TypeError, ValueError):
-        share = math.nan
-    if isinstance(given, bool) or not 0 <= share < math.inf:
+    text = given.strip() if isinstance(given, str) else ""
+    share = _amount(text[:-1]) / 100 if text.endswith("%") else _amount(given)
+    if math.isnan(share):
         raise UsageError(f"{name}={given!r}: expected a share such as 3% or 0.03")
     return share
 
@@ -389,13 +384,19 @@ def _whole(name: str, given: object, *, at_least: int = 1) -> int:
 
 
 def _seconds(name: str, given: object) -> float:
-    try:
-        seconds = float(given)  # type: ignore[arg-type]  # what float refuses is the error below
-    except (TypeError, ValueError):
-        seconds = math.nan
-    if isinstance(given, bool) or not 0 <= seconds < math.inf:
+    seconds = _amount(given)
+    if math.isnan(seconds):
         raise UsageError(f"{name} {given!r}: expected a number of seconds, or 0 for no limit")
     return seconds
+
+
+def _amount(given: object) -> float:
+    """A finite number of at least 0, given as one or as text; NaN for all else."""
+    try:
+        number = float(given)  # type: ignore[arg-type]  # what float refuses is no amount
+    except (TypeError, ValueError):
+        return math.nan
+    return number if not isinstance(given, bool) and 0 <= number < math.inf else math.nan
 
 
 def _names(name: str, text: str) -> tuple[str, ...]:

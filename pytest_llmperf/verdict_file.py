@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import Run, Workload
-from pytest_llmperf.records.store import replace_file
+from pytest_llmperf.records.store import write_model
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence
 
@@ -136,11 +136,7 @@ def write_verdicts(path: Path, verdicts: VerdictFile) -> None:
     Raises:
         BaselineError: it cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, verdicts.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise BaselineError(f"cannot write verdicts {path}: {error.strerror or error}") from error
+    write_model(path, verdicts, what="verdicts")
 
 
 def read_verdicts(path: Path) -> VerdictFile:

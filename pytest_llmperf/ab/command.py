@@ -15,7 +15,7 @@ from pathlib import Path
 from pytest_llmperf.ab.checkout import commit_of, differing_files, is_ignored, repository_root, working_tree_commit
 from pytest_llmperf.ab.decide import Standing
 from pytest_llmperf.ab.effort import Effort, measure_until_decided
-from pytest_llmperf.ab.series import MeasuredBlock, Series, environment_of
+from pytest_llmperf.ab.series import Series, environment_of
 from pytest_llmperf.ab.side import Recipe, prepare_side
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.fresh import without_outputs
@@ -44,16 +44,7 @@ class Comparison:
     verdicts: Path | None = None
 
 
-@dataclass(frozen=True)
-class Compared:
-    """What became of a comparison."""
-
-    outcome: RunOutcome
-    blocks: Sequence[MeasuredBlock]
-    null_trip: str
-
-
-def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> Compared:
+def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> RunOutcome:
     """Compare two revisions, and say how it stands after each block and at the end.
 
     Args:
@@ -75,15 +66,15 @@ def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> Co
             say(line)
 
     standing = measure_until_decided(series, effort, tell)
-    compared = Compared(_outcome(series, standing), series.blocks, standing.null_trip)
-    for line in result_lines(compared.outcome, compared.blocks, null_trip=compared.null_trip):
+    outcome = _outcome(series, standing)
+    for line in result_lines(outcome, series.blocks, null_trip=standing.null_trip):
         say(line)
-    return compared
+    return outcome
 
 
 def compare_and_exit(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> int:
     """The same as a command: 1 if a cell that gates regressed or head cannot measure it, else 0."""
-    outcome = compare(wanted, here=here, say=say).outcome
+    outcome = compare(wanted, here=here, say=say)
     code = int(outcome.failed)
     if wanted.verdicts:
         command = ["llmperf", "ab", wanted.base, *([wanted.head] if wanted.head else []), "--"]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
-from pytest_llmperf.ab.series import Arm, MeasuredBlock
+from pytest_llmperf.ab.series import MeasuredBlock
 from pytest_llmperf.compare import CellKey
+from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.verdict.judge import is_judged, judge
 from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
@@ -148,8 +149,9 @@ class Standing:
 
     def _look(self, pairs: Pairs, blocks: Sequence[Block], *, final: bool) -> Verdict:
         test, workload, _ = pairs.key
-        verdict = judge_paired(
+        return judge_paired(
             test=test,
+            workload=workload,
             metric=pairs.metric,
             limit=pairs.limit,
             blocks=blocks,
@@ -157,7 +159,6 @@ class Standing:
             final=final,
             noise=pairs.noise,
         )
-        return _with_workload(verdict, workload)
 
     @cached_property
     def _pairs(self) -> dict[CellKey, Pairs]:
@@ -223,11 +224,7 @@ def _judge_exact(pairs: Pairs) -> Verdict:
     )
 
 
-def _with_workload(verdict: Verdict, workload: str) -> Verdict:
-    return replace(verdict, cell=replace(verdict.cell, workload=workload))
-
-
-def _workload(arm: Arm, name: str) -> Workload:
+def _workload(arm: Measured, name: str) -> Workload:
     if arm.baseline is None:
         raise LookupError(name)
     return arm.baseline.workloads[name]

@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
+
 from pytest_llmperf.ab.effort import Effort, measure_until_decided
 from pytest_llmperf.ab.series import Series
 from pytest_llmperf.ab.side import Side
-from pytest_llmperf.ab.tally import SelftestFile, Trial, add_up
+from pytest_llmperf.ab.tally import Trial, add_up
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.fresh import without_outputs
-from pytest_llmperf.records.store import replace_file
+from pytest_llmperf.records.store import write_model
 from pytest_llmperf.report.selftest import summary_lines, trial_line
 from pytest_llmperf.scratch import user_folder
 from pytest_llmperf.verdict.paired import LOOKS
-
-INTERRUPTED = 2
-"""The exit code of an interrupted selftest, as pytest has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +72,8 @@ def selftest(wanted: Selftest, *, here: Path, say: Callable[[str], None]) -> int
     for line in summary_lines(found):
         say(line)
     if wanted.json:
-        _write(wanted.json, found)
-    return INTERRUPTED if interrupted else int(bool(found.shortcomings))
+        write_model(wanted.json, found, what="results")
+    return pytest.ExitCode.INTERRUPTED if interrupted else int(bool(found.shortcomings))
 
 
 def parse_sizes(text: str) -> list[float]:
@@ -132,11 +131,3 @@ class _Laboratory:
         """Whether too little is left for even a first look."""
         first_look_s = LOOKS[0] * last.seconds / last.blocks
         return self._effort.left_s is not None and self._effort.left_s < first_look_s
-
-
-def _write(path: Path, found: SelftestFile) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, found.model_dump_json(indent=1) + "\n")
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error

@@ -6,23 +6,19 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.ab.side import Side
-from pytest_llmperf.compare import CellKey
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.fresh import Ended, run_perf_tests
-from pytest_llmperf.records.journal import Note, journal_notes
-from pytest_llmperf.records.schema import Baseline, Run, Scalar
-from pytest_llmperf.records.store import load_baseline, replace_file
+from pytest_llmperf.records.measured import Measured
+from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.records.store import replace_file
 
-NO_TESTS = 5
-"""pytest's exit code where no test was selected."""
-USAGE_ERROR = 4
-_ORDINARY_EXITS = (0, 1, NO_TESTS)
+_ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
 _NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
 
@@ -41,39 +37,13 @@ class _Block(BaseModel):
 
 
 @dataclass(frozen=True)
-class Arm:
-    """What one process of a block measured."""
-
-    baseline: Baseline | None
-    notes: Mapping[str, Note]
-
-    @cached_property
-    def values(self) -> dict[CellKey, int | float | str | None]:
-        """Figures by cell."""
-        cells = self.baseline.cells if self.baseline else []
-        return {(cell.test, cell.workload, cell.metric): cell.value for cell in cells}
-
-    @property
-    def run(self) -> Run | None:
-        """The record of the process."""
-        return self.baseline.runs[0] if self.baseline else None
-
-    @classmethod
-    def read(cls, journal: Path) -> Arm:
-        """From the journal of a process; one that had nothing to write left none."""
-        if not journal.exists():
-            return cls(None, {})
-        return cls(load_baseline(journal, injected=True), journal_notes(journal))
-
-
-@dataclass(frozen=True)
 class MeasuredBlock:
     """A whole block."""
 
     number: int
     base_first: bool
     seconds: float
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, Measured]
 
 
 class Series:
@@ -127,7 +97,7 @@ class Series:
 
     def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
         ended = self._try(number, arm, tests)
-        while ended.exit_code == USAGE_ERROR and (gone := self._gone(arm, ended)):
+        while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
             self._absent[arm] |= gone
             ended = self._try(number, arm, tests)
         if ended.exit_code not in _ORDINARY_EXITS:
@@ -141,7 +111,7 @@ class Series:
         log.unlink(missing_ok=True)
         arguments = [word for word in self._arguments[arm] if word not in self._absent[arm]]
         if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
-            return Ended(NO_TESTS, 0.0, log)
+            return Ended(pytest.ExitCode.NO_TESTS_COLLECTED, 0.0, log)
         return run_perf_tests(
             [*arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *_only(tests)],
             python=side.python,
@@ -156,12 +126,11 @@ class Series:
             return set()
         named = set(_NOT_FOUND.findall(ended.log.read_text(encoding="utf-8", errors="replace")))
         folder = self._sides[arm].folder
-        return {word for word in self._arguments[arm] if word in named or str(folder / word) in named} - self._absent[
-            arm
-        ]
+        gone = {word for word in self._arguments[arm] if word in named or str(folder / word) in named}
+        return gone - self._absent[arm]
 
     def _read(self, block: _Block) -> MeasuredBlock:
-        arms = {arm: Arm.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
+        arms = {arm: Measured.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
         base_first = block.order.index("base") < block.order.index("head")
         return MeasuredBlock(block.number, base_first, block.seconds, arms)
 
@@ -181,7 +150,7 @@ def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
         yield first[::-1]
 
 
-def environment_of(arm: Arm) -> Mapping[str, Scalar]:
+def environment_of(arm: Measured) -> Mapping[str, Scalar]:
     """The environment that a process found."""
     return arm.run.environment if arm.run else {}
 

@@ -12,8 +12,6 @@ from pytest_llmperf.errors import UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.ab.command import Comparison
 
-FEWEST_BLOCKS = 4
-
 
 def add_commands(commands: Any) -> None:
     """Declare them."""
@@ -70,9 +68,7 @@ def _gate(options: argparse.Namespace, rest: list[str]) -> int:
 
     wanted = Gate(
         comparison=_comparison(options, rest, head=None),
-        base=options.base,
         fail_on=failing_outcomes(options.fail_on, strict=options.strict, option="--fail-on"),
-        verdicts=options.verdicts,
     )
     return pass_gate(wanted, here=Path.cwd(), say=say)
 
@@ -136,5 +132,7 @@ def _selftest(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _require_blocks(blocks: int) -> None:
-    if blocks < FEWEST_BLOCKS:
-        raise UsageError(f"--blocks {blocks}: expected at least {FEWEST_BLOCKS}, the first look")
+    from pytest_llmperf.verdict.paired import LOOKS
+
+    if blocks < LOOKS[0]:
+        raise UsageError(f"--blocks {blocks}: expected at least {LOOKS[0]}, the first look")

@@ -175,6 +175,19 @@ def _locked(path: Path) -> Iterator[None]:
         raise BaselineError(f"cannot write baseline {path}: {error.strerror or error}") from error
 
 
+def write_model(path: Path, model: BaseModel, *, what: str) -> None:
+    """Write what a command found, whole or not at all; ``what`` says in errors what it is.
+
+    Raises:
+        BaselineError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, model.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise BaselineError(f"cannot write {what} {path}: {error.strerror or error}") from error
+
+
 def replace_file(path: Path, text: str) -> None:
     """Write a file so that readers see the old one or the new one, never half of either.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.outcome import RunOutcome
-from pytest_llmperf.report.tables import PIPE_COLUMNS, plain_table, render
+from pytest_llmperf.report.show import table_width
+from pytest_llmperf.report.tables import plain_table, render
 from pytest_llmperf.report.terminal import attention_lines, change, decided_line, outcome_text, short_name, some
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.model import Verdict
@@ -41,8 +41,7 @@ def progress_lines(
 
 def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip: str) -> Iterator[str]:
     """The table, what changed and why the rest is undecided, the cost, and last what was decided."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
-    yield render(_table(run), width, color=sys.stdout.isatty())
+    yield render(_table(run), table_width(), color=sys.stdout.isatty())
     for line in attention_lines(run.verdicts):
         yield printable(line)
     for entry in run.entries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -97,11 +97,16 @@ def decided_line(run: RunOutcome) -> str:
         errors = sum(bool(entry.error) for entry in run.entries)
         return f"llmperf: {len(run.entries)} tests measured, {errors} errors, nothing compared"
     outcomes = run.outcomes
-    parts = ", ".join(f"{outcomes[outcome]} {_words(outcome)}" for outcome in Outcome if outcomes[outcome])
     total = sum(outcomes.values())
     answered = decided(outcomes)
     verdict = f"llmperf: {len(run.entries)} tests, {answered} of {total} gating cells decided"
-    return f"{verdict}: {parts or 'none'}" + ("" if answered else ". Nothing was verified.")
+    return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
+
+
+def counted(outcomes: Mapping[Outcome, int]) -> str:
+    """How many cells came out how, in words."""
+    found = [f"{outcomes[outcome]} {_words(outcome)}" for outcome in Outcome if outcomes.get(outcome)]
+    return ", ".join(found) or "none"
 
 
 def _row(entry: Entry, result: TestResult, *, wide: bool) -> Iterator[Text]:

@@ -12,7 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 from pytest_llmperf.verdict.guards import doubt
 from pytest_llmperf.verdict.history import oriented
@@ -98,6 +98,7 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
     alpha: float = ALPHA,
     final: bool = False,
     noise: float = 0.0,
+    workload: str = "",
 ) -> Verdict:
     """The verdict on one timed cell from blocks in the order in which they ran.
 
@@ -116,6 +117,7 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
         noise: the standard deviation of ln(value) of one run that is known from before (`prior.known_noise`). Blocks
             are not believed to spread by less than two such runs: four of them agree by chance often enough where
             processes fall into a fast and a slow mode.
+        workload: the hash of what was measured, part of the cell's key.
 
     Returns:
         A verdict with the geometric means of head and base, their ratio and its interval (at 95 %, of the blocks so
@@ -127,7 +129,7 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
     if not blocks:
         raise ValueError("no blocks to judge")
     levels = nominal_levels(alpha, LOOKS, late)
-    cell = Cell(test=test, metric=metric, limit=limit, value=None, window=_window(blocks))
+    cell = Cell(test=test, metric=metric, limit=limit, value=None, window=_window(blocks), workload=workload)
     if wrong := _first_problem(blocks):
         return _verdict(cell, blocks, Outcome.INVALID, wrong)
     found = _evidence(cell, blocks, noise)
@@ -213,20 +215,16 @@ def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
     differences = [oriented(cell.metric, block.head) - oriented(cell.metric, block.base) for block in blocks]
     d, df = fmean(differences), len(blocks) - 1
     variance = math.fsum((difference - d) ** 2 for difference in differences) / max(df, 1)
-    now = _geometric_mean([block.head for block in blocks])
+    now = geometric_mean([block.head for block in blocks])
     return _Evidence(
         cell=replace(cell, value=now),
-        baseline=_geometric_mean([block.base for block in blocks]),
+        baseline=geometric_mean([block.base for block in blocks]),
         now=now,
         differences=differences,
         base_first=[block.base_first for block in blocks],
         d=d,
         se=max(math.sqrt(variance), math.sqrt(2) * noise, SD_FLOOR) / math.sqrt(len(blocks)),
     )
-
-
-def _geometric_mean(values: Sequence[float]) -> float:
-    return bounded_exp(fmean([math.log(value) for value in values]))
 
 
 def _look(blocks: int, *, final: bool) -> int | None:

@@ -1,0 +1,42 @@
+"""What one fresh process measured, from the journal that it was told to write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pytest_llmperf.records.journal import Note, journal_notes
+from pytest_llmperf.records.schema import Baseline, Run
+from pytest_llmperf.records.store import load_baseline
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures and notes; ``baseline`` is none where the process had nothing to write."""
+
+    baseline: Baseline | None
+    notes: Mapping[str, Note]
+
+    @cached_property
+    def values(self) -> dict[tuple[str, str, str], int | float | str | None]:
+        """Figures by test, workload hash and metric."""
+        cells = self.baseline.cells if self.baseline else []
+        return {(cell.test, cell.workload, cell.metric): cell.value for cell in cells}
+
+    @property
+    def run(self) -> Run | None:
+        """The record of the process."""
+        return self.baseline.runs[0] if self.baseline else None
+
+    @classmethod
+    def read(cls, journal: Path) -> Measured:
+        """From a journal, which may hold injected numbers; a process that had nothing to write left none.
+
+        Raises:
+            BaselineError: the journal cannot be read or trusted.
+        """
+        if not journal.exists():
+            return cls(None, {})
+        return cls(load_baseline(journal, injected=True), journal_notes(journal))
