@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +27,6 @@ class Project:
         monkeypatch.setenv("COLUMNS", "200")
         for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID"):
             monkeypatch.delenv(name, raising=False)
-        # The inner run shares this process and so its bench: put the clock back afterwards.
-        from pytest_llmperf.measure import bench
-
-        monkeypatch.setattr(bench, "clock_for", bench.clock_for)
 
     def write(self, test: str = DECODE_TEST, *, conftest: str = FAKE_CLOCK) -> None:
         self.pytester.makeconftest(conftest)
@@ -91,5 +88,14 @@ def _imported(model_cache: Path) -> None:
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, _imported: None) -> Project:
+def _own_modules(_imported: None) -> Iterator[None]:
+    """An inner run shares this process: what its conftest put into our modules is gone before the next test."""
+    before = [(module, dict(vars(module))) for name, module in sys.modules.items() if name.startswith("pytest_llmperf")]
+    yield
+    for module, names in before:
+        vars(module).update(names)
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, _own_modules: None) -> Project:
     return Project(pytester, monkeypatch)
