@@ -1,8 +1,9 @@
 """``llmperf ab`` on this machine: how often it cries wolf, how often it finds a real slowdown, what that takes.
 
 In a repository of its own, commits that change nothing but a comment are compared with the commit before (A/A), and
-commits that make every forward of the model longer by real work with the commit before that. Every timed cell that gates
-is one decision. Each comparison is kept as a line of ``--results``, and the same command goes on where it was stopped::
+commits that make every forward of the model longer by real work with the commit before that. Every timed cell that
+gates is one decision. Each comparison is kept as a line of ``--results``, and the same command goes on where it was
+stopped::
 
     python benchmarks/proof.py [--pairs 10] [--slow 3] [--slowdown 15] [--kind sleep|work] [--results FILE]
 """
@@ -39,7 +40,7 @@ SETTINGS = """
 addopts = {addopts}
 # comparison {name}
 """
-PYTEST = ("--device=cpu", "--llmperf-model=synthetic:tiny", "--llmperf-requests=20")
+PYTEST = ("--device=cpu", "--llmperf-model=synthetic:tiny", "--llmperf-requests=12")
 
 
 def main() -> None:
@@ -137,7 +138,9 @@ def _commit(repository: Path, *, name: str, addopts: str) -> str:
 
 
 def _git(repository: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=repository, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], cwd=repository, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class Project:
         self.monkeypatch = monkeypatch
         self.path = pytester.path
         monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # it takes a second and a half at each end
         for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID"):
             monkeypatch.delenv(name, raising=False)
 

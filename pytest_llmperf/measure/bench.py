@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
+from pytest_llmperf.measure.collector import set_libraries_aside
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.generation import Plan, measure_generation
@@ -84,6 +85,7 @@ class Bench:
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""
         prepare(spec, device)
+        set_libraries_aside()
         self.progress.enter(LOAD)
         try:
             with trace_memory(device, LOAD) as trace, time_limit(self.load_limit_s, self.progress):

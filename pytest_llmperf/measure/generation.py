@@ -14,7 +14,9 @@ from typing import Any
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
+from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
+from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
 from pytest_llmperf.measure.execution import Generated, OnToken, check_produced, find_execution
 from pytest_llmperf.measure.injection import Burden, StepTimes, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
@@ -80,6 +82,8 @@ class Measurement:
     prompt_sha256: str
     warmup: Warmup
     requests: list[RequestTimes]
+    disturbed: int | None
+    """Of these requests, how many had to wait for a processor; ``None`` where the system does not tell."""
     tokens_produced: int
     counts: Counts
     peaks: dict[str, Peak]
@@ -130,15 +134,16 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             enter("warm-up")
             warmup = _warm_up(request, plan, clock)
             enter("timed requests")
-            requests, tokens_produced = _time_requests(partial(request, plan.output_tokens), plan, clock)
+            timed = _time_requests(partial(request, plan.output_tokens), plan, clock)
         counts, peaks = _count_and_follow(partial(request, plan.output_tokens), plan, device, enter)
     return Measurement(
         plan=plan,
         clock=clock.name,
         prompt_sha256=digest(prompt),
         warmup=warmup,
-        requests=requests,
-        tokens_produced=tokens_produced,
+        requests=[times for times, _ in timed.requests],
+        disturbed=timed.disturbed,
+        tokens_produced=sum(tokens for _, tokens in timed.requests),
         counts=counts,
         peaks=peaks,
     )
@@ -167,22 +172,6 @@ def measuring_conditions() -> Iterator[None]:
 
     with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True), quiet():
         yield
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No garbage collection but between requests, as timeit does: one inside a request would be blamed on the model.
-
-    What is alive by now is set aside, so that collecting what a request leaves behind takes no time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
 
 
 def check_length(config: Any, plan: Plan) -> None:
@@ -219,14 +208,15 @@ def _warm_up(request: Request, plan: Plan, clock: Clock) -> Warmup:
     return warm_up(lambda: time_request(partial(request, next(lengths)), clock)[0].e2e_ms, cap=plan.warmup_cap)
 
 
-def _time_requests(run: Run, plan: Plan, clock: Clock) -> tuple[list[RequestTimes], int]:
-    requests, tokens_produced = [], 0
-    for _ in range(plan.requests):
+def _time_requests(run: Run, plan: Plan, clock: Clock) -> Undisturbed[tuple[RequestTimes, int]]:
+    """The requests' times and how many tokens each produced."""
+
+    def request() -> tuple[tuple[RequestTimes, int], float]:
         times, generated = time_request(run, clock)
         check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
-        requests.append(times)
-        tokens_produced += generated.tokens.numel()
-    return requests, tokens_produced
+        return (times, generated.tokens.numel()), times.wall_ms
+
+    return undisturbed(request, plan.requests)
 
 
 def _count_and_follow(

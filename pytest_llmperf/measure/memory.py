@@ -188,7 +188,7 @@ def _peaks_of(events: list[Any], base: int, phases: int) -> list[int]:
 
 
 def live_tensor_bytes() -> int:
-    """Bytes of every CPU tensor that Python knows, each storage counted once."""
+    """Bytes of the CPU tensors that Python made since the first model was loaded, each storage counted once."""
     import torch
 
     storages: dict[int, int] = {}

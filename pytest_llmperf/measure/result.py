@@ -83,6 +83,7 @@ def _observation(
         workload=workload.hash,
         clock=measured.clock,
         requests=len(measured.requests),
+        disturbed_requests=measured.disturbed,
         tokens_produced=measured.tokens_produced,
         attention_requested=loaded.spec.attention,
         warmup=measured.warmup,

@@ -91,8 +91,18 @@ def prepare(spec: ModelSpec, device: str) -> None:
     _check_packages(spec)
     check_available(QUANTIZATIONS[spec.quantization], device.partition(":")[0])
     with _one_line_errors(spec):
-        import_module("transformers.models.auto.modeling_auto")
-        locate(spec)
+        _import_all(spec, locate(spec))
+
+
+def _import_all(spec: ModelSpec, source: str) -> None:
+    """Import what the libraries would import while they load: it takes a hundred times as long as a small model."""
+    from accelerate import dispatch_model  # noqa: F401  # its attributes are what makes it import its parts
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes:
+        import_module("transformers.integrations.bitsandbytes")
+    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking a model's class up imports its module
 
 
 @contextmanager

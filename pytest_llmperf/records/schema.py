@@ -87,6 +87,8 @@ class Observation(_Stored):
     workload: Identifier
     clock: str
     requests: Positive
+    disturbed_requests: Count | None = None
+    """Of these, how many had to wait for a processor that others held; ``None`` where the system does not tell."""
     tokens_produced: Positive
     attention_requested: str | None
     warmup: Warmup

@@ -80,6 +80,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     if run.missing:
         yield _missing_line(run)
     yield from _unsteady(run.entries)
+    yield from _disturbed(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -196,6 +197,12 @@ def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(map(_is_unsteady, entry.results))]
     if tests:
         yield f"never became steady while warming up: {some(tests)}"
+
+
+def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
+    tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
+    if tests:
+        yield f"disturbed: other processes held the processors again and again: {some(tests)}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:

@@ -6,6 +6,8 @@ import gc
 import json
 import logging
 import shutil
+import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -293,6 +295,23 @@ def test_trust_is_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     record(transformers.AutoTokenizer, lambda: None)
     loaded = load(ModelSpec("org/name", revision="v1"), "cpu")
     assert isinstance(loaded, LoadedModel)
-    assert [options["trust_remote_code"] for options in seen] == [False] * 3
-    assert [options["revision"] for options in seen] == ["v1"] * 3
-    assert seen[1]["use_safetensors"] is True
+    assert [options["trust_remote_code"] for options in seen] == [False] * 4
+    assert [options["revision"] for options in seen] == ["v1"] * 4
+    assert [options for options in seen if options.get("use_safetensors")] == [seen[2]]
+
+
+def test_a_first_load_imports_nothing() -> None:
+    """Else the first model of a run would seem to load fifty times slower than the same model in the next."""
+    code = """
+import sys
+from pytest_llmperf import ModelSpec
+from pytest_llmperf.models.load import load, prepare
+for quantization in ("fp32", "nf4"):
+    spec = ModelSpec("synthetic:tiny", quantization)
+    prepare(spec, "cpu")
+    before = set(sys.modules)
+    load(spec, "cpu")
+    print([name for name in sys.modules if name not in before])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]", "[]"]

@@ -1,0 +1,35 @@
+"""Garbage is collected between requests, and what libraries hold is not looked at for it."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from pytest_llmperf.measure.collector import collector_paused, set_libraries_aside
+
+
+def test_it_is_paused_inside_and_goes_on_after_an_error():
+    """Whatever ends the block."""
+    inside = []
+
+    def fails():
+        with collector_paused():
+            inside.append(gc.isenabled())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert inside == [False]
+    assert gc.isenabled()
+
+
+def test_what_is_alive_is_set_aside_once():
+    """What comes later is a test's own, and is collected."""
+    set_libraries_aside()
+    aside = gc.get_freeze_count()
+    later = [[]]
+    set_libraries_aside()
+    assert aside
+    assert gc.get_freeze_count() <= aside
+    assert any(one is later for one in gc.get_objects())

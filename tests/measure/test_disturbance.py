@@ -1,0 +1,85 @@
+"""A request during which others held the processors is made again, and the rest is told."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_llmperf.measure import disturbance
+from pytest_llmperf.measure.disturbance import MOST_WAITED, PATIENCE, undisturbed, waited_ms
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """Requests of 1 ms, numbered; each waits the share that is listed for it, later ones not at all."""
+
+    def of(*waits):
+        total, numbers = [0.0], count()
+        monkeypatch.setattr(disturbance, "waited_ms", lambda: total[0])
+
+        def make():
+            number = next(numbers)
+            total[0] += waits[number] if number < len(waits) else 0.0
+            return number, 1.0
+
+        return make
+
+    return of
+
+
+def test_a_quiet_machine_makes_no_request_twice(requests):
+    """As many as wanted, in order."""
+    found = undisturbed(requests(0.0, MOST_WAITED, 0.01, 0.5), 3)
+    assert (found.requests, found.disturbed) == ([0, 1, 2], 0)
+
+
+def test_a_disturbed_request_is_made_again(requests):
+    """Its time is not averaged in."""
+    found = undisturbed(requests(0.0, 0.5, 0.0, 0.03), 3)
+    assert (found.requests, found.disturbed) == ([0, 2, 4], 0)
+
+
+def test_where_all_are_disturbed_the_least_disturbed_are_told(requests):
+    """After three times as many."""
+    found = undisturbed(requests(0.9, 0.3, 0.8, 0.2, 0.7, 0.6), 2)
+    assert (found.requests, found.disturbed) == ([1, 3], 2)
+
+
+def test_a_system_that_does_not_tell(monkeypatch):
+    """Nothing is made again, and nothing is claimed."""
+    monkeypatch.setattr(disturbance, "waited_ms", lambda: None)
+    numbers = count()
+    found = undisturbed(lambda: (next(numbers), 1.0), 2)
+    assert (found.requests, found.disturbed) == ([0, 1], None)
+
+
+@given(waits=st.lists(st.floats(0, 1), max_size=20), wanted=st.integers(1, 6))
+def test_as_many_as_wanted_and_none_worse_than_one_left_out(waits, wanted):
+    """For any course of things."""
+    numbers, total = count(), [0.0]
+
+    def make():
+        number = next(numbers)
+        total[0] += waits[number] if number < len(waits) else 0.0
+        return number, 1.0
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disturbance, "waited_ms", lambda: total[0])
+        found = undisturbed(make, wanted)
+    made = next(numbers)
+    assert len(found.requests) == wanted
+    assert found.requests == sorted(set(found.requests))
+    assert made <= PATIENCE * wanted
+    calm = sum((waits[number] if number < len(waits) else 0.0) <= MOST_WAITED for number in range(made))
+    assert found.disturbed == max(0, wanted - calm)
+
+
+def test_what_linux_counts_only_grows(monkeypatch, tmp_path):
+    """And elsewhere it is unknown."""
+    first = waited_ms()
+    assert first is None or 0 <= first <= waited_ms()
+    monkeypatch.setattr(disturbance, "_TASKS", tmp_path / "absent")
+    assert waited_ms() is None
