@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean
 
 from pytest_llmperf.ab.series import MeasuredBlock
 from pytest_llmperf.compare import CellKey
 from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.verdict.judge import is_judged, judge
+from pytest_llmperf.verdict.location import spread_around_zero
 from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
 from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.paired import ALPHA, LOOKS, Block, judge_paired, null_trips, veto
@@ -57,8 +57,7 @@ class Pairs:
         beside itself says how far they may be believed.
         """
         ratios = [block.head / block.base for block in self.null_blocks if min(block.head, block.base) > 0]
-        squares = [math.log(ratio) ** 2 for ratio in ratios]
-        return math.sqrt(fmean(squares) / 2) if squares else 0.0
+        return spread_around_zero([math.log(ratio) for ratio in ratios]) / math.sqrt(2)
 
     @property
     def null_blocks(self) -> list[Block]:

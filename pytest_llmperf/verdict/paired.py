@@ -2,8 +2,8 @@
 
 Both processes of a block share the machine's mood of that minute, so their ratio does not hold it. A t test of ln(head)
 - ln(base) over blocks, against the margin, is looked at after fixed numbers of blocks and stops for either answer;
-`spending` keeps the error of all looks together at its level, and `guards` keep one wild block, a drift or the order
-within blocks from deciding.
+`location` lets wild blocks count for less, `spending` keeps the error of all looks together at its level, and `guards`
+keep a few blocks, a drift or the order within blocks from deciding.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, geometric_mean
 
 from pytest_llmperf.verdict.guards import doubt
 from pytest_llmperf.verdict.history import oriented
 from pytest_llmperf.verdict.judge import problem
+from pytest_llmperf.verdict.location import Location
 from pytest_llmperf.verdict.metrics import Kind, Metric
 from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict, percent
 from pytest_llmperf.verdict.prior import SD_FLOOR
@@ -48,7 +48,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class _Evidence:
-    """What the blocks say of a change for the worse in ln(value): the mean ``d`` and its standard error."""
+    """What the blocks say of a change for the worse in ln(value): its mean ``d`` and that one's standard error."""
 
     cell: Cell
     baseline: float
@@ -57,10 +57,7 @@ class _Evidence:
     base_first: Sequence[bool]
     d: float
     se: float
-
-    @property
-    def df(self) -> int:
-        return len(self.differences) - 1
+    df: int
 
     @property
     def margin(self) -> float:
@@ -121,7 +118,8 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
 
     Returns:
         A verdict with the geometric means of head and base, their ratio and its interval (at 95 %, of the blocks so
-        far, not widened for the looks taken). Values that are not numbers above 0 make it ``invalid``.
+        far, not widened for the looks taken), all of them trimmed from eight blocks on. Values that are not numbers
+        above 0 make it ``invalid``.
 
     Raises:
         ValueError: there is no block, or ``alpha`` is not between 0 and 0.5.
@@ -179,7 +177,7 @@ def detectable_change(spread: float, limit: Limit, *, alpha: float = ALPHA) -> f
         limit: what the cell accepts.
         alpha: as `judge_paired` takes it.
     """
-    df = LOOKS[-1] - 1
+    df = Location.of([0.0] * LOOKS[-1]).df
     reach = quantile(nominal_levels(alpha, LOOKS, late)[-1], df) + quantile(1 - _POWER, df)
     return math.expm1(math.log1p(limit.tolerate) + reach * max(spread, SD_FLOOR) / math.sqrt(LOOKS[-1]))
 
@@ -211,20 +209,24 @@ def _verdict(cell: Cell, blocks: Sequence[Block], outcome: Outcome, reason: str)
 
 
 def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
-    """The evidence of the blocks, no spread believed to be below the floor; the cell's value is the mean of head."""
+    """The evidence of the blocks, no spread believed to be below the floor; the cell's value is head's."""
     differences = [oriented(cell.metric, block.head) - oriented(cell.metric, block.base) for block in blocks]
-    d, df = fmean(differences), len(blocks) - 1
-    variance = math.fsum((difference - d) ** 2 for difference in differences) / max(df, 1)
-    now = geometric_mean([block.head for block in blocks])
+    found = Location.of(differences, spread=max(math.sqrt(2) * noise, SD_FLOOR))
+    baseline, now = _center([block.base for block in blocks]), _center([block.head for block in blocks])
     return _Evidence(
         cell=replace(cell, value=now),
-        baseline=geometric_mean([block.base for block in blocks]),
+        baseline=baseline,
         now=now,
         differences=differences,
         base_first=[block.base_first for block in blocks],
-        d=d,
-        se=max(math.sqrt(variance), math.sqrt(2) * noise, SD_FLOOR) / math.sqrt(len(blocks)),
+        d=found.mean,
+        se=found.se,
+        df=found.df,
     )
+
+
+def _center(figures: Sequence[float]) -> float:
+    return bounded_exp(Location.of([math.log(figure) for figure in figures]).mean)
 
 
 def _look(blocks: int, *, final: bool) -> int | None:
