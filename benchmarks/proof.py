@@ -5,7 +5,7 @@ commits that make every forward of the model longer by real work with the commit
 gates is one decision. Each comparison is kept as a line of ``--results``, and the same command goes on where it was
 stopped::
 
-    python benchmarks/proof.py [--pairs 10] [--slow 3] [--slowdown 15] [--kind sleep|work] [--results FILE]
+    python benchmarks/proof.py [--pairs 5] [--slow 1] [--slowdown 15] [--kind sleep|work] [--results FILE]
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ TEST = """
 import pytest
 
 
-@pytest.mark.parametrize("llm", ["fp32", "bf16", "nf4", "int8"], indirect=True)
-@pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_decode(llm, llmperf, batch_size):
-    llmperf.generate(llm, batch_size=batch_size, input_tokens=16, output_tokens=32)
+@pytest.mark.parametrize("llm", ["fp32", "bf16", "nf4"], indirect=True)
+@pytest.mark.parametrize("execution", ["generate", "loop"])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8])
+def test_decode(llm, llmperf, batch_size, execution):
+    llmperf.generate(llm, batch_size=batch_size, input_tokens=16, output_tokens=24, execution=execution)
 """
 SETTINGS = """
 [pytest]
 addopts = {addopts}
 # comparison {name}
 """
-PYTEST = ("--device=cpu", "--llmperf-model=synthetic:tiny", "--llmperf-requests=12")
+PYTEST = ("--device=cpu", "--llmperf-model=synthetic:tiny", "--llmperf-requests=10")
 
 
 def main() -> None:
@@ -62,8 +63,8 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=10, help="A/A comparisons")
-    parser.add_argument("--slow", type=int, default=3, help="comparisons with a slower head")
+    parser.add_argument("--pairs", type=int, default=5, help="A/A comparisons")
+    parser.add_argument("--slow", type=int, default=1, help="comparisons with a slower head")
     parser.add_argument("--slowdown", type=float, default=15.0, help="of each forward, in per cent")
     parser.add_argument("--kind", choices=("sleep", "work"), default="work", help="what the slower head does")
     parser.add_argument("--results", type=Path, default=Path("proof.jsonl"))
@@ -75,10 +76,11 @@ def _comparisons(wanted: argparse.Namespace) -> Iterator[tuple[str, str]]:
     slower = f"--llmperf-inject={wanted.kind}:+{wanted.slowdown:g}%"
     every = max(1, wanted.pairs // max(1, wanted.slow))
     for number in range(1, max(wanted.pairs, wanted.slow * every) + 1):
+        turn, place = divmod(number - 1, every)
         if number <= wanted.pairs:
             yield f"A/A {number}", ""
-        if number % every == 0 and number // every <= wanted.slow:
-            yield f"{wanted.kind} +{wanted.slowdown:g}% {number // every}", slower
+        if place == every // 2 and turn < wanted.slow:
+            yield f"{wanted.kind} +{wanted.slowdown:g}% {turn + 1}", slower
 
 
 def _compare(repository: Path, base: str, head: str, name: str) -> dict[str, Any]:

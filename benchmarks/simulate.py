@@ -1,7 +1,7 @@
 """False alarms and power of the verdicts, in simulation, beside the rules of other tools on the same figures.
 
 A pull request is 25 tests of four metrics each, measured once against a stored baseline. Every verdict of ours comes
-from `judge`, `prior_of` and `judge_paired`; the others' rules stand below. Prints Markdown tables::
+from `judge`, `prior_of` and the `Pairs` of ``llmperf ab``; the others' rules stand below. Prints Markdown tables::
 
     python benchmarks/simulate.py [--prs 800] [--scenario NAME] [--seed 2]
 """
@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
+from pytest_llmperf.ab.decide import Pairs
 from pytest_llmperf.verdict.judge import judge
 from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict
-from pytest_llmperf.verdict.paired import LOOKS, Block, judge_paired
-from pytest_llmperf.verdict.prior import Prior, known_noise, prior_of
+from pytest_llmperf.verdict.paired import ALPHA, LOOKS, veto
+from pytest_llmperf.verdict.prior import Prior, prior_of
 
 Array = NDArray[np.float64]
 Truths = NDArray[np.bool_]
@@ -35,9 +36,6 @@ NAMES = ("tpot_ms", "ttft_ms", "e2e_ms", "decode_tokens_per_s")
 CENTERS = (10.0, 80.0, 720.0, 100.0)
 EFFECTS = (0.03, 0.05, 0.10)
 RUNS_PER_SESSION = 2
-ALPHA_FAMILY = 0.05
-"""What stage P divides among the cells that it judges."""
-
 FIVE_PERCENT = 0.05
 ASV_FACTOR = 1.1
 
@@ -106,16 +104,16 @@ class Machine:
         noise = self._autocorrelated(self._noise(count))
         return self.scenario.run * self.scale * noise + self._spikes(count) + self._modes(count)
 
-    def blocks(self) -> tuple[Array, Array, Truths]:
-        """Base, head and whether base went first, for all blocks up to the last look: ABBA or BAAB by chance."""
+    def blocks(self) -> tuple[Array, Array, Array, Truths]:
+        """Base, base once more, head and whether base went first, up to the last look: ABBA or BAAB by chance."""
         count = LOOKS[-1]
         base_first = np.repeat(self.rng.random(count // 2) < 1 / 2, 2) ^ (np.arange(count) % 2 == 1)
-        slots = 2 * np.arange(count)
-        base, head = (
-            self.processes(count) + self.scenario.drift * (slots + second)[:, None, None]
-            for second in (~base_first, base_first)
+        places = {"base": np.ones(count), "null": np.where(base_first, 0, 2), "head": np.where(base_first, 2, 0)}
+        base, null, head = (
+            self.processes(count) + self.scenario.drift * (3 * np.arange(count) + places[arm])[:, None, None]
+            for arm in ("base", "null", "head")
         )
-        return base, head, base_first
+        return base, null, head, base_first
 
     def _noise(self, count: int) -> Array:
         shared, own = (self._unit((count, TESTS, metrics)) for metrics in (1, len(NAMES)))
@@ -163,7 +161,7 @@ class PullRequest:
         runs = sessions * RUNS_PER_SESSION
         self.window = np.repeat(machine.sessions(sessions), RUNS_PER_SESSION, axis=0) + machine.processes(runs)
         self.now = (machine.sessions(1) + machine.processes(1))[0]
-        self.base, self.head, self.base_first = machine.blocks()
+        self.base, self.null, self.head, self.base_first = machine.blocks()
         self._screened: dict[tuple[CellId, int, float], Verdict] = {}
 
     def cell(self, at: CellId, effect: float = 0.0) -> Cell:
@@ -188,28 +186,25 @@ class PullRequest:
             self._screened[key] = judge(cell, family_size=family_size, prior=self.priors[at.metric])
         return self._screened[key]
 
-    def confirmed(self, at: CellId, alpha: float, effect: float = 0.0) -> Verdict:
-        """The verdict of stage P at the look that decides, or the last."""
-        metric = METRICS[NAMES[at.metric]]
-        blocks = [
-            Block(base=figure(at, base), head=figure(at, head + math.log1p(effect)), base_first=bool(first))
-            for base, head, first in zip(
-                self.base[:, at.test, at.metric], self.head[:, at.test, at.metric], self.base_first, strict=True
-            )
-        ]
-        noise = known_noise(self.cell(at), self.priors[at.metric])
-        for look in LOOKS:
-            verdict = judge_paired(
-                test=f"test_{at.test}",
-                metric=metric,
-                limit=Limit.of(metric),
-                blocks=blocks[:look],
-                alpha=alpha,
-                noise=noise,
-            )
-            if verdict.outcome.decided:
-                break
-        return verdict
+    def pairs(self, at: CellId, effect: float = 0.0) -> Pairs:
+        """That cell's figures in all blocks."""
+        base, null, head = (
+            [figure(at, y) for y in arm[:, at.test, at.metric] + more]
+            for arm, more in ((self.base, 0.0), (self.null, 0.0), (self.head, math.log1p(effect)))
+        )
+        metric = NAMES[at.metric]
+        return Pairs(
+            (f"test_{at.test}", "", metric), Limit.of(METRICS[metric]), [*base], [*null], [*head],
+            [bool(first) for first in self.base_first],
+        )  # fmt: skip
+
+    def confirmed(self, cells: Sequence[CellId], slower: Sequence[CellId] = (), effect: float = 0.0) -> list[Verdict]:
+        """The verdicts of stage P on these cells together; none regressed where base beside base did."""
+        alpha = ALPHA / max(1, len(cells))
+        found = [(pairs := self.pairs(at, effect if at in slower else 0.0), pairs.verdict(alpha, final=True))
+                 for at in cells]  # fmt: skip
+        tripped = any(pairs.first(verdict.blocks).null_trips(alpha) for pairs, verdict in found)
+        return [veto(verdict, "null control") if tripped else verdict for _, verdict in found]
 
     @cached_property
     def priors(self) -> list[Prior]:
@@ -282,15 +277,15 @@ def two_stages(pr: PullRequest, cells: Sequence[CellId], tally: Tally, *, undeci
         return verdict.flagged or (undecided and not verdict.outcome.decided)
 
     clean = [at for at in cells if sent(at)]
-    verdicts = [pr.confirmed(at, ALPHA_FAMILY / len(clean)) for at in clean]
+    verdicts = pr.confirmed(clean)
     tally.alarms += any(verdict.outcome is Outcome.REGRESSED for verdict in verdicts)
     tally.paired += bool(verdicts)
     tally.blocks += max((verdict.blocks for verdict in verdicts), default=0)
-    others = sum(at.test != SLOW_TEST for at in clean)
+    others = [at for at in clean if at.test != SLOW_TEST]
     for effect in EFFECTS:
         slow = [at for at in _slow(cells) if sent(at, effect)]
-        confirmed = (pr.confirmed(at, ALPHA_FAMILY / (others + len(slow)), effect) for at in slow)
-        tally.found[effect] += any(verdict.outcome is Outcome.REGRESSED for verdict in confirmed)
+        verdicts = pr.confirmed([*slow, *others], slow, effect) if slow else []
+        tally.found[effect] += any(verdict.outcome is Outcome.REGRESSED for verdict in verdicts[: len(slow)])
 
 
 def _slow(cells: Iterable[CellId]) -> list[CellId]:

@@ -49,6 +49,36 @@ class Pairs:
             for base, null, head, first in zip(self.base, self.null, self.head, self.base_first, strict=True)
         ]
 
+    def first(self, count: int) -> Pairs:
+        """What the first blocks alone say."""
+        base, null, head = (side[:count] for side in (self.base, self.null, self.head))
+        return Pairs(self.key, self.limit, base, null, head, self.base_first[:count])
+
+    def verdict(self, alpha: float, *, final: bool) -> Verdict:
+        """The verdict of the first look that decided: later blocks, made for other cells, do not reopen it."""
+        for look in (look for look in LOOKS if look < len(self.head)):
+            verdict = self.first(look)._look(alpha, final=False)  # noqa: SLF001  # its own
+            if verdict.outcome.decided:
+                return verdict
+        return self._look(alpha, final=final)
+
+    def _look(self, alpha: float, *, final: bool) -> Verdict:
+        test, workload, _ = self.key
+        return judge_paired(
+            test=test,
+            workload=workload,
+            metric=self.metric,
+            limit=self.limit,
+            blocks=self.blocks,
+            alpha=alpha,
+            final=final,
+            noise=self.noise,
+        )
+
+    def null_trips(self, alpha: float) -> bool:
+        """Whether base beside base would come out as changed."""
+        return null_trips(self.null_blocks, self.metric, self.limit, alpha)
+
     @property
     def noise(self) -> float:
         """The standard deviation of ln(value) of one base process that base beside base shows; 0 where it shows none.
@@ -115,13 +145,13 @@ class Standing:
     def null_trip(self) -> str:
         """Why no change found in this series stands; empty if the machine behaved."""
         for pairs in self.timed:
-            if pairs.limit.gates and null_trips(pairs.null_blocks, pairs.metric, pairs.limit, self.alpha):
+            if pairs.limit.gates and pairs.null_trips(self.alpha):
                 return f"base beside base differs in {pairs.metric.name} of {pairs.key[0]}: the machine, not the code"
         return ""
 
     @cached_property
     def _paired(self) -> list[Verdict]:
-        return [self._first_decision(pairs) for pairs in self.timed]
+        return [pairs.verdict(self.alpha, final=self._final) for pairs in self.timed]
 
     @cached_property
     def _exact(self) -> list[Verdict]:
@@ -136,28 +166,6 @@ class Standing:
     def alpha(self) -> float:
         """The level of each cell: the family's, over all cells that could fail."""
         return ALPHA / max(1, sum(pairs.limit.gates for pairs in self.timed))
-
-    def _first_decision(self, pairs: Pairs) -> Verdict:
-        """The verdict of the first look that decided: later blocks, made for other cells, do not reopen it."""
-        blocks = pairs.blocks
-        for look in (look for look in LOOKS if look < len(blocks)):
-            verdict = self._look(pairs, blocks[:look], final=False)
-            if verdict.outcome.decided:
-                return verdict
-        return self._look(pairs, blocks, final=self._final)
-
-    def _look(self, pairs: Pairs, blocks: Sequence[Block], *, final: bool) -> Verdict:
-        test, workload, _ = pairs.key
-        return judge_paired(
-            test=test,
-            workload=workload,
-            metric=pairs.metric,
-            limit=pairs.limit,
-            blocks=blocks,
-            alpha=self.alpha,
-            final=final,
-            noise=pairs.noise,
-        )
 
     @cached_property
     def _pairs(self) -> dict[CellKey, Pairs]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import fmean
 
 TRIMMED = 0.2
 """The share of the figures that is left out at each end."""
@@ -38,7 +38,9 @@ class Location:
         cut = int(TRIMMED * n) if n >= FEWEST_TO_TRIM else 0
         kept = ordered[cut : n - cut]
         drawn_in = [kept[0]] * cut + kept + [kept[-1]] * cut
-        own = math.sqrt(variance(drawn_in)) * n / len(kept) if n > 1 else 0.0
+        center = fmean(drawn_in)
+        variance = math.fsum((figure - center) ** 2 for figure in drawn_in) / max(n - 1, 1)
+        own = math.sqrt(variance) * n / len(kept)
         return cls(fmean(kept), max(own, spread) / math.sqrt(n), len(kept) - 1)
 
 

@@ -13,7 +13,7 @@ from statistics import fmean
 
 from scipy.special import digamma, polygamma
 
-from pytest_llmperf.verdict.history import UNKNOWN, History, Variance
+from pytest_llmperf.verdict.history import History, Variance
 from pytest_llmperf.verdict.model import Cell
 
 SD_FLOOR = 0.002
@@ -59,17 +59,6 @@ def prior_of(cells: Iterable[Cell]) -> Prior:
     histories = [History.of(cell) for cell in cells if _has_logarithms(cell)]
     noise = _fit([history.within for history in histories]) or DEFAULT_NOISE
     return replace(fit_prior([history.between for history in histories]), noise=noise)
-
-
-def known_noise(cell: Cell, prior: Prior) -> float:
-    """The standard deviation of ln(value) of one run inside its session that runs have shown, 0 if none did.
-
-    Raises:
-        ValueError: the window is empty, or a value has no logarithm.
-        TypeError: a value is not a number.
-    """
-    learned = Variance(prior.noise.variance, prior.noise.df) if prior.noise and not prior.noise.assumed else UNKNOWN
-    return math.sqrt(History.of(cell).within.pooled(learned).value)
 
 
 def _has_logarithms(cell: Cell) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from pytest_llmperf.verdict.prior import (
     Prior,
     _inverse_trigamma,
     fit_prior,
-    known_noise,
     prior_of,
 )
 
@@ -115,16 +113,3 @@ def test_an_assumption_gives_way() -> None:
 def test_inverse_trigamma(x: float) -> None:
     """Newton's method inverts trigamma over the whole range that a fit can meet."""
     assert float(polygamma(1, _inverse_trigamma(x))) == pytest.approx(x, rel=1e-6)
-
-
-def test_known_noise_is_what_runs_have_shown() -> None:
-    """The cell's own sessions and what other cells taught count by their degrees of freedom; an assumption does not."""
-    cell = make_cell(None, [1.0, math.exp(0.02)], [2.0])
-    learned = replace(DEFAULT_PRIOR, noise=Prior(variance=0.03**2, df=3.0))
-    assert known_noise(cell, DEFAULT_PRIOR) == pytest.approx(0.02 / math.sqrt(2))
-    assert known_noise(cell, learned) == pytest.approx(math.sqrt((0.02**2 / 2 + 3 * 0.03**2) / 4))
-
-
-def test_nothing_is_known_from_single_runs() -> None:
-    """Sessions of one run show no noise."""
-    assert known_noise(make_cell(None, [1.0], [2.0]), DEFAULT_PRIOR) == 0
