@@ -19,7 +19,7 @@ from pytest_llmperf.fresh import Ended, run_replica
 from pytest_llmperf.outcome import Entry, conclude, entry_of
 from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.scratch import scratch_folder
+from pytest_llmperf.scratch import run_folder
 from pytest_llmperf.session import Session
 from pytest_llmperf.workplace import Workplace
 
@@ -84,7 +84,7 @@ class Confirmer:
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = self._run(item, nextitem)
         entry = next(filter(None, map(entry_of, reports)), None)
-        if entry and entry.suspect and not any(report.failed for report in reports if report.when != "call"):
+        if entry and entry.suspect:
             self._hold(Held(item, reports, entry))
         else:
             _log(item, reports)
@@ -131,7 +131,7 @@ class Confirmer:
 
     def _replica(self, number: int, rounds: int) -> Replica:
         self._say(f"llmperf: {len(self._held)} tests look slower: measuring them again, fresh run {number} of {rounds}")
-        folder = scratch_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
+        folder = run_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
         journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
         ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)
         return Replica(Measured.read(journal), ended)

@@ -21,7 +21,7 @@ from pytest_llmperf.measure.contain import timed_out
 from pytest_llmperf.measure.progress import LOAD, SETUP, TEST_BODY, Moment
 from pytest_llmperf.outcome import entry_of, settle
 from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.scratch import scratch_folder
+from pytest_llmperf.scratch import run_folder
 from pytest_llmperf.wire import Told
 from pytest_llmperf.workplace import PlannedTest, Workplace
 
@@ -73,7 +73,7 @@ class Isolator:
 
     def _measure(self, names: Sequence[str]) -> tuple[_Watch, Ended]:
         run = self._workplace.run
-        journal = scratch_folder(self._config.rootpath, "isolate", run.run_id) / f"{next(self._numbers)}.jsonl"
+        journal = run_folder(self._config.rootpath, "isolate", run.run_id) / f"{next(self._numbers)}.jsonl"
         told = journal.with_suffix(".told")
         watch = _Watch(Told(told), self._workplace, self._tests)
         ended = run_replica(

@@ -18,11 +18,9 @@ from pytest_llmperf.records.journal import Journal, Note, baseline_of
 from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
-from pytest_llmperf.scratch import scratch_folder
+from pytest_llmperf.scratch import make_room, scratch_folder
 from pytest_llmperf.text import slug
 from pytest_llmperf.verdict.model import Outcome
-
-KEPT_JOURNALS = 20
 
 
 @dataclass
@@ -155,6 +153,5 @@ def _file_name(test: str, result: TestResult) -> str:
 def _next_journal(root: Path, run_id: str) -> Path:
     """Where this run's journal goes; the oldest makes room."""
     folder = scratch_folder(root, "runs")
-    for old in sorted(folder.glob("*.jsonl"))[: -(KEPT_JOURNALS - 1)]:
-        old.unlink(missing_ok=True)
+    make_room(folder)
     return folder / f"{run_id}.jsonl"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,7 +88,9 @@ class Workplace:
             environment=facts,
         )
         family_size = self._family_size(tests)
-        self.comparison = Comparison(self._read_baseline(), facts, family_size)
+        baseline = self._read_baseline()
+        self._known = Comparison(baseline, facts)
+        self.comparison = Comparison(None if options.measure_only else baseline, facts, family_size)
         self._anchor = self._read_anchor(family_size)
 
     @property
@@ -153,7 +155,7 @@ class Workplace:
 
     def body_limit_s(self, test: str) -> float | None:
         """The longest that a test's body may take: as given, else three times the slowest run of the baseline."""
-        slowest = self.comparison.slowest_s(test)
+        slowest = self._known.slowest_s(test)
         if self._timeouts[test] is not None or slowest is None:
             return self._timeouts[test] or None
         return max(SHORTEST_TIMEOUT_S, SLOWEST_RUNS * slowest)
@@ -218,7 +220,7 @@ class Workplace:
         if self.options.updates:
             check_writable(path)
         if self.options.measure_only:
-            return None
+            return _baseline_if_sound(path)
         reference = self.options.baseline_ref
         baseline = self._baseline_at(reference, path) if reference else _working_baseline(path)
         if baseline and baseline.device_key != self.device_key:
@@ -252,6 +254,13 @@ def _first(given: float | None, otherwise: float | None) -> float | None:
 
 def _working_baseline(path: Path) -> Baseline | None:
     return load_baseline(path) if path.exists() else None
+
+
+def _baseline_if_sound(path: Path) -> Baseline | None:
+    """Where nothing is compared, a baseline tells how long tests take; one that cannot be trusted is no obstacle."""
+    with suppress(BaselineError):
+        return _working_baseline(path)
+    return None
 
 
 def _inject(result: TestResult, options: Options) -> TestResult:

@@ -103,6 +103,15 @@ def test_a_fresh_run_that_fails_is_an_error_and_not_a_pass(recorded):
     result.stdout.fnmatch_lines(["it looks slower, and fresh run 1 of 1 did not measure it: *no device*1.log*"])
 
 
+def test_a_suspect_whose_teardown_fails_is_confirmed_too(recorded):
+    """Both are told: the regression and the teardown's own error."""
+    teardown = "\n\n@pytest.fixture(autouse=True)\ndef broken():\n    yield\n    raise RuntimeError('left open')\n"
+    recorded.write(TWO_TESTS, conftest=FAKE_CLOCK + "import pytest" + teardown)
+    result = recorded.run("--llmperf-confirm=1", "-k", "1-fp32", step_ms=1.5)
+    result.assert_outcomes(failed=1, errors=1, deselected=1)
+    result.stdout.fnmatch_lines(["TPOT 1.50 ms > 1.00 ms baseline: *; runs now: 1.50 ms, 1.50 ms)", "*left open"])
+
+
 def test_fresh_runs_that_cannot_be_made_are_an_error(recorded):
     """A checkout that cannot be written is no reason to pass."""
     (recorded.path / ".llmperf").mkdir(exist_ok=True)

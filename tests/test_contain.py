@@ -98,7 +98,9 @@ def test_the_baseline_says_what_is_too_long(project):
     project.write(three_tests(f"time.sleep({limit + 2})"), conftest=FAKE_CLOCK + shortest)
     result = project.run()
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.re_match_lines([rf"error: .*timed out after {limit:g} s in phase 'test body' .*"])
+    timed_out = [rf"error: .*timed out after {limit:g} s in phase 'test body' .*"]
+    result.stdout.re_match_lines(timed_out)
+    project.run("--llmperf-measure-only").stdout.re_match_lines(timed_out)
     project.run("--llmperf-timeout=0").assert_outcomes(passed=3)
 
 

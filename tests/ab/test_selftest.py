@@ -6,6 +6,7 @@ import json
 import math
 import re
 import sys
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -114,6 +115,15 @@ def test_the_budget_ends_it_and_what_it_cut_is_not_counted(run, monkeypatch):
     assert found["null"]["minutes"] > 0
     assert "not counted" in lines[0]
     assert "no A/A cell was decided" in lines[-1]
+
+
+def test_a_machine_that_decides_nothing_does_not_pass(run):
+    """No false alarm where nothing is ever decided says nothing. Two tests, up in one process and down in the next."""
+    shaking = cycle([0.1, -0.1, -0.1, 0.1])
+    played = SlowedRuns(lambda share: share or next(shaking))
+    code, lines, found = run(played, "--pairs", "1", "--sizes", "20%", "--blocks", "4")
+    assert (code, found["null"]["decided"], found["null"]["found"]) == (1, 0, 0)
+    assert "no A/A cell was decided: allow more --budget or --blocks" in lines[-1]
 
 
 def test_an_interruption_tells_what_is_known(run):

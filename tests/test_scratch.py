@@ -1,0 +1,25 @@
+"""What runs leave behind does not grow for ever."""
+
+from __future__ import annotations
+
+from pytest_llmperf.scratch import KEPT_RUNS, make_room, run_folder, scratch_folder
+
+
+def test_the_oldest_runs_make_room(tmp_path):
+    """Folders and files; what a run already has stays."""
+    for number in range(2 * KEPT_RUNS):
+        folder = run_folder(tmp_path, "confirm", f"{number:04}")
+        (folder / "1.log").touch()
+    assert run_folder(tmp_path, "confirm", f"{number:04}") == folder
+    kept = sorted(path.name for path in scratch_folder(tmp_path, "confirm").iterdir())
+    assert kept == [f"{number:04}" for number in range(KEPT_RUNS, 2 * KEPT_RUNS)]
+
+
+def test_files_make_room_too(tmp_path):
+    """Of the oldest; hidden ones are not runs."""
+    for name in (".gitignore", *(f"{number:04}.jsonl" for number in range(KEPT_RUNS + 5))):
+        (tmp_path / name).touch()
+    make_room(tmp_path)
+    assert len(list(tmp_path.iterdir())) == KEPT_RUNS
+    assert (tmp_path / ".gitignore").exists()
+    assert not (tmp_path / "0005.jsonl").exists()
