@@ -34,8 +34,14 @@ SETTINGS = (
     Option("revision", "REV", "", "Revision of the model on the hub"),
     Option("quantization", "NAMES", "nf4,int8,int8-decomp", "What the llm fixture loads in tests that do not "
            "parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
+    Option("attention", "NAMES", "", "Attention implementation of models whose test names none: eager, sdpa, "
+           "flash_attention_2, flex_attention, ...; several, comma-separated, where a test does not parametrize llm "
+           "(default: the library's choice)"),
     Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
     Option("input-tokens", "N", "64", "Prompt length where a test does not set it"),
+    Option("prompt", "PROMPT", "random", "Prompt where a test does not set it: random (ids), text:WORDS, file:PATH, "
+           "chat (a short one) or chat:PATH (JSON messages), the last two through the tokenizer's template; all but "
+           "random have a length of their own"),
     Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop)"),

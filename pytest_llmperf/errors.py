@@ -7,6 +7,7 @@
     │   └── MissingDependency   an extra that is not installed
     ├── BaselineError           a baseline file that cannot be read, trusted or written
     ├── ModelError              a model that cannot be loaded
+    │   └── AttentionUnavailable  with the attention that was asked for: its tests are skipped
     └── MeasurementError        a measurement that must not become a number
 
 Every message is one line that names the thing, what was found, what was expected and how to mend it.
@@ -36,6 +37,10 @@ class BaselineError(LlmperfError):
 
 class ModelError(LlmperfError):
     """A model that does not exist, cannot be loaded or is not where it was asked to be."""
+
+
+class AttentionUnavailable(ModelError):  # noqa: N818  # says what is the case
+    """An attention implementation that exists and cannot run here, or not with this model."""
 
 
 class MeasurementError(LlmperfError):

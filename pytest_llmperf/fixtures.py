@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.measure.prompt import Prompt
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.options import TestSettings
     from pytest_llmperf.records.schema import TestResult
     from pytest_llmperf.workplace import Workplace
+
+
+_Words = str | Path | Sequence[Mapping[str, str]]
 
 
 class LlmPerf:
@@ -35,12 +40,13 @@ class LlmPerf:
         batch_size: int = 1,
         input_tokens: int | None = None,
         output_tokens: int | None = None,
+        prompt: _Words | None = None,
         execution: str = "generate",
         requests: int | None = None,
         warmup: int | None = None,
         seed: int = 0,
     ) -> TestResult:
-        """Measure greedy generation of exactly ``output_tokens`` tokens for ``batch_size`` random prompts.
+        """Measure greedy generation of exactly ``output_tokens`` tokens for ``batch_size`` prompts.
 
         One untimed request counts operators, warming up goes on until it is steady, ``requests`` requests are timed,
         and one more has its memory followed. The verdict comes when the test ends.
@@ -48,8 +54,10 @@ class LlmPerf:
         Args:
             llm: the model, as the ``llm`` fixture gives it.
             batch_size: prompts a request.
-            input_tokens: length of each prompt (default: ``--llmperf-input-tokens``).
+            input_tokens: length of each random prompt (default: ``--llmperf-input-tokens``).
             output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
+            prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch (default:
+                ``--llmperf-prompt``, which is random ids).
             execution: ``generate``, the library's own loop with a streamer, or ``loop``, a bare greedy loop.
             requests: requests to time (default: the marker's, else ``--llmperf-requests``).
             warmup: most requests to warm up with (default: the marker's, else ``--llmperf-warmup``).
@@ -59,11 +67,13 @@ class LlmPerf:
             What was measured; ``result.value("tpot")`` is one figure of it, in milliseconds.
 
         Raises:
-            UsageError: an argument is not of its kind, or the lengths exceed the model's limit.
+            UsageError: an argument is not of its kind, a prompt of words has ``input_tokens`` beside it or cannot be
+                tokenized, or the lengths exceed the model's limit.
             MeasurementError: what was measured must not become a number.
         """
         from pytest_llmperf.measure.generation import Plan
 
+        __tracebackhide__ = True
         options = self._workplace.options
         plan = Plan(
             batch_size=batch_size,
@@ -73,6 +83,7 @@ class LlmPerf:
             requests=_first(requests, self._settings.requests, options.requests),
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,
+            prompt=self._prompt(prompt, input_tokens),
         )
         measured = self._workplace.measure(llm, plan, test=self._test)
         result = _with_elapsed(measured, time.monotonic() - self._start)
@@ -82,6 +93,17 @@ class LlmPerf:
             )
         self.results.append(result)
         return result
+
+    def _prompt(self, given: _Words | None, input_tokens: int | None) -> Prompt:
+        """The test's own, else the run's; a test that gives a length means random ids."""
+        from pytest_llmperf.measure.prompt import RANDOM, Prompt
+
+        __tracebackhide__ = True
+        if given is None:
+            return self._workplace.options.prompt if input_tokens is None else RANDOM
+        if input_tokens is not None:
+            raise UsageError(f"input_tokens={input_tokens} beside a prompt of words, which has its own: leave out one")
+        return Prompt.of(given)
 
 
 @dataclass

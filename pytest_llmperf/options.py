@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
+from pytest_llmperf.measure.prompt import Prompt
+from pytest_llmperf.models.attention import check_attention
+from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
 from pytest_llmperf.verdict.model import Limit, Outcome
 
@@ -100,9 +103,12 @@ class Options:
     model: str | None
     revision: str | None
     quantization: tuple[str, ...]
+    attentions: tuple[str, ...]
+    """Empty for the library's choice."""
     batch_sizes: tuple[int, ...]
     input_tokens: int
     output_tokens: int
+    prompt: Prompt
     executions: tuple[str, ...]
     requests: int
     warmup: int
@@ -128,6 +134,25 @@ class Options:
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
     command_line_layer: LimitLayer
+
+    @property
+    def specs(self) -> list[ModelSpec]:
+        """What the ``llm`` fixture loads in tests that do not parametrize it: every quantization and attention."""
+        return [ModelSpec(quantization=q, attention=a) for q in self.quantization for a in self.attentions or (None,)]
+
+    @property
+    def attention(self) -> str | None:
+        """The attention of models whose test names none.
+
+        Raises:
+            UsageError: several were named, and which of them such a test is to have was not.
+        """
+        if len(self.attentions) > 1:
+            raise UsageError(
+                f"--llmperf-attention {','.join(self.attentions)}: a test that parametrizes llm without an attention "
+                "needs one name; expected one, or ModelSpec(attention=...) in the test"
+            )
+        return next(iter(self.attentions), None)
 
     @property
     def factors(self) -> list[Factor]:
@@ -162,11 +187,13 @@ class Options:
             model=value["model"] or None,
             revision=value["revision"] or None,
             quantization=_names("--llmperf-quantization", value["quantization"]),
+            attentions=_names("--llmperf-attention", value["attention"]) if value["attention"] else (),
             batch_sizes=tuple(
                 _whole("--llmperf-batch-sizes", size) for size in _names("--llmperf-batch-sizes", value["batch-sizes"])
             ),
             input_tokens=_whole("--llmperf-input-tokens", value["input-tokens"]),
             output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"]),
+            prompt=Prompt.parse(value["prompt"]),
             executions=_names("--llmperf-execution", value["execution"]),
             requests=_whole("--llmperf-requests", value["requests"]),
             warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
@@ -193,6 +220,8 @@ class Options:
             command_line_layer=_layer(config.getoption),
         )
         options._refuse_contradictions()
+        for spec in options.specs:
+            check_attention(spec)
         return options
 
     def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:

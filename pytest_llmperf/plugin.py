@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.declare import add_device_option, add_options, forgotten_flag
-from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.fixtures import LlmPerf, PeakMemory
@@ -76,7 +76,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize ``llm`` where a test does not do so itself."""
     options = metafunc.config.stash.get(OPTIONS, None)
     if options and "llm" in metafunc.fixturenames and not _is_parametrized(metafunc, "llm"):
-        metafunc.parametrize("llm", options.quantization, indirect=True)
+        metafunc.parametrize("llm", options.specs, indirect=True)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -192,6 +192,8 @@ def llm(request: pytest.FixtureRequest) -> LoadedModel:
     """
     try:
         loaded = request.config.stash[WORKPLACE].load(request.param)
+    except AttentionUnavailable as error:
+        pytest.skip(str(error))
     except LlmperfError as error:
         pytest.fail(str(error), pytrace=False)
     return loaded
@@ -280,6 +282,7 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
         )
     session = config.stash.get(SESSION, None)
     _choose_runner(config, workplace, planned)
+    _show_progress(config, workplace)
     found = {
         "edited": workplace.edited,
         "missing": _missing(config, workplace),
@@ -289,6 +292,16 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
         session.outcome.take(found)
     else:
         config.workeroutput["llmperf"] = found  # type: ignore[attr-defined]  # xdist carries it to the controller
+
+
+def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
+    from pytest_llmperf.report.live import LiveLine
+
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if LiveLine.fits(reporter):
+        capture = config.pluginmanager.get_plugin("capturemanager")
+        uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
+        workplace.progress.watcher = LiveLine(reporter, uncaptured)
 
 
 def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:

@@ -198,7 +198,9 @@ class Workplace:
 
     def _complete(self, spec: ModelSpec) -> ModelSpec:
         return spec.with_defaults(
-            model=self.options.model or default_model(self._bench.device), revision=self.options.revision
+            model=self.options.model or default_model(self._bench.device),
+            revision=self.options.revision,
+            attention=spec.attention or self.options.attention,
         )
 
     def _check_specs(self, tests: Sequence[PlannedTest]) -> None:

@@ -69,7 +69,9 @@ class Bench:
                 plan,
                 device=self.device,
                 clock=self.clock,
+                tokenizer=loaded.tokenizer,
                 enter=self.progress.enter,
+                on_request=self.progress.tell_request,
                 burdens=burdens,
             )
         except LlmperfError:

@@ -6,7 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise, repeat
 from statistics import median
@@ -20,7 +20,7 @@ from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
 from pytest_llmperf.measure.execution import Generated, OnToken, check_produced, find_execution
 from pytest_llmperf.measure.injection import Burden, StepTimes, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
-from pytest_llmperf.measure.prompt import digest, random_prompt
+from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import Warmup
 
@@ -36,6 +36,8 @@ class Plan:
     requests: int
     warmup_cap: int
     seed: int = 0
+    prompt: Prompt = RANDOM
+    """``input_tokens`` is the length of random ones; another has its own."""
 
     def __post_init__(self) -> None:
         find_execution(self.execution)
@@ -105,7 +107,9 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
     *,
     device: str,
     clock: Clock,
+    tokenizer: Any | None = None,
     enter: Callable[[str], None] = lambda _phase: None,
+    on_request: Callable[[RequestTimes], None] = lambda _times: None,
     burdens: Sequence[Burden] = (),
 ) -> Measurement:
     """Measure a loaded model.
@@ -115,16 +119,25 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         plan: the shape, the execution and how often.
         device: where prompts go and memory is read.
         clock: the device's clock.
+        tokenizer: the model's; random prompts need none.
         enter: told of each phase as it begins, outside of what is timed.
+        on_request: told of each timed request when it has ended.
         burdens: work that each request does on top.
 
     Raises:
         MeasurementError: fewer tokens were produced than asked for.
+        UsageError: prompt and output are longer than the model's limit, or its tokenizer cannot make the prompt.
     """
+    prompt = prompt_ids(
+        plan.prompt,
+        model.config,
+        tokenizer,
+        batch_size=plan.batch_size,
+        input_tokens=plan.input_tokens,
+        seed=plan.seed,
+    ).to(device)
+    plan = replace(plan, input_tokens=prompt.shape[1])
     check_length(model.config, plan)
-    prompt = random_prompt(model.config, batch_size=plan.batch_size, input_tokens=plan.input_tokens, seed=plan.seed).to(
-        device
-    )
     request: Request = partial(find_execution(plan.execution), model, prompt)
     with measuring_conditions():
         if burdens:
@@ -134,7 +147,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             enter("warm-up")
             warmup = _warm_up(request, plan, clock)
             enter("timed requests")
-            timed = _time_requests(partial(request, plan.output_tokens), plan, clock)
+            timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(partial(request, plan.output_tokens), plan, device, enter)
     return Measurement(
         plan=plan,
@@ -208,12 +221,15 @@ def _warm_up(request: Request, plan: Plan, clock: Clock) -> Warmup:
     return warm_up(lambda: time_request(partial(request, next(lengths)), clock)[0].e2e_ms, cap=plan.warmup_cap)
 
 
-def _time_requests(run: Run, plan: Plan, clock: Clock) -> Undisturbed[tuple[RequestTimes, int]]:
+def _time_requests(
+    run: Run, plan: Plan, clock: Clock, on_request: Callable[[RequestTimes], None]
+) -> Undisturbed[tuple[RequestTimes, int]]:
     """The requests' times and how many tokens each produced."""
 
     def request() -> tuple[tuple[RequestTimes, int], float]:
         times, generated = time_request(run, clock)
         check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
+        on_request(times)
         return (times, generated.tokens.numel()), times.wall_ms
 
     return undisturbed(request, plan.requests)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pytest_llmperf.measure.generation import RequestTimes
 
 SETUP = "setup"
 LOAD = "load"
@@ -31,6 +34,16 @@ class Moment:
         return f"in phase {self.phase!r}" + (f" with {told}" if told else "")
 
 
+class Watcher(Protocol):
+    """Shows somebody how far a test is."""
+
+    def enter(self, phase: str) -> None:
+        """A phase begins."""
+
+    def request(self, times: RequestTimes) -> None:
+        """A timed request has ended."""
+
+
 class Progress:
     """The phase that a device's tests are in. It changes between timed requests, never inside.
 
@@ -40,18 +53,27 @@ class Progress:
     Attributes:
         phase: The present one.
         listener: Called with the moment at which a phase begins.
+        watcher: Told of each phase, and of each timed request when it has ended.
     """
 
     def __init__(self, device: str) -> None:
         self._device = device
         self.phase = SETUP
         self.listener: Callable[[Moment], None] | None = None
+        self.watcher: Watcher | None = None
 
     def enter(self, phase: str) -> None:
         """Begin a phase; the one before it ends."""
         self.phase = phase
+        if self.watcher:
+            self.watcher.enter(phase)
         if self.listener:
             self.listener(self.moment())
+
+    def tell_request(self, times: RequestTimes) -> None:
+        """A timed request has ended."""
+        if self.watcher:
+            self.watcher.request(times)
 
     def moment(self) -> Moment:
         """The phase, and the memory in use now."""

@@ -1,14 +1,102 @@
-"""Prompts that are the same in every run."""
+"""Prompts that are the same in every run: seeded random ids, a text, or a chat through the tokenizer's template."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+
+Message = tuple[str, str]
+"""Role and content."""
+
+FORMS = "random, text:WORDS, file:PATH, chat or chat:PATH"
+
+_CHAT: tuple[Message, ...] = (
+    ("system", "You are a helpful assistant who explains things step by step."),
+    ("user", "Explain how a language model turns a prompt into text, one token at a time."),
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What every sequence of a batch begins with: random ids of its own, or the same words through the tokenizer."""
+
+    text: str | None = None
+    chat: tuple[Message, ...] | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it is made of random ids, of any length that is asked for."""
+        return self.text is None and self.chat is None
+
+    @classmethod
+    def parse(cls, text: str) -> Prompt:
+        """From the command line: one of `FORMS`.
+
+        Raises:
+            UsageError: it is none of them, or a file cannot be read.
+        """
+        kind, colon, rest = text.partition(":")
+        if text in ("random", "chat"):
+            return cls() if text == "random" else cls(chat=_CHAT)
+        if not colon or not rest or kind not in ("text", "file", "chat"):
+            raise UsageError(f"prompt {text!r}: expected {FORMS}")
+        if kind == "text":
+            return cls(text=rest)
+        words = _read(Path(rest))
+        return cls(text=words) if kind == "file" else cls(chat=_messages(_json(words, rest), rest))
+
+    @classmethod
+    def of(cls, value: str | Path | Sequence[Mapping[str, str]]) -> Prompt:
+        """From a test: a text, a file with one, or the messages of a chat, each with ``role`` and ``content``.
+
+        Raises:
+            UsageError: a file cannot be read, the text is empty, or messages are of another form.
+        """
+        if isinstance(value, str | Path):
+            text = _read(value) if isinstance(value, Path) else value
+            if not text:
+                raise UsageError("prompt '': expected some words")
+            return cls(text=text)
+        return cls(chat=_messages(value, "prompt"))
+
+
+RANDOM = Prompt()
+
+
+def prompt_ids(  # noqa: PLR0913  # what a batch is made from
+    prompt: Prompt, config: Any, tokenizer: Any | None, *, batch_size: int, input_tokens: int, seed: int
+) -> torch.Tensor:
+    """Token ids of a batch, on the host.
+
+    Args:
+        prompt: what to ask.
+        config: the model's.
+        tokenizer: the model's, if it has one.
+        batch_size: sequences.
+        input_tokens: length of random prompts; others have their own.
+        seed: of random prompts.
+
+    Returns:
+        Shape ``(batch_size, tokens)``.
+
+    Raises:
+        UsageError: the model has no tokenizer or no chat template, or nothing is left of the words.
+    """
+    if prompt.is_random:
+        return random_prompt(config, batch_size=batch_size, input_tokens=input_tokens, seed=seed)
+    import torch
+
+    return torch.tensor([_tokenized(prompt, tokenizer)]).expand(batch_size, -1).contiguous()
 
 
 def random_prompt(config: Any, *, batch_size: int, input_tokens: int, seed: int) -> torch.Tensor:
@@ -34,6 +122,47 @@ def digest(tokens: torch.Tensor) -> str:
 
     ids = tokens.to(device="cpu", dtype=torch.int64).contiguous()
     return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
+
+
+def _tokenized(prompt: Prompt, tokenizer: Any | None) -> list[int]:
+    if tokenizer is None:
+        raise UsageError("the model has no tokenizer, so a prompt of words cannot become tokens: use random ids")
+    if prompt.chat is None:
+        ids = tokenizer(prompt.text)["input_ids"]
+    elif not tokenizer.chat_template:
+        raise UsageError("the model's tokenizer has no chat template: expected one, or a text as prompt")
+    else:
+        messages = [{"role": role, "content": content} for role, content in prompt.chat]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
+    if not ids:
+        raise UsageError("the prompt is no token long: expected some words")
+    return list(ids)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"prompt file {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _json(text: str, name: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"prompt file {name}: line {error.lineno}: {error.msg}; expected JSON messages") from error
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    expected = 'expected a list of {"role": ..., "content": ...} with text in both'
+    if not isinstance(value, Sequence) or not value:
+        raise UsageError(f"{name}: {expected}")
+    for message in value:
+        known = isinstance(message, Mapping) and set(message) == {"role", "content"}
+        if not known or not all(isinstance(part, str) for part in message.values()):
+            raise UsageError(f"{name}: found {message!r}, {expected}")
+    return tuple((message["role"], message["content"]) for message in value)
 
 
 def _special_ids(config: Any) -> set[int]:

@@ -11,7 +11,8 @@ from itertools import chain
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.errors import LlmperfError, MissingDependency, ModelError
+from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, MissingDependency, ModelError
+from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
 from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model
@@ -113,7 +114,8 @@ def _one_line_errors(spec: ModelSpec) -> Iterator[None]:
         forget_locals(error)
         if isinstance(error, LlmperfError):
             raise
-        raise ModelError(_explain(spec, error)) from error
+        kind = AttentionUnavailable if cannot_run_here(spec, error) else ModelError
+        raise kind(_explain(spec, error)) from error
 
 
 def _check_packages(spec: ModelSpec) -> None:
@@ -157,7 +159,7 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
         name=name,
         revision=revision,
         dtype=_dtype(model),
-        attention=_attention(model),
+        attention=attention_of(model),
         device=device,
     )
 
@@ -176,7 +178,7 @@ def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
     )
     _check_complete(spec, report)
     _check_devices(spec, model, device)
-    _check_attention(spec, model)
+    check_loaded(spec, model)
     return model
 
 
@@ -237,18 +239,6 @@ def _is_on(found: torch.device, device: str) -> bool:
     """Whether a device is the one asked for; ``cuda`` without a number is any of them."""
     kind, _, index = device.partition(":")
     return found.type == kind and index in ("", str(found.index))
-
-
-def _check_attention(spec: ModelSpec, model: Any) -> None:
-    if spec.attention not in (None, _attention(model)):
-        raise ModelError(
-            f"model {spec.model!r} was asked for attention {spec.attention!r} and got {_attention(model)!r}: "
-            "install what the first needs, or ask for the second"
-        )
-
-
-def _attention(model: Any) -> str:
-    return getattr(model.config, "_attn_implementation", None) or "unknown"
 
 
 def _dtype(model: Any) -> str:

@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Callable
 
-from pytest_llmperf.errors import LlmperfError, ModelError, UsageError
+from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, ModelError, UsageError
 from pytest_llmperf.models.load import LoadedModel, load
 from pytest_llmperf.models.spec import ModelSpec
 
@@ -53,7 +53,8 @@ class ModelRegistry:
             return self._load(spec, self._device)
         except LlmperfError as error:
             # A copy: the error itself holds its traceback, and with it whatever was loaded so far.
-            kind = UsageError if isinstance(error, UsageError) else ModelError
+            kinds = (UsageError, AttentionUnavailable, ModelError)
+            kind = next((kind for kind in kinds if isinstance(error, kind)), ModelError)
             self._failures[spec] = kind(str(error))
             raise
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.models import synthetic
+from pytest_llmperf.models.attention import check_attention
 from pytest_llmperf.models.spec import ModelSpec
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -35,7 +36,7 @@ def check_source(spec: ModelSpec) -> None:
     else:
         _check_hub_name(model)
     _check_revision(spec)
-    _check_attention(spec)
+    check_attention(spec)
 
 
 def named_model(spec: ModelSpec) -> str:
@@ -83,15 +84,6 @@ def _check_revision(spec: ModelSpec) -> None:
         raise UsageError(
             f"revision {spec.revision!r} of model {model!r} would be ignored: only models on the Hugging Face hub have "
             "revisions; leave it out"
-        )
-
-
-def _check_attention(spec: ModelSpec) -> None:
-    """The library takes a name with a slash for a kernel on the hub: compiled code to download and run."""
-    if spec.attention is not None and "/" in spec.attention and not spec.trust_remote_code:
-        raise UsageError(
-            f"attention {spec.attention!r} is code from the Hugging Face hub: expected a built-in one such as eager or "
-            "sdpa, or trust_remote_code=True"
         )
 
 

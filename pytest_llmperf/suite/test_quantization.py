@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The matrix comes from the options. Ids read ``nf4-b8-generate``."""
+    """The matrix comes from the options. Ids read ``nf4-b8-generate``; ``nf4-eager-b8-generate`` with an attention."""
     if not metafunc.config.getoption("llmperf"):
         return
     options = Options.from_config(metafunc.config)
-    metafunc.parametrize("llm", options.quantization, indirect=True)
+    metafunc.parametrize("llm", options.specs, indirect=True)
     metafunc.parametrize("batch_size", options.batch_sizes, ids=lambda size: f"b{size}")
     metafunc.parametrize("execution", options.executions)
 

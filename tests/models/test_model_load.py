@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from pytest_llmperf.errors import LlmperfError, MissingDependency, ModelError, UsageError
+from pytest_llmperf.models import attention
 from pytest_llmperf.models import load as loading
 from pytest_llmperf.models.load import LoadedModel, load, prepare
 from pytest_llmperf.models.quantization import QUANTIZATIONS
@@ -106,7 +107,7 @@ def test_handle_lets_go() -> None:
         (ModelSpec(), UsageError, "model of 'bf16' is not set"),
         (ModelSpec("/no/such"), UsageError, "model '/no/such' is not there"),
         (ModelSpec("synthetic:no"), UsageError, "model 'synthetic:no' does not exist"),
-        (ModelSpec("synthetic:tiny", attention="fast"), ModelError, "could not be loaded as 'bf16': Specified"),
+        (ModelSpec("synthetic:tiny", attention="fast"), UsageError, "attention 'fast' is unknown: expected one of"),
     ],
 )
 def test_what_cannot_be_loaded(spec: ModelSpec, kind: type[LlmperfError], expected: str) -> None:
@@ -163,7 +164,7 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_attention_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that comes with another attention than was asked for is an error with both names."""
-    monkeypatch.setattr(loading, "_attention", lambda _model: "eager")
+    monkeypatch.setattr(attention, "attention_of", lambda _model: "eager")
     assert failure(ModelSpec("synthetic:tiny", attention="sdpa")).startswith(
         "model 'synthetic:tiny' was asked for attention 'sdpa' and got 'eager'"
     )

@@ -1,0 +1,101 @@
+"""Prompts of words: where they come from, what becomes of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pytest_llmperf import ModelSpec
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.prompt import RANDOM, Prompt, prompt_ids
+from pytest_llmperf.models.load import load
+
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello <b>there</b>"}]
+
+
+@pytest.fixture(scope="module")
+def tiny(model_cache):
+    return load(ModelSpec("synthetic:tiny", "fp32"), "cpu")
+
+
+def ids(prompt, loaded, **changes):
+    arguments = {"batch_size": 3, "input_tokens": 7, "seed": 0} | changes
+    return prompt_ids(prompt, loaded.model.config, loaded.tokenizer, **arguments)
+
+
+def test_random_ids_have_the_length_that_is_asked_for(tiny):
+    """And no need of a tokenizer."""
+    assert ids(RANDOM, SimpleNamespace(model=tiny.model, tokenizer=None)).shape == (3, 7)
+
+
+def test_a_text_has_its_own_length_and_each_sequence_has_the_same(tiny):
+    """As the model's tokenizer reads it."""
+    found = ids(Prompt.of("Hello there"), tiny)
+    assert found.tolist() == [tiny.tokenizer("Hello there")["input_ids"]] * 3
+
+
+def test_a_chat_goes_through_the_template(tiny):
+    """With the turn handed to the assistant, and the special tokens that the template writes."""
+    (row, *_) = ids(Prompt.of(MESSAGES), tiny).tolist()
+    text = tiny.tokenizer.decode(row)
+    assert text == "<s> system: Be brief. user: Hello <b>there</b> assistant:"
+    assert row.count(tiny.tokenizer.bos_token_id) == 1
+
+
+def test_from_the_command_line(tmp_path, monkeypatch):
+    """Every form, and the files that some of them name."""
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("Grüße: 1")
+    Path("chat.json").write_text(json.dumps(MESSAGES))
+    assert Prompt.parse("random").is_random
+    assert Prompt.parse("text:a: b").text == "a: b"
+    assert Prompt.parse("file:words.txt") == Prompt.of(Path("words.txt")) == Prompt(text="Grüße: 1")
+    assert Prompt.parse("chat:chat.json") == Prompt.of(MESSAGES)
+    assert [role for role, _ in Prompt.parse("chat").chat] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "prompt '': expected random, text:WORDS"),
+        ("text:", "prompt 'text:': expected random"),
+        ("hello", "prompt 'hello': expected random"),
+        ("file:absent.txt", "prompt file absent.txt: No such file"),
+        ("file:.", "prompt file .: Is a directory"),
+        ("chat:broken.json", "prompt file broken.json: line 1: "),
+        ("chat:empty.json", 'empty.json: expected a list of {"role"'),
+        ("chat:other.json", "other.json: found {'role': 'user'}, expected a list"),
+        ("chat:number.json", "number.json: found {'role': 'user', 'content': 1}, expected"),
+    ],
+)
+def test_what_is_no_prompt(text, expected, tmp_path, monkeypatch):
+    """One line that names it."""
+    monkeypatch.chdir(tmp_path)
+    files = {"broken": "[", "empty": "[]", "other": '[{"role": "user"}]', "number": '[{"role": "user", "content": 1}]'}
+    for name, words in files.items():
+        Path(f"{name}.json").write_text(words)
+    with pytest.raises(UsageError) as caught:
+        Prompt.parse(text)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_text_is_no_prompt():
+    """Nor is a text without a token."""
+    with pytest.raises(UsageError, match="expected some words"):
+        Prompt.of("")
+    silent = SimpleNamespace(model=SimpleNamespace(config=None), tokenizer=lambda _text: {"input_ids": []})
+    with pytest.raises(UsageError, match="no token long"):
+        ids(Prompt.of(" "), silent)
+
+
+def test_what_the_model_lacks_is_named(tiny):
+    """A tokenizer, or a template."""
+    with pytest.raises(UsageError, match="the model has no tokenizer"):
+        ids(Prompt.of("Hello"), SimpleNamespace(model=tiny.model, tokenizer=None))
+    plain = SimpleNamespace(chat_template=None)
+    with pytest.raises(UsageError, match="no chat template: expected one, or a text"):
+        ids(Prompt.of(MESSAGES), SimpleNamespace(model=tiny.model, tokenizer=plain))

@@ -1,0 +1,165 @@
+"""Attention and prompts as axes of a workload, and the line that shows how far a test is, from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from perf_project import QUICK
+
+from pytest_llmperf.measure.generation import RequestTimes
+from pytest_llmperf.report.live import LiveLine
+
+PROMPTS = """
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_own(llm, llmperf):
+    llmperf.generate(llm, prompt="Hello there")
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_length(llm, llmperf):
+    llmperf.generate(llm, input_tokens=5)
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_run(llm, llmperf):
+    llmperf.generate(llm)
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_both(llm, llmperf):
+    llmperf.generate(llm, prompt="Hello there", input_tokens=5)
+"""
+
+
+def written(project):
+    """What was measured, by test."""
+    files = [json.loads(path.read_text()) for path in (project.path / "out").glob("*.json")]
+    return {one["test"].rpartition("::")[2]: one["results"][0] for one in files}
+
+
+def test_the_suite_measures_each_attention(project):
+    """Each by its name; what was resolved is part of the workload, what was asked for stands beside it."""
+    result = project.run(
+        "--pyargs", "pytest_llmperf.suite.test_quantization", "--llmperf-attention=eager,sdpa",
+        "--llmperf-quantization=fp32", "--llmperf-batch-sizes=1", "--llmperf-json=out", "--llmperf-prompt=chat",
+    )  # fmt: skip
+    result.assert_outcomes(passed=2)
+    found = written(project)
+    assert set(found) == {f"test_generate[fp32-{name}-b1-generate]" for name in ("eager", "sdpa")}
+    for test, one in found.items():
+        assert f"-{one['workload']['attention']}-" in test
+        assert one["observation"]["attention_requested"] == one["workload"]["attention"]
+    assert len({one["workload"]["prompt_sha256"] for one in found.values()}) == 1
+
+
+def test_an_attention_that_cannot_run_here_is_skipped_with_its_reason(project):
+    """Never replaced in silence, and nothing is said to be verified."""
+    project.write()
+    result = project.run("--llmperf-attention=flash_attention_2", "-rs")
+    assert result.ret == 0
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*Nothing was verified.", "SKIPPED*could not be loaded as 'fp32'*Flash*"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--llmperf-attention=quick"], "*attention 'quick' is unknown: expected one of eager, sdpa, *"),
+        (["--llmperf-attention=org/kernel"], "*attention 'org/kernel' is code from the Hugging Face hub*"),
+        (["--llmperf-attention=eager,sdpa"], "*a test that parametrizes llm without an attention needs one name*"),
+        (["--llmperf-prompt=hello"], "*prompt 'hello': expected random, text:WORDS, *"),
+    ],
+)
+def test_what_is_known_beforehand_ends_collection(project, arguments, expected):
+    """With exit code 4."""
+    project.write()
+    result = project.run(*arguments)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines([expected])
+
+
+def test_a_prompt_of_the_test_goes_before_that_of_the_run(project):
+    """A length in the test means random ids; both contradict each other."""
+    project.write(PROMPTS)
+    result = project.run("--llmperf-prompt=text:one two three", "--llmperf-json=out")
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["*input_tokens=5 beside a prompt of words*"])
+    found = {test: one["workload"] for test, one in written(project).items()}
+    assert found["test_length[fp32]"]["input_tokens"] == 5
+    assert len({one["prompt_sha256"] for one in found.values()}) == 3
+    assert "Hello" not in json.dumps(found)
+
+
+class FakeReporter:
+    """A terminal of 80 columns on which 30 are written."""
+
+    verbosity, isatty, hasmarkup = 1, True, True
+
+    def __init__(self, column=30):
+        self._tw = type("Writer", (), {"fullwidth": 80, "width_of_current_line": column})
+        self.written = []
+
+    def write_raw(self, text, *, flush):
+        assert flush
+        self.written.append(text)
+
+
+def test_the_line_tells_tokens_and_the_running_median(capsys):
+    """And is gone when the next phase begins."""
+    reporter = FakeReporter()
+    line = LiveLine(reporter, capsys.disabled)
+    line.enter("timed requests")
+    line.request(RequestTimes(ttft_ms=5.0, itl_ms=[2.0, 4.0], wall_ms=11.0))
+    line.request(RequestTimes(ttft_ms=5.0, itl_ms=[], wall_ms=5.0))
+    line.enter("prefill")
+    assert reporter.written == [
+        "\x1b7" + "3 tokens a sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
+        "\x1b7" + "4 tokens a sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
+        "\x1b7\x1b[K\x1b8",
+    ]
+
+
+def test_a_long_name_leaves_no_room(capsys):
+    """Nothing wraps."""
+    reporter = FakeReporter(column=70)
+    LiveLine(reporter, capsys.disabled).request(RequestTimes(ttft_ms=5.0, itl_ms=[2.0], wall_ms=11.0))
+    assert reporter.written == []
+
+
+@pytest.mark.parametrize("what", ["verbosity", "isatty", "hasmarkup"])
+def test_it_is_for_people_who_look(what, monkeypatch):
+    """At a terminal, and asked for more than dots."""
+    assert LiveLine.fits(FakeReporter())
+    monkeypatch.setattr(FakeReporter, what, 0)
+    assert not LiveLine.fits(FakeReporter())
+    assert not LiveLine.fits(None)
+
+
+def test_on_a_real_terminal(project):
+    """It is there at -v, although the test's own output is captured."""
+    project.write(conftest="")
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "pytest", *QUICK, "-v"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "PY_COLORS": "1"}
+    with subprocess.Popen(command, stdout=follower, cwd=project.path, env=environment) as process:
+        os.close(follower)
+        seen = _read_all(leader)
+    assert process.returncode == 0, seen
+    assert "\x1b7" + "4 tokens a sequence, TPOT " in seen
+    assert "PASSED" in seen.rpartition("\x1b8")[2]
+
+
+def _read_all(leader):
+    """Until nobody holds the other end, which Linux tells by an error."""
+    parts = []
+    try:
+        while part := os.read(leader, 65536):
+            parts.append(part)
+    except OSError:
+        pass
+    os.close(leader)
+    return b"".join(parts).decode()
