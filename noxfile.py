@@ -22,7 +22,8 @@ def perf(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
     session.install(*CONSTRAINTS, ".[models,parquet,history]", *TESTS)
-    session.run("pytest", *session.posargs)
+    # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session
