@@ -123,7 +123,7 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
                     help="Make it worse, to prove that the gate can turn red: multiply a figure ('tpot:+50%%'), or do "
                          "real work on each forward: products ('work:+15%%'), a wait ('sleep:+15%%', 'sleep:2ms'), "
-                         "memory held during decode ('hold:64MiB')")  # fmt: skip
+                         "memory held during decode ('hold:64MiB'), smaller batches ('batch:-25%%')")  # fmt: skip
     group.addoption("--llmperf-strict", action="store_true",
                     help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")

@@ -11,7 +11,7 @@ from pytest_llmperf import ModelSpec
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.clock import HostClock
 from pytest_llmperf.measure.generation import Plan, measure_generation
-from pytest_llmperf.measure.injection import Delay, Hold, StepTimes, carry, parse_burden
+from pytest_llmperf.measure.injection import Delay, Hold, SmallerBatch, StepTimes, carry, parse_burden
 from pytest_llmperf.models.load import load
 from pytest_llmperf.options import Factor
 
@@ -32,13 +32,16 @@ def tpot(measurement):
     return min(times.tpot_ms for times in measurement.requests)
 
 
-@pytest.mark.parametrize("text", ["work:+15%", "sleep:+7.5%", "sleep:2ms", "work:0.5ms", "hold:64MiB"])
+@pytest.mark.parametrize("text", ["work:+15%", "sleep:+7.5%", "sleep:2ms", "work:0.5ms", "hold:64MiB", "batch:-25%"])
 def test_a_burden_is_written_as_it_is_read(text):
     """What is shown can be typed again."""
     assert str(parse_burden(text)) == text
 
 
-@pytest.mark.parametrize("text", ["work:15%", "sleep:-15%", "sleep:0ms", "hold:64", "hold:0MiB", "work", "sleep:+5%%"])
+@pytest.mark.parametrize(
+    "text",
+    ["batch:+25%", "batch:-0%", "work:15%", "sleep:-15%", "sleep:0ms", "hold:64", "hold:0MiB", "work", "sleep:+5%%"],
+)
 def test_another_amount_is_refused(text):
     """With what is expected."""
     with pytest.raises(UsageError, match="expected an amount above 0, as in work:"):
@@ -77,6 +80,26 @@ def test_memory_is_held_during_decode_alone(tiny, execution):
     held = measured(tiny, Hold(64), execution=execution).peaks
     assert held["decode"].allocated_bytes - plain["decode"].allocated_bytes == 64 * MIB
     assert held["prefill"].allocated_bytes == plain["prefill"].allocated_bytes
+
+
+def test_a_smaller_batch_is_served(tiny):
+    """Fewer tokens are produced; what is asked for, and so the workload, stays."""
+    plan = Plan(batch_size=4, input_tokens=8, output_tokens=3, execution="loop", requests=2, warmup_cap=0)
+    plain, fewer = (
+        measure_generation(tiny, plan, device="cpu", clock=HostClock(), burdens=burdens)
+        for burdens in ((), (SmallerBatch(0.25),))
+    )
+    assert (fewer.batch_size, fewer.tokens_produced) == (3, 2 * 3 * 3)
+    assert (fewer.plan, fewer.prompt_sha256) == (plain.plan, plain.prompt_sha256)
+    assert fewer.counts.kv_cache_bytes == plain.counts.kv_cache_bytes * 3 // 4
+
+
+@pytest.mark.parametrize(("batch_size", "share"), [(1, 0.25), (4, 1.0), (4, 0.05)])
+def test_a_batch_that_cannot_be_that_much_smaller(tiny, batch_size, share):
+    """Nothing would be injected, or nothing would be left."""
+    plan = Plan(batch_size=batch_size, input_tokens=8, output_tokens=3, execution="loop", requests=2, warmup_cap=0)
+    with pytest.raises(UsageError, match=rf"of a batch of {batch_size} that leaves"):
+        measure_generation(tiny, plan, device="cpu", clock=HostClock(), burdens=[SmallerBatch(share)])
 
 
 def test_nothing_is_left_on_the_model(tiny):

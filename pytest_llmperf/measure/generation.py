@@ -18,7 +18,7 @@ from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
 from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
 from pytest_llmperf.measure.execution import Generated, OnToken, check_produced, find_execution
-from pytest_llmperf.measure.injection import Burden, StepTimes, carry
+from pytest_llmperf.measure.injection import Burden, StepTimes, batch_left, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
@@ -80,6 +80,9 @@ class Measurement:
     """All that was measured of one plan on one model."""
 
     plan: Plan
+    """What was asked for."""
+    batch_size: int
+    """Sequences of each request: as asked for, unless that was injected to be less."""
     clock: str
     prompt_sha256: str
     warmup: Warmup
@@ -136,9 +139,10 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         input_tokens=plan.input_tokens,
         seed=plan.seed,
     ).to(device)
-    plan = replace(plan, input_tokens=prompt.shape[1])
-    check_length(model.config, plan)
-    request: Request = partial(find_execution(plan.execution), model, prompt)
+    asked = replace(plan, input_tokens=prompt.shape[1])
+    check_length(model.config, asked)
+    plan = replace(asked, batch_size=batch_left(asked.batch_size, burdens))
+    request: Request = partial(find_execution(plan.execution), model, prompt[: plan.batch_size])
     with measuring_conditions():
         if burdens:
             steps = _step_times(request, plan, clock)
@@ -150,7 +154,8 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(partial(request, plan.output_tokens), plan, device, enter)
     return Measurement(
-        plan=plan,
+        plan=asked,
+        batch_size=plan.batch_size,
         clock=clock.name,
         prompt_sha256=digest(prompt),
         warmup=warmup,

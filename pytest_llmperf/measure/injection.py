@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 _Work = Callable[[], object]
 
-FORMS = "work:+15%, sleep:+15%, sleep:2ms or hold:64MiB"
+FORMS = "work:+15%, sleep:+15%, sleep:2ms, hold:64MiB or batch:-25%"
 
 _BYTES = {"KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _NUMBER = r"(\d+(?:\.\d+)?)"
@@ -56,7 +56,28 @@ class Hold:
         return f"hold:{self.mib:g}MiB"
 
 
-Burden = Delay | Hold
+@dataclass(frozen=True)
+class SmallerBatch:
+    """Fewer sequences in each request than were asked for, as of a scheduler that admits fewer."""
+
+    share: float
+
+    def __str__(self) -> str:
+        return f"batch:-{100 * self.share:g}%"
+
+    def of(self, batch_size: int) -> int:
+        """What is left of a batch.
+
+        Raises:
+            UsageError: as many as before, or none.
+        """
+        left = round(batch_size * (1 - self.share))
+        if not 0 < left < batch_size:
+            raise UsageError(f"--llmperf-inject {self}: of a batch of {batch_size} that leaves {left}")
+        return left
+
+
+Burden = Delay | Hold | SmallerBatch
 
 
 @dataclass(frozen=True)
@@ -68,15 +89,15 @@ class StepTimes:
 
 
 def parse_burden(text: str) -> Burden | None:
-    """From ``work:+15%``, ``sleep:+15%``, ``sleep:2ms`` or ``hold:64MiB``; none if it begins otherwise.
+    """From ``work:+15%``, ``sleep:+15%``, ``sleep:2ms``, ``hold:64MiB`` or ``batch:-25%``; none if it begins otherwise.
 
     Raises:
         UsageError: the kind is known and the amount is not of its form, or is 0.
     """
     kind, _, amount = text.strip().partition(":")
-    if kind not in {"work", "sleep", "hold"}:
+    if kind not in {"work", "sleep", "hold", "batch"}:
         return None
-    burden = _hold(amount) if kind == "hold" else _delay(kind, amount)
+    burden = {"hold": _hold, "batch": _smaller_batch}.get(kind, partial(_delay, kind))(amount)
     if burden is None:
         raise UsageError(f"--llmperf-inject {text!r}: expected an amount above 0, as in {FORMS}")
     return burden
@@ -101,7 +122,7 @@ def carry(  # noqa: PLR0913  # a request, where it runs, and what is put on it
         device: where the work is done.
         clock: the device's, to size the work by.
     """
-    put = [_prepared(burden, steps, device, clock) for burden in burdens]
+    put = [_prepared(burden, steps, device, clock) for burden in burdens if not isinstance(burden, SmallerBatch)]
 
     def carried(*arguments: Any) -> _Result:
         with ExitStack() as stack:
@@ -110,6 +131,23 @@ def carry(  # noqa: PLR0913  # a request, where it runs, and what is put on it
             return request(*arguments)
 
     return carried
+
+
+def batch_left(batch_size: int, burdens: Sequence[Burden]) -> int:
+    """How many sequences of a batch are left by what is injected.
+
+    Raises:
+        UsageError: as many as before, or none.
+    """
+    for burden in burdens:
+        if isinstance(burden, SmallerBatch):
+            batch_size = burden.of(batch_size)
+    return batch_size
+
+
+def _smaller_batch(amount: str) -> SmallerBatch | None:
+    found = re.fullmatch(rf"-{_NUMBER}%", amount)
+    return SmallerBatch(float(found[1]) / 100) if found and float(found[1]) else None
 
 
 def _hold(amount: str) -> Hold | None:
@@ -125,7 +163,7 @@ def _delay(kind: str, amount: str) -> Delay | None:
 
 
 def _prepared(
-    burden: Burden, steps: StepTimes, device: str, clock: Clock
+    burden: Delay | Hold, steps: StepTimes, device: str, clock: Clock
 ) -> Callable[[Any], AbstractContextManager[None]]:
     if isinstance(burden, Hold):
         return partial(_held_in_decode, size=int(burden.mib * _BYTES["MiB"]), device=device)

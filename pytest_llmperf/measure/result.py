@@ -124,11 +124,10 @@ def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[_Figure]:
 
 
 def _rates(measured: Measurement) -> Iterator[_Figure]:
-    plan = measured.plan
-    prompt_tokens = plan.batch_size * plan.input_tokens
+    prompt_tokens = measured.batch_size * measured.plan.input_tokens
     prefill = [1000 * prompt_tokens / times.ttft_ms for times in measured.requests]
     yield _Figure("prefill_tokens_per_s", summarize(prefill).value, count=len(prefill))
-    decode = [1000 * plan.batch_size / tpot for times in measured.requests if (tpot := times.tpot_ms)]
+    decode = [1000 * measured.batch_size / tpot for times in measured.requests if (tpot := times.tpot_ms)]
     if decode:
         yield _Figure("decode_tokens_per_s", summarize(decode).value, count=len(decode))
     else:
