@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from operator import attrgetter
@@ -40,17 +40,28 @@ class _Attempt(Generic[_Timed]):
         return self.waited is not None and self.waited > MOST_WAITED
 
 
-def waited_ms() -> float | None:
-    """How long threads of this process have been ready to run and had no processor, in milliseconds, since they began.
+Waits = Mapping[str, float]
+"""How long each thread of this process has been ready to run and had no processor, in milliseconds, since it began."""
 
-    Linux counts it (the second figure of ``schedstat``); elsewhere ``None``. Waiting for a lock, a file or a sleep is
-    not in it: code that waits is not mistaken for a machine that is busy.
+
+def waits_ms() -> Waits | None:
+    """What Linux counts (the second figure of ``schedstat``); elsewhere ``None``.
+
+    Waiting for a lock, a file or a sleep is not in it: code that waits is not mistaken for a machine that is busy.
     """
     try:
-        delays = [(task / "schedstat").read_text(encoding="ascii").split()[1] for task in _TASKS.iterdir()]
-        return sum(map(int, delays)) / NS_PER_MS
+        return {
+            task.name: int((task / "schedstat").read_text("ascii").split()[1]) / NS_PER_MS for task in _TASKS.iterdir()
+        }
     except (OSError, ValueError, IndexError):
         return None
+
+
+def longest_wait(before: Waits | None, after: Waits | None) -> float | None:
+    """How long the thread waited that waited most between two moments, in milliseconds: it held up the others."""
+    if before is None or after is None:
+        return None
+    return max((wait - before.get(thread, 0.0) for thread, wait in after.items()), default=None)
 
 
 def undisturbed(make: Callable[[], tuple[_Timed, float]], wanted: int) -> Undisturbed[_Timed]:
@@ -74,9 +85,8 @@ def undisturbed(make: Callable[[], tuple[_Timed, float]], wanted: int) -> Undist
 def _attempts(make: Callable[[], tuple[_Timed, float]]) -> Iterator[_Attempt[_Timed]]:
     number = 0
     while True:
-        before = waited_ms()
+        before = waits_ms()
         request, wall_ms = make()
-        after = waited_ms()
-        waited = None if before is None or after is None or not wall_ms else (after - before) / wall_ms
-        yield _Attempt(number, request, waited)
+        waited = longest_wait(before, waits_ms())
+        yield _Attempt(number, request, None if waited is None or not wall_ms else waited / wall_ms)
         number += 1
