@@ -132,7 +132,18 @@ def conclude(report: pytest.TestReport, entry: Entry) -> None:
     report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
     text = failure_text(entry.failing, entry.injected) or (entry.error if report.passed else "")
     if text:
-        report.outcome, report.longrepr = "failed", text
+        _fail(report, text)
+
+
+XPASS_STRICT = "[XPASS(strict)] "
+"""How pytest begins the reason why a test that had to fail did not."""
+
+
+def _fail(report: pytest.TestReport, text: str) -> None:
+    """A test that was expected to fail has done so, as pytest reports it; its body alone had passed against that."""
+    if report.longreprtext.startswith(XPASS_STRICT):
+        report.wasxfail = report.longreprtext.removeprefix(XPASS_STRICT)
+    report.outcome, report.longrepr = ("skipped" if hasattr(report, "wasxfail") else "failed"), text
 
 
 def settle(report: pytest.TestReport, entry: Entry, *, confirm: bool) -> None:

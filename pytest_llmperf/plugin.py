@@ -378,8 +378,10 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 def _error_line(report: pytest.TestReport) -> str:
-    """The first line of what a failed test raised; empty for one that passed."""
-    if report.passed:
+    """The first line of what a failed test raised; empty for one that passed, or that pytest fails for passing."""
+    from pytest_llmperf.outcome import XPASS_STRICT
+
+    if report.passed or report.longreprtext.startswith(XPASS_STRICT):
         return ""
     crash = getattr(report.longrepr, "reprcrash", None)
     text = crash.message if crash else report.longreprtext

@@ -67,6 +67,20 @@ def test_a_slower_decode_turns_its_own_test_red(project):
     result.stdout.re_match_lines([failed + numbers])
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_regression_that_is_expected_is_an_xfail(project, strict):
+    """As for any test that is marked so; unexpectedly fast again, it is told as pytest tells it."""
+    project.write()
+    project.record(*QUIET_MACHINE)
+    test = (project.path / "test_perf.py").read_text()
+    project.write(test.replace("@pytest", f"@pytest.mark.xfail(reason='known', strict={strict})\n@pytest", 1))
+    slow, equal = project.run(step_ms=1.5), project.run()
+    assert slow.ret == 0
+    slow.assert_outcomes(xfailed=1)
+    slow.stdout.fnmatch_lines(["regressed: *TPOT*"])
+    equal.assert_outcomes(failed=int(strict), xpassed=int(not strict))
+
+
 def test_an_equal_run_passes(project):
     """The same speed, work and memory is not red."""
     project.write()
