@@ -79,6 +79,12 @@ class Timing:
         return not self.flush_reason
 
     @property
+    def held_back(self) -> tuple[str, ...]:
+        """What kept the device's clocks low before or after the samples, in NVML's words; being idle is no reason."""
+        told = {*(self.before.throttle_reasons or ()), *(self.after.throttle_reasons or ())}
+        return tuple(sorted(told - {"GpuIdle"}))
+
+    @property
     def median_ms(self) -> float:
         """Of the eager calls."""
         return median(self.samples_ms)
@@ -134,7 +140,8 @@ class Timing:
         else:
             graph = f"no graph: {self.graph_reason}"
         unsteady = "" if self.warmup.steady else "never became steady"
-        return ", ".join(filter(None, (eager, graph, self._flush_words(), unsteady)))
+        held_back = f"clocks held back: {' '.join(self.held_back)}" if self.held_back else ""
+        return ", ".join(filter(None, (eager, graph, self._flush_words(), unsteady, held_back)))
 
     def _flush_words(self) -> str:
         if self.flush_reason == FLUSH_OFF:

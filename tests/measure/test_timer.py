@@ -12,6 +12,7 @@ from fake_cuda import FakeCuda
 
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock_state as clock_states
+from pytest_llmperf.measure import timer as timers
 from pytest_llmperf.measure.clock import EventClock, HostClock
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
 from pytest_llmperf.measure.machine import NvmlUnavailableError
@@ -315,6 +316,15 @@ def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
     """Never 0."""
     monkeypatch.setattr(clock_states, "nvml_handle", lambda device: nullcontext((FakeNvml(), "handle")))
     assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
+
+
+def test_clocks_that_were_held_back_are_told(timer, cuda, monkeypatch):
+    """Before or after the samples; an idle device is not held back."""
+    states = iter([ClockState(throttle_reasons=("GpuIdle",)), ClockState(throttle_reasons=("HwSlowdown",))])
+    monkeypatch.setattr(timers, "clock_state", lambda device: next(states))
+    timing = timer(cuda.launch, 1.0)
+    assert timing.held_back == ("HwSlowdown",)
+    assert str(timing).endswith("clocks held back: HwSlowdown")
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch):
