@@ -1,13 +1,19 @@
-"""The L2 cache of a device, emptied between calls so that each finds its inputs in memory."""
+"""The last cache before a device's memory, emptied between calls so that each finds its inputs in memory.
+
+It is the L2 cache of a GPU, and the largest one of a CPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _SIZE_NAMES = ("L2_cache_size", "last_level_cache_size")
 """As torch's CUDA and XPU devices call it."""
+_HOST_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _TIMES = 2
 """A buffer of the cache's size alone may leave lines of others in it: replacement is not strictly by age."""
 
@@ -26,20 +32,17 @@ def no_flush(reason: str) -> Flush:
 
 
 def l2_flush(device: str) -> Flush:
-    """A flush that writes a buffer of twice the cache's size.
-
-    A CPU's caches are not flushed: torch does not tell their size, and other cores share them. Input sets that are
-    larger than them together, in rotation, do the same there.
-    """
+    """A flush that writes a buffer of twice the cache's size."""
     import torch
 
-    size = _l2_bytes(device)
+    size = _host_cache_bytes() if device == "cpu" else _device_cache_bytes(device)
     if not size:
-        return no_flush(f"torch tells no L2 size of {device}")
+        return no_flush(f"nothing tells the size of the cache of {device}")
     return Flush(torch.empty(_TIMES * size, dtype=torch.uint8, device=device).zero_)
 
 
-def _l2_bytes(device: str) -> int:
+def _device_cache_bytes(device: str) -> int:
+    """As torch tells it; 0 if it does not."""
     import torch
 
     module: Any = getattr(torch, device.partition(":")[0])
@@ -47,3 +50,12 @@ def _l2_bytes(device: str) -> int:
         return 0
     properties = module.get_device_properties(device)
     return next((int(getattr(properties, name)) for name in _SIZE_NAMES if hasattr(properties, name)), 0)
+
+
+def _host_cache_bytes() -> int:
+    """Of the largest cache, as Linux tells it (``32768K``); 0 elsewhere."""
+    sizes = [0]
+    for path in _HOST_CACHES.glob("index*/size"):
+        with suppress(OSError, ValueError):
+            sizes.append(int(path.read_text(encoding="ascii").strip().removesuffix("K")) << 10)
+    return max(sizes)

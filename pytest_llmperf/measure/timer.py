@@ -76,7 +76,7 @@ class KernelTimer:
                 one call from warming them for the next.
             repetitions: samples to take, of eager calls and of graph replays.
             graph_repetitions: calls that one CUDA graph holds.
-            flush_l2: whether to empty the L2 cache before each call. It is not part of the time.
+            flush_l2: whether to empty the L2 cache, on a CPU the largest one, before each call, outside its time.
             warmup: most batches of calls to warm up with.
 
         Raises:

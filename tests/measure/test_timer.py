@@ -12,6 +12,7 @@ from fake_cuda import FakeCuda
 
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock_state as clock_states
+from pytest_llmperf.measure import l2
 from pytest_llmperf.measure import timer as timers
 from pytest_llmperf.measure.clock import EventClock, HostClock
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
@@ -200,8 +201,9 @@ def test_inputs_take_turns(cuda, timer):
     assert set(pairwise(seen)) == {((1, 2), (3, 4)), ((3, 4), (1, 2))}
 
 
-def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host):
-    """No graph, no flush, no clock state, each with its reason."""
+def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host, monkeypatch, tmp_path):
+    """No graph, no clock state, and no flush where the system does not tell its caches: each with its reason."""
+    monkeypatch.setattr(l2, "_HOST_CACHES", tmp_path)
     timing = host(sum, [1, 2, 3], repetitions=5, flush_l2=True)
     assert len(timing.samples_ms) == 5
     assert min(timing.samples_ms) > 0
@@ -209,9 +211,21 @@ def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host):
     assert timing.clock == "perf_counter"
     assert timing.graph_reason == "cpu has no CUDA graphs"
     assert timing.graph_median_ms is None
-    assert timing.flush_reason == "torch tells no L2 size of cpu"
-    assert "L2 not flushed: torch tells no L2 size of cpu" in str(timing)
+    assert timing.flush_reason == "nothing tells the size of the cache of cpu"
+    assert "L2 not flushed: nothing tells the size of the cache of cpu" in str(timing)
     assert timing.before.reason == "cpu: only NVML tells clocks, of NVIDIA devices"
+
+
+def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
+    """By a buffer of twice its size; what cannot be read is passed over."""
+    for index, size in enumerate(["32K", "64K", "odd"]):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    monkeypatch.setattr(l2, "_HOST_CACHES", tmp_path)
+    buffers, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, **options: buffers.append(size) or empty(size, **options))
+    assert host(sum, [1], flush_l2=True).flushed_l2
+    assert buffers == [2 * 64 << 10]
 
 
 @pytest.mark.parametrize(
@@ -267,11 +281,10 @@ def test_a_roofline_needs_work_and_its_own_device(host, device, work, message):
         timing.roofline(limits=Limits(device, "float32", 1.0, 1.0), **work)
 
 
-def test_limits_are_bytes_and_operations_by_the_timers_median():
+def test_limits_are_bytes_and_operations_of_the_fastest_sample():
     """Read and written bytes count; so do multiplications and additions."""
-    limits = measure_limits(
-        lambda *_args, **_options: SimpleNamespace(median_ms=2.0, graph_median_ms=None), "cpu", "float32"
-    )
+    timing = SimpleNamespace(samples_ms=(3.0, 2.0, 9.0), graph_samples_ms=())
+    limits = measure_limits(lambda *_args, **_options: timing, "cpu", "float32")
     assert limits.copy_bytes_per_s == 2 * (64 << 20) / 2e-3
     assert limits.matrix_operations_per_s == 2 * 512**3 / 2e-3
 
