@@ -93,7 +93,9 @@ class Isolator:
         for report in reports:
             if theirs := entry_of(report):
                 results = [_of_run(result, self._workplace.run.run_id) for result in theirs.results]
-                entry = self._workplace.entry(self._tests[name].key, results, error=theirs.error)
+                entry = self._workplace.entry(
+                    self._tests[name].key, results, timings=theirs.timings, error=theirs.error
+                )
                 settle(report, entry, confirm=self._workplace.options.confirms)
         return reports
 

@@ -27,6 +27,8 @@ class Entry(BaseModel):
     run: Run
     results: list[TestResult] = []
     verdicts: list[Verdict] = []
+    timings: list[str] = []
+    """What ``cuda_timer`` gave the test, a line each: told, and not recorded."""
     injected: list[str] = []
     fail_on: frozenset[Outcome] = frozenset()
     """Outcomes that fail the test beside a regression."""
@@ -36,6 +38,11 @@ class Entry(BaseModel):
     """By metric key, where somebody else is to judge the test's cells."""
     confirm_seconds: float = 0.0
     """This test's share of the time that fresh runs took to confirm what looked slower."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether the test measured nothing at all, and nothing says why."""
+        return not (self.results or self.timings or self.error)
 
     @property
     def suspect(self) -> bool:
@@ -114,7 +121,8 @@ class RunOutcome:
         """What fails the run although it failed no test; empty if nothing does."""
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"{len(self.missing)} tests of the baseline are missing"
-        if self.compared and Outcome.INVALID in self.fail_on and not self.verdicts and not self.failed:
+        timed_alone = bool(self.entries) and all(entry.timings for entry in self.entries)
+        if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed or timed_alone):
             return "nothing was measured"
         return ""
 

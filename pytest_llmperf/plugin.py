@@ -20,13 +20,14 @@ from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.fixtures import LlmPerf, PeakMemory
+    from pytest_llmperf.measure.timer import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.options import Options, TestSettings
     from pytest_llmperf.session import Session
     from pytest_llmperf.workplace import PlannedTest, Workplace
 
-PERF_FIXTURES = frozenset({"llm", "llmperf", "peak_memory"})
+PERF_FIXTURES = frozenset({"llm", "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
     "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
     "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures, how long it may take"
@@ -36,6 +37,7 @@ OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 WORKPLACE: pytest.StashKey[Workplace] = pytest.StashKey()
 FIXTURE: pytest.StashKey[LlmPerf] = pytest.StashKey()
+TIMER: pytest.StashKey[KernelTimer] = pytest.StashKey()
 COLLECTED: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
@@ -211,6 +213,13 @@ def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
 
 
 @pytest.fixture
+def cuda_timer(request: pytest.FixtureRequest) -> KernelTimer:
+    """Times a callable, with no model: ``timing = cuda_timer(fn, *args)``, then ``timing.median_ms``."""  # noqa: D402  # an example
+    request.node.stash[TIMER] = timer = request.config.stash[WORKPLACE].timer()
+    return timer
+
+
+@pytest.fixture
 def peak_memory(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[PeakMemory]]:
     """Memory of a block: ``with peak_memory() as peak: ...``, then ``peak.allocated_bytes``."""  # noqa: D402  # an example
     from pytest_llmperf.fixtures import peak_memory as follow
@@ -373,7 +382,10 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
         return
     workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
     results = fixture.results if fixture else []
-    entry = workplace.entry(test_key(item), results, error=_error_line(report))
+    timer = item.stash.get(TIMER, None)
+    # Where a model was to be measured and was not, a timing beside it does not make up for that.
+    timings = [str(timing) for timing in timer.timings] if timer and (results or not fixture) else []
+    entry = workplace.entry(test_key(item), results, timings=timings, error=_error_line(report))
     settle(report, entry, confirm=workplace.options.confirms)
 
 

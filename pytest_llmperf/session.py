@@ -88,7 +88,7 @@ class Session:
         if failed:
             return f"a test failed{self._where_kept()}"
         if not any(entry.results for entry in self.outcome.entries):
-            return "nothing was measured"
+            return "nothing was measured that a baseline keeps"
         invalid = sum(
             verdict.outcome is Outcome.INVALID for entry in self.outcome.entries for verdict in entry.verdicts
         )

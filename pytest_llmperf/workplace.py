@@ -18,6 +18,7 @@ from pytest_llmperf.measure.contain import can_interrupt, contained
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
 from pytest_llmperf.measure.progress import TEST_BODY
+from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
 from pytest_llmperf.models.source import check_source
@@ -112,13 +113,18 @@ class Workplace:
         result = self._bench.measure(loaded, plan, test=test, run_id=self.run.run_id, burdens=burdens)
         return _inject(result, self.options)
 
-    def entry(self, test: str, results: list[TestResult], *, error: str = "") -> Entry:
-        """What became of a test that has run."""
+    def timer(self) -> KernelTimer:
+        """A timer of callables on the run's device. It needs no model."""
+        return KernelTimer(self.device, self._bench.clock)
+
+    def entry(self, test: str, results: list[TestResult], *, timings: Sequence[str] = (), error: str = "") -> Entry:
+        """What became of a test that has run; ``timings`` are told beside what is recorded."""
         entry = Entry(
             test=test,
             device_key=self.device_key,
             run=self.run,
             results=results,
+            timings=list(timings),
             verdicts=[] if error or self.options.measure_only else self._judge(test, results),
             injected=[str(injection) for injection in self.options.injections],
             fail_on=self.options.fail_on,

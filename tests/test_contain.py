@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
+import time
 
 import pytest
 from perf_project import FAKE_CLOCK, QUICK
 
 from pytest_llmperf import load_runs
+from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.measure import contain
+from pytest_llmperf.measure.contain import time_limit
+from pytest_llmperf.measure.progress import Progress
 
 THREE_TESTS = """
 import os, time
@@ -86,6 +93,30 @@ def test_a_hang_is_interrupted(project, hang):
     result = project.run("--llmperf-timeout=2")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.re_match_lines([rf"error: .*timed out after 2 s in phase 'timed requests' with {MEMORY}.*"])
+
+
+def test_a_time_limit_that_is_swallowed_is_told_again(monkeypatch):
+    """Python drops what is raised in a callback of the garbage collector, where a signal may well arrive."""
+    monkeypatch.setattr(contain, "REMIND_S", 0.05)
+
+    swallowed = []
+    monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
+
+    def slow(_phase, _info):
+        time.sleep(0.3)
+
+    def hangs():
+        with time_limit(0.1, Progress("cpu")):
+            gc.collect()
+            time.sleep(30)
+
+    gc.callbacks.append(slow)
+    try:
+        with pytest.raises(MeasurementError, match=r"timed out after 0\.1 s"):
+            hangs()
+    finally:
+        gc.callbacks.remove(slow)
+    assert swallowed
 
 
 def test_the_baseline_says_what_is_too_long(project):

@@ -56,3 +56,76 @@ def test_64_mib_on_the_device_are_seen_to_the_byte(project):
         conftest="",
     )
     project.pytester.runpytest_subprocess("--llmperf", "--device=cuda").assert_outcomes(passed=1)
+
+
+@pytest.fixture
+def timer():
+    from pytest_llmperf.measure.timer import KernelTimer
+
+    return KernelTimer.on("cuda")
+
+
+@pytest.mark.parametrize("flush_l2", [False, True], ids=["warm", "flushed"])
+def test_a_product_is_timed_by_events_and_by_replays(timer, flush_l2):
+    """Both ways, flushed as well, and every sample a duration."""
+    matrix = torch.randn(2048, 2048, device="cuda", dtype=torch.float16)
+    timing = timer(torch.mm, matrix, matrix, flush_l2=flush_l2)
+    assert timing.clock == "cuda events"
+    assert (timing.graph_reason, timing.flushed_l2) == ("", flush_l2)
+    assert len(timing.samples_ms) == len(timing.graph_samples_ms) == 10
+    assert min(timing.samples_ms + timing.graph_samples_ms) > 0
+    assert timing.roofline(limits=timer.limits("float16"), operations=2 * 2048**3).matrix_share > 0
+
+
+def item(tensor):
+    """Torch tells beforehand that it synchronizes."""
+    return tensor.sum().item()
+
+
+def synchronize(tensor):
+    """Torch does not, so that the capture breaks."""
+    torch.cuda.synchronize()
+    return tensor + 1
+
+
+def draw_and_synchronize(tensor):
+    """A capture that breaks while it draws random numbers."""
+    return synchronize(tensor + torch.rand_like(tensor))
+
+
+@pytest.mark.parametrize("fn", [item, synchronize, draw_and_synchronize])
+def test_what_cannot_be_captured_leaves_the_device_as_it_was(timer, fn):
+    """Stream, allocator and random state work, and the next callable is captured."""
+    ones = torch.ones(1 << 20, device="cuda")
+    stream, state = torch.cuda.current_stream(), torch.cuda.get_rng_state()
+    timing = timer(fn, ones)
+    assert len(timing.samples_ms) == 10
+    assert not timing.graph_used
+    assert timing.graph_reason
+    assert torch.cuda.current_stream() == stream
+    assert torch.cuda.get_sync_debug_mode() == 0
+    torch.cuda.empty_cache()
+    torch.cuda.set_rng_state(state)
+    first = torch.rand(4, device="cuda")
+    torch.cuda.set_rng_state(state)
+    assert torch.equal(first, torch.rand(4, device="cuda"))
+    assert timer(torch.add, ones, ones).graph_used
+
+
+def test_memory_of_a_graph_is_given_back(timer):
+    """What timing allocated is free afterwards."""
+    ones = torch.ones(1 << 20, device="cuda")
+    timer(torch.add, ones, 1)
+    before = torch.cuda.memory_allocated()
+    assert timer(torch.add, ones, 1, flush_l2=True).graph_used
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_kernels_of_bitsandbytes_are_timed(project):
+    """Each passes or says that the backend lacks it."""
+    project.pytester.makeconftest("")
+    result = project.pytester.runpytest_subprocess(
+        "--llmperf", "--device=cuda", "--pyargs", "pytest_llmperf.suite.kernels"
+    )
+    assert result.ret == 0, result.outlines
+    assert result.parseoutcomes()["passed"] > 0

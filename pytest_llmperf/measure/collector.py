@@ -23,8 +23,10 @@ def set_libraries_aside() -> None:
 def collector_paused() -> Iterator[None]:
     """No garbage collection but between requests, as timeit does: one inside a request would be blamed on the model."""
     gc.collect()
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_enabled:
+            gc.enable()

@@ -14,6 +14,10 @@ from pytest_llmperf.measure.progress import Progress
 from pytest_llmperf.models.load import forget_locals
 from pytest_llmperf.models.registry import free_memory
 
+REMIND_S = 5.0
+"""Seconds between a time limit's signals: the first may come where Python swallows what is raised (in a callback of the
+garbage collector, say)."""
+
 
 @contextmanager
 def contained(progress: Progress, device: str, *, phase: str, limit_s: float | None) -> Iterator[None]:
@@ -74,7 +78,7 @@ def time_limit(seconds: float | None, progress: Progress) -> Iterator[None]:
         raise MeasurementError(timed_out(seconds, str(progress.moment())))
 
     start, before = time.monotonic(), signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, REMIND_S)
     try:
         yield
     finally:

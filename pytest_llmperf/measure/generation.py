@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
@@ -42,8 +43,8 @@ class Plan:
     def __post_init__(self) -> None:
         find_execution(self.execution)
         for name in ("batch_size", "input_tokens", "output_tokens", "requests"):
-            _require_whole(name, getattr(self, name), at_least=1)
-        _require_whole("warmup_cap", self.warmup_cap, at_least=0)
+            require_whole(name, getattr(self, name), at_least=1)
+        require_whole("warmup_cap", self.warmup_cap, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -265,8 +266,3 @@ def _count_and_follow(
         kv_cache_bytes=cache_bytes(generated.cache),
     )
     return counts, trace.peaks
-
-
-def _require_whole(name: str, value: object, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise UsageError(f"{name}={value!r}: expected a whole number of at least {at_least}")

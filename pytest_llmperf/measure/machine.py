@@ -125,10 +125,10 @@ def _nvml_facts(device: str) -> dict[str, Scalar]:
     """What only the driver knows; nothing where its library is missing or refuses."""
     facts: dict[str, Scalar] = {}
     with contextlib.suppress(NvmlUnavailableError), nvml_handle(device) as (nvml, handle):
-        facts["driver"] = _ask(nvml, nvml.nvmlSystemGetDriverVersion)
-        facts["mig"] = _ask(nvml, lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]))
-        facts["ecc"] = _ask(nvml, lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]))
-        facts["power_limit_w"] = _ask(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)
+        facts["driver"] = ask_nvml(nvml, nvml.nvmlSystemGetDriverVersion)
+        facts["mig"] = ask_nvml(nvml, lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]))
+        facts["ecc"] = ask_nvml(nvml, lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]))
+        facts["power_limit_w"] = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)
     return facts
 
 
@@ -167,12 +167,12 @@ def _handle_of(nvml: Any, device: str) -> Any:
     raise NvmlUnavailableError(f"NVML knows no device of UUID {uuid}")
 
 
-def _ask(nvml: Any, question: Any) -> Scalar:
+def ask_nvml(nvml: Any, question: Any) -> Any:
+    """What NVML answers; ``None`` where the driver or the device does not know."""
     try:
-        answer: Scalar = question()
+        return question()
     except nvml.NVMLError:
         return None
-    return answer
 
 
 def _torch_threads() -> int | None:

@@ -75,8 +75,9 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
-        elif not entry.results:
+        elif entry.empty:
             yield f"invalid: {entry.test}: it ran and measured nothing"
+        yield from (f"timed: {entry.test}: {timing}" for timing in entry.timings)
     if run.missing:
         yield _missing_line(run)
     yield from _unsteady(run.entries)

@@ -24,6 +24,17 @@ def test_it_is_paused_inside_and_goes_on_after_an_error():
     assert gc.isenabled()
 
 
+def test_a_collector_that_was_off_stays_off():
+    """Somebody else's choice."""
+    gc.disable()
+    try:
+        with collector_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
 def test_what_is_alive_is_set_aside_once():
     """What comes later is a test's own, and is collected."""
     set_libraries_aside()

@@ -1,0 +1,15 @@
+"""What arguments of measuring must be."""
+
+from __future__ import annotations
+
+from pytest_llmperf.errors import UsageError
+
+
+def require_whole(name: str, value: object, *, at_least: int) -> None:
+    """Refuse all but whole numbers from ``at_least`` on.
+
+    Raises:
+        UsageError: the value is something else; the message names the argument, what was found and what was expected.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise UsageError(f"{name}={value!r}: expected a whole number of at least {at_least}")

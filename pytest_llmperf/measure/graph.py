@@ -1,0 +1,144 @@
+"""Calls captured into a CUDA graph, and a device that works as before where they cannot be."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from pytest_llmperf.errors import LlmperfError, MeasurementError
+
+_SYNCHRONIZES = "called a synchronizing CUDA operation"
+_EMPTY = "The CUDA Graph is empty"
+
+
+class NotCapturableError(Exception):
+    """The calls cannot be captured; the message says why, in one line."""
+
+
+@contextmanager
+def captured(device: str, call: Callable[[], object], times: int) -> Iterator[Any]:
+    """A CUDA graph of ``times`` calls, replayed once already, for as long as the block lasts.
+
+    The random state of the device is the user's: what ``call`` draws while it is captured and replayed comes from a
+    copy.
+
+    Args:
+        device: a CUDA device of torch, with its index; the current one.
+        call: has run before, eagerly: what it raises in a call that is not captured comes out as it is.
+        times: calls in the graph.
+
+    Raises:
+        NotCapturableError: the calls cannot be captured. Nothing is left of the attempt.
+        MeasurementError: the device does not work any more after the attempt.
+    """
+    import torch
+
+    with _copied_random_state(device):
+        graph = _capture(device, call, times)
+        try:
+            graph.replay()  # the first one uploads it
+            torch.cuda.synchronize()
+            yield graph
+        finally:
+            graph.reset()
+
+
+def _capture(device: str, call: Callable[[], object], times: int) -> Any:
+    import torch
+
+    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+    side.wait_stream(torch.cuda.current_stream())
+    # Not `torch.cuda.graph`: where ending the capture fails, it leaves its side stream the current one.
+    with torch.cuda.stream(side):
+        _warm_call(call)
+        torch.cuda.synchronize()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            graph.capture_begin(pool=pool)
+            for _ in range(times):
+                call()
+            _end(graph)
+        except BaseException as error:
+            _abandon(graph, pool, device)
+            if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # of which time limits are
+                raise NotCapturableError(f"capture failed: {_one_line(error)}") from error
+            raise
+    return graph
+
+
+def _warm_call(call: Callable[[], object]) -> None:
+    """One call on the current stream, uncaptured.
+
+    Synchronizing is what most often cannot be captured, and torch can tell it beforehand: a capture that is not begun
+    need not be abandoned.
+    """
+    try:
+        with _synchronizing_raises():
+            call()
+    except RuntimeError as error:
+        if _SYNCHRONIZES not in str(error):
+            raise
+        raise NotCapturableError("it synchronizes with the host, which no graph can hold") from error
+
+
+@contextmanager
+def _synchronizing_raises() -> Iterator[None]:
+    import torch
+
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns once that it does not know all that synchronizes
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def _end(graph: Any) -> None:
+    """End a capture, which must hold something: a graph without work is replayed in no time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=_EMPTY)
+        graph.capture_end()
+
+
+def _abandon(graph: Any, pool: Any, device: str) -> None:
+    """End a capture that failed, and take back what torch does not where ending it fails as well.
+
+    Then the allocator still believes that a capture is underway: it defers frees, and emptying its cache asserts.
+    torch has no public way to tell it.
+    """
+    import torch
+
+    try:
+        graph.capture_end()
+    except (RuntimeError, Warning):
+        with suppress(RuntimeError, AttributeError):
+            torch._C._cuda_endAllocateToPool(torch.device(device).index, pool)  # noqa: SLF001  # see above
+            torch._C._cuda_releasePool(torch.device(device).index, pool)  # noqa: SLF001  # see above
+    graph.reset()
+    try:
+        torch.ones(1, device=device).add_(1)
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise MeasurementError(f"{device} does not work after a capture that failed: {_one_line(error)}") from error
+
+
+@contextmanager
+def _copied_random_state(device: str) -> Iterator[None]:
+    """Draw from a copy of the device's random state: a capture that fails would leave the original unusable."""
+    import torch
+
+    generator = torch.cuda.default_generators[torch.device(device).index]
+    state = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(state)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

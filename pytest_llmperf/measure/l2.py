@@ -1,0 +1,61 @@
+"""The last cache before a device's memory, emptied between calls so that each finds its inputs in memory.
+
+It is the L2 cache of a GPU, and the largest one of a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SIZE_NAMES = ("L2_cache_size", "last_level_cache_size")
+"""As torch's CUDA and XPU devices call it."""
+_HOST_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+_TIMES = 2
+"""A buffer of the cache's size alone may leave lines of others in it: replacement is not strictly by age."""
+
+
+@dataclass(frozen=True)
+class Flush:
+    """Puts the work that empties the cache into the current stream; does nothing, for ``reason``, if there is one."""
+
+    run: Callable[[], object]
+    reason: str = ""
+
+
+def no_flush(reason: str) -> Flush:
+    """A flush that does nothing."""
+    return Flush(lambda: None, reason)
+
+
+def l2_flush(device: str) -> Flush:
+    """A flush that writes a buffer of twice the cache's size."""
+    import torch
+
+    size = _host_cache_bytes() if device == "cpu" else _device_cache_bytes(device)
+    if not size:
+        return no_flush(f"nothing tells the size of the cache of {device}")
+    return Flush(torch.empty(_TIMES * size, dtype=torch.uint8, device=device).zero_)
+
+
+def _device_cache_bytes(device: str) -> int:
+    """As torch tells it; 0 if it does not."""
+    import torch
+
+    module: Any = getattr(torch, device.partition(":")[0])
+    if not hasattr(module, "get_device_properties"):
+        return 0
+    properties = module.get_device_properties(device)
+    return next((int(getattr(properties, name)) for name in _SIZE_NAMES if hasattr(properties, name)), 0)
+
+
+def _host_cache_bytes() -> int:
+    """Of the largest cache, as Linux tells it (``32768K``); 0 elsewhere."""
+    sizes = [0]
+    for path in _HOST_CACHES.glob("index*/size"):
+        with suppress(OSError, ValueError):
+            sizes.append(int(path.read_text(encoding="ascii").strip().removesuffix("K")) << 10)
+    return max(sizes)

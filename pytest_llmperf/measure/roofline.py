@@ -1,0 +1,72 @@
+"""What a device can do at most, measured by the timer that times kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.timing import MS_PER_S, Limits, Timing
+
+if TYPE_CHECKING:
+    import torch
+
+COPIED_BYTES = {"cpu": 64 << 20}
+ACCELERATOR_COPIED_BYTES = 512 << 20
+"""Several times the caches, so that the copy runs at the speed of memory."""
+MATRIX_SIZE = {"cpu": 512}
+ACCELERATOR_MATRIX_SIZE = 8192
+"""Rows and columns: enough that the product is bound by arithmetic."""
+
+
+def measure_limits(timer: Callable[..., Timing], device: str, dtype: str) -> Limits:
+    """The copy bandwidth of a device, and its rate of multiplying matrices of a floating dtype.
+
+    Args:
+        timer: times a callable on that device.
+        device: as torch names it.
+        dtype: in torch's words, such as ``bfloat16``.
+
+    Raises:
+        UsageError: ``dtype`` is not a floating dtype of torch.
+    """
+    found = _floating_dtype(dtype)
+    return Limits(
+        device=device,
+        dtype=dtype,
+        copy_bytes_per_s=_copy_bandwidth(timer, device),
+        matrix_operations_per_s=_matrix_rate(timer, device, found),
+    )
+
+
+def _copy_bandwidth(timer: Callable[..., Timing], device: str) -> float:
+    """Bytes read and bytes written, by second."""
+    import torch
+
+    size = COPIED_BYTES.get(device, ACCELERATOR_COPIED_BYTES)
+    # Not zeros: on a host they are one page of zeros, mapped again and again, and read from the cache.
+    source = torch.full((size,), 1, dtype=torch.uint8, device=device)
+    return 2 * size / _seconds(timer(torch.empty_like(source).copy_, source, graph_repetitions=1))
+
+
+def _matrix_rate(timer: Callable[..., Timing], device: str, dtype: torch.dtype) -> float:
+    """A multiplication and an addition are two operations."""
+    import torch
+
+    size = MATRIX_SIZE.get(device, ACCELERATOR_MATRIX_SIZE)
+    left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / _seconds(timer(torch.mm, left, right, graph_repetitions=1))
+
+
+def _seconds(timing: Timing) -> float:
+    """The fastest sample: what disturbs a call says nothing of what the device can do."""
+    return min(timing.graph_samples_ms or timing.samples_ms) / MS_PER_S
+
+
+def _floating_dtype(name: object) -> torch.dtype:
+    import torch
+
+    found = getattr(torch, name, None) if isinstance(name, str) else None
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UsageError(f"dtype={name!r}: expected a floating dtype of torch, such as 'bfloat16'")
+    return found

@@ -1,0 +1,164 @@
+"""A CUDA device whose work takes as long as it is told to, behind what torch documents of events, streams and graphs.
+
+The device does its work in order. Time passes on it, in milliseconds, as work is done; the host takes none.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+SYNCHRONIZES = "called a synchronizing CUDA operation"
+BROKEN = "CUDA error: operation failed due to a previous error during capture"
+
+
+class FakeGraph:
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+        self.work: list[float] = []
+        self.ended = False
+
+    def capture_begin(self, *, pool: str) -> None:
+        assert self.cuda.stream_name == "side", "CUDA graphs must be captured on a non-default stream."
+        assert pool == "pool"
+        self.cuda.capturing, self.cuda.captures_underway = self, 1
+        self.cuda.generator.state["capturing"] = True
+
+    def capture_end(self) -> None:
+        if self.cuda.capturing is not self:
+            raise RuntimeError(BROKEN)
+        self.cuda.capturing = None
+        if self.cuda.capture_is_broken:  # as torch does: what follows is not reached
+            raise RuntimeError(BROKEN)
+        self.cuda.captures_underway = 0
+        self.cuda.generator.state["capturing"] = False
+        self.ended = True
+        if not self.work:
+            warnings.warn("The CUDA Graph is empty. This usually means that ...", stacklevel=2)
+
+    def replay(self) -> None:
+        assert self.ended, "Called CUDAGraph::replay without a preceding successful capture."
+        self.cuda.replays.append(len(self.work))
+        self.cuda.now += self.cuda.replay_ms + sum(self.work)
+
+    def reset(self) -> None:
+        self.ended = False
+        self.cuda.resets += 1
+
+
+class FakeGenerator:
+    """Its state is an object that copies are made of, as in torch."""
+
+    def __init__(self, state: dict | None = None) -> None:
+        self.state = state or {"capturing": False}
+
+    def graphsafe_get_state(self) -> FakeGenerator:
+        return FakeGenerator(self.state)
+
+    def clone_state(self) -> FakeGenerator:
+        return FakeGenerator(dict(self.state))
+
+    def graphsafe_set_state(self, other: FakeGenerator) -> None:
+        self.state = other.state
+
+
+class FakeCuda:
+    """Stands for ``torch.cuda``."""
+
+    __name__ = "torch.cuda"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.replay_ms = 0.0
+        self.stream_name = "default"
+        self.capturing: FakeGraph | None = None
+        self.capture_is_broken = False
+        self.captures_underway = 0
+        self.sync_mode: int | str = 0
+        self.eager: list[float] = []
+        self.replays: list[int] = []
+        self.resets = 0
+        self.generator = FakeGenerator()
+        self.default_generators = (self.generator,)
+        self.released: list[tuple] = []
+
+    def launch(self, milliseconds: float) -> None:
+        """A kernel."""
+        if self.capturing:
+            self.capturing.work.append(milliseconds)
+        else:
+            self.eager.append(milliseconds)
+            self.now += milliseconds
+
+    def read_back(self) -> None:
+        """A copy to the host, as ``.item()`` makes one."""
+        if self.sync_mode == "error":
+            raise RuntimeError(SYNCHRONIZES)
+        self.fail_if_capturing()
+
+    def fail_if_capturing(self) -> None:
+        """What torch does not know beforehand that it cannot be captured."""
+        if self.capturing:
+            self.capture_is_broken = True
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
+
+    def synchronize(self, _device: object = None) -> None:
+        assert self.capturing is None, "operation not permitted when stream is capturing"
+
+    def Event(self, enable_timing: bool = False) -> SimpleNamespace:  # noqa: N802  # torch's name
+        event = SimpleNamespace(time=0.0)
+        event.record = lambda: setattr(event, "time", self.now)
+        event.elapsed_time = lambda end: end.time - event.time
+        assert enable_timing
+        return event
+
+    def Stream(self) -> SimpleNamespace:  # noqa: N802  # torch's name
+        return SimpleNamespace(wait_stream=lambda other: None)
+
+    def current_stream(self) -> str:
+        return self.stream_name
+
+    @contextmanager
+    def stream(self, _stream: object):
+        before, self.stream_name = self.stream_name, "side"
+        try:
+            yield
+        finally:
+            self.stream_name = before
+
+    def CUDAGraph(self) -> FakeGraph:  # noqa: N802  # torch's name
+        return FakeGraph(self)
+
+    def graph_pool_handle(self) -> str:
+        return "pool"
+
+    def get_sync_debug_mode(self) -> int | str:
+        return self.sync_mode
+
+    def set_sync_debug_mode(self, mode: int | str) -> None:
+        self.sync_mode = mode
+
+    def get_device_properties(self, _device: str) -> SimpleNamespace:
+        return SimpleNamespace(L2_cache_size=50 << 20, uuid="0", name="Fake")
+
+    def end_allocate(self, device: int, pool: str) -> None:
+        """The allocator's own: it must be told once, and once alone."""
+        if not self.captures_underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.captures_underway = 0
+        self.released.append((device, pool))
+
+    def release_pool(self, device: int, pool: str) -> None:
+        assert (device, pool) in self.released
+
+    @property
+    def is_as_before(self) -> bool:
+        """Whether nothing is left of a capture."""
+        return (
+            self.capturing is None
+            and not self.captures_underway
+            and self.stream_name == "default"
+            and self.sync_mode == 0
+            and self.generator.state == {"capturing": False}
+        )

@@ -1,0 +1,350 @@
+"""The timer of callables: on the host, and on a fake of what torch documents of CUDA. Nothing here is fast or slow."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fake_cuda import FakeCuda
+
+from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure import clock_state as clock_states
+from pytest_llmperf.measure import l2
+from pytest_llmperf.measure import timer as timers
+from pytest_llmperf.measure.clock import EventClock, HostClock
+from pytest_llmperf.measure.clock_state import ClockState, clock_state
+from pytest_llmperf.measure.machine import NvmlUnavailableError
+from pytest_llmperf.measure.roofline import measure_limits
+from pytest_llmperf.measure.timer import KernelTimer
+from pytest_llmperf.measure.timing import Limits
+
+FLUSH_MS = 7.0
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> FakeCuda:
+    """In the place of ``torch.cuda``; a tensor made on it is work."""
+    fake = FakeCuda()
+    monkeypatch.setattr(torch, "cuda", fake)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_allocate, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", fake.release_pool, raising=False)
+    made = SimpleNamespace(zero_=lambda: fake.launch(FLUSH_MS), add_=lambda number: fake.launch(0.0))
+    fake.buffers = []
+    monkeypatch.setattr(torch, "empty", lambda size, **options: fake.buffers.append(size) or made)
+    monkeypatch.setattr(torch, "ones", lambda size, **options: made)
+    return fake
+
+
+@pytest.fixture
+def timer(cuda) -> KernelTimer:
+    return KernelTimer("cuda:0", EventClock(cuda, "cuda:0"))
+
+
+@pytest.fixture
+def host() -> KernelTimer:
+    return KernelTimer("cpu", HostClock())
+
+
+def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer):
+    """A sample for each repetition; a replay's time is shared out among the calls in the graph."""
+    cuda.replay_ms = 0.6
+    timing = timer(cuda.launch, 2.0, repetitions=4, graph_repetitions=3)
+    assert timing.samples_ms == (2.0,) * 4
+    assert timing.graph_samples_ms == pytest.approx([2.2] * 4)
+    assert (timing.median_ms, timing.graph_median_ms) == (2.0, pytest.approx(2.2))
+    assert timing.graph_used
+    assert not timing.graph_reason
+    assert timing.clock == "cuda events"
+    assert timing.warmup.steady
+    assert cuda.replays == [3] * (1 + 4), "one replay warms up"
+    assert cuda.is_as_before
+    assert cuda.resets == 1, "its memory is given back"
+    assert timer.timings == [timing]
+    assert "2 ms eager (MAD 0 ms, 4 samples, cuda events), 2.2 ms in a graph of 3 calls" in str(timing)
+
+
+def test_the_flush_is_inside_the_graph_and_not_in_the_time(cuda, timer):
+    """Before each call, eager and captured; the time of a graph of flushes alone is taken off."""
+    timing = timer(cuda.launch, 2.0, repetitions=2, graph_repetitions=3, flush_l2=True)
+    assert cuda.buffers == [2 * (50 << 20)]
+    assert timing.flushed_l2
+    assert timing.samples_ms == (2.0, 2.0)
+    assert timing.graph_samples_ms == pytest.approx([2.0, 2.0])
+    assert cuda.eager[-7:] == [FLUSH_MS, 2.0] * 2 + [FLUSH_MS, 2.0] + [FLUSH_MS], (
+        "two samples, two captures' first calls"
+    )
+    assert cuda.replays == [6, 3, 6, 3, 6, 3], "both warmed up, then alternating"
+    assert "L2 flushed" in str(timing)
+
+
+def test_calls_that_vanish_in_the_flush_have_no_figure(cuda, timer):
+    """A time of nothing would be infinitely fast."""
+    timing = timer(cuda.launch, 0.0, flush_l2=True)
+    assert (timing.graph_used, timing.graph_median_ms, timing.graph_spread) == (False, None, None)
+    assert "raise graph_repetitions" in timing.graph_reason
+
+
+def test_a_call_that_gives_the_device_nothing_to_do_has_no_graph(cuda, timer):
+    """Replaying nothing would look fast."""
+    timing = timer(sum, [1, 2])
+    assert timing.graph_reason.startswith("capture failed: UserWarning: The CUDA Graph is empty")
+    assert cuda.is_as_before
+    limits = Limits("cuda:0", "bfloat16", 1.0, 1.0)
+    with pytest.raises(MeasurementError, match=r"the clock \(cuda events\) told no time"):
+        timing.roofline(limits=limits, operations=1)
+
+
+def test_a_call_that_synchronizes_is_not_captured_at_all(cuda, timer):
+    """Torch tells it beforehand; the eager samples stand."""
+
+    def item():
+        cuda.launch(1.0)
+        cuda.read_back()
+
+    timing = timer(item, repetitions=3)
+    assert timing.samples_ms == (1.0,) * 3
+    assert timing.graph_reason == "it synchronizes with the host, which no graph can hold"
+    assert not cuda.released, "nothing was begun"
+    assert cuda.is_as_before
+
+
+def test_a_broken_capture_is_cleared_away(cuda, timer):
+    """Stream, allocator and random state are as before, and the next callable is captured."""
+
+    def forbidden():
+        cuda.launch(1.0)
+        cuda.fail_if_capturing()
+
+    timing = timer(forbidden)
+    assert timing.graph_reason == (
+        "capture failed: RuntimeError: CUDA error: operation not permitted when stream is capturing"
+    )
+    assert cuda.released == [(0, "pool")]
+    assert cuda.is_as_before
+    cuda.capture_is_broken = False
+    assert timer(cuda.launch, 1.0).graph_used
+
+
+def test_an_error_of_python_in_a_capture_ends_it(cuda, timer):
+    """The capture itself is sound then, and torch takes everything back."""
+
+    def picky():
+        cuda.launch(1.0)
+        if cuda.capturing:
+            raise TypeError("not while capturing")
+
+    assert timer(picky).graph_reason == "capture failed: TypeError: not while capturing"
+    assert not cuda.released
+    assert cuda.is_as_before
+
+
+def test_a_device_that_a_capture_broke_is_an_error(cuda, timer, monkeypatch):
+    """What follows on it would be no measurement."""
+
+    def dead(*_args, **_options):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch, "ones", dead)
+    with pytest.raises(MeasurementError, match=r"cuda:0 does not work after a capture that failed: .* encountered$"):
+        timer(cuda.fail_if_capturing)
+    assert cuda.stream_name == "default"
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, MeasurementError], ids=["interrupt", "time limit"])
+def test_what_ends_a_test_in_a_capture_ends_it(cuda, timer, raised):
+    """It is not mistaken for something that cannot be captured, and the capture is ended."""
+
+    def interrupted():
+        cuda.launch(1.0)
+        if cuda.capturing:
+            raise raised
+
+    with pytest.raises(raised):
+        timer(interrupted)
+    assert cuda.is_as_before
+
+
+def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer):
+    """The very object, before any capture is tried."""
+    error = ValueError("mine")
+
+    def broken():
+        raise error
+
+    with pytest.raises(ValueError, match="mine") as caught:
+        timer(broken)
+    assert caught.value is error
+    assert not cuda.replays
+    assert timer.timings == []
+
+
+def test_an_error_of_a_later_call_surfaces_as_itself(cuda, timer):
+    """Also on the graph's side stream, where nothing is captured yet."""
+
+    def broken_there():
+        cuda.launch(1.0)
+        if cuda.stream_name == "side":
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match=r"^mine$"):
+        timer(broken_there)
+    assert cuda.is_as_before
+
+
+def test_inputs_take_turns(cuda, timer):
+    """Every call has the next set, in the graph too."""
+    seen = []
+    timer(lambda one, two: seen.append((one, two)) or cuda.launch(1.0), inputs=[(1, 2), (3, 4)], graph_repetitions=4)
+    assert set(pairwise(seen)) == {((1, 2), (3, 4)), ((3, 4), (1, 2))}
+
+
+def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host, monkeypatch, tmp_path):
+    """No graph, no clock state, and no flush where the system does not tell its caches: each with its reason."""
+    monkeypatch.setattr(l2, "_HOST_CACHES", tmp_path)
+    timing = host(sum, [1, 2, 3], repetitions=5, flush_l2=True)
+    assert len(timing.samples_ms) == 5
+    assert min(timing.samples_ms) > 0
+    assert timing.spread.lower_quartile_ms <= timing.median_ms <= timing.spread.upper_quartile_ms
+    assert timing.clock == "perf_counter"
+    assert timing.graph_reason == "cpu has no CUDA graphs"
+    assert timing.graph_median_ms is None
+    assert timing.flush_reason == "nothing tells the size of the cache of cpu"
+    assert "L2 not flushed: nothing tells the size of the cache of cpu" in str(timing)
+    assert timing.before.reason == "cpu: only NVML tells clocks, of NVIDIA devices"
+
+
+def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
+    """By a buffer of twice its size; what cannot be read is passed over."""
+    for index, size in enumerate(["32K", "64K", "odd"]):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    monkeypatch.setattr(l2, "_HOST_CACHES", tmp_path)
+    buffers, empty = [], torch.empty
+    monkeypatch.setattr(torch, "empty", lambda size, **options: buffers.append(size) or empty(size, **options))
+    assert host(sum, [1], flush_l2=True).flushed_l2
+    assert buffers == [2 * 64 << 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((), {"repetitions": 0}, "repetitions=0: expected a whole number of at least 1"),
+        ((), {"graph_repetitions": 2.5}, "graph_repetitions=2.5: expected a whole number of at least 1"),
+        ((), {"warmup": True}, "warmup=True: expected a whole number of at least 1"),
+        ((1,), {"inputs": [(1,)]}, "1 arguments beside inputs=: expected either"),
+        ((), {"inputs": []}, r"inputs=\[\]: expected tuples of arguments, at least one"),
+        ((), {"inputs": [1]}, r"inputs=\[1\]: expected tuples"),
+    ],
+)
+def test_wrong_arguments_are_named(host, arguments, options, message):
+    """Before anything is called."""
+    called = []
+    with pytest.raises(UsageError, match=message):
+        host(called.append, *arguments, **options)
+    assert called == []
+
+
+def test_what_cannot_be_called_is_refused(host):
+    """Such as the result of a call."""
+    with pytest.raises(UsageError, match="3: expected something to call"):
+        host(3)
+
+
+def test_a_roofline_is_a_share_of_what_was_measured(cuda, timer):
+    """By the replays, which leave the launching out."""
+    cuda.replay_ms = -5.0  # ten calls of 1 ms in 5 ms
+    timing = timer(cuda.launch, 1.0)
+    limits = Limits("cuda:0", "bfloat16", copy_bytes_per_s=1e9, matrix_operations_per_s=1e12)
+    reached = timing.roofline(limits=limits, bytes_moved=400_000, operations=1e8)
+    assert reached.bytes_per_s == pytest.approx(8e8)
+    assert reached.copy_share == pytest.approx(0.8)
+    assert reached.matrix_share == pytest.approx(0.2)
+    assert timing.roofline(limits=limits, bytes_moved=1).matrix_share is None
+
+
+@pytest.mark.parametrize(
+    ("device", "work", "message"),
+    [
+        ("cpu", {}, "nothing to compare; expected bytes_moved= or operations="),
+        ("cpu", {"operations": 0}, "operations=0: expected a number above 0"),
+        ("cpu", {"bytes_moved": float("nan")}, "bytes_moved=nan"),
+        ("cuda:0", {"operations": 1}, "limits of cuda:0; expected those of cpu"),
+    ],
+)
+def test_a_roofline_needs_work_and_its_own_device(host, device, work, message):
+    """One line each."""
+    timing = host(sum, [1])
+    with pytest.raises(UsageError, match=message):
+        timing.roofline(limits=Limits(device, "float32", 1.0, 1.0), **work)
+
+
+def test_limits_are_bytes_and_operations_of_the_fastest_sample():
+    """Read and written bytes count; so do multiplications and additions."""
+    timing = SimpleNamespace(samples_ms=(3.0, 2.0, 9.0), graph_samples_ms=())
+    limits = measure_limits(lambda *_args, **_options: timing, "cpu", "float32")
+    assert limits.copy_bytes_per_s == 2 * (64 << 20) / 2e-3
+    assert limits.matrix_operations_per_s == 2 * 512**3 / 2e-3
+
+
+def test_limits_are_measured_once_a_process(host):
+    """However many timers ask."""
+    limits = host.limits("float32")
+    assert limits.copy_bytes_per_s > 0
+    assert limits.matrix_operations_per_s > 0
+    assert KernelTimer.on("cpu").limits("float32") is limits
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float33", "", None, "ones"])
+def test_a_matrix_rate_is_of_a_floating_dtype(host, dtype):
+    """Others multiply by other means."""
+    with pytest.raises(UsageError, match="expected a floating dtype of torch, such as 'bfloat16'"):
+        host.limits(dtype)
+
+
+class FakeNvml:
+    """Of what NVML tells about clocks."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+    nvmlClocksEventReasonGpuIdle = 1  # noqa: N815  # NVML's name
+    nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
+    nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
+    nvmlClocksEventReasonAll = 5  # noqa: N815  # NVML's name
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlDeviceGetClockInfo(self, _handle, kind):  # noqa: N802  # NVML's name
+        if kind == self.NVML_CLOCK_MEM:
+            raise self.NVMLError
+        return 1980
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, _handle):  # noqa: N802  # NVML's name
+        return 4
+
+
+def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
+    """Never 0."""
+    monkeypatch.setattr(clock_states, "nvml_handle", lambda device: nullcontext((FakeNvml(), "handle")))
+    assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
+
+
+def test_clocks_that_were_held_back_are_told(timer, cuda, monkeypatch):
+    """Before or after the samples; an idle device is not held back."""
+    states = iter([ClockState(throttle_reasons=("GpuIdle",)), ClockState(throttle_reasons=("HwSlowdown",))])
+    monkeypatch.setattr(timers, "clock_state", lambda device: next(states))
+    timing = timer(cuda.launch, 1.0)
+    assert timing.held_back == ("HwSlowdown",)
+    assert str(timing).endswith("clocks held back: HwSlowdown")
+
+
+def test_without_nvml_there_is_a_reason(monkeypatch):
+    """The timing goes on."""
+
+    def unavailable(device):
+        raise NvmlUnavailableError("nvidia-ml-py is not installed")
+
+    monkeypatch.setattr(clock_states, "nvml_handle", unavailable)
+    assert clock_state("cuda:0") == ClockState(reason="nvidia-ml-py is not installed")

@@ -1,0 +1,104 @@
+"""The fixture ``cuda_timer`` in a project of a user's own."""
+
+from __future__ import annotations
+
+import pytest
+
+KERNEL_TEST = """
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_matmul(cuda_timer, size):
+    matrix = torch.ones(size, size)
+    timing = cuda_timer(torch.mm, matrix, matrix, repetitions=3)
+    assert len(timing.samples_ms) == 3
+    assert timing.graph_reason == "cpu has no CUDA graphs"
+"""
+
+TELL_LOADS = """
+from pytest_llmperf.plugin import WORKPLACE
+
+
+def pytest_unconfigure(config):
+    print("models loaded:", config.stash[WORKPLACE].loads)
+"""
+
+TIMED = "timed: test_perf.py::test_matmul?8?: * ms eager (MAD * ms, 3 samples, *), no graph: cpu has no CUDA graphs"
+
+
+def test_a_kernel_is_timed_with_no_model(project):
+    """A perf test by its fixture; its timings are told, and nothing is said to be amiss."""
+    project.write(KERNEL_TEST, conftest=TELL_LOADS)
+    result = project.run()
+    assert result.ret == 0, result.outlines
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines([TIMED, "timed: test_perf.py::test_matmul?16?: *", "models loaded: 0"])
+    result.stdout.no_fnmatch_line("*invalid*")
+    assert not (project.path / "baselines").exists()
+
+
+def test_the_fixture_makes_a_perf_test(project):
+    """A plain run leaves it out."""
+    project.write(KERNEL_TEST, conftest="")
+    project.pytester.runpytest_inprocess().assert_outcomes(deselected=2)
+
+
+def test_isolated_processes_tell_their_timings(project):
+    """As the run's own."""
+    project.write(KERNEL_TEST, conftest="")
+    result = project.run("--llmperf-isolate")
+    assert result.ret == 0, result.outlines
+    result.stdout.fnmatch_lines([TIMED])
+
+
+def test_strict_runs_do_not_miss_figures_of_kernels(project):
+    """Their tests judge themselves; nothing of them belongs in a baseline."""
+    project.write(KERNEL_TEST, conftest="")
+    assert project.run("--llmperf-fail-on=invalid").ret == 0
+    result = project.run("--llmperf-update")
+    result.stdout.fnmatch_lines(["baseline NOT updated: nothing was measured that a baseline keeps"])
+
+
+def test_a_timing_does_not_stand_in_for_a_model(project):
+    """A test that was to measure one and did not is told, however much it timed."""
+    project.write(
+        """
+        def test_both(llmperf, cuda_timer):
+            cuda_timer(sum, [1, 2], repetitions=1)
+        """,
+        conftest="",
+    )
+    result = project.run("--llmperf-fail-on=invalid")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["invalid: test_perf.py::test_both: it ran and measured nothing", "failed: nothing was measured"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("cuda_timer(lambda: 1 / 0)", "ZeroDivisionError: division by zero"),
+        ("cuda_timer(sum, [1], repetitions=0)", "*UsageError: repetitions=0: expected a whole number of at least 1"),
+    ],
+)
+def test_errors_surface_as_themselves(project, body, message):
+    """With their own traceback."""
+    project.write(f"def test_it(cuda_timer):\n    {body}\n", conftest="")
+    result = project.run()
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([f"E  *{message}"])
+
+
+def test_kernels_are_timed_by_the_name_of_their_module(project):
+    """And the suite as a whole, which measures a model, leaves them out."""
+    pytest.importorskip("bitsandbytes")
+    project.pytester.makeconftest("import pytest_llmperf.suite.kernels as kernels\nkernels.SHAPES[:] = [(64, 128)]\n")
+    result = project.run("--pyargs", "pytest_llmperf.suite.kernels")
+    counts = result.parseoutcomes()
+    assert result.ret == 0, result.outlines
+    assert counts.get("passed", 0) + counts.get("skipped", 0) == 6
+    whole = project.run("--pyargs", "pytest_llmperf.suite", "--collect-only", "-q")
+    whole.stdout.no_fnmatch_line("*kernels*")
