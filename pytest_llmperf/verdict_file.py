@@ -9,21 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import Run, Workload
-from pytest_llmperf.records.store import write_model
+from pytest_llmperf.records.store import Written, write_model
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence
 
 
-class _Written(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Bounds(_Written):
+class Bounds(Written):
     """A confidence interval of the ratio now / baseline."""
 
     low: float
@@ -31,7 +27,7 @@ class Bounds(_Written):
     level: float
 
 
-class CellVerdict(_Written):
+class CellVerdict(Written):
     """One cell: what was decided, and on what evidence. Figures are in ``unit``; shares and ratios are relative."""
 
     metric: str
@@ -64,7 +60,7 @@ class CellVerdict(_Written):
         return self.gates and not (self.outcome is Outcome.NEW and self.value is None)
 
 
-class TestVerdicts(_Written):
+class TestVerdicts(Written):
     """One test: its cells, or why it has none, and how to run it again."""
 
     __test__ = False  # pytest would collect a class of this name
@@ -77,7 +73,7 @@ class TestVerdicts(_Written):
     reproduce: str
 
 
-class VerdictFile(_Written):
+class VerdictFile(Written):
     """All that one run decided. ``decided`` of ``total`` cells that can fail have an answer."""
 
     schema_version: Literal[1] = 1

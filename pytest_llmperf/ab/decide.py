@@ -57,12 +57,13 @@ class Pairs:
     def verdict(self, alpha: float, *, final: bool) -> Verdict:
         """The verdict of the first look that decided: later blocks, made for other cells, do not reopen it."""
         for look in (look for look in LOOKS if look < len(self.head)):
-            verdict = self.first(look)._look(alpha, final=False)  # noqa: SLF001  # its own
+            verdict = self.first(look).verdict_now(alpha, final=False)
             if verdict.outcome.decided:
                 return verdict
-        return self._look(alpha, final=final)
+        return self.verdict_now(alpha, final=final)
 
-    def _look(self, alpha: float, *, final: bool) -> Verdict:
+    def verdict_now(self, alpha: float, *, final: bool) -> Verdict:
+        """The verdict of all blocks together."""
         test, workload, _ = self.key
         return judge_paired(
             test=test,

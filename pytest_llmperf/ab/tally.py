@@ -10,10 +10,9 @@ from itertools import takewhile
 from statistics import fmean, variance
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from pytest_llmperf.ab.decide import Pairs, Standing
 from pytest_llmperf.ab.series import MeasuredBlock
+from pytest_llmperf.records.store import Written
 from pytest_llmperf.verdict.metrics import Kind
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
 from pytest_llmperf.verdict.paired import detectable_change
@@ -84,11 +83,7 @@ def _is_timed(verdict: Verdict) -> bool:
     return verdict.cell.metric.kind is Kind.TIMED
 
 
-class _Written(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Tally(_Written):
+class Tally(Written):
     """All decisions on one size of slowdown, as a share; 0 for A/A pairs, of which every finding is a false alarm."""
 
     size: float
@@ -115,7 +110,7 @@ class Tally(_Written):
         return self.decisions > 0 and self.found >= SEEN * self.decisions
 
 
-class CellSpread(_Written):
+class CellSpread(Written):
     """How much one cell's blocks differ, base against itself: the standard deviation of ln(head / base)."""
 
     test: str
@@ -126,7 +121,7 @@ class CellSpread(_Written):
     """The slowdown, as a share, that 24 blocks find nine times in ten."""
 
 
-class SelftestFile(_Written):
+class SelftestFile(Written):
     """All that a selftest found."""
 
     schema_version: Literal[1] = 1

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.records.schema import Baseline, Epoch, Run
 from pytest_llmperf.records.window import with_cells
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
 
 LONGEST_LIST = 5
@@ -32,7 +32,9 @@ def find_tests(baseline: Baseline, pattern: str) -> list[str]:
     else:
         found = [name for name in names if name.endswith((f"::{pattern}", f"/{pattern}"))]
         if len(found) > 1:
-            raise UsageError(f"{pattern!r} names {len(found)} tests: {_some(found)}; write more of the name")
+            raise UsageError(
+                f"{pattern!r} names {len(found)} tests: {some(found, LONGEST_LIST)}; write more of the name"
+            )
     if not found:
         raise UsageError(f"no test {pattern!r} in this baseline; {_nearest(pattern, names)}")
     return found
@@ -137,10 +139,5 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     parts = {part: whole for whole in known for part in (whole, whole.rpartition("::")[2])}
     near = list(dict.fromkeys(parts[part] for part in difflib.get_close_matches(name, parts)))
     if near:
-        return f"did you mean {_some(near)}?"
-    return f"expected one of {_some(known)}" if known else "it holds none"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
-    return ", ".join(map(printable, names[:LONGEST_LIST])) + more
+        return f"did you mean {some(near, LONGEST_LIST)}?"
+    return f"expected one of {some(known, LONGEST_LIST)}" if known else "it holds none"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.records.journal import read_journal
@@ -175,7 +175,13 @@ def _locked(path: Path) -> Iterator[None]:
         raise BaselineError(f"cannot write baseline {path}: {error.strerror or error}") from error
 
 
-def write_model(path: Path, model: BaseModel, *, what: str) -> None:
+class Written(BaseModel):
+    """A part of what a command found, as `write_model` writes it: frozen, and read back with no field unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def write_model(path: Path, model: Written, *, what: str) -> None:
     """Write what a command found, whole or not at all; ``what`` says in errors what it is.
 
     Raises:

@@ -12,8 +12,15 @@ from rich.text import Text
 from pytest_llmperf.outcome import RunOutcome
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import plain_table, render
-from pytest_llmperf.report.terminal import attention_lines, change, decided_line, outcome_text, short_name, some
-from pytest_llmperf.text import printable
+from pytest_llmperf.report.terminal import (
+    LONGEST_LIST,
+    attention_lines,
+    change,
+    decided_line,
+    outcome_text,
+    short_name,
+)
+from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.paired import next_look
 from pytest_llmperf.verdict.sentence import format_value
@@ -48,7 +55,7 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
         if entry.error:
             yield printable(f"error: {entry.test}: head: {entry.error}")
     if run.missing:
-        yield printable(f"missing: {len(run.missing)} tests of base are not on head: {some(run.missing)}")
+        yield printable(f"missing: {len(run.missing)} tests of base are not on head: {some(run.missing, LONGEST_LIST)}")
     if run.differences:
         yield printable(f"base and head differ in {', '.join(run.differences)}")
     yield f"null control: {null_trip or 'base beside base does not differ'}"

@@ -13,7 +13,7 @@ from rich.text import Text
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.report.tables import plain_table, render
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.metrics import METRICS, PRIMARY
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
@@ -197,13 +197,13 @@ def _group(verdict: Verdict) -> str:
 def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(map(_is_unsteady, entry.results))]
     if tests:
-        yield f"never became steady while warming up: {some(tests)}"
+        yield f"never became steady while warming up: {some(tests, LONGEST_LIST)}"
 
 
 def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
     if tests:
-        yield f"disturbed: other processes held the processors again and again: {some(tests)}"
+        yield f"disturbed: other processes held the processors again and again: {some(tests, LONGEST_LIST)}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
@@ -220,7 +220,7 @@ def _is_unsteady(result: TestResult) -> bool:
 def _missing_line(run: RunOutcome) -> str:
     count, few = len(run.missing), len(run.missing) <= LONGEST_LIST
     command = _command(run, "prune", *(run.missing if few else ["TEST"]))
-    names = some(run.missing)
+    names = some(run.missing, LONGEST_LIST)
     return f"missing: {count} tests of the baseline are not among those collected: {names}. Gone for good? {command}"
 
 
@@ -256,9 +256,3 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
 
 def _words(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
-
-
-def some(names: list[str]) -> str:
-    """The first few of many names."""
-    more = f" and {len(names) - LONGEST_LIST} more" if len(names) > LONGEST_LIST else ""
-    return ", ".join(names[:LONGEST_LIST]) + more
