@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -95,8 +96,12 @@ def prepare(spec: ModelSpec, device: str) -> None:
         _import_all(spec, locate(spec))
 
 
+@cache
 def _import_all(spec: ModelSpec, source: str) -> None:
-    """Import what the libraries would import while they load: it takes a hundred times as long as a small model."""
+    """Import what the libraries would import while they load: it takes a hundred times as long as a small model.
+
+    Once a spec: ``load`` prepares again, while it is timed, and must not read the config for this.
+    """
     from accelerate import dispatch_model  # noqa: F401  # its attributes are what makes it import its parts
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
