@@ -42,11 +42,21 @@ class Comparison:
         confirmed: Callable[[CellKey], Confirmed] = lambda _key: Confirmed(),
     ) -> list[Verdict]:
         """One verdict for each cell of a test that is judged at all."""
-        return [
+        found = [
             self._verdict(cell, limit(METRICS[cell.metric]), result.workload, confirmed(cell.key[:3]))
             for cell in result.cells
             if is_judged(METRICS[cell.metric])
         ]
+        wrong = result.observation.invalid
+        return [_invalid(verdict, wrong) if wrong and _is_timed(verdict) else verdict for verdict in found]
+
+    def could_fail(self, limits: Mapping[str, Callable[[Metric], Limit]]) -> int:
+        """How many timed cells that gate have runs to be compared with, of the tests whose limits are given."""
+        return sum(
+            test in limits and limits[test](METRICS[name]).gates
+            for (test, _workload, name), cell in self.stored_cells.items()
+            if cell.window and cell.metric.kind is Kind.TIMED
+        )
 
     def missing(self, collected: set[str], searched: Callable[[str], bool] = lambda _file: False) -> list[str]:
         """Tests of the baseline that are not collected any more.
@@ -196,6 +206,17 @@ class Comparison:
             if cell.metric.kind is not Kind.IDENTITY:
                 families[cell.metric.key].append(cell)
         return {name: prior_of(cells) for name, cells in families.items()}
+
+
+def _is_timed(verdict: Verdict) -> bool:
+    """Whether the machine's mood is in the figure."""
+    return verdict.cell.metric.kind is Kind.TIMED and verdict.cell.value is not None
+
+
+def _invalid(verdict: Verdict, reason: str) -> Verdict:
+    return replace(
+        verdict, outcome=Outcome.INVALID, reason=reason, ratio=None, interval=None, p_value=None, flagged=False
+    )
 
 
 def _file_of(test: str) -> str:

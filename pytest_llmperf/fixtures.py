@@ -85,7 +85,33 @@ class LlmPerf:
             seed=seed,
             prompt=self._prompt(prompt, input_tokens),
         )
-        measured = self._workplace.measure(llm, plan, test=self._test)
+        return self._keep(self._workplace.measure(llm, plan, test=self._test))
+
+    def speedup(self, result: TestResult, *, over: TestResult) -> TestResult:
+        """Record how many times as fast one workload of this test was as another: a figure of its own, gated too.
+
+        Args:
+            result: what this test measured of one.
+            over: what it measured of the other, which is the slower one where the ratio is above 1.
+
+        Returns:
+            What is recorded; ``value("speedup")`` is the ratio.
+
+        Raises:
+            UsageError: one was not measured by this test, they are the same, or they were measured for different
+                things, such as TPOT and throughput.
+            MeasurementError: one has no figure.
+        """
+        from pytest_llmperf.measure.speedup import speedup_of
+
+        __tracebackhide__ = True
+        for given in (result, over):
+            if given not in self.results:
+                raise UsageError(f"speedup: {given!r:.60}: expected what llmperf.generate returned in this test")
+        return self._keep(self._workplace.injected(speedup_of(result, over=over)))
+
+    def _keep(self, measured: TestResult) -> TestResult:
+        __tracebackhide__ = True
         result = _with_elapsed(measured, time.monotonic() - self._start)
         if any(result.workload == earlier.workload for earlier in self.results):
             raise MeasurementError(

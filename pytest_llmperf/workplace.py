@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from pytest_llmperf.records.schema import Baseline, CellRun, Run, TestResult
 from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline, parse_baseline
 from pytest_llmperf.verdict.family import holm_family_sizes
 from pytest_llmperf.verdict.judge import is_judged
-from pytest_llmperf.verdict.metrics import METRICS, Kind
+from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Limit, Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
@@ -88,11 +88,11 @@ class Workplace:
             dirty=is_dirty(root),
             environment=facts,
         )
-        family_size = self._family_size(tests)
         baseline = self._read_baseline()
         self._known = Comparison(baseline, facts)
-        self.comparison = Comparison(None if options.measure_only else baseline, facts, family_size)
-        self._anchor = self._read_anchor(family_size)
+        self.comparison = Comparison(None if options.measure_only else baseline, facts)
+        self._anchor = self._read_anchor()
+        self._count_family(tests)
 
     @property
     def loads(self) -> int:
@@ -111,6 +111,10 @@ class Workplace:
         """Measure, with what ``--llmperf-inject`` asks for put on top."""
         burdens = self.options.burdens
         result = self._bench.measure(loaded, plan, test=test, run_id=self.run.run_id, burdens=burdens)
+        return self.injected(result)
+
+    def injected(self, result: TestResult) -> TestResult:
+        """A result with the factors of ``--llmperf-inject`` put on its figures."""
         return _inject(result, self.options)
 
     def timer(self) -> KernelTimer:
@@ -216,12 +220,14 @@ class Workplace:
                 check_available(QUANTIZATIONS[spec.quantization], self._bench.device.partition(":")[0])
                 check_source(spec)
 
-    def _family_size(self, tests: Sequence[PlannedTest]) -> int:
-        """How many timed cells could fail this run."""
-        timed = [metric for metric in METRICS.values() if metric.kind is Kind.TIMED]
-        limits = [self.options.limits(test.key, test.settings.layer()) for test in tests]
-        comparisons = 2 if self.options.anchor else 1
-        return max(1, comparisons * sum(limit(metric).gates for limit in limits for metric in timed))
+    def _count_family(self, tests: Sequence[PlannedTest]) -> None:
+        """Tell each comparison how many timed cells could fail this run, on the anchor too."""
+        limits = {test.key: self.options.limits(test.key, self._layers[test.key]) for test in tests}
+        anchored = self._anchor.comparison.could_fail(limits) if self._anchor else 0
+        size = max(1, self.comparison.could_fail(limits) + anchored)
+        self.comparison = replace(self.comparison, family_size=size)
+        if self._anchor:
+            self._anchor = replace(self._anchor, comparison=replace(self._anchor.comparison, family_size=size))
 
     def _read_baseline(self) -> Baseline | None:
         path = baseline_path(self.options.baselines, self.device_key)
@@ -238,12 +244,12 @@ class Workplace:
             )
         return baseline
 
-    def _read_anchor(self, family_size: int) -> Anchor | None:
+    def _read_anchor(self) -> Anchor | None:
         if self.options.anchor is None or self.options.measure_only:
             return None
         path = baseline_path(self.options.baselines, self.device_key)
         pinned = pinned_baseline(self._root, self.options.anchor, path, present=self.comparison.baseline)
-        return Anchor(self.options.anchor, Comparison(pinned, self.run.environment, family_size))
+        return Anchor(self.options.anchor, Comparison(pinned, self.run.environment))
 
     def _baseline_at(self, revision: str, path: Path) -> Baseline | None:
         """The baseline as it was at a revision; how the working tree's differs is noted for the summary."""

@@ -1,13 +1,18 @@
-"""The ways to decode: the library's own loop, and a bare greedy one."""
+"""The ways to decode: the library's own loop, a bare greedy one, and what is set up for a shape first."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure.clock import Clock
+from pytest_llmperf.measure.figures import Figure
+from pytest_llmperf.records.schema import Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -26,11 +31,54 @@ class Generated:
     """The model's key-value cache after the last token."""
 
 
-class Execution(Protocol):
-    """Runs one request: prefill, then greedy decode of exactly ``output_tokens`` tokens."""
+class Request(Protocol):
+    """Makes one request: prefill, then greedy decode of exactly so many tokens."""
 
-    def __call__(self, model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
-        """``prompt`` has shape ``(batch, input tokens)``; ``on_token`` is called once for each output token."""
+    def __call__(self, output_tokens: int, on_token: OnToken) -> Generated:
+        """``on_token`` is called once for each output token of the batch."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An execution that is ready for one prompt."""
+
+    request: Request
+    figures: Callable[[], Sequence[Figure]] = tuple
+    """What setting up took and gave, beside what is measured of every execution; asked for at the end."""
+    dispatches: bool = True
+    """Whether every operator goes through torch's dispatcher, where operators are counted and hooks of the model's
+    forward are called."""
+
+
+class Execution(Protocol):
+    """A way to decode."""
+
+    @property
+    def name(self) -> str:
+        """Recorded in the workload."""
+
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
+        """What else was asked for: part of the workload."""
+
+    def open(
+        self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock
+    ) -> AbstractContextManager[Opened]:
+        """Set up for a prompt of shape ``(batch, input tokens)``, until the block ends."""
+
+
+@dataclass(frozen=True)
+class Eager:
+    """An execution that needs no setting up."""
+
+    name: str
+    run: Callable[[Any, torch.Tensor, int, OnToken], Generated]
+    settings: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
+
+    @contextmanager
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:  # noqa: ARG002  # others need them
+        """Nothing is set up."""
+        yield Opened(partial(self.run, model, prompt))
 
 
 def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
@@ -71,18 +119,22 @@ def library_generate(model: Any, prompt: torch.Tensor, output_tokens: int, on_to
     return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)
 
 
-EXECUTIONS: Mapping[str, Execution] = {"generate": library_generate, "loop": greedy_loop}
+EXECUTIONS: Mapping[str, Execution] = {
+    one.name: one for one in (Eager("generate", library_generate), Eager("loop", greedy_loop))
+}
 
 
-def find_execution(name: str) -> Execution:
-    """The execution of that name.
+def find_execution(given: str | Execution) -> Execution:
+    """The execution of that name, or the one given.
 
     Raises:
         UsageError: there is none.
     """
-    if name not in EXECUTIONS:
-        raise UsageError(f"unknown execution {name!r}: expected one of {', '.join(EXECUTIONS)}")
-    return EXECUTIONS[name]
+    if not isinstance(given, str):
+        return given
+    if given not in EXECUTIONS:
+        raise UsageError(f"unknown execution {given!r}: expected one of {', '.join(EXECUTIONS)}")
+    return EXECUTIONS[given]
 
 
 def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, pairwise, repeat
@@ -16,10 +16,19 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.collector import collector_paused
-from pytest_llmperf.measure.counters import cache_bytes, count_operators
+from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
 from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
-from pytest_llmperf.measure.execution import Generated, OnToken, check_produced, find_execution
-from pytest_llmperf.measure.injection import Burden, StepTimes, batch_left, carry
+from pytest_llmperf.measure.execution import (
+    Execution,
+    Generated,
+    OnToken,
+    Opened,
+    Request,
+    check_produced,
+    find_execution,
+)
+from pytest_llmperf.measure.figures import Figure
+from pytest_llmperf.measure.injection import Burden, SmallerBatch, StepTimes, batch_left, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
@@ -33,7 +42,7 @@ class Plan:
     batch_size: int
     input_tokens: int
     output_tokens: int
-    execution: str
+    execution: str | Execution
     requests: int
     warmup_cap: int
     seed: int = 0
@@ -93,10 +102,11 @@ class Measurement:
     tokens_produced: int
     counts: Counts
     peaks: dict[str, Peak]
+    dispatches: bool
+    """Whether operators could be counted."""
+    figures: Sequence[Figure]
+    """The execution's own."""
 
-
-Request = Callable[[int, OnToken], Generated]
-"""Makes a request of so many output tokens."""
 
 Run = Callable[[OnToken], Generated]
 """Makes the request that is being measured."""
@@ -143,9 +153,13 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
     asked = replace(plan, input_tokens=prompt.shape[1])
     check_length(model.config, asked)
     plan = replace(asked, batch_size=batch_left(asked.batch_size, burdens))
-    request: Request = partial(find_execution(plan.execution), model, prompt[: plan.batch_size])
-    with measuring_conditions():
+    execution = find_execution(plan.execution)
+    with measuring_conditions(), ExitStack() as stack:
+        enter("setting up")
+        opened = stack.enter_context(execution.open(model, prompt[: plan.batch_size], plan.output_tokens, clock))
+        request: Request = opened.request
         if burdens:
+            _check_burdens(burdens, execution, opened)
             steps = _step_times(request, plan, clock)
             request = carry(request, burdens, model=model, steps=steps, device=device, clock=clock)
         with collector_paused():
@@ -153,7 +167,8 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             warmup = _warm_up(request, plan, clock)
             enter("timed requests")
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
-        counts, peaks = _count_and_follow(partial(request, plan.output_tokens), plan, device, enter)
+        counts, peaks = _count_and_follow(opened, plan, partial(request, plan.output_tokens), device, enter)
+        figures = opened.figures()
     return Measurement(
         plan=asked,
         batch_size=plan.batch_size,
@@ -165,6 +180,8 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         tokens_produced=sum(tokens for _, tokens in timed.requests),
         counts=counts,
         peaks=peaks,
+        dispatches=opened.dispatches,
+        figures=figures,
     )
 
 
@@ -208,6 +225,16 @@ def check_length(config: Any, plan: Plan) -> None:
         )
 
 
+def _check_burdens(burdens: Sequence[Burden], execution: Execution, opened: Opened) -> None:
+    """Refuse to put work on forwards that are not called one by one."""
+    heavy = [burden for burden in burdens if not isinstance(burden, SmallerBatch)]
+    if heavy and not opened.dispatches:
+        raise UsageError(
+            f"--llmperf-inject {heavy[0]}: the steps of execution {execution.name!r} are not single forwards of the "
+            "model: put a factor on a figure instead, such as tpot:+15%"
+        )
+
+
 _REQUESTS_TO_SETTLE, _REQUESTS_TO_SIZE = 2, 5
 
 
@@ -242,7 +269,7 @@ def _time_requests(
 
 
 def _count_and_follow(
-    run: Run, plan: Plan, device: str, enter: Callable[[str], None]
+    opened: Opened, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
 ) -> tuple[Counts, dict[str, Peak]]:
     """One untimed request: what it dispatched and produced, and the memory of its phases.
 
@@ -250,7 +277,8 @@ def _count_and_follow(
     """
     seen: list[int] = []
     enter("prefill")
-    with trace_memory(device, "prefill") as trace, count_operators() as count:
+    counting = count_operators() if opened.dispatches else nullcontext(OperatorCount())
+    with trace_memory(device, "prefill") as trace, counting as count:
 
         def on_token() -> None:
             seen.append(count.total)
@@ -262,7 +290,12 @@ def _count_and_follow(
     check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
     counts = Counts(
         token_digest=digest(generated.tokens),
-        operators_per_token=(seen[-1] - seen[0]) / (len(seen) - 1) if len(seen) > 1 else None,
+        operators_per_token=_each(seen) if opened.dispatches else None,
         kv_cache_bytes=cache_bytes(generated.cache),
     )
     return counts, trace.peaks
+
+
+def _each(seen: Sequence[int]) -> float | None:
+    """By how much a count grew from one token to the next."""
+    return (seen[-1] - seen[0]) / (len(seen) - 1) if len(seen) > 1 else None

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.measure.execution import find_execution
+from pytest_llmperf.measure.figures import Figure, cells_of, timed
 from pytest_llmperf.measure.generation import Measurement, RequestTimes
 from pytest_llmperf.measure.memory import Peak
 from pytest_llmperf.records.reduce import TAIL_REQUESTS, percentile, summarize
-from pytest_llmperf.records.schema import CellRun, Observation, TestResult, Workload
-from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.records.schema import Observation, TestResult, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
@@ -28,27 +29,21 @@ class LoadFacts:
     peak: Peak
 
 
-@dataclass(frozen=True)
-class _Figure:
-    """One cell before it knows its test and run."""
-
-    metric: str
-    value: float | str | None
-    reason: str = ""
-    count: int = 1
-    mean_log: float | None = None
-    mad_log: float | None = None
-
-
 def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
     """What one test adds to its run."""
     workload = _workload(measured, loaded)
     samples = _request_samples(measured.requests)
-    figures = (*_timed(samples), *_informative(measured, facts), *_memory(measured, facts), *_counted(measured))
+    figures = (
+        *(timed(metric, values, lacking=_NO_DECODE) for metric, values in samples.items()),
+        *_informative(measured, facts),
+        *_memory(measured, facts),
+        *_counted(measured),
+        *measured.figures,
+    )
     return TestResult(
         workload=workload,
         observation=_observation(measured, loaded, test=test, run_id=run_id, workload=workload),
-        cells=[_cell(figure, test=test, run_id=run_id, workload=workload) for figure in figures],
+        cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
         samples=samples | {"itl_ms": list(chain.from_iterable(times.itl_ms for times in measured.requests))},
     )
 
@@ -57,7 +52,7 @@ test_result.__test__ = False  # type: ignore[attr-defined]  # pytest would colle
 
 
 def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
-    plan = measured.plan
+    plan, execution = measured.plan, find_execution(measured.plan.execution)
     return Workload(
         engine="transformers",
         model=loaded.name,
@@ -65,12 +60,13 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         quantization=loaded.spec.quantization,
         dtype=loaded.dtype,
         attention=loaded.attention,
-        execution=plan.execution,
+        execution=execution.name,
         batch_size=plan.batch_size,
         input_tokens=plan.input_tokens,
         output_tokens=plan.output_tokens,
         sampling="greedy",
         prompt_sha256=measured.prompt_sha256,
+        settings=dict(execution.settings),
     )
 
 
@@ -100,73 +96,49 @@ def _request_samples(requests: list[RequestTimes]) -> dict[str, list[float]]:
     }
 
 
-def _timed(samples: dict[str, list[float]]) -> Iterator[_Figure]:
-    for metric, values in samples.items():
-        if values:
-            value, mean_log, mad_log = summarize(values)
-            yield _Figure(metric, value, count=len(values), mean_log=mean_log, mad_log=mad_log)
-        else:
-            yield _Figure(metric, None, _NO_DECODE)
-
-
 _NO_DECODE = "one output token has no decode: ask for two or more"
 
 
-def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[_Figure]:
-    yield _Figure("load_ms", facts.load_ms)
+def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
+    yield Figure("load_ms", facts.load_ms)
     yield from _rates(measured)
     gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
     for q in PERCENTILES:
-        yield _Figure(f"itl_p{q}_ms", percentile(gaps, q) if gaps else None, "" if gaps else _NO_DECODE, len(gaps) or 1)
+        yield Figure(f"itl_p{q}_ms", percentile(gaps, q) if gaps else None, "" if gaps else _NO_DECODE, len(gaps) or 1)
     for q, needed in TAIL_REQUESTS.items():
         if gaps and len(measured.requests) >= needed:
-            yield _Figure(f"itl_p{q}_ms", percentile(gaps, q), count=len(gaps))
+            yield Figure(f"itl_p{q}_ms", percentile(gaps, q), count=len(gaps))
 
 
-def _rates(measured: Measurement) -> Iterator[_Figure]:
+def _rates(measured: Measurement) -> Iterator[Figure]:
     prompt_tokens = measured.batch_size * measured.plan.input_tokens
     prefill = [1000 * prompt_tokens / times.ttft_ms for times in measured.requests]
-    yield _Figure("prefill_tokens_per_s", summarize(prefill).value, count=len(prefill))
+    yield Figure("prefill_tokens_per_s", summarize(prefill).value, count=len(prefill))
     decode = [1000 * measured.batch_size / tpot for times in measured.requests if (tpot := times.tpot_ms)]
     if decode:
-        yield _Figure("decode_tokens_per_s", summarize(decode).value, count=len(decode))
+        yield Figure("decode_tokens_per_s", summarize(decode).value, count=len(decode))
     else:
-        yield _Figure("decode_tokens_per_s", None, _NO_DECODE)
+        yield Figure("decode_tokens_per_s", None, _NO_DECODE)
 
 
-def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[_Figure]:
-    yield _Figure("weights_bytes", facts.weights_bytes)
+def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
+    yield Figure("weights_bytes", facts.weights_bytes)
     kv_bytes = measured.counts.kv_cache_bytes
-    yield _Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "a kind of cache that is not known here")
+    yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "a kind of cache that is not known here")
     for phase, peak in {"load": facts.peak, **measured.peaks}.items():
         for figure, value in (
             ("allocated", peak.allocated_bytes),
             ("reserved", peak.reserved_bytes),
             ("rss", peak.rss_bytes),
         ):
-            yield _Figure(f"{phase}_peak_{figure}_bytes", value, "" if value is not None else peak.reason)
+            yield Figure(f"{phase}_peak_{figure}_bytes", value, "" if value is not None else peak.reason)
     if "decode" not in measured.peaks:
         for figure in ("allocated", "reserved", "rss"):
-            yield _Figure(f"decode_peak_{figure}_bytes", None, _NO_DECODE)
+            yield Figure(f"decode_peak_{figure}_bytes", None, _NO_DECODE)
 
 
-def _counted(measured: Measurement) -> Iterator[_Figure]:
+def _counted(measured: Measurement) -> Iterator[Figure]:
     operators = measured.counts.operators_per_token
-    yield _Figure("operators_per_token", operators, "" if operators is not None else _NO_DECODE)
-    yield _Figure("token_digest", measured.counts.token_digest)
-
-
-def _cell(figure: _Figure, *, test: str, run_id: str, workload: Workload) -> CellRun:
-    if figure.metric not in METRICS:
-        raise KeyError(figure.metric)
-    return CellRun(
-        test=test,
-        workload=workload.hash,
-        metric=figure.metric,
-        run=run_id,
-        value=figure.value,
-        count=figure.count,
-        mean_log=figure.mean_log,
-        mad_log=figure.mad_log,
-        reason=figure.reason,
-    )
+    if operators is not None or measured.dispatches:
+        yield Figure("operators_per_token", operators, "" if operators is not None else _NO_DECODE)
+    yield Figure("token_digest", measured.counts.token_digest)

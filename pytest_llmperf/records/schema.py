@@ -40,10 +40,14 @@ class Workload(_Stored):
     execution: str
     batch_size: Positive
     input_tokens: Positive
+    """Of each sequence; of the longest where lengths differ."""
     output_tokens: Positive
+    """Of each sequence; of the longest where lengths differ."""
     sampling: str
     prompt_sha256: str
     """Digest of the prompt's token ids: equal lengths of another text are another workload."""
+    settings: dict[str, Scalar] = {}
+    """What else was asked for, such as a compiler's mode or a scheduler's limits."""
 
     @property
     def hash(self) -> str:
@@ -53,8 +57,15 @@ class Workload(_Stored):
 
     def differences(self, other: Workload) -> list[str]:
         """One ``field: other -> self`` for each field in which the two differ."""
-        mine, theirs = self.model_dump(), other.model_dump()
-        return [f"{name}: {theirs[name]} -> {mine[name]}" for name in mine if mine[name] != theirs[name]]
+        mine, theirs = self._flat(), other._flat()
+        return [
+            f"{name}: {theirs.get(name)} -> {mine.get(name)}"
+            for name in mine | theirs
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    def _flat(self) -> dict[str, Scalar]:
+        return self.model_dump(exclude={"settings"}) | self.settings
 
 
 class Warmup(_Stored):
@@ -92,6 +103,10 @@ class Observation(_Stored):
     tokens_produced: Positive
     attention_requested: str | None
     warmup: Warmup
+    conditions: dict[str, Scalar] = {}
+    """What the machine was like before and after, such as clocks and load."""
+    invalid: str = ""
+    """Why nothing that was timed may be compared; empty if it may."""
     elapsed_s: float | None = None
     """Wall time from the test's start, its model loaded, until this was measured."""
 

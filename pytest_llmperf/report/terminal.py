@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.outcome import Entry, RunOutcome
-from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.records.schema import CellRun, TestResult
 from pytest_llmperf.report.tables import plain_table, render
 from pytest_llmperf.text import printable, some
-from pytest_llmperf.verdict.metrics import METRICS, PRIMARY
+from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
 from pytest_llmperf.verdict_file import decided
@@ -58,14 +58,17 @@ def results_table(entries: list[Entry], *, wide: bool) -> Table:
     """One row a test and workload: the primary metric beside its baseline, and the verdict."""
     table = plain_table()
     table.add_column("test", overflow="fold")
-    for heading in (PRIMARY.title, "baseline", "change"):
+    results = [result for entry in entries for result in entry.results]
+    primaries = {_primary(result).title for result in results}
+    for heading in (primaries.pop() if len(primaries) == 1 else "figure", "baseline", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for key in EXPLAINING if wide else ():
+    explaining = [key for key in EXPLAINING if wide and any(_cell(result, key) for result in results)]
+    for key in explaining:
         table.add_column(METRICS[key].title.removeprefix("decode "), justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
     for entry in entries:
         for result in entry.results:
-            table.add_row(*_row(entry, result, wide=wide))
+            table.add_row(*_row(entry, result, explaining))
     return table
 
 
@@ -111,16 +114,37 @@ def counted(outcomes: Mapping[Outcome, int]) -> str:
     return ", ".join(found) or "none"
 
 
-def _row(entry: Entry, result: TestResult, *, wide: bool) -> Iterator[Text]:
-    verdicts = {v.cell.metric.key: v for v in entry.verdicts if v.cell.metric.key in METRICS and not v.against}
-    primary = verdicts.get(PRIMARY.key)
+def _row(entry: Entry, result: TestResult, explaining: Sequence[str]) -> Iterator[Text]:
+    metric = _primary(result)
+    verdict = _verdict_on(entry, result, metric)
     yield Text(printable(short_name(entry.test)))
-    yield Text(format_value(PRIMARY, result.value(PRIMARY.key)))
-    yield Text(format_value(PRIMARY, primary.baseline) if primary and primary.baseline is not None else "-")
-    yield Text(change(primary))
-    for key in EXPLAINING if wide else ():
-        yield Text(format_value(METRICS[key], result.value(key)))
-    yield _verdict_text(entry, primary)
+    yield Text(format_value(metric, result.value(metric.key)))
+    yield Text(format_value(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
+    yield Text(change(verdict))
+    for key in explaining:
+        cell = _cell(result, key)
+        yield Text(format_value(METRICS[key], cell.value) if cell else "-")
+    yield _verdict_text(entry, verdict)
+
+
+def _primary(result: TestResult) -> Metric:
+    return primary_metric(cell.metric for cell in result.cells)
+
+
+def _cell(result: TestResult, key: str) -> CellRun | None:
+    return next((cell for cell in result.cells if cell.metric == key), None)
+
+
+def _verdict_on(entry: Entry, result: TestResult, metric: Metric) -> Verdict | None:
+    """The verdict on one figure of a workload, against the present baseline."""
+    return next(
+        (
+            verdict
+            for verdict in entry.verdicts
+            if verdict.cell.metric is metric and verdict.cell.workload == result.workload.hash and not verdict.against
+        ),
+        None,
+    )
 
 
 def short_name(test: str) -> str:

@@ -6,7 +6,7 @@ A metric's key carries its unit (``tpot_ms``); people may write the name without
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -157,6 +157,22 @@ _DEFINITIONS: tuple[Metric, ...] = (
         unit="tokens_per_s",
         better=Better.LARGER,
     ),
+    _timed(
+        "output",
+        "output rate",
+        "output tokens of all requests / (last token - first arrival)",
+        unit="tokens_per_s",
+        better=Better.LARGER,
+        gates=True,
+    ),
+    _timed(
+        "speedup",
+        "speed-up",
+        "how many times as fast a workload was as another in the same run, by the figure it is measured for",
+        unit="ratio",
+        better=Better.LARGER,
+        gates=True,
+    ),
     *(_itl_percentile(q) for q in (10, 25, 50, 75, 90, 95, 99)),
     Metric(
         name="e2e_wall",
@@ -197,6 +213,16 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
 """Every metric by its key, the primary one first."""
 
 PRIMARY = METRICS["tpot_ms"]
+
+PRIMARIES = (PRIMARY, METRICS["output_tokens_per_s"], METRICS["speedup_ratio"])
+"""What a workload is measured for: the first of these that it has."""
+
+
+def primary_metric(keys: Iterable[str]) -> Metric:
+    """What a workload with cells of these metrics is measured for."""
+    found = set(keys)
+    return next((metric for metric in PRIMARIES if metric.key in found), PRIMARY)
+
 
 _BY_NAME = {metric.name: metric for metric in _DEFINITIONS}
 

@@ -42,13 +42,15 @@ def short_sentence(verdict: Verdict) -> str:
 
 
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
-    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``; ``n/a`` if there is none."""
+    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``, ``×1.52``; ``n/a`` if there is none."""
     if value is None:
         return "n/a"
     if isinstance(value, str):
         return value
     if not math.isfinite(value):
         return str(value)
+    if metric.unit == "ratio":
+        return f"×{_significant(value, digits)}"
     for size, unit in _SCALES.get(metric.unit, ()):
         if abs(value) >= 0.9995 * size:  # rounds to 1.00 of that unit
             return f"{_significant(value / size, digits)} {unit}"

@@ -1,0 +1,1 @@
+"""What serves requests: transformers in this process, another engine, or a server."""

@@ -1,0 +1,55 @@
+"""What measuring finds of one metric, and the cells that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pytest_llmperf.records.reduce import summarize
+from pytest_llmperf.records.schema import CellRun, Workload
+from pytest_llmperf.verdict.metrics import METRICS
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell before it knows its test and run; ``value`` is ``None`` where it was not measured, for ``reason``."""
+
+    metric: str
+    value: float | str | None
+    reason: str = ""
+    count: int = 1
+    mean_log: float | None = None
+    mad_log: float | None = None
+
+
+def timed(metric: str, samples: Sequence[float], *, lacking: str) -> Figure:
+    """The median of samples, one a request, in the metric's unit; ``lacking`` is why there are none."""
+    if not samples:
+        return Figure(metric, None, lacking)
+    value, mean_log, mad_log = summarize(samples)
+    return Figure(metric, value, count=len(samples), mean_log=mean_log, mad_log=mad_log)
+
+
+def cells_of(figures: Iterable[Figure], *, test: str, run_id: str, workload: Workload) -> list[CellRun]:
+    """The cells of one workload in one test of one run.
+
+    Raises:
+        KeyError: a figure is of no metric that is defined.
+    """
+    return [_cell(figure, test=test, run_id=run_id, workload=workload) for figure in figures]
+
+
+def _cell(figure: Figure, *, test: str, run_id: str, workload: Workload) -> CellRun:
+    if figure.metric not in METRICS:
+        raise KeyError(figure.metric)
+    return CellRun(
+        test=test,
+        workload=workload.hash,
+        metric=figure.metric,
+        run=run_id,
+        value=figure.value,
+        count=figure.count,
+        mean_log=figure.mean_log,
+        mad_log=figure.mad_log,
+        reason=figure.reason,
+    )

@@ -1,0 +1,61 @@
+"""The ratio of two workloads of one test is a figure of its own."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+TWO_WAYS = """
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_ways(llm, llmperf):
+    generate, loop = (llmperf.generate(llm, execution=name) for name in ("generate", "loop"))
+    assert llmperf.speedup({ratio}).value("speedup") == pytest.approx(1.0)
+"""
+
+
+def test_the_ratio_of_two_workloads_is_recorded_and_gates(project):
+    """Three workloads, each with a verdict: the ratio is compared with the baseline's, and a lower one is worse."""
+    project.write(TWO_WAYS.format(ratio="loop, over=generate"))
+    project.record(1.0, 1.0, 1.0, 1.0, 1.0)
+    result = project.run("--llmperf-catch=20%")
+    result.assert_outcomes(passed=1)
+    result.stdout.re_match_lines([r".*\bfigure\b.*\bbaseline\b", r".*test_ways.*×1\.00\b.*unchanged"])
+    slower = project.run("--llmperf-inject=speedup:-50%", "-k", "ways")
+    slower.assert_outcomes(failed=1)
+    slower.stdout.fnmatch_lines(["speed-up ×0.500 < ×1.00 baseline: *"])
+
+
+def test_a_ratio_over_another_workload_is_another_figure(project):
+    """What it is a ratio over is part of its workload."""
+    project.write(TWO_WAYS.format(ratio="loop, over=generate"))
+    project.record(1.0, 1.0)
+    stored = json.loads(project.baseline().read_text())["workloads"].values()
+    (ratio,) = (one for one in stored if "speedup_over" in one.get("settings", ()))
+    assert ratio["execution"] == "loop"
+    project.write(TWO_WAYS.format(ratio="generate, over=loop"))
+    result = project.run()
+    result.stdout.fnmatch_lines(["not comparable: 1 cells of 1 tests (speedup): *speedup_over*"])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("llmperf.speedup(one, over=one)", "expected two workloads that are measured for the same"),
+        ("llmperf.speedup(one, over=3)", "speedup: 3: expected what llmperf.generate returned in this test"),
+    ],
+)
+def test_what_has_no_ratio_is_refused(project, call, message):
+    project.write(f"""
+        import pytest
+
+        @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+        def test_one(llm, llmperf):
+            one = llmperf.generate(llm)
+            {call}
+    """)
+    result = project.run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*UsageError: *{message}"])
