@@ -42,7 +42,7 @@ def short_sentence(verdict: Verdict) -> str:
 
 
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
-    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``, ``×1.52``; ``n/a`` if there is none."""
+    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``, ``×1.52``; ``n/a`` for none."""
     if value is None:
         return "n/a"
     if isinstance(value, str):
