@@ -54,7 +54,7 @@ def test_the_metrics_that_gate_are_those_that_are_told():
     """The help of ``--llmperf-gate`` and the README name them."""
     gating = {metric.name for metric in METRICS.values() if metric.gates}
     peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode")}
-    assert gating == {"tpot", "weights", "kv_cache", "operators_per_token"} | peaks
+    assert gating == {"tpot", "output", "speedup", "call", "weights", "kv_cache", "operators_per_token"} | peaks
 
 
 def test_the_blocking_fields_are_those_that_are_told():
