@@ -224,6 +224,8 @@ class Workplace:
     def _count_family(self, tests: Sequence[PlannedTest]) -> None:
         """Tell each comparison how many timed cells could fail this run, on the anchor too."""
         limits = {test.key: self.options.limits(test.key, self._layers[test.key]) for test in tests}
+        for test in tests:
+            self._limits(test.key)  # a contradiction is told now, not when the test has been measured
         anchored = self._anchor.comparison.could_fail(limits) if self._anchor else 0
         size = max(1, self.comparison.could_fail(limits) + anchored)
         self.comparison = replace(self.comparison, family_size=size)
