@@ -102,7 +102,7 @@ class RunOutcome:
         """Take in what was found where the tests were measured."""
         self.missing = found.get("missing", self.missing)
         self.edited = found.get("edited", self.edited)
-        self.differences = found.get("differences", self.differences)
+        self.differences = list(dict.fromkeys((*self.differences, *found.get("differences", ()))))
 
     @property
     def verdicts(self) -> list[Verdict]:
