@@ -90,6 +90,8 @@ class Session:
             return f"the run was interrupted{self._where_kept()}"
         if failed:
             return f"a test failed{self._where_kept()}"
+        if self.outcome.unreported:
+            return f"a worker died{self._where_kept()}"
         if not any(entry.results for entry in self.outcome.entries):
             return "nothing was measured that a baseline keeps"
         invalid = sum(

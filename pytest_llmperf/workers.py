@@ -73,6 +73,14 @@ class Controller:
             found = ", ".join(f"{device} is {key}" for device, key in self._key_of.items())
             self._refuse(f"workers on unlike devices: {found}; expected devices of one kind: name them with --device")
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """A test began. xdist forgets it once its body is done, also where its reports are held back."""
+        self._outcome.unreported[nodeid] = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Something came of a test."""
+        self._outcome.unreported.pop(report.nodeid, None)
+
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> LoadScopeScheduling:
         """Give out models, whatever ``--dist`` says."""
         return ModelScheduling(config, log, self._models)

@@ -129,6 +129,23 @@ def test_workers_that_do_not_fit_are_refused_at_once(two_devices, arguments, lin
     assert "gw0" not in result.stdout.str()
 
 
+def test_a_worker_that_dies_over_what_it_held_back_fails_the_run(project):
+    """Its suspects were neither confirmed nor cleared, and xdist knows of no test that it died of."""
+    project.write()
+    project.record(1.0, 1.01, 0.99, 1.0, 1.005)
+    dying = (
+        "\nimport pytest_llmperf.confirm as confirm\nconfirm.run_replica = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+    )
+    project.write(conftest=FAKE_CLOCK + dying)
+    result = project.run("-n1", "--llmperf-confirm=1", "--llmperf-update", step_ms=1.5)
+    assert result.ret == 1
+    lines = [
+        "baseline NOT updated: a worker died*",
+        "failed: 1 tests began and were never reported: test_perf.py::*fp32[]]",
+    ]
+    result.stdout.fnmatch_lines(lines)
+
+
 def test_a_refusal_that_only_a_worker_can_make_is_one_line_too(project):
     """Not an internal error, which xdist makes of it."""
     project.write()
