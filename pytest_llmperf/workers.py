@@ -17,7 +17,7 @@ from xdist.workermanage import WorkerController
 from pytest_llmperf.outcome import RunOutcome
 
 CHANNEL = "llmperf_channel"
-"""What a worker finds its way to tell the controller under, beside what xdist carries."""
+"""The name of a worker's way to tell the controller, in what xdist hands to it."""
 
 
 class Controller:
@@ -108,14 +108,24 @@ class ModelScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has n
     def _split_scope(self, nodeid: str) -> str:
         return self._models[nodeid]
 
+    def _reschedule(self, node: WorkerController) -> None:
+        """Give a worker two tests to begin with, a replacement too: it waits with one until it has the next."""
+        if node not in self.registered_collections:
+            return
+        super()._reschedule(node)
+        if self.workqueue and self._pending_of(self.assigned_work[node]) < 2:  # noqa: PLR2004  # two, as told above
+            super()._reschedule(node)
+
     def remove_node(self, node: WorkerController) -> str | None:
-        """Give a lost worker's units out again, less the test that it died of: xdist would hand that to all in turn."""
-        units = self.assigned_work[node].values()
-        crashed = next((test for unit in units for test, done in unit.items() if not done), None)
-        for unit in units:
-            if crashed in unit:
-                unit[crashed] = True
-        super().remove_node(node)
+        """Give out what a lost worker had left, less the test that it died of: xdist would hand that to all in turn."""
+        left = {model: {test: done for test, done in unit.items() if not done}
+                for model, unit in self.assigned_work.pop(node).items()}  # fmt: skip
+        crashed = next((test for unit in left.values() for test in unit), None)
+        for unit in left.values():
+            unit.pop(crashed, None)
+        self.workqueue.update({model: unit for model, unit in left.items() if unit})
+        for other in self.nodes if crashed else ():
+            self._reschedule(other)
         return crashed
 
 

@@ -230,25 +230,49 @@ def test_workers_on_unlike_devices_are_refused(controller):
     assert second.shutting_down
 
 
-def test_what_a_lost_worker_had_left_is_given_out_without_what_killed_it(monkeypatch):
-    """The rest of the model's tests, to the worker that is free; a worker that has nothing left lost nothing."""
-    monkeypatch.setattr("xdist.scheduler.loadscope.parse_tx_spec_config", lambda config: ["popen"] * 2)
-    tests = ["a1", "a2", "a3", "b1"]
+@pytest.fixture
+def scheduling(monkeypatch):
+    """Of a model with three tests, and of two with one."""
+    monkeypatch.setattr("xdist.scheduler.loadscope.parse_tx_spec_config", lambda config: ["popen"])
     config, log = SimpleNamespace(option=SimpleNamespace(loadscopereorder=True)), SimpleNamespace(loadscopesched=print)
-    scheduling = ModelScheduling(config, log, dict(zip(tests, "aaab", strict=True)))
-    first, second = FakeNode("gw0"), FakeNode("gw1")
-    for node in (first, second):
-        scheduling.add_node(node)
-        scheduling.add_node_collection(node, tests)
+    return ModelScheduling(config, log, dict(zip(TESTS, "aaabc", strict=True)))
+
+
+TESTS = ["a1", "a2", "a3", "b1", "c1"]
+
+
+def joined(scheduling, name):
+    node = FakeNode(name)
+    scheduling.add_node(node)
+    scheduling.add_node_collection(node, TESTS)
     scheduling.schedule()
-    assert (first.sent, second.sent) == ([0, 1, 2], [3])
-    second.shutting_down = False
+    return node
+
+
+def test_what_a_lost_worker_had_left_is_given_out_without_what_killed_it(scheduling):
+    """The rest of the model's tests, once; a worker that has nothing left lost nothing."""
+    first = joined(scheduling, "gw0")
+    assert first.sent == [0, 1, 2]
     scheduling.mark_test_complete(first, 0)
     assert scheduling.remove_node(first) == "a2"
-    assert second.sent == [3, 2]
-    for index in (3, 2):
+    second = joined(scheduling, "gw1")
+    for index in second.sent:  # grows as tests are done
         scheduling.mark_test_complete(second, index)
+    assert sorted(second.sent) == [2, 3, 4]
     assert scheduling.remove_node(second) is None
+
+
+def test_a_replacement_gets_two_tests_at_once(scheduling):
+    """A worker starts a test when it has the next: with one alone both sides would wait for each other."""
+    first = joined(scheduling, "gw0")
+    for index in (0, 1):
+        scheduling.mark_test_complete(first, index)
+    assert scheduling.remove_node(first) == "a3"
+    early = FakeNode("gw1")
+    scheduling.add_node(early)
+    second = joined(scheduling, "gw2")
+    assert second.sent == [3, 4]
+    assert early.sent == []
 
 
 @pytest.mark.parametrize(
