@@ -89,7 +89,8 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmperf", "LLM inference performance regression")
     group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
     group.addoption("--llmperf-device", metavar="DEVICE", default=None,
-                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto)")  # fmt: skip
+                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto); several, "
+                         "as cuda:0,cuda:2, are for an xdist worker each")  # fmt: skip
     parser.addini("llmperf_device", "Device to measure on", default="auto")
     for option in SETTINGS:
         group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)

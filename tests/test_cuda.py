@@ -129,3 +129,17 @@ def test_kernels_of_bitsandbytes_are_timed(project):
     )
     assert result.ret == 0, result.outlines
     assert result.parseoutcomes()["passed"] > 0
+
+
+def test_each_worker_has_a_gpu_of_its_own(project):
+    """One worker on each that is visible, and no more."""
+    models = 'import pytest\n\n@pytest.mark.parametrize("llm", ["bf16", "fp16"], indirect=True)\n'
+    project.write(models + "def test_decode(llm, llmperf): llmperf.generate(llm)", conftest="")
+    arguments = ("--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-update")
+    result = project.pytester.runpytest_subprocess(*arguments, "-nauto")
+    assert result.ret == 0, result.outlines
+    runs = json.loads(project.baseline().read_text())["runs"]
+    assert len({run["environment"]["device_uuid"] for run in runs}) == len(runs) == min(2, torch.cuda.device_count())
+    result = project.pytester.runpytest_subprocess(*arguments, f"-n{torch.cuda.device_count() + 1}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *workers would measure on *"])

@@ -86,6 +86,8 @@ class Progress:
 def _device_memory(device: str) -> tuple[int | None, int | None]:
     """Bytes that tensors have, and that the caching allocator holds; torch's CPU allocator counts neither."""
     module: Any = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
+    if hasattr(module, "driver_allocated_memory"):  # MPS
+        return module.current_allocated_memory(), module.driver_allocated_memory()
     if not hasattr(module, "memory_reserved"):
         return None, None
     return module.memory_allocated(device), module.memory_reserved(device)
