@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.guards import parse_guards
 from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
 from pytest_llmperf.measure.prompt import Prompt
 from pytest_llmperf.models.attention import check_attention
@@ -112,6 +113,7 @@ class Options:
     executions: tuple[str, ...]
     requests: int
     warmup: int
+    guards: frozenset[str]
     baselines: Path
     anchor: str | None
     update: bool
@@ -197,6 +199,7 @@ class Options:
             executions=_names("--llmperf-execution", value["execution"]),
             requests=_whole("--llmperf-requests", value["requests"]),
             warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
+            guards=parse_guards(value["guards"]),
             baselines=_baselines(config),
             anchor=value["anchor"] or None,
             update=config.getoption("llmperf_update"),

@@ -17,7 +17,7 @@ from pytest_llmperf.measure import timer as timers
 from pytest_llmperf.measure.clock import EventClock, HostClock
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
 from pytest_llmperf.measure.machine import NvmlUnavailableError
-from pytest_llmperf.measure.roofline import measure_limits
+from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.measure.timing import Limits
 
@@ -284,9 +284,8 @@ def test_a_roofline_needs_work_and_its_own_device(host, device, work, message):
 def test_limits_are_bytes_and_operations_of_the_fastest_sample():
     """Read and written bytes count; so do multiplications and additions."""
     timing = SimpleNamespace(samples_ms=(3.0, 2.0, 9.0), graph_samples_ms=())
-    limits = measure_limits(lambda *_args, **_options: timing, "cpu", "float32")
-    assert limits.copy_bytes_per_s == 2 * (64 << 20) / 2e-3
-    assert limits.matrix_operations_per_s == 2 * 512**3 / 2e-3
+    assert copy_rate(lambda *_args, **_options: timing, "cpu") == 2 * (64 << 20) / 2e-3
+    assert matrix_rate(lambda *_args, **_options: timing, "cpu", "float32") == 2 * 512**3 / 2e-3
 
 
 def test_limits_are_measured_once_a_process(host):
