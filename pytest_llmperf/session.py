@@ -19,7 +19,7 @@ from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
 from pytest_llmperf.scratch import make_room, scratch_folder
-from pytest_llmperf.text import slug
+from pytest_llmperf.text import slug, some
 from pytest_llmperf.verdict.model import Outcome
 
 
@@ -89,6 +89,8 @@ class Session:
             return f"a test failed{self._where_kept()}"
         if not any(entry.results for entry in self.outcome.entries):
             return "nothing was measured that a baseline keeps"
+        if disturbed := self.outcome.disturbed:
+            return f"the run was disturbed: {some([*disturbed], 3)}: {next(iter(disturbed.values()))}"
         invalid = sum(
             verdict.outcome is Outcome.INVALID for entry in self.outcome.entries for verdict in entry.verdicts
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.figures import Figure
@@ -43,11 +44,11 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
         weights: bytes of all of the model's weights.
         bandwidth: of the device, in bytes by second.
     """
-    tpots = sorted(tpot for times in measured.requests if (tpot := times.tpot_ms))
+    tpots = [tpot for times in measured.requests if (tpot := times.tpot_ms)]
     if reason := _why_not(model, measured, has_decode=bool(tpots), has_bandwidth=bool(bandwidth)):
         return Figure("bandwidth_share", None, reason)
     read = weights - _unread_bytes(model) + _mean_cache_bytes(measured)
-    return Figure("bandwidth_share", read / (tpots[len(tpots) // 2] / MS_PER_S) / (bandwidth or 1.0), count=len(tpots))
+    return Figure("bandwidth_share", MS_PER_S * read / median(tpots) / (bandwidth or 1.0), count=len(tpots))
 
 
 def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwidth: bool) -> str:

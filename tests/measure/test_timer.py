@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from fake_nvml import FakeNvml
 
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock_state as clock_states
@@ -303,30 +303,9 @@ def test_a_matrix_rate_is_of_a_floating_dtype(host, dtype):
         host.limits(dtype)
 
 
-class FakeNvml:
-    """Of what NVML tells about clocks."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
-    nvmlClocksEventReasonGpuIdle = 1  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
-    nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonAll = 5  # noqa: N815  # NVML's name
-
-    class NVMLError(Exception):
-        pass
-
-    def nvmlDeviceGetClockInfo(self, _handle, kind):  # noqa: N802  # NVML's name
-        if kind == self.NVML_CLOCK_MEM:
-            raise self.NVMLError
-        return 1980
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, _handle):  # noqa: N802  # NVML's name
-        return 4
-
-
 def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
     """Never 0."""
-    monkeypatch.setattr(clock_states, "nvml_handle", lambda device: nullcontext((FakeNvml(), "handle")))
+    monkeypatch.setattr(clock_states, "nvml_handle", FakeNvml(SmClock=1980, CurrentClocksEventReasons=4).handle)
     assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
 
 
