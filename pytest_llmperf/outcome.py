@@ -28,7 +28,7 @@ class Entry(BaseModel):
     results: list[TestResult] = []
     verdicts: list[Verdict] = []
     timings: list[str] = []
-    """What ``cuda_timer`` gave the test, a line each: told, and not recorded."""
+    """What ``cuda_timer`` gave the test, a line each: told beside what is recorded."""
     injected: list[str] = []
     fail_on: frozenset[Outcome] = frozenset()
     """Outcomes that fail the test beside a regression."""
@@ -42,7 +42,7 @@ class Entry(BaseModel):
     @property
     def empty(self) -> bool:
         """Whether the test measured nothing at all, and nothing says why."""
-        return not (self.results or self.timings or self.error)
+        return not (self.results or self.error)
 
     @property
     def suspect(self) -> bool:
@@ -127,10 +127,9 @@ class RunOutcome:
         """What fails the run although it failed no test; empty if nothing does."""
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"{len(self.missing)} tests of the baseline are missing"
-        timed_alone = bool(self.entries) and all(entry.timings for entry in self.entries)
         if self.disturbed and self.update and self.update.refusal:
             return "a run that was disturbed is not recorded: make the machine quiet and run it again"
-        if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed or timed_alone):
+        if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):
             return "nothing was measured"
         return ""
 

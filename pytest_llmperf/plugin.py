@@ -19,7 +19,7 @@ from pytest_llmperf.declare import add_device_option, add_options, forgotten_fla
 from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.fixtures import LlmPerf, PeakMemory
+    from pytest_llmperf.fixtures import CallRecorder, LlmPerf, PeakMemory
     from pytest_llmperf.measure.timer import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
@@ -37,7 +37,7 @@ OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 WORKPLACE: pytest.StashKey[Workplace] = pytest.StashKey()
 FIXTURE: pytest.StashKey[LlmPerf] = pytest.StashKey()
-TIMER: pytest.StashKey[KernelTimer] = pytest.StashKey()
+TIMER: pytest.StashKey[CallRecorder] = pytest.StashKey()
 COLLECTED: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
@@ -215,8 +215,11 @@ def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
 @pytest.fixture
 def cuda_timer(request: pytest.FixtureRequest) -> KernelTimer:
     """Times a callable, with no model: ``timing = cuda_timer(fn, *args)``, then ``timing.median_ms``."""  # noqa: D402  # an example
-    request.node.stash[TIMER] = timer = request.config.stash[WORKPLACE].timer()
-    return timer
+    from pytest_llmperf.fixtures import CallRecorder
+
+    workplace = request.config.stash[WORKPLACE]
+    request.node.stash[TIMER] = recorder = CallRecorder(workplace, test_key(request.node))
+    return workplace.timer(recorder.keep)
 
 
 @pytest.fixture
@@ -381,11 +384,11 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     if report.skipped:
         return
     workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
-    results = fixture.results if fixture else []
-    timer = item.stash.get(TIMER, None)
+    results, timed = fixture.results if fixture else [], item.stash.get(TIMER, None)
     # Where a model was to be measured and was not, a timing beside it does not make up for that.
-    timings = [str(timing) for timing in timer.timings] if timer and (results or not fixture) else []
-    entry = workplace.entry(test_key(item), results, timings=timings, error=_error_line(report))
+    if timed and (results or not fixture):
+        results = [*results, *timed.results]
+    entry = workplace.entry(test_key(item), results, timings=timed.lines if timed else (), error=_error_line(report))
     settle(report, entry, confirm=workplace.options.confirms)
 
 

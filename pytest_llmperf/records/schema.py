@@ -39,10 +39,10 @@ class Workload(_Stored):
     attention: str
     execution: str
     batch_size: Positive
-    input_tokens: Positive
-    """Of each sequence; of the longest where lengths differ."""
-    output_tokens: Positive
-    """Of each sequence; of the longest where lengths differ."""
+    input_tokens: Count
+    """Of each sequence; of the longest where lengths differ; 0 where no model was run."""
+    output_tokens: Count
+    """The same."""
     sampling: str
     prompt_sha256: str
     """Digest of the prompt's token ids: equal lengths of another text are another workload."""
@@ -100,7 +100,7 @@ class Observation(_Stored):
     requests: Positive
     disturbed_requests: Count | None = None
     """Of these, how many had to wait for a processor that others held; ``None`` where the system does not tell."""
-    tokens_produced: Positive
+    tokens_produced: Count
     attention_requested: str | None
     warmup: Warmup
     conditions: dict[str, Scalar] = {}

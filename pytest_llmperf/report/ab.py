@@ -11,16 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.outcome import RunOutcome
+from pytest_llmperf.report.results import change, outcome_text, short_name
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import plain_table, render
-from pytest_llmperf.report.terminal import (
-    LONGEST_LIST,
-    attention_lines,
-    change,
-    decided_line,
-    outcome_text,
-    short_name,
-)
+from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.paired import next_look

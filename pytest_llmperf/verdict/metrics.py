@@ -173,6 +173,13 @@ _DEFINITIONS: tuple[Metric, ...] = (
         better=Better.LARGER,
         gates=True,
     ),
+    _timed(
+        "call",
+        "call",
+        "one call of a callable: median over replays of a CUDA graph, over eager calls where there is none",
+        gates=True,
+    ),
+    _timed("eager_call", "eager call", "one eager call of a callable that a CUDA graph was made of as well"),
     *(_itl_percentile(q) for q in (10, 25, 50, 75, 90, 95, 99)),
     Metric(
         name="e2e_wall",
@@ -252,7 +259,7 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
 
 PRIMARY = METRICS["tpot_ms"]
 
-PRIMARIES = (PRIMARY, METRICS["output_tokens_per_s"], METRICS["speedup_ratio"])
+PRIMARIES = (PRIMARY, METRICS["output_tokens_per_s"], METRICS["speedup_ratio"], METRICS["call_ms"])
 """What a workload is measured for: the first of these that it has."""
 
 

@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
 def test_ways(llm, llmperf):
     generate, loop = (llmperf.generate(llm, execution=name) for name in ("generate", "loop"))
-    assert llmperf.speedup({ratio}).value("speedup") == pytest.approx(1.0)
+    llmperf.speedup({ratio})
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -14,12 +15,14 @@ from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock_state as clock_states
 from pytest_llmperf.measure import l2
 from pytest_llmperf.measure import timer as timers
+from pytest_llmperf.measure.call_name import arguments_of, call_name
+from pytest_llmperf.measure.call_result import call_result
 from pytest_llmperf.measure.clock import EventClock, HostClock
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
 from pytest_llmperf.measure.machine import NvmlUnavailableError
 from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.timer import KernelTimer
-from pytest_llmperf.measure.timing import Limits
+from pytest_llmperf.measure.timing import Limits, Timing
 
 FLUSH_MS = 7.0
 
@@ -39,8 +42,13 @@ def cuda(monkeypatch) -> FakeCuda:
 
 
 @pytest.fixture
-def timer(cuda) -> KernelTimer:
-    return KernelTimer("cuda:0", EventClock(cuda, "cuda:0"))
+def kept() -> list[Timing]:
+    return []
+
+
+@pytest.fixture
+def timer(cuda, kept) -> KernelTimer:
+    return KernelTimer("cuda:0", EventClock(cuda, "cuda:0"), kept.append)
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def host() -> KernelTimer:
     return KernelTimer("cpu", HostClock())
 
 
-def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer):
+def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer, kept):
     """A sample for each repetition; a replay's time is shared out among the calls in the graph."""
     cuda.replay_ms = 0.6
     timing = timer(cuda.launch, 2.0, repetitions=4, graph_repetitions=3)
@@ -62,7 +70,8 @@ def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer):
     assert cuda.replays == [3] * (1 + 4), "one replay warms up"
     assert cuda.is_as_before
     assert cuda.resets == 1, "its memory is given back"
-    assert timer.timings == [timing]
+    assert kept == [timing]
+    assert (timing.name, timing.arguments) == ("launch", "2.0")
     assert "2 ms eager (MAD 0 ms, 4 samples, cuda events), 2.2 ms in a graph of 3 calls" in str(timing)
 
 
@@ -167,7 +176,7 @@ def test_what_ends_a_test_in_a_capture_ends_it(cuda, timer, raised):
     assert cuda.is_as_before
 
 
-def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer):
+def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer, kept):
     """The very object, before any capture is tried."""
     error = ValueError("mine")
 
@@ -178,7 +187,7 @@ def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer):
         timer(broken)
     assert caught.value is error
     assert not cuda.replays
-    assert timer.timings == []
+    assert kept == []
 
 
 def test_an_error_of_a_later_call_surfaces_as_itself(cuda, timer):
@@ -326,3 +335,27 @@ def test_without_nvml_there_is_a_reason(monkeypatch):
 
     monkeypatch.setattr(clock_states, "nvml_handle", unavailable)
     assert clock_state("cuda:0") == ClockState(reason="nvidia-ml-py is not installed")
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "arguments"),
+    [
+        (partial(torch.mm, torch.ones(2, 3), torch.ones(3, 1)), "mm", "float32[2, 3], float32[3, 1]"),
+        (partial(partial(sorted, reverse=True), [1]), "sorted", "list, reverse=True"),
+        (partial(partial(dict, a=1), a="x", b=None), "dict", "a='x', b=None"),
+        (partial("{}".format, 1.5), "format", "1.5"),
+    ],
+)
+def test_a_call_has_a_name_that_is_the_same_in_every_run(call, name, arguments):
+    """No address, no content of a tensor."""
+    assert (call_name(call), arguments_of(call)) == (name, arguments)
+
+
+def test_a_graphs_figure_stands_before_the_eager_one(cuda, timer):
+    """Of both, the one with less of the host in it is what the workload is measured for."""
+    cuda.replay_ms = 0.0
+    result = call_result(timer(cuda.launch, 2.0, graph_repetitions=5), test="t", run_id="r")
+    assert result.workload.execution == "graph"
+    assert result.workload.settings == {"arguments": "2.0", "flushed_l2": False, "graph_repetitions": 5}
+    assert [cell.metric for cell in result.cells] == ["call_ms", "eager_call_ms"]
+    assert result.value("call") == pytest.approx(2.0)
