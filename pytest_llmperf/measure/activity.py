@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
@@ -19,6 +20,9 @@ DECODE_MARK, END_MARK = "llmperf decode", "llmperf end"
 FIRST_CLEAN_CUDA = (12, 6)
 """Before, CUDA's profiling library cannot be detached while there are graphs, and slows down what is measured next by
 10 to 20 % (pytorch/pytorch#146604)."""
+
+MOST_TOKENS = 17
+"""Sixteen steps tell what each does; a profile of a thousand takes minutes and gigabytes."""
 
 _WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(2D|3D)?|cudaMemcpy(To|From)Symbol")
 """Calls that return when the device is done; copies that need not wait are called ``cudaMemcpyAsync``."""
@@ -70,7 +74,7 @@ def activity_of(events: Iterable[Event]) -> Activity:
 
 
 def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is compared with
-    run: Callable[[Callable[[], object]], object],
+    request: Callable[[int, Callable[[], object]], object],
     *,
     output_tokens: int,
     tpot_ms: float | None,
@@ -81,8 +85,8 @@ def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is c
     """Kernels and waits by token, and the host's share of a step. CUDA alone has them: elsewhere there is no figure.
 
     Args:
-        run: makes a request, warmed up, and calls what it is given for each token.
-        output_tokens: of the request.
+        request: makes one of so many tokens, warmed up, and calls what it is given for each.
+        output_tokens: of the requests that were timed; the first of them are profiled.
         tpot_ms: of requests that were timed: a profile makes the host slower, and not the device.
         device: as torch names it.
         clock: of the device.
@@ -90,18 +94,19 @@ def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is c
     """
     if not device.startswith("cuda"):
         return []
-    if output_tokens == 1 or tpot_ms is None:
+    tokens = min(output_tokens, MOST_TOKENS)
+    if tokens == 1 or tpot_ms is None:
         return _none("one output token has no decode: ask for two or more")
     if reason := _why_not():
         return _none(reason)
     enter("profiled request")
     try:
-        found = activity_of(_profile(run, clock))
+        found = activity_of(_profile(partial(request, tokens), clock))
     except (RuntimeError, ValueError) as error:
         return _none(f"torch's profiler: {str(error).strip().partition(chr(10))[0]}")
     if not found.kernels:
         return _none("torch's profiler saw no kernel: may this process use CUPTI?")
-    steps = output_tokens - 1
+    steps = tokens - 1
     host_share = max(0.0, 1 - found.busy_ms / steps / tpot_ms)
     values = (found.kernels / steps, found.syncs / steps, host_share)
     return [Figure(metric, value) for metric, value in zip(METRICS, values, strict=True)]

@@ -19,7 +19,7 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 @cache
 def spare_bandwidth(device: str) -> float | None:
-    """Bytes read and written by second as a copy moves them, measured once a process; ``None`` if there is no room.
+    """Bytes read and written by second as a copy moves them, measured once a process; ``None`` where it fails.
 
     To be asked for while the device holds no model; what measuring takes is free afterwards.
     """
@@ -55,7 +55,7 @@ def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwid
     config = model.config.get_text_config()
     reasons = {
         "one output token has no decode: ask for two or more": not has_decode,
-        "the device had no room for a copy to measure": not has_bandwidth,
+        "the device's copy bandwidth could not be measured": not has_bandwidth,
         "a kind of cache that is not known here": measured.counts.kv_cache_bytes is None,
         "a mixture of experts reads some of its weights": any(getattr(config, name, None) for name in _EXPERTS),
     }

@@ -171,7 +171,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(opened, plan, partial(request, plan.output_tokens), device, enter)
         profiled = activity_figures(
-            lambda on_token: request(plan.output_tokens, on_token),
+            request,
             output_tokens=plan.output_tokens,
             tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
             device=device,

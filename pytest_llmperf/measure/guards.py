@@ -5,7 +5,7 @@ Whatever is measured inside of ``watch`` is watched, if it tells the bench's pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
@@ -48,7 +48,7 @@ class Seen:
     def objection(self, guards: frozenset[str]) -> str:
         """Why nothing that was timed may be compared, by those guards; empty if it may."""
         found = {name: GUARDS[name](self) for name in GUARDS if name in guards}
-        return "; ".join(f"{why} (guard {name})" for name, why in found.items() if why)
+        return "; ".join(by_guard(name, why) for name, why in found.items() if why)
 
 
 class Watch:
@@ -117,15 +117,24 @@ def parse_guards(text: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def by_guard(guard: str, why: str) -> str:
+    """Why what was timed is invalid, and which guard to leave out for it to be compared."""
+    return f"{why} (guard {guard})"
+
+
+def throttled(device: str, reasons: Iterable[str]) -> str:
+    """Which of NVML's reasons for low clocks keep what was timed from being compared; empty if none does."""
+    held = [reason for reason in reasons if reason in HELD_BACK]
+    return f"clocks of {device} held back by {', '.join(held)}" if held else ""
+
+
 def _tenants(seen: Seen) -> str:
     others = seen.gpu.other_processes_on_device if seen.gpu else None
     return f"{others} other process{'es' * (others != 1)} on {seen.device}" if others else ""
 
 
 def _throttling(seen: Seen) -> str:
-    reasons = (seen.gpu.throttle_reasons or "") if seen.gpu else ""
-    held = [reason for reason in reasons.split() if reason in HELD_BACK]
-    return f"clocks of {seen.device} held back by {', '.join(held)}" if held else ""
+    return throttled(seen.device, (seen.gpu.throttle_reasons or "").split()) if seen.gpu else ""
 
 
 def _clocks(seen: Seen) -> str:

@@ -100,11 +100,11 @@ def test_the_echo_of_an_annotation_on_the_device_is_no_work():
 def figures(monkeypatch):
     """Figures of a request of 5 tokens that took 4 ms each, whose profile is this."""
 
-    def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8"):
+    def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8", output_tokens=5):
         monkeypatch.setattr(torch.version, "cuda", version)
         monkeypatch.setattr(activity, "_profile", lambda run, clock: profile())
         return activity_figures(
-            lambda on_token: None, output_tokens=5, tpot_ms=tpot_ms, device=device, clock=HostClock(),
+            lambda tokens, on_token: None, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device, clock=HostClock(),
             enter=lambda phase: None,
         )  # fmt: skip
 
@@ -125,6 +125,12 @@ def test_counts_are_by_token_and_the_host_has_what_the_device_does_not(figures):
 def test_a_device_that_is_never_idle_leaves_the_host_nothing(figures):
     """Two clocks may disagree a little; no share is below 0."""
     assert figures(lambda: [device("gemm", 10.5, 9), *MARKS], tpot_ms=2.0)[2].value == 0.0
+
+
+def test_of_a_long_request_the_first_steps_are_profiled(figures):
+    """Sixteen of them."""
+    events = [device("gemm", at / 4, 0.25) for at in range(41, 73)]
+    assert figures(lambda: [*events, *MARKS], output_tokens=1000)[0].value == 2.0
 
 
 def test_other_devices_have_no_such_figures(figures):

@@ -325,6 +325,9 @@ def test_clocks_that_were_held_back_are_told(timer, cuda, monkeypatch):
     timing = timer(cuda.launch, 1.0)
     assert timing.held_back == ("HwSlowdown",)
     assert str(timing).endswith("clocks held back: HwSlowdown")
+    found = call_result(timing, test="t", run_id="r", guards=frozenset({"throttling"}))
+    assert found.observation.invalid == "clocks of cuda:0 held back by HwSlowdown (guard throttling)"
+    assert call_result(timing, test="t", run_id="r").observation.invalid == ""
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch):
