@@ -104,8 +104,8 @@ def figures(monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", version)
         monkeypatch.setattr(activity, "_profile", lambda run, clock: profile())
         return activity_figures(
-            lambda tokens, on_token: None, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device, clock=HostClock(),
-            enter=lambda phase: None,
+            lambda tokens, on_token: None, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device,
+            clock=HostClock(), enter=lambda phase: None,
         )  # fmt: skip
 
     return of
