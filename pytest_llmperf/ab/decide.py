@@ -194,7 +194,7 @@ class Standing:
 
     def _why_not(self, key: CellKey) -> tuple[Outcome, str]:
         test, workload, metric = key
-        if disturbed := self._why_invalid(key):
+        if key in self._base.values and (disturbed := self._why_invalid(key)):
             return Outcome.INVALID, f"no block of it counts: {disturbed}"
         if self._head.values[key] is None:
             return Outcome.NEW, "not measured on head"

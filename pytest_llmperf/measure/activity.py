@@ -13,7 +13,7 @@ from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.kineto import mark, profiler
 
-METRICS = ("kernel_launches_per_token", "syncs_per_token", "host_share")
+FIGURES = ("kernel_launches_per_token", "syncs_per_token", "host_share")
 
 DECODE_MARK, END_MARK = "llmperf decode", "llmperf end"
 
@@ -109,7 +109,7 @@ def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is c
     steps = tokens - 1
     host_share = max(0.0, 1 - found.busy_ms / steps / tpot_ms)
     values = (found.kernels / steps, found.syncs / steps, host_share)
-    return [Figure(metric, value) for metric, value in zip(METRICS, values, strict=True)]
+    return [Figure(metric, value) for metric, value in zip(FIGURES, values, strict=True)]
 
 
 def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Sequence[Event]:
@@ -164,4 +164,4 @@ def _why_not() -> str:
 
 
 def _none(reason: str) -> list[Figure]:
-    return [Figure(metric, None, reason) for metric in METRICS]
+    return [Figure(metric, None, reason) for metric in FIGURES]

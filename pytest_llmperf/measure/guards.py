@@ -52,13 +52,18 @@ class Seen:
 
 
 class Watch:
-    """Follows a measurement from its making until ``seen`` is asked for."""
+    """Follows a measurement from its making until it is closed."""
 
     def __init__(self, device: str, gpu: GpuWatch | UnreadGpu | None) -> None:
         self.gpu = gpu
         self._device = device
         self._host = HostWatch()
         self._timing = False
+        self._conditions: tuple[HostConditions, GpuConditions | None]
+
+    def close(self) -> None:
+        """Read for the last time."""
+        self._conditions = self._host.conditions(), self.gpu.conditions() if self.gpu else None
 
     def enter(self, phase: str) -> None:
         """A phase begins: the timed requests, or the one after them."""
@@ -76,11 +81,12 @@ class Watch:
             self.gpu.look()
 
     def seen(self, observation: Observation, *, misplaced: str) -> Seen:
-        """What was read, what is read now, and what measuring itself found."""
+        """What was read until it was closed, and what measuring itself found."""
+        host, gpu = self._conditions
         return Seen(
             device=self._device,
-            host=self._host.conditions(),
-            gpu=self.gpu.conditions() if self.gpu else None,
+            host=host,
+            gpu=gpu,
             misplaced=misplaced,
             requests=observation.requests,
             disturbed=observation.disturbed_requests,
@@ -99,6 +105,7 @@ def watch(device: str, progress: Progress) -> Iterator[Watch]:
         progress.watchers.insert(0, found)
         try:
             yield found
+            found.close()
         finally:
             progress.watchers.remove(found)
 

@@ -84,6 +84,7 @@ class GpuWatch:
     def conditions(self) -> GpuConditions:
         """What was read, and what is read now."""
         after, told = clock_state(self._device), [self._others, other_processes(self._nvml, self._handle)]
+        hidden = "the driver hides processes" if None in told else ""
         return GpuConditions(
             sm_clock_before_mhz=self._before.sm_mhz,
             sm_clock_under_load_mhz=_median([look.sm_mhz for look in self._looks]),
@@ -94,7 +95,7 @@ class GpuWatch:
             temperature_before_c=self._temperature,
             temperature_after_c=self._temperature_c(),
             other_processes_on_device=max((count for count in told if count is not None), default=None),
-            nvml_reason=after.reason if None not in told else "the driver hides processes",
+            nvml_reason="; ".join(filter(None, (after.reason, hidden))),
         )
 
     def energy(self, tokens_per_request: int) -> Figure:
@@ -123,10 +124,11 @@ class GpuWatch:
         )
 
     def _full_clock_mhz(self) -> int | None:
-        nvml = self._nvml
-        questions = nvml.nvmlDeviceGetMaxClockInfo, nvml.nvmlDeviceGetApplicationsClock
-        told = [ask_nvml(nvml, lambda ask=ask: ask(self._gpu, nvml.NVML_CLOCK_SM)) for ask in questions]
-        return min((mhz for mhz in told if mhz), default=None)
+        """Applications are told the graphics clock, which is the SM's as well."""
+        nvml, gpu = self._nvml, self._gpu
+        most = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM))
+        chosen = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetApplicationsClock(gpu, nvml.NVML_CLOCK_GRAPHICS))
+        return min((mhz for mhz in (most, chosen) if mhz), default=None)
 
 
 class UnreadGpu:

@@ -250,3 +250,15 @@ def test_a_test_that_is_disturbed_each_time_stays_open(start):
     assert (verdict.outcome, verdict.reason) == (Outcome.INVALID, "no block of it counts: a neighbour")
     assert standing.undecided == ["t.py::a"]
     assert standing.null_trip == ""
+
+
+def test_a_new_test_that_was_disturbed_is_new(start):
+    """Base has nothing to compare it with, however many blocks follow."""
+
+    def of(arm, _number):
+        return {"t.py::a": {"tpot_ms": 5.0, "invalid": "a neighbour"}} if arm == "head" else {}
+
+    series, _ = start(of)
+    standing = measure(series, 1)
+    assert outcomes(standing)["t.py::a", "tpot"] is Outcome.NEW
+    assert standing.undecided == []

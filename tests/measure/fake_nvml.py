@@ -9,7 +9,7 @@ GPU, INSTANCE = "the whole GPU", "a MIG instance"
 
 
 class FakeNvml:
-    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+    NVML_CLOCK_GRAPHICS, NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 0, 1, 2, 0
     nvmlClocksEventReasonGpuIdle = 1  # noqa: N815  # NVML's name
     nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
     nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
@@ -22,14 +22,17 @@ class FakeNvml:
     def __init__(self, **told) -> None:
         """``told`` by the question's name without ``nvmlDeviceGet``; a list is answered one by one, the last stays."""
         self.told = {"IsMig": False, **told}
+        self.started = 1
 
     @contextmanager
     def handle(self, _device: str):
         """Stands for ``nvml_handle``."""
+        self.started += 1
         yield self, INSTANCE if self.told["IsMig"] else GPU
+        self.started -= 1
 
     def answer(self, question: str, handle: str):
-        if question not in self.told or (handle == INSTANCE and not question.endswith("Processes")):
+        if not self.started or question not in self.told or (handle == INSTANCE and not question.endswith("Processes")):
             raise self.NVMLError
         told = self.told[question]
         return (told.pop(0) if len(told) > 1 else told[0]) if isinstance(told, list) else told

@@ -156,7 +156,7 @@ def fail():
 def test_what_cannot_be_read_is_none_with_a_reason(figures, arguments, reason):
     """All three, and measuring goes on."""
     found = figures(**arguments)
-    assert [(figure.metric, figure.value) for figure in found] == [(metric, None) for metric in activity.METRICS]
+    assert [(figure.metric, figure.value) for figure in found] == [(metric, None) for metric in activity.FIGURES]
     assert all(figure.reason.startswith(reason) for figure in found)
 
 

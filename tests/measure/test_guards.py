@@ -163,6 +163,7 @@ def watched(monkeypatch):
 
     def of(**told):
         fake = FakeNvml(**told)
+        fake.started = 0
         fake.told["ComputeRunningProcesses"] = [told.get("ComputeRunningProcesses", [])]
         for module in (nvidia, clock_state):
             monkeypatch.setattr(module, "nvml_handle", fake.handle)
@@ -196,7 +197,7 @@ def test_a_driver_that_tells_nothing_is_no_objection(watched):
     """None with a reason."""
     found = watched()
     told = found.seen(observation(), misplaced="")
-    assert told.gpu == GpuConditions(nvml_reason="the driver hides processes")
+    assert told.gpu == GpuConditions(nvml_reason="the driver does not tell all of it; the driver hides processes")
     assert told.objection(ALL) == ""
     assert found.gpu.energy(1).reason == "the driver keeps no energy counter of this device"
 
