@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.guards import parse_guards
 from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
 from pytest_llmperf.measure.prompt import Prompt
 from pytest_llmperf.models.attention import check_attention
@@ -183,6 +182,8 @@ class Options:
         Raises:
             UsageError: a value is not of its kind, or two contradict each other.
         """
+        from pytest_llmperf.measure.guards import parse_guards  # heavy, and markers are checked in every run
+
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
             device=_resolve_device(config),
