@@ -112,6 +112,7 @@ class Options:
     executions: tuple[str, ...]
     requests: int
     warmup: int
+    guards: frozenset[str]
     baselines: Path
     anchor: str | None
     update: bool
@@ -181,6 +182,8 @@ class Options:
         Raises:
             UsageError: a value is not of its kind, or two contradict each other.
         """
+        from pytest_llmperf.measure.guards import parse_guards  # heavy, and markers are checked in every run
+
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
             device=given_device(config),
@@ -197,6 +200,7 @@ class Options:
             executions=_names("--llmperf-execution", value["execution"]),
             requests=_whole("--llmperf-requests", value["requests"]),
             warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
+            guards=parse_guards(value["guards"]),
             baselines=_baselines(config),
             anchor=value["anchor"] or None,
             update=config.getoption("llmperf_update"),

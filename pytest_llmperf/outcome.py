@@ -119,12 +119,20 @@ class RunOutcome:
         return counts
 
     @property
+    def disturbed(self) -> dict[str, str]:
+        """Tests of which nothing that was timed may be compared, and why."""
+        seen = ((entry.test, result.observation.invalid) for entry in self.entries for result in entry.results)
+        return {test: why for test, why in seen if why}
+
+    @property
     def breach(self) -> str:
         """What fails the run although it failed no test; empty if nothing does."""
         if self.unreported:
             return f"{len(self.unreported)} tests began and were never reported: {some(list(self.unreported), 3)}"
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"{len(self.missing)} tests of the baseline are missing"
+        if self.disturbed and self.update and self.update.refusal:
+            return "a run that was disturbed is not recorded: make the machine quiet and run it again"
         if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):
             return "nothing was measured"
         return ""

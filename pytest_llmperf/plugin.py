@@ -332,7 +332,7 @@ def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
     if LiveLine.fits(reporter):
         capture = config.pluginmanager.get_plugin("capturemanager")
         uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
-        workplace.progress.watcher = LiveLine(reporter, uncaptured)
+        workplace.progress.watchers.append(LiveLine(reporter, uncaptured))
 
 
 def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:

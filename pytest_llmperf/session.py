@@ -94,6 +94,8 @@ class Session:
             return f"a worker died{self._where_kept()}"
         if not any(entry.results for entry in self.outcome.entries):
             return "nothing was measured that a baseline keeps"
+        if disturbed := self.outcome.disturbed:
+            return f"the run was disturbed: {some([*disturbed], 3)}: {next(iter(disturbed.values()))}"
         invalid = sum(
             verdict.outcome is Outcome.INVALID for entry in self.outcome.entries for verdict in entry.verdicts
         )

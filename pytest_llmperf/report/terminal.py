@@ -58,6 +58,8 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         yield _missing_line(run)
     yield from _unsteady(run.entries)
     yield from _disturbed(run.entries)
+    if run.disturbed and not run.compared:
+        yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -105,8 +107,9 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
         yield f"{words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
     for (outcome, reason), members in sorted(groups.items()):
         metrics = ", ".join(sorted(set(map(changed, members))))
-        tests = len({member.cell.test for member in members})
-        yield f"{words(outcome)}: {len(members)} cells of {tests} tests ({metrics}): {reason}"
+        tests = sorted({member.cell.test for member in members})
+        names = f"{some(tests, LONGEST_LIST)}: " if outcome is Outcome.INVALID else ""
+        yield f"{words(outcome)}: {len(members)} cells of {len(tests)} tests ({metrics}): {names}{reason}"
 
 
 def _group(verdict: Verdict) -> str:
