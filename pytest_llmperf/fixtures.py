@@ -14,6 +14,7 @@ from pytest_llmperf.errors import MeasurementError, UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.measure.prompt import Prompt
+    from pytest_llmperf.measure.timing import Timing
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.options import TestSettings
     from pytest_llmperf.records.schema import TestResult
@@ -193,6 +194,43 @@ class LlmPerf:
         if input_tokens is not None:
             raise UsageError(f"input_tokens={input_tokens} beside a prompt of words, which has its own: leave out one")
         return Prompt.of(given)
+
+
+class CallRecorder:
+    """Records what ``cuda_timer`` times in one test."""
+
+    def __init__(self, workplace: Workplace, test: str) -> None:
+        self._workplace = workplace
+        self._test = test
+        self._start = time.monotonic()
+        self.results: list[TestResult] = []
+        self.lines: list[str] = []
+        """What is told of each beside its figure."""
+
+    def keep(self, timing: Timing) -> None:
+        """Record one timing.
+
+        Raises:
+            UsageError: work was to be injected into the forwards of a model, of which a callable has none.
+            MeasurementError: the test timed the same call before.
+        """
+        from pytest_llmperf.measure.call_result import call_result
+
+        __tracebackhide__ = True
+        if self._workplace.options.burdens:
+            raise UsageError(
+                f"--llmperf-inject {self._workplace.options.burdens[0]}: a callable has no forwards to put it on: put "
+                "a factor on its figure instead, such as call:+15%"
+            )
+        guards = self._workplace.options.guards
+        measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)
+        result = _with_elapsed(self._workplace.injected(measured), time.monotonic() - self._start)
+        if any(result.workload == earlier.workload for earlier in self.results):
+            raise MeasurementError(
+                f"{self._test} timed {timing.name} twice with like arguments; expected each once: give name="
+            )
+        self.results.append(result)
+        self.lines.append(f"{timing.name}: {timing}")
 
 
 @dataclass

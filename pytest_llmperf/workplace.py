@@ -23,6 +23,7 @@ from pytest_llmperf.measure.machine import device_key, environment, session_id
 from pytest_llmperf.measure.progress import TEST_BODY
 from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.timer import KernelTimer
+from pytest_llmperf.measure.timing import Timing
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
 from pytest_llmperf.models.source import check_source
@@ -72,7 +73,7 @@ class Workplace:
         self.options = options
         self._root = root
         self.edited = ""
-        self._bench = Bench(options.device)
+        self._bench = Bench(options.device, options.guards)
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
@@ -152,9 +153,9 @@ class Workplace:
         """A result with the factors of ``--llmperf-inject`` put on its figures."""
         return _inject(result, self.options)
 
-    def timer(self) -> KernelTimer:
-        """A timer of callables on the run's device. It needs no model."""
-        return KernelTimer(self.device, self._bench.clock)
+    def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
+        """A timer of callables on the run's device, which needs no model; ``keep`` is given each timing."""
+        return KernelTimer(self.device, self._bench.clock, keep)
 
     def entry(self, test: str, results: list[TestResult], *, timings: Sequence[str] = (), error: str = "") -> Entry:
         """What became of a test that has run; ``timings`` are told beside what is recorded."""
@@ -258,6 +259,8 @@ class Workplace:
     def _count_family(self, tests: Sequence[PlannedTest]) -> None:
         """Tell each comparison how many timed cells could fail this run, on the anchor too."""
         limits = {test.key: self.options.limits(test.key, self._layers[test.key]) for test in tests}
+        for test in tests:
+            self._limits(test.key)  # a contradiction is told now, not when the test has been measured
         anchored = self._anchor.comparison.could_fail(limits) if self._anchor else 0
         size = max(1, self.comparison.could_fail(limits) + anchored)
         self.comparison = replace(self.comparison, family_size=size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_llmperf.records.store import load_baseline
+
 KERNEL_TEST = """
 import pytest
 import torch
@@ -25,7 +27,9 @@ def pytest_unconfigure(config):
     print("models loaded:", config.stash[WORKPLACE].loads)
 """
 
-TIMED = "timed: test_perf.py::test_matmul?8?: * ms eager (MAD * ms, 3 samples, *), no graph: cpu has no CUDA graphs"
+TIMED = (
+    "timed: test_perf.py::test_matmul?8?: mm: * ms eager (MAD * ms, 3 samples, *), no graph: cpu has no CUDA graphs*"
+)
 
 
 def test_a_kernel_is_timed_with_no_model(project):
@@ -36,7 +40,32 @@ def test_a_kernel_is_timed_with_no_model(project):
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines([TIMED, "timed: test_perf.py::test_matmul?16?: *", "models loaded: 0"])
     result.stdout.no_fnmatch_line("*invalid*")
+    result.stdout.fnmatch_lines(["test *call *baseline *change *verdict", "test_matmul?8? *s * new"])
     assert not (project.path / "baselines").exists()
+
+
+def test_a_kernel_is_recorded_and_gated(project):
+    """As a model's figures are: by callable, arguments and how it was timed."""
+    project.write(KERNEL_TEST)
+    project.record(1.0, 1.0, 1.0, 1.0, 1.0)
+    stored = load_baseline(project.baseline())
+    assert {workload.settings["arguments"] for workload in stored.workloads.values()} == {
+        "float32[8, 8], float32[8, 8]", "float32[16, 16], float32[16, 16]"}  # fmt: skip
+    assert {(cell.metric, cell.value) for cell in stored.cells} == {("call_ms", 1.0)}
+    project.run("--llmperf-catch=20%", "--llmperf-strict").assert_outcomes(passed=2)
+    slower = project.run("--llmperf-catch=20%", step_ms=1.5)
+    slower.assert_outcomes(failed=2)
+    slower.stdout.fnmatch_lines(["call 1.50 ms > 1.00 ms baseline: ×1.500 *"])
+
+
+def test_other_arguments_are_not_compared(project):
+    """A larger matrix is no regression."""
+    project.write(KERNEL_TEST)
+    project.record(1.0)
+    project.write(KERNEL_TEST.replace("torch.ones(size, size)", "torch.ones(size, 2 * size).mT @ torch.ones(size, 3)"
+                                      ).replace("matrix, matrix", "matrix.mT, matrix"))  # fmt: skip
+    result = project.run()
+    result.stdout.fnmatch_lines(["not comparable: 1 cells of 1 tests (call): workload arguments: float32?8, 8?, *"])
 
 
 def test_the_fixture_makes_a_perf_test(project):
@@ -51,14 +80,6 @@ def test_isolated_processes_tell_their_timings(project):
     result = project.run("--llmperf-isolate")
     assert result.ret == 0, result.outlines
     result.stdout.fnmatch_lines([TIMED])
-
-
-def test_strict_runs_do_not_miss_figures_of_kernels(project):
-    """Their tests judge themselves; nothing of them belongs in a baseline."""
-    project.write(KERNEL_TEST, conftest="")
-    assert project.run("--llmperf-fail-on=invalid").ret == 0
-    result = project.run("--llmperf-update")
-    result.stdout.fnmatch_lines(["baseline NOT updated: nothing was measured that a baseline keeps"])
 
 
 def test_a_timing_does_not_stand_in_for_a_model(project):
@@ -81,6 +102,8 @@ def test_a_timing_does_not_stand_in_for_a_model(project):
     ("body", "message"),
     [
         ("cuda_timer(lambda: 1 / 0)", "ZeroDivisionError: division by zero"),
+        ("cuda_timer(sum, [1]); cuda_timer(sum, [1])", "*MeasurementError: * timed sum twice with like arguments; *"),
+        ("cuda_timer(sum, [1], name='')", "*UsageError: cuda_timer: name='': expected a text"),
         ("cuda_timer(sum, [1], repetitions=0)", "*UsageError: repetitions=0: expected a whole number of at least 1"),
     ],
 )
@@ -90,6 +113,14 @@ def test_errors_surface_as_themselves(project, body, message):
     result = project.run()
     assert result.ret == 1
     result.stdout.fnmatch_lines([f"E  *{message}"])
+
+
+def test_work_is_not_injected_where_there_are_no_forwards(project):
+    """It would seem to be found by nothing."""
+    project.write("def test_it(cuda_timer):\n    cuda_timer(sum, [1])\n", conftest="")
+    result = project.run("--llmperf-inject=work:+15%")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*UsageError: --llmperf-inject work:+15%: a callable has no forwards*"])
 
 
 def test_kernels_are_timed_by_the_name_of_their_module(project):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.engines.choose import Choice, Wanted
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
+from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
-from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
+from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
@@ -22,7 +25,7 @@ from pytest_llmperf.measure.result import LoadFacts, test_result
 from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.served import serving_result
 from pytest_llmperf.measure.serving import measure_serving
-from pytest_llmperf.models.load import LoadedModel, load, prepare
+from pytest_llmperf.models.load import LoadedModel, load, misplaced, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.records.schema import TestResult
@@ -44,6 +47,7 @@ class Bench:
 
     Args:
         device: as :func:`resolve_device` takes it.
+        guards: names of those that may make what was timed invalid.
 
     Attributes:
         load_limit_s: Longest that loading a model may take, in seconds; ``None`` for no limit.
@@ -52,8 +56,9 @@ class Bench:
         UsageError: there is no such device here.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS)) -> None:
         self.device = resolve_device(device)
+        self.guards = guards
         self.clock = clock_for(self.device)
         self.progress = Progress(self.device)
         self.models = ModelRegistry(self.device, load=self._load)
@@ -71,7 +76,7 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
-        with self._in_one_line(str(loaded.spec)):
+        with watch(self.device, self.progress) as watched, self._in_one_line(str(loaded.spec)):
             measured = measure_generation(
                 loaded.model,
                 plan,
@@ -83,7 +88,9 @@ class Bench:
                 burdens=burdens,
             )
         self.progress.enter(TEST_BODY)
-        return test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+        measured = self._with_physics(measured, loaded, watched)
+        result = test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+        return self._guarded(result, watched, misplaced=misplaced(loaded.model, self.device))
 
     def serve(self, engine: Engine, plan: ServingPlan, *, test: str, run_id: str) -> TestResult:
         """Measure how an engine serves the requests of a plan, for one test of one run.
@@ -92,10 +99,12 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
-        with self._in_one_line(f"{plan.scheduler} serving by {engine.name}"):
-            measured = measure_serving(engine, plan, enter=self.progress.enter)
+        with watch(self.device, self.progress) as watched, self._in_one_line(f"serving by {engine.name}"):
+            measured = measure_serving(engine, plan, enter=self.progress.enter, on_request=self.progress.tell_request)
         self.progress.enter(TEST_BODY)
-        return serving_result(measured, engine, test=test, run_id=run_id)
+        result = serving_result(measured, engine, test=test, run_id=run_id)
+        # An engine in another process is one of those that guards would object to.
+        return result if engine.device is None else self._guarded(result, watched)
 
     def own_engine(self, choice: Choice, wanted: Wanted) -> Engine:
         """The engine that has a model of its own, made when it is first asked for, in the time that loading may take.
@@ -135,10 +144,26 @@ class Bench:
                 give_back(error, self.device)
             raise MeasurementError(message) from error
 
+    def _with_physics(self, measured: Measurement, loaded: LoadedModel, watched: Watch) -> Measurement:
+        """With the share of the physical limit, and energy where the device has a counter."""
+        weights, bandwidth = self._facts[loaded.spec].weights_bytes, spare_bandwidth(self.device)
+        figures = [*measured.figures, bandwidth_share(loaded.model, measured, weights=weights, bandwidth=bandwidth)]
+        if watched.gpu:
+            figures.append(watched.gpu.energy(measured.batch_size * measured.plan.output_tokens))
+        return replace(measured, figures=figures)
+
+    def _guarded(self, result: TestResult, watched: Watch, *, misplaced: str = "") -> TestResult:
+        """With what was seen around it, and invalid where a guard objects."""
+        seen = watched.seen(result.observation, misplaced=misplaced)
+        conditions = {**seen.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
+        update = {"conditions": conditions, "invalid": seen.objection(self.guards)}
+        return result.model_copy(update={"observation": result.observation.model_copy(update=update)})
+
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""
         prepare(spec, device)
         set_libraries_aside()
+        spare_bandwidth(device)  # while there is room
         self.progress.enter(LOAD)
         try:
             with trace_memory(device, LOAD) as trace, time_limit(self.load_limit_s, self.progress):

@@ -12,8 +12,9 @@ from pytest_llmperf.engines.engine import Answer, Ask, Engine
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.disturbance import undisturbed
-from pytest_llmperf.measure.generation import WARMUP_TOKENS
+from pytest_llmperf.measure.generation import WARMUP_TOKENS, RequestTimes
 from pytest_llmperf.measure.memory import Peak, trace_memory
+from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.schedule import NAIVE, ServingPlan, digest_asks, make_asks
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import Scalar, Warmup
@@ -47,6 +48,12 @@ class ServedRequest:
         """(last token - first token) / (output tokens - 1); ``None`` for a single token."""
         steps = self.answer.output_tokens - 1
         return (self.answer.last_s - self.answer.first_s) * _MS_PER_S / steps if steps else None
+
+    @property
+    def times(self) -> RequestTimes:
+        """As those see it who are told of requests: each token at the request's mean pace."""
+        gaps = [] if self.tpot_ms is None else [self.tpot_ms] * (self.answer.output_tokens - 1)
+        return RequestTimes(self.ttft_ms, gaps, self.e2e_ms)
 
     @property
     def lateness_ms(self) -> float:
@@ -99,6 +106,7 @@ def measure_serving(
     plan: ServingPlan,
     *,
     enter: Callable[[str], None] = lambda _phase: None,
+    on_request: Callable[[RequestTimes], None] = lambda _times: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> ServingMeasurement:
     """Measure how an engine serves.
@@ -110,6 +118,7 @@ def measure_serving(
         engine: what serves.
         plan: the requests, the scheduler and how often.
         enter: told of each phase as it begins, outside of what is timed.
+        on_request: told of each timed pass when it has ended, by its last request.
         now: a monotonic clock in seconds, by which requests of the naive scheduler follow one another.
 
     Raises:
@@ -125,8 +134,8 @@ def measure_serving(
         enter("warm-up")
         short = _shortened(asks[: plan.at_most])
         warmup = warm_up(lambda: serve(short).elapsed_s, cap=plan.warmup_cap)
-        enter("timed passes")
-        timed = undisturbed(lambda: _timed(serve, asks), plan.repeats)
+        enter(TIMED_REQUESTS)
+        timed = undisturbed(lambda: _timed(serve, asks, on_request), plan.repeats)
         settings = dict(engine.settings)
     return ServingMeasurement(
         plan=plan,
@@ -191,9 +200,12 @@ def _follow_memory(serve: Callable[[], object], device: str | None) -> Peak:
     return trace.peaks[SERVING]
 
 
-def _timed(serve: Callable[[Sequence[Ask]], Pass], asks: Sequence[Ask]) -> tuple[Pass, float]:
+def _timed(
+    serve: Callable[[Sequence[Ask]], Pass], asks: Sequence[Ask], on_request: Callable[[RequestTimes], None]
+) -> tuple[Pass, float]:
     gc.collect()
     served = serve(asks)
+    on_request(max(served.requests, key=lambda one: one.answer.last_s).times)
     return served, served.elapsed_s * _MS_PER_S
 
 

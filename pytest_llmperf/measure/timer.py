@@ -12,13 +12,14 @@ from typing import Any
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.arguments import require_whole
+from pytest_llmperf.measure.call_name import arguments_of, call_name
 from pytest_llmperf.measure.clock import Clock, clock_for
 from pytest_llmperf.measure.clock_state import clock_state
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.graph import NotCapturableError, captured
 from pytest_llmperf.measure.l2 import Flush, l2_flush, no_flush
-from pytest_llmperf.measure.roofline import measure_limits
+from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.timing import FLUSH_OFF, Limits, Timing
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import Warmup
@@ -39,13 +40,13 @@ class KernelTimer:
     Args:
         device: as torch names it, such as ``cpu`` or ``cuda:0``.
         clock: of that device.
+        keep: is given each timing.
     """
 
-    def __init__(self, device: str, clock: Clock) -> None:
+    def __init__(self, device: str, clock: Clock, keep: Callable[[Timing], object] = lambda _timing: None) -> None:
         self.device = device
-        self.timings: list[Timing] = []
-        """What was timed so far, in order."""
         self._clock = clock
+        self._keep = keep
 
     @classmethod
     def on(cls, device: str = "auto") -> KernelTimer:
@@ -66,6 +67,7 @@ class KernelTimer:
         graph_repetitions: int = 10,
         flush_l2: bool = False,
         warmup: int = 10,
+        name: str | None = None,
     ) -> Timing:
         """Time single calls of ``fn``. What it raises comes out as it is.
 
@@ -78,15 +80,19 @@ class KernelTimer:
             graph_repetitions: calls that one CUDA graph holds.
             flush_l2: whether to empty the L2 cache, on a CPU the largest one, before each call, outside its time.
             warmup: most batches of calls to warm up with.
+            name: under which it is recorded (default: the callable's own).
 
         Raises:
             UsageError: an argument is not of its kind.
             MeasurementError: the device does not work any more after a capture that failed.
         """
-        calls = cycle(_calls(fn, args, inputs))
+        made = _calls(fn, args, inputs)
+        calls = cycle(made)
         counts = {"repetitions": repetitions, "graph_repetitions": graph_repetitions, "warmup": warmup}
-        for name, value in counts.items():
-            require_whole(name, value, at_least=1)
+        for what, count in counts.items():
+            require_whole(what, count, at_least=1)
+        if name is not None and not (isinstance(name, str) and name.strip()):
+            raise UsageError(f"cuda_timer: name={name!r}: expected a text")
         with collector_paused():
             warmed = self._warm_up(calls, warmup)
             flush = l2_flush(self.device) if flush_l2 else no_flush(FLUSH_OFF)
@@ -95,6 +101,8 @@ class KernelTimer:
             graph_samples, graph_reason = self._time_graph(calls, flush, repetitions, graph_repetitions)
             after = clock_state(self.device)
         timing = Timing(
+            name=name or call_name(fn),
+            arguments=arguments_of(made[0], of=len(made)),
             device=self.device,
             clock=self._clock.name,
             samples_ms=samples,
@@ -106,7 +114,7 @@ class KernelTimer:
             before=before,
             after=after,
         )
-        self.timings.append(timing)
+        self._keep(timing)
         return timing
 
     def limits(self, dtype: str) -> Limits:
@@ -188,8 +196,15 @@ class KernelTimer:
 
 
 @cache
+def copy_bandwidth(device: str) -> float:
+    """Bytes that a copy on a device reads and writes by second: measured on first use, once a process."""
+    return copy_rate(KernelTimer.on(device), device)
+
+
+@cache
 def _limits(device: str, dtype: str) -> Limits:
-    return measure_limits(KernelTimer.on(device), device, dtype)
+    operations_per_s = matrix_rate(KernelTimer.on(device), device, dtype)
+    return Limits(device, dtype, copy_bandwidth(device), operations_per_s)
 
 
 def _make(calls: Calls, number: int) -> None:
@@ -197,7 +212,9 @@ def _make(calls: Calls, number: int) -> None:
         call()
 
 
-def _calls(fn: Callable[..., object], args: tuple[Any, ...], inputs: Sequence[tuple[Any, ...]] | None) -> list[Call]:
+def _calls(
+    fn: Callable[..., object], args: tuple[Any, ...], inputs: Sequence[tuple[Any, ...]] | None
+) -> list[partial[object]]:
     """One call of ``fn`` for each set of arguments."""
     if not callable(fn):
         raise UsageError(f"cuda_timer: {fn!r}: expected something to call")

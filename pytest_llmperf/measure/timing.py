@@ -49,6 +49,10 @@ class Roofline:
 class Timing:
     """Times of single calls, in milliseconds. ``str(timing)`` is one readable line."""
 
+    name: str
+    """Of what was called."""
+    arguments: str
+    """Dtypes and shapes of tensors, the text of numbers and strings, the types of all else."""
     device: str
     clock: str
     samples_ms: tuple[float, ...]

@@ -180,6 +180,13 @@ _DEFINITIONS: tuple[Metric, ...] = (
         better=Better.LARGER,
         gates=True,
     ),
+    _timed(
+        "call",
+        "call",
+        "one call of a callable: median over replays of a CUDA graph, over eager calls where there is none",
+        gates=True,
+    ),
+    _timed("eager_call", "eager call", "one eager call of a callable that a CUDA graph was made of as well"),
     *(_itl_percentile(q) for q in (10, 25, 50, 75, 90, 95, 99)),
     Metric(
         name="e2e_wall",
@@ -213,6 +220,44 @@ _DEFINITIONS: tuple[Metric, ...] = (
         kind=Kind.EXACT,
         gates=True,
     ),
+    Metric(
+        name="kernel_launches_per_token",
+        unit="",
+        title="kernels / token",
+        definition="kernels that ran on the device during decode / (output tokens - 1), from one profiled request",
+        kind=Kind.EXACT,
+        gates=True,
+    ),
+    Metric(
+        name="syncs_per_token",
+        unit="",
+        title="synchronizations / token",
+        definition="calls during decode by which the host waits for the device / (output tokens - 1), profiled as well",
+        kind=Kind.EXACT,
+        gates=True,
+    ),
+    Metric(
+        name="host",
+        unit="share",
+        title="host share",
+        definition="1 - time that the device works on a token (profiled) / TPOT: how much of a step waits for the host",
+        kind=Kind.INFORMATIVE,
+    ),
+    Metric(
+        name="bandwidth",
+        unit="share",
+        title="bandwidth share",
+        definition="bytes that a step of decode must read / TPOT / copy bandwidth of the device",
+        kind=Kind.INFORMATIVE,
+        better=Better.LARGER,
+    ),
+    Metric(
+        name="energy",
+        unit="mj_per_token",
+        title="energy / token",
+        definition="energy of the device from the first timed request to the last / output tokens of all sequences",
+        kind=Kind.INFORMATIVE,
+    ),
     # Says that the work changed, not that it got slower or bigger: it explains, and gates only where asked for.
     Metric(
         name="token_digest",
@@ -228,7 +273,7 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
 
 PRIMARY = METRICS["tpot_ms"]
 
-PRIMARIES = (METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"])
+PRIMARIES = (METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"], METRICS["call_ms"])
 """What a workload is measured for: the first of these that it has."""
 
 

@@ -156,7 +156,7 @@ def test_the_passes_that_are_timed_follow_untimed_ones():
     assert lengths == [{40}] + [{16}] * measured.warmup.requests + [{40}] * 2
     assert {ask.arrival_s for ask in engine.served[1]} == {0.0}
     assert measured.warmup.steady
-    assert phases == ["serving", "warm-up", "timed passes"]
+    assert phases == ["serving", "warm-up", "timed requests"]
     assert engine.releases == 1
 
 

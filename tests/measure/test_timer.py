@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from fake_nvml import FakeNvml
 
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock_state as clock_states
 from pytest_llmperf.measure import l2
 from pytest_llmperf.measure import timer as timers
+from pytest_llmperf.measure.call_name import arguments_of, call_name
+from pytest_llmperf.measure.call_result import call_result
 from pytest_llmperf.measure.clock import EventClock, HostClock
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
 from pytest_llmperf.measure.machine import NvmlUnavailableError
-from pytest_llmperf.measure.roofline import measure_limits
+from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.timer import KernelTimer
-from pytest_llmperf.measure.timing import Limits
+from pytest_llmperf.measure.timing import Limits, Timing
 
 FLUSH_MS = 7.0
 
@@ -39,8 +42,13 @@ def cuda(monkeypatch) -> FakeCuda:
 
 
 @pytest.fixture
-def timer(cuda) -> KernelTimer:
-    return KernelTimer("cuda:0", EventClock(cuda, "cuda:0"))
+def kept() -> list[Timing]:
+    return []
+
+
+@pytest.fixture
+def timer(cuda, kept) -> KernelTimer:
+    return KernelTimer("cuda:0", EventClock(cuda, "cuda:0"), kept.append)
 
 
 @pytest.fixture
@@ -48,7 +56,7 @@ def host() -> KernelTimer:
     return KernelTimer("cpu", HostClock())
 
 
-def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer):
+def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer, kept):
     """A sample for each repetition; a replay's time is shared out among the calls in the graph."""
     cuda.replay_ms = 0.6
     timing = timer(cuda.launch, 2.0, repetitions=4, graph_repetitions=3)
@@ -62,7 +70,8 @@ def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer):
     assert cuda.replays == [3] * (1 + 4), "one replay warms up"
     assert cuda.is_as_before
     assert cuda.resets == 1, "its memory is given back"
-    assert timer.timings == [timing]
+    assert kept == [timing]
+    assert (timing.name, timing.arguments) == ("launch", "2.0")
     assert "2 ms eager (MAD 0 ms, 4 samples, cuda events), 2.2 ms in a graph of 3 calls" in str(timing)
 
 
@@ -167,7 +176,7 @@ def test_what_ends_a_test_in_a_capture_ends_it(cuda, timer, raised):
     assert cuda.is_as_before
 
 
-def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer):
+def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer, kept):
     """The very object, before any capture is tried."""
     error = ValueError("mine")
 
@@ -178,7 +187,7 @@ def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer):
         timer(broken)
     assert caught.value is error
     assert not cuda.replays
-    assert timer.timings == []
+    assert kept == []
 
 
 def test_an_error_of_a_later_call_surfaces_as_itself(cuda, timer):
@@ -284,9 +293,8 @@ def test_a_roofline_needs_work_and_its_own_device(host, device, work, message):
 def test_limits_are_bytes_and_operations_of_the_fastest_sample():
     """Read and written bytes count; so do multiplications and additions."""
     timing = SimpleNamespace(samples_ms=(3.0, 2.0, 9.0), graph_samples_ms=())
-    limits = measure_limits(lambda *_args, **_options: timing, "cpu", "float32")
-    assert limits.copy_bytes_per_s == 2 * (64 << 20) / 2e-3
-    assert limits.matrix_operations_per_s == 2 * 512**3 / 2e-3
+    assert copy_rate(lambda *_args, **_options: timing, "cpu") == 2 * (64 << 20) / 2e-3
+    assert matrix_rate(lambda *_args, **_options: timing, "cpu", "float32") == 2 * 512**3 / 2e-3
 
 
 def test_limits_are_measured_once_a_process(host):
@@ -304,30 +312,9 @@ def test_a_matrix_rate_is_of_a_floating_dtype(host, dtype):
         host.limits(dtype)
 
 
-class FakeNvml:
-    """Of what NVML tells about clocks."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
-    nvmlClocksEventReasonGpuIdle = 1  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
-    nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonAll = 5  # noqa: N815  # NVML's name
-
-    class NVMLError(Exception):
-        pass
-
-    def nvmlDeviceGetClockInfo(self, _handle, kind):  # noqa: N802  # NVML's name
-        if kind == self.NVML_CLOCK_MEM:
-            raise self.NVMLError
-        return 1980
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, _handle):  # noqa: N802  # NVML's name
-        return 4
-
-
 def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
     """Never 0."""
-    monkeypatch.setattr(clock_states, "nvml_handle", lambda device: nullcontext((FakeNvml(), "handle")))
+    monkeypatch.setattr(clock_states, "nvml_handle", FakeNvml(SmClock=1980, CurrentClocksEventReasons=4).handle)
     assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
 
 
@@ -338,6 +325,9 @@ def test_clocks_that_were_held_back_are_told(timer, cuda, monkeypatch):
     timing = timer(cuda.launch, 1.0)
     assert timing.held_back == ("HwSlowdown",)
     assert str(timing).endswith("clocks held back: HwSlowdown")
+    found = call_result(timing, test="t", run_id="r", guards=frozenset({"throttling"}))
+    assert found.observation.invalid == "clocks of cuda:0 held back by HwSlowdown (guard throttling)"
+    assert call_result(timing, test="t", run_id="r").observation.invalid == ""
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch):
@@ -348,3 +338,27 @@ def test_without_nvml_there_is_a_reason(monkeypatch):
 
     monkeypatch.setattr(clock_states, "nvml_handle", unavailable)
     assert clock_state("cuda:0") == ClockState(reason="nvidia-ml-py is not installed")
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "arguments"),
+    [
+        (partial(torch.mm, torch.ones(2, 3), torch.ones(3, 1)), "mm", "float32[2, 3], float32[3, 1]"),
+        (partial(partial(sorted, reverse=True), [1]), "sorted", "list, reverse=True"),
+        (partial(partial(dict, a=1), a="x", b=None), "dict", "a='x', b=None"),
+        (partial("{}".format, 1.5), "format", "1.5"),
+    ],
+)
+def test_a_call_has_a_name_that_is_the_same_in_every_run(call, name, arguments):
+    """No address, no content of a tensor."""
+    assert (call_name(call), arguments_of(call)) == (name, arguments)
+
+
+def test_a_graphs_figure_stands_before_the_eager_one(cuda, timer):
+    """Of both, the one with less of the host in it is what the workload is measured for."""
+    cuda.replay_ms = 0.0
+    result = call_result(timer(cuda.launch, 2.0, graph_repetitions=5), test="t", run_id="r")
+    assert result.workload.execution == "graph"
+    assert result.workload.settings == {"arguments": "2.0", "flushed_l2": False, "graph_repetitions": 5}
+    assert [cell.metric for cell in result.cells] == ["call_ms", "eager_call_ms"]
+    assert result.value("call") == pytest.approx(2.0)
