@@ -43,7 +43,7 @@ def test_every_metric_and_outcome_is_explained():
     """The reference of metrics and of verdicts is complete."""
     measuring = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
     families = {
-        re.sub(r"^(load|prefill|decode)_peak", "peak", re.sub(r"itl_p\d+", "itl_p", m.name)) for m in METRICS.values()
+        re.sub(r"^(load|prefill|decode|serving)_peak", "peak", re.sub(r"itl_p\d+", "itl_p", m.name)) for m in METRICS.values()
     }
     assert [name for name in families if name.removeprefix("peak") not in measuring] == []
     verdicts = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
@@ -53,7 +53,7 @@ def test_every_metric_and_outcome_is_explained():
 def test_the_metrics_that_gate_are_those_that_are_told():
     """The help of ``--llmperf-gate`` and the README name them."""
     gating = {metric.name for metric in METRICS.values() if metric.gates}
-    peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode")}
+    peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode", "serving")}
     counted = {"operators_per_token", "kernel_launches_per_token", "syncs_per_token"}
     assert gating == {"tpot", "output", "speedup", "call", "weights", "kv_cache"} | counted | peaks
 
