@@ -85,6 +85,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         yield _missing_line(run)
     yield from _unsteady(run.entries)
     yield from _disturbed(run.entries)
+    yield from _unlike_loop(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -230,6 +231,15 @@ def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
     if tests:
         yield f"disturbed: other processes held the processors again and again: {some(tests, LONGEST_LIST)}"
+
+
+def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
+    for entry in entries:
+        for result in entry.results:
+            cell = _cell(result, "tokens_unlike_loop")
+            if cell and cell.value:
+                what = f"{cell.value} of {result.workload.batch_size * result.workload.output_tokens} tokens"
+                yield f"{result.workload.execution}: {what} are others than loop's: {entry.test}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
