@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageError
 from pytest_llmperf.measure.clock import Clock
-from pytest_llmperf.measure.dynamo import Compilations, Setting, check_settings, fresh_dynamo, obstacle
+from pytest_llmperf.measure.dynamo import Compilations, Setting, check_settings, fresh_dynamo, known_backends, obstacle
 from pytest_llmperf.measure.execution import Opened
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.request import RequestTimes, Run, time_request
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PRECISIONS = ("highest", "high", "medium")
+
+INDUCTOR = "inductor"
 
 SETTLING = 5
 """Most requests until one compiles nothing."""
@@ -57,17 +59,15 @@ class Compile:
     mode: str = "default"
     dynamic: bool | None = None
     fullgraph: bool = False
-    backend: str = "inductor"
+    backend: str = INDUCTOR
     matmul_precision: str = "highest"
     dynamo: Mapping[str, Setting] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("mode", self.mode, MODES),
-            ("matmul_precision", self.matmul_precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise UsageError(f"compile: {name} {value!r} is unknown: expected one of {', '.join(known)}")
+        _check("mode", self.mode, MODES)
+        _check("matmul_precision", self.matmul_precision, PRECISIONS)
+        if self.backend != INDUCTOR:
+            _check("backend", self.backend, known_backends())
         check_settings(self.dynamo)
 
     @property
@@ -125,6 +125,11 @@ class Compile:
             step, mode=self.mode, dynamic=self.dynamic, fullgraph=self.fullgraph, backend=self.backend
         )
         return compiled
+
+
+def _check(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"compile: {name} {value!r} is unknown: expected one of {', '.join(known)}")
 
 
 def _settle(run: Run, clock: Clock, compilations: Compilations) -> RequestTimes:

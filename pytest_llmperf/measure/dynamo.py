@@ -48,6 +48,18 @@ def check_settings(settings: Mapping[str, Setting]) -> None:
             raise UsageError(f"dynamo setting {name}={value!r}: expected a value of type {kind}, as {known[name]!r} is")
 
 
+def known_backends() -> list[str]:
+    """The compilers that ``torch.compile`` knows by name. Imports torch.
+
+    Raises:
+        MissingDependency: torch is not installed.
+    """
+    require_models_extra()
+    from torch import _dynamo as dynamo
+
+    return list(dynamo.list_backends(exclude_tags=None))
+
+
 class Compilations:
     """What dynamo has done since it was reset."""
 
