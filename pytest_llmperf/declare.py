@@ -44,7 +44,12 @@ SETTINGS = (
            "random have a length of their own"),
     Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
-           "library's own loop), loop (a bare greedy loop)"),
+           "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
+           "(replayed CUDA graphs over one)"),
+    Option("compile-mode", "MODE", "default", "Mode of torch.compile where execution is compile: default, "
+           "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
+    Option("dynamo", "SETTINGS", "", "Settings of torch._dynamo.config where execution is compile: "
+           "NAME=VALUE,... such as capture_dynamic_output_shape_ops=true"),
     Option("requests", "N", "10", "Measured requests a test and run"),
     Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
     Option("guards", "NAMES", "all", "What makes timed figures invalid, comma-separated: tenants, throttling, clocks, "

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.declare import add_device_option, add_options, forgotten_flag
-from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
+from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.fixtures import CallRecorder, LlmPerf, PeakMemory
@@ -129,14 +129,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong while a model is loaded."""
-    with _contained(item, "setup"):
+    with _skipping_unavailable(), _contained(item, "setup"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong in a perf test."""
-    with _contained(item, "test body"):
+    with _skipping_unavailable(), _contained(item, "test body"):
         return (yield)
 
 
@@ -196,8 +196,8 @@ def llm(request: pytest.FixtureRequest) -> LoadedModel:
     """
     try:
         loaded = request.config.stash[WORKPLACE].load(request.param)
-    except AttentionUnavailable as error:
-        pytest.skip(str(error))
+    except Unavailable:
+        raise
     except LlmperfError as error:
         pytest.fail(str(error), pytrace=False)
     return loaded
@@ -256,6 +256,17 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, LlmperfError):
             raise pytest.UsageError(str(error)) from error
+
+
+class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
+    """Skip a test that asks for what cannot run here, with the reason."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Unavailable):
+            pytest.skip(str(error))
 
 
 def _start_session(config: pytest.Config) -> None:

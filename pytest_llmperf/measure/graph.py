@@ -17,8 +17,13 @@ class NotCapturableError(Exception):
     """The calls cannot be captured; the message says why, in one line."""
 
 
+def why_no_graphs(device: str) -> str:
+    """Why a device has no CUDA graphs; empty if it has."""
+    return "" if device.startswith("cuda") else f"{device} has no CUDA graphs"
+
+
 @contextmanager
-def captured(device: str, call: Callable[[], object], times: int) -> Iterator[Any]:
+def captured(device: str, call: Callable[[], object], times: int, *, pool: Any = None) -> Iterator[Any]:
     """A CUDA graph of ``times`` calls, replayed once already, for as long as the block lasts.
 
     The random state of the device is the user's: what ``call`` draws while it is captured and replayed comes from a
@@ -28,6 +33,7 @@ def captured(device: str, call: Callable[[], object], times: int) -> Iterator[An
         device: a CUDA device of torch, with its index; the current one.
         call: has run before, eagerly: what it raises in a call that is not captured comes out as it is.
         times: calls in the graph.
+        pool: of memory, shared with other graphs that are never replayed at once (default: one of its own).
 
     Raises:
         NotCapturableError: the calls cannot be captured. Nothing is left of the attempt.
@@ -36,7 +42,7 @@ def captured(device: str, call: Callable[[], object], times: int) -> Iterator[An
     import torch
 
     with _copied_random_state(device):
-        graph = _capture(device, call, times)
+        graph = _capture(device, call, times, pool)
         try:
             graph.replay()  # the first one uploads it
             torch.cuda.synchronize()
@@ -45,7 +51,7 @@ def captured(device: str, call: Callable[[], object], times: int) -> Iterator[An
             graph.reset()
 
 
-def _capture(device: str, call: Callable[[], object], times: int) -> Any:
+def _capture(device: str, call: Callable[[], object], times: int, pool: Any) -> Any:
     import torch
 
     side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
@@ -54,7 +60,7 @@ def _capture(device: str, call: Callable[[], object], times: int) -> Any:
     with torch.cuda.stream(side):
         _warm_call(call)
         torch.cuda.synchronize()
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        graph, pool = torch.cuda.CUDAGraph(), pool or torch.cuda.graph_pool_handle()
         try:
             graph.capture_begin(pool=pool)
             for _ in range(times):

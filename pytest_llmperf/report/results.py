@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.outcome import Entry
-from pytest_llmperf.records.schema import CellRun, TestResult, Workload
+from pytest_llmperf.records.schema import TestResult, Workload
 from pytest_llmperf.report.tables import plain_table
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
@@ -43,7 +43,7 @@ def results_table(entries: Iterable[Entry], *, wide: bool, every: bool = False) 
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
     results = [result for _, result in rows]
     titles = {_primary(result).title for result in results}
-    explaining = [key for key in EXPLAINING if wide and not every and any(_cell(one, key) for one in results)]
+    explaining = [key for key in EXPLAINING if wide and not every and any(one.cell(key) for one in results)]
     table = plain_table()
     table.add_column("test", overflow="fold")
     for heading in (titles.pop() if len(titles) == 1 and not every else "figure", "baseline", "change"):
@@ -99,16 +99,12 @@ def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, explai
     yield Text(format_value(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
     yield Text(change(verdict))
     for key in explaining:
-        cell = _cell(result, key)
+        cell = result.cell(key)
         yield Text(format_value(METRICS[key], cell.value) if cell else "-")
 
 
 def _primary(result: TestResult) -> Metric:
     return primary_metric(cell.metric for cell in result.cells)
-
-
-def _cell(result: TestResult, key: str) -> CellRun | None:
-    return next((cell for cell in result.cells if cell.metric == key), None)
 
 
 def short_name(test: str) -> str:

@@ -60,6 +60,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     yield from _disturbed(run.entries)
     if run.disturbed and not run.compared:
         yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
+    yield from _unlike_loop(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -131,6 +132,15 @@ def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
     if tests:
         yield f"disturbed: other processes held the processors again and again: {some(tests, LONGEST_LIST)}"
+
+
+def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
+    for entry in entries:
+        for result in entry.results:
+            cell = result.cell("tokens_unlike_loop")
+            if cell and cell.value:
+                what = f"{cell.value} of {result.workload.batch_size * result.workload.output_tokens} tokens"
+                yield f"{result.workload.execution}: {what} are others than loop's: {entry.test}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
