@@ -86,7 +86,8 @@ def _rows(entry: Entry, result: TestResult, explaining: Sequence[str], *, every:
     ]
     primary = _primary(result)
     of_primary = next((verdict for verdict in verdicts if verdict.cell.metric.key == primary.key), None)
-    name = Text(printable(short_name(entry.test)))
+    several = f" {result.workload.execution}" if len(entry.results) > 1 else ""
+    name = Text(printable(short_name(entry.test) + several))
     yield [name, *_figures(primary, result, of_primary, explaining), _verdict_text(entry, result, of_primary)]
     for verdict in verdicts if every else ():
         if verdict is not of_primary:

@@ -174,6 +174,13 @@ _DEFINITIONS: tuple[Metric, ...] = (
         gates=True,
     ),
     _timed(
+        "total",
+        "total rate",
+        "input and output tokens of all requests / (last token - first arrival)",
+        unit="tokens_per_s",
+        better=Better.LARGER,
+    ),
+    _timed(
         "speedup",
         "speed-up",
         "how many times as fast a workload was as another in the same run, by the figure it is measured for",
@@ -200,9 +207,10 @@ _DEFINITIONS: tuple[Metric, ...] = (
     ),
     _explaining_ms("cold_ttft", "cold TTFT", "TTFT of the first request of a compiled decode"),
     _explaining_ms("capture", "capture time", "capturing and first replaying all CUDA graphs of decode"),
+    _explaining_ms("lateness", "lateness", "due to sent, per request: how late whoever asks was"),
     _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
     _memory("kv_cache", "KV cache", "bytes of keys and values after the last token", gates=True),
-    *(metric for phase in ("load", "prefill", "decode") for metric in _phase_memory(phase)),
+    *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
     _memory(
         "graph_memory",
         "graph memory",
@@ -279,7 +287,7 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
 
 PRIMARY = METRICS["tpot_ms"]
 
-PRIMARIES = (PRIMARY, METRICS["output_tokens_per_s"], METRICS["speedup_ratio"], METRICS["call_ms"])
+PRIMARIES = (METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"], METRICS["call_ms"])
 """What a workload is measured for: the first of these that it has."""
 
 
