@@ -54,7 +54,9 @@ def test_the_metrics_that_gate_are_those_that_are_told():
     """The help of ``--llmperf-gate`` and the README name them."""
     gating = {metric.name for metric in METRICS.values() if metric.gates}
     peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode")}
-    assert gating == {"tpot", "weights", "kv_cache", "operators_per_token"} | peaks
+    timed = {"tpot", "output", "speedup"}
+    counted = {"operators_per_token", "graph_breaks", "unique_graphs", "recompilations"}
+    assert gating == timed | counted | {"weights", "kv_cache", "graph_memory"} | peaks
 
 
 def test_the_blocking_fields_are_those_that_are_told():
