@@ -70,8 +70,9 @@ SETTINGS = (
     Option("anchor", "REVISION", "", "Compare with the baseline as it was at this git revision as well, so that many "
            "small changes do not add up unseen"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
-           "speedup, call, weights, kv_cache, operators_per_token, the three peaks of allocated memory, and on CUDA "
-           "kernel_launches_per_token and syncs_per_token)"),
+           "speedup, call, weights, kv_cache, graph_memory, the peaks of allocated memory, operators_per_token, "
+           "graph_breaks, unique_graphs and recompilations, and on CUDA kernel_launches_per_token and "
+           "syncs_per_token)"),
     Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
            "inconclusive"),

@@ -53,9 +53,11 @@ def test_every_metric_and_outcome_is_explained():
 def test_the_metrics_that_gate_are_those_that_are_told():
     """The help of ``--llmperf-gate`` and the README name them."""
     gating = {metric.name for metric in METRICS.values() if metric.gates}
-    peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode")}
-    counted = {"operators_per_token", "kernel_launches_per_token", "syncs_per_token"}
-    assert gating == {"tpot", "output", "speedup", "call", "weights", "kv_cache"} | counted | peaks
+    peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode", "serving")}
+    timed = {"tpot", "output", "speedup", "call"}
+    counted = {"operators_per_token", "graph_breaks", "unique_graphs", "recompilations"}
+    on_cuda = {"kernel_launches_per_token", "syncs_per_token"}
+    assert gating == timed | counted | on_cuda | {"weights", "kv_cache", "graph_memory"} | peaks
 
 
 def test_the_blocking_fields_are_those_that_are_told():

@@ -94,7 +94,6 @@ class Compile:
         """
         cache = static_cache(model, prompt, output_tokens)
         self._check_available(prompt.device)
-        expected = tokens_of_loop(model, prompt, output_tokens)
         with ExitStack() as stack:
             stack.enter_context(_matmul_precision(self.matmul_precision))
             compilations = stack.enter_context(fresh_dynamo(self.dynamo))
@@ -103,10 +102,11 @@ class Compile:
             cold, generated = time_request(run, clock)
             steady = _settle(run, clock, compilations)
             tried = len(compilations.reasons)
+            unlike = unlike_loop(generated, tokens_of_loop(model, prompt, output_tokens))
 
             def figures() -> Sequence[Figure]:
                 _check_settled(compilations, tried)
-                return [*_figures(compilations, cold, steady), unlike_loop(generated, expected)]
+                return [*_figures(compilations, cold, steady), unlike]
 
             yield Opened(request, figures, dispatches=False)
 

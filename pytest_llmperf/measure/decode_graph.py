@@ -14,7 +14,7 @@ from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.execution import Generated, OnToken, Opened
 from pytest_llmperf.measure.figures import Figure
-from pytest_llmperf.measure.graph import NotCapturableError, captured, why_no_graphs
+from pytest_llmperf.measure.graph import NotCapturableError, Pool, captured, why_no_graphs
 from pytest_llmperf.measure.static_cache import (
     decode,
     next_token,
@@ -99,9 +99,7 @@ class GraphedSteps:
 
     def capture(self, sizes: Sequence[int], stack: ExitStack, clock: Clock) -> list[Figure]:
         """Capture a step of each size, the first of which is replayed; they live as long as the stack."""
-        import torch
-
-        device, pool = str(self._prompt.device), torch.cuda.graph_pool_handle()
+        device, pool = str(self._prompt.device), Pool.new()
         before, start = _reserved_bytes(device), time.perf_counter_ns()
         graphs = [stack.enter_context(self._captured(device, size, pool)) for size in sizes]
         clock.synchronize()
@@ -122,7 +120,7 @@ class GraphedSteps:
         return Generated(decode(first, step, output_tokens, on_token), self._cache)
 
     @contextmanager
-    def _captured(self, device: str, size: int, pool: Any) -> Iterator[Any]:
+    def _captured(self, device: str, size: int, pool: Pool) -> Iterator[Any]:
         token, cache = self._token[:size], first_sequences(self._cache, size)
         cache.reset()  # capturing makes two steps, for which there is room from the start
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.errors import LlmperfError, MeasurementError, UsageError
 from pytest_llmperf.measure.device import require_models_extra
 
 Setting = bool | int | str
@@ -109,6 +109,8 @@ def obstacle(device: str, backend: str) -> str:
 
     try:
         torch.compile(_probe, backend=backend)(torch.ones(8, device=device))
+    except LlmperfError:  # of which time limits are
+        raise
     except Exception as error:  # noqa: BLE001  # whatever is missing has an exception of its own
         return _one_line(error)
     return ""

@@ -70,6 +70,7 @@ class RecordingCuda(FakeCuda):
         self.captured: list[RecordedGraph] = []
         self.replayed: list[RecordedGraph] = []
         self.pools = 0
+        self.streams: list[object] = []
 
     def __getattr__(self, name: str):
         return getattr(real_cuda, name)
@@ -80,6 +81,10 @@ class RecordingCuda(FakeCuda):
     def graph_pool_handle(self) -> str:
         self.pools += 1
         return super().graph_pool_handle()
+
+    def stream(self, stream: object):
+        self.streams.append(stream)
+        return super().stream(stream)
 
     def empty_cache(self) -> None:
         pass

@@ -70,6 +70,7 @@ def test_sizes_are_captured_largest_first_from_one_pool(tiny, cuda):
         sizes = [graph.recorder.calls[0][1][1].shape[0] for graph in cuda.captured]
         assert sizes == [4, 2, 1]
         assert cuda.pools == 1
+        assert cuda.streams == [cuda.streams[0]] * 3, "torch shares a pool's memory within one stream"
         cuda.replayed.clear()
         generated = opened.request(4, lambda: None)
         assert cuda.replayed == [cuda.captured[0]] * 3
