@@ -27,7 +27,9 @@ CUT = "<p>Cut here, at the size that GitHub takes: the verdict file among the ru
 MOST_ERRORS = 10
 """What GitHub shows of one level and step."""
 LONGEST_TITLE = 255
+"""Characters that GitHub takes as an annotation's title."""
 LONGEST_TEXT = 600
+"""Characters of one name or sentence: a single one must not fill a comment."""
 LONGEST_LIST = 5
 
 _MOVED = (Outcome.REGRESSED, Outcome.IMPROVED)
@@ -60,15 +62,16 @@ def summary(verdicts: VerdictFile, most_bytes: int = SUMMARY_BYTES) -> str:
 
 def workflow_commands(verdicts: VerdictFile) -> str:
     """Workflow commands: an error on each failed test's line, and one warning if anything is undecided."""
-    failed = [_annotation(test) for test in verdicts.tests if test.failed]
+    lines = [_annotation(test) for test in verdicts.tests if test.failed]
     if verdicts.breach:
-        failed.append(_command("error", printable(verdicts.breach), title="llmperf"))
-    if len(failed) > MOST_ERRORS:
-        more = f"{len(failed) - MOST_ERRORS + 1} more failed: see the summary"
-        failed[MOST_ERRORS - 1 :] = [_command("error", more, title="llmperf")]
-    if not verdicts.decided or any(not (o.decided or o is Outcome.ERROR) for o in verdicts.outcomes):
-        failed.append(_command("warning", conclusion(verdicts), title="llmperf"))
-    return "".join(failed)
+        lines.append(_command("error", printable(verdicts.breach), title="llmperf"))
+    if len(lines) > MOST_ERRORS:
+        more = f"{len(lines) - MOST_ERRORS + 1} more failed: see the summary"
+        lines[MOST_ERRORS - 1 :] = [_command("error", more, title="llmperf")]
+    undecided = [outcome for outcome in verdicts.outcomes if not outcome.decided and outcome is not Outcome.ERROR]
+    if undecided or not verdicts.decided:
+        lines.append(_command("warning", conclusion(verdicts), title="llmperf"))
+    return "".join(lines)
 
 
 def _body(verdicts: VerdictFile, most_bytes: int) -> str:
