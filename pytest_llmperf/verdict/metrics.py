@@ -232,7 +232,7 @@ _DEFINITIONS: tuple[Metric, ...] = (
     Metric(
         name="bandwidth",
         unit="share",
-        title="bandwidth share",
+        title="bandwidth",
         definition="bytes that a step of decode must read / TPOT / copy bandwidth of the device",
         kind=Kind.INFORMATIVE,
         better=Better.LARGER,
