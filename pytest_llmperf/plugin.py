@@ -406,10 +406,16 @@ def _is_searched(config: pytest.Config, file: str) -> bool:
 
 def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:
     from pytest_llmperf.fresh import without_outputs
+    from pytest_llmperf.records.revision import folder_in_repository
     from pytest_llmperf.verdict_file import verdict_file, write_verdicts
 
     arguments = without_outputs([str(word) for word in session.config.invocation_params.args])
-    verdicts = verdict_file(running.outcome, command=["pytest", *arguments], exit_code=int(session.exitstatus))
+    verdicts = verdict_file(
+        running.outcome,
+        command=["pytest", *arguments],
+        exit_code=int(session.exitstatus),
+        folder=folder_in_repository(running.root),
+    )
     try:
         write_verdicts(path, verdicts)
     except LlmperfError as error:
@@ -439,6 +445,9 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     if timed and (results or not fixture):
         results = [*results, *timed.results]
     entry = workplace.entry(test_key(item), results, timings=timed.lines if timed else (), error=_error_line(report))
+    # Of both: JUnit's file takes those of the teardown's report, which pytest fills from the item.
+    report.user_properties += entry.figures
+    item.user_properties += entry.figures
     settle(report, entry, confirm=workplace.options.confirms)
 
 

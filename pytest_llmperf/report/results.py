@@ -15,6 +15,7 @@ from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value
+from pytest_llmperf.verdict_file import CellVerdict
 
 WIDE_COLUMNS = 110
 """Terminal width from which the explaining metrics have room."""
@@ -113,7 +114,7 @@ def short_name(test: str) -> str:
     return test.rpartition("::")[2]
 
 
-def change(verdict: Verdict | None) -> str:
+def change(verdict: Verdict | CellVerdict | None) -> str:
     """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
     if verdict is None or verdict.ratio is None:
         return "-"

@@ -14,7 +14,7 @@ from pytest_llmperf.report.tables import render
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
-from pytest_llmperf.verdict_file import decided
+from pytest_llmperf.verdict_file import VerdictFile, decided
 
 LONGEST_LIST = 3
 
@@ -82,6 +82,12 @@ def decided_line(run: RunOutcome) -> str:
     answered = decided(outcomes)
     verdict = f"llmperf: {len(run.entries)} tests, {answered} of {total} gating cells decided"
     return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
+
+
+def conclusion(found: VerdictFile) -> str:
+    """How a run ended, with how many cells were decided; never a pass when none was."""
+    word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
+    return f"{word}: {found.decided} of {found.total} gating cells decided: {counted(found.outcomes)}"
 
 
 def counted(outcomes: Mapping[Outcome, int]) -> str:
