@@ -16,7 +16,7 @@ from pytest_llmperf.text import printable
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-_OK = 200
+_OK, _NOT_ALLOWED = 200, (401, 403)
 _LONGEST_BODY = 64 * 2**10
 _LONGEST_QUOTE = 200
 _KEEP_ALIVE_S = 2.0  # servers close what is idle for 5 s, and a request sent in that moment would be lost
@@ -171,13 +171,14 @@ async def _failures_named(url: str, received: object = "before any answer") -> A
 async def _check_status(response: ClientResponse, url: str) -> None:
     if response.status != _OK:
         body = (await _read(response, _LONGEST_BODY)).decode(errors="replace")
-        raise Refused(f"{url}: HTTP {response.status}: {quote(body) or 'no reason given'}", response.status)
+        hint = "; is OPENAI_API_KEY set?" if response.status in _NOT_ALLOWED else ""
+        raise Refused(f"{url}: HTTP {response.status}: {quote(body) or 'no reason given'}{hint}", response.status)
 
 
 def _check_type(response: ClientResponse, url: str) -> None:
     if response.content_type != "text/event-stream":
         raise MeasurementError(
-            f"{url}: content type {quote(response.content_type)!r}, expected 'text/event-stream': it does not stream"
+            f"{url}: content type {quote(response.content_type)}, expected text/event-stream: it does not stream"
         )
 
 
@@ -197,7 +198,7 @@ def _parsed(line: bytes, url: str) -> Mapping[str, Any]:
         data = None
     if not isinstance(data, dict):
         raise MeasurementError(
-            f"{url}: malformed event {quote(line.decode(errors='replace'))!r}: expected a JSON object"
+            f"{url}: malformed event {quote(line.decode(errors='replace'))}: expected a JSON object"
         )
     if error := data.get("error"):
         raise MeasurementError(

@@ -49,10 +49,10 @@ class VllmEngine:
     """
 
     name = "vllm"
+    device = None  # most of its memory is taken in advance: a peak would tell nothing of what was served
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         check_vllm(spec, device)
-        self.device = device
         with _conditions(), _one_line(ModelError, f"model {spec.model!r} could not be loaded by vLLM"):
             self._engine = _load(spec, device)
         config = self._engine.vllm_config
