@@ -45,6 +45,18 @@ SETTINGS = (
     Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop)"),
+    Option("engine", "NAME", "transformers", "What serves requests in tests that use the engine fixture: transformers"),
+    Option("base-url", "URL", "", "Where a server is, for an engine that is one"),
+    Option("schedulers", "NAMES", "naive,offline,online", "Schedulers of pytest_llmperf.suite.serving: naive (one "
+           "request after another), offline (all at once), online (continuous batching of a limited size)"),
+    Option("serve-requests", "N", "16", "Requests that a scheduler serves where a test does not set it"),
+    Option("max-batch-size", "N", "8", "Most requests that the online scheduler serves at once where a test does not "
+           "set it"),
+    Option("rate", "N", "", "Requests a second that arrive at the online scheduler of pytest_llmperf.suite.serving, "
+           "Poisson (default: all at once)"),
+    Option("throughput-sequences", "N", "", "Sequences of the throughput test (default: 256; 32 on a CPU)"),
+    Option("throughput-lengths", "LOW-HIGH", "", "Lengths of its prompts and outputs, uniform (default: 100-1024; "
+           "16-64 on a CPU)"),
     Option("requests", "N", "10", "Measured requests a test and run"),
     Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
     Option("baselines", "DIR", "baselines", "Folder of the baseline files, one a device"),

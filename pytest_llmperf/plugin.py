@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
@@ -19,6 +19,7 @@ from pytest_llmperf.declare import add_device_option, add_options, forgotten_fla
 from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.fixtures import LlmPerf, PeakMemory
     from pytest_llmperf.measure.timer import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
@@ -27,11 +28,15 @@ if TYPE_CHECKING:
     from pytest_llmperf.session import Session
     from pytest_llmperf.workplace import PlannedTest, Workplace
 
-PERF_FIXTURES = frozenset({"llm", "llmperf", "cuda_timer", "peak_memory"})
+MODEL_FIXTURES = ("llm", "engine")
+"""Those that take a model as their parameter."""
+PERF_FIXTURES = frozenset({*MODEL_FIXTURES, "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
     "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
     "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures, how long it may take"
 )
+
+_Got = TypeVar("_Got")
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -75,10 +80,12 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize ``llm`` where a test does not do so itself."""
+    """Parametrize ``llm`` and ``engine`` where a test does not do so itself."""
     options = metafunc.config.stash.get(OPTIONS, None)
-    if options and "llm" in metafunc.fixturenames and not _is_parametrized(metafunc, "llm"):
-        metafunc.parametrize("llm", options.specs, indirect=True)
+    models = {"llm": options.specs, "engine": options.served} if options else {}
+    for name, given in models.items():
+        if name in metafunc.fixturenames and not _is_parametrized(metafunc, name):
+            metafunc.parametrize(name, given, indirect=True)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -192,13 +199,16 @@ def llm(request: pytest.FixtureRequest) -> LoadedModel:
 
     One model is loaded at a time, and each once a run.
     """
-    try:
-        loaded = request.config.stash[WORKPLACE].load(request.param)
-    except AttentionUnavailable as error:
-        pytest.skip(str(error))
-    except LlmperfError as error:
-        pytest.fail(str(error), pytrace=False)
-    return loaded
+    return _got(partial(request.config.stash[WORKPLACE].load, request.param))
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """What serves requests, chosen with ``--llmperf-engine``.
+
+    Over transformers it is parametrized as ``llm`` is, and shares its models; an engine with a model of its own is one.
+    """
+    return _got(partial(request.config.stash[WORKPLACE].engine, request.param))
 
 
 @pytest.fixture
@@ -240,6 +250,16 @@ def test_key(item: pytest.Item) -> str:
 
 
 test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
+
+
+def _got(get: Callable[[], _Got]) -> _Got:
+    """What a test needs; without it the test is skipped, or fails in one line."""
+    try:
+        return get()
+    except AttentionUnavailable as error:
+        pytest.skip(str(error))
+    except LlmperfError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
@@ -429,9 +449,11 @@ def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
     return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public way to ask
 
 
-def _llm_param(item: pytest.Item) -> Any:
+def _model_param(item: pytest.Item) -> Any:
+    """What a test names the model by that is loaded for it; ``None`` where none is."""
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("llm") if callspec else None
+    loaded = MODEL_FIXTURES if item.config.stash[OPTIONS].loads_models else ("llm",)
+    return next((callspec.params[name] for name in loaded if name in callspec.params), None) if callspec else None
 
 
 def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -449,7 +471,7 @@ def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
 def _spec(item: pytest.Item) -> ModelSpec | None:
     from pytest_llmperf.models.spec import ModelSpec
 
-    param = _llm_param(item)
+    param = _model_param(item)
     if param is None:
         return None
     try:

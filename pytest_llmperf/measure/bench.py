@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.engines.choose import Choice, Wanted
+from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
@@ -16,6 +19,8 @@ from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
+from pytest_llmperf.measure.served import serving_result
+from pytest_llmperf.measure.serving import ServingPlan, measure_serving
 from pytest_llmperf.models.load import LoadedModel, load, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
@@ -53,6 +58,8 @@ class Bench:
         self.models = ModelRegistry(self.device, load=self._load)
         self.load_limit_s: float | None = None
         self._facts: dict[ModelSpec, LoadFacts] = {}
+        self._own: Engine | None = None
+        self._own_failure = ""
 
     def measure(
         self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str, burdens: Sequence[Burden] = ()
@@ -63,7 +70,7 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
-        try:
+        with self._in_one_line(str(loaded.spec)):
             measured = measure_generation(
                 loaded.model,
                 plan,
@@ -74,15 +81,58 @@ class Bench:
                 on_request=self.progress.tell_request,
                 burdens=burdens,
             )
+        self.progress.enter(TEST_BODY)
+        return test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+
+    def serve(self, engine: Engine, plan: ServingPlan, *, test: str, run_id: str) -> TestResult:
+        """Measure how an engine serves the requests of a plan, for one test of one run.
+
+        Raises:
+            MeasurementError: what was measured must not become a number, or measuring failed.
+            UsageError: the plan does not fit the model.
+        """
+        with self._in_one_line(f"{plan.scheduler} serving by {engine.name}"):
+            measured = measure_serving(engine, plan, enter=self.progress.enter)
+        self.progress.enter(TEST_BODY)
+        return serving_result(measured, engine, test=test, run_id=run_id)
+
+    def own_engine(self, choice: Choice, wanted: Wanted) -> Engine:
+        """The engine that has a model of its own, made when it is first asked for, in the time that loading may take.
+
+        Raises:
+            LlmperfError: it cannot be had. That is remembered, and raised again without trying again.
+        """
+        if self._own_failure:
+            raise ModelError(self._own_failure)
+        if self._own is None:
+            self.progress.enter(LOAD)
+            try:
+                with time_limit(self.load_limit_s, self.progress):
+                    self._own = choice.make(wanted)
+            except LlmperfError as error:
+                self._own_failure = str(error)
+                raise
+        return self._own
+
+    def release(self) -> None:
+        """Let the model go, and the engine that has its own."""
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+        self.models.release()
+
+    @contextmanager
+    def _in_one_line(self, what: str) -> Iterator[None]:
+        """What torch raises ends a measurement in one line; memory that was short is free again by then."""
+        try:
+            yield
         except LlmperfError:
             raise
         except (RuntimeError, MemoryError) as error:
-            message = f"measuring {loaded.spec} ended with {one_line(error, self.progress)}"
+            message = f"measuring {what} ended with {one_line(error, self.progress)}"
             if is_out_of_memory(error):
                 give_back(error, self.device)
             raise MeasurementError(message) from error
-        self.progress.enter(TEST_BODY)
-        return test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
 
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""

@@ -97,8 +97,10 @@ def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: 
     return Generated(torch.cat(tokens, dim=1), out.past_key_values)
 
 
-def library_generate(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
-    """``model.generate`` with a streamer: what a user of the library sees."""
+def library_generate(
+    model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken, **chosen: Any
+) -> Generated:
+    """``model.generate`` with a streamer: what a user of the library sees; greedy unless something else is chosen."""
     import torch
     from transformers import GenerationConfig
 
@@ -110,10 +112,10 @@ def library_generate(model: Any, prompt: torch.Tensor, output_tokens: int, on_to
         generation_config=GenerationConfig(
             max_new_tokens=output_tokens,
             min_new_tokens=output_tokens,
-            do_sample=False,
             eos_token_id=eos,
             pad_token_id=_pad_token(model, eos),
             return_dict_in_generate=True,
+            **{"do_sample": False, **chosen},
         ),
     )
     return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)

@@ -141,7 +141,9 @@ def _verdict_on(entry: Entry, result: TestResult, metric: Metric) -> Verdict | N
         (
             verdict
             for verdict in entry.verdicts
-            if verdict.cell.metric is metric and verdict.cell.workload == result.workload.hash and not verdict.against
+            if verdict.cell.metric.key == metric.key
+            and verdict.cell.workload == result.workload.hash
+            and not verdict.against
         ),
         None,
     )

@@ -166,6 +166,13 @@ _DEFINITIONS: tuple[Metric, ...] = (
         gates=True,
     ),
     _timed(
+        "total",
+        "total rate",
+        "input and output tokens of all requests / (last token - first arrival)",
+        unit="tokens_per_s",
+        better=Better.LARGER,
+    ),
+    _timed(
         "speedup",
         "speed-up",
         "how many times as fast a workload was as another in the same run, by the figure it is measured for",
@@ -188,9 +195,16 @@ _DEFINITIONS: tuple[Metric, ...] = (
         definition="from_pretrained until every weight is on the device; once per model and run",
         kind=Kind.INFORMATIVE,
     ),
+    Metric(
+        name="lateness",
+        unit="ms",
+        title="lateness",
+        definition="due to sent, per request: how late whoever asks was",
+        kind=Kind.INFORMATIVE,
+    ),
     _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
     _memory("kv_cache", "KV cache", "bytes of keys and values after the last token", gates=True),
-    *(metric for phase in ("load", "prefill", "decode") for metric in _phase_memory(phase)),
+    *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
     Metric(
         name="operators_per_token",
         unit="",
@@ -214,7 +228,7 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
 
 PRIMARY = METRICS["tpot_ms"]
 
-PRIMARIES = (PRIMARY, METRICS["output_tokens_per_s"], METRICS["speedup_ratio"])
+PRIMARIES = (METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"])
 """What a workload is measured for: the first of these that it has."""
 
 

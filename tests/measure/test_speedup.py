@@ -12,7 +12,7 @@ import pytest
 @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
 def test_ways(llm, llmperf):
     generate, loop = (llmperf.generate(llm, execution=name) for name in ("generate", "loop"))
-    assert llmperf.speedup({ratio}).value("speedup") == pytest.approx(1.0)
+    llmperf.speedup({ratio})
 """
 
 
@@ -44,7 +44,7 @@ def test_a_ratio_over_another_workload_is_another_figure(project):
     ("call", "message"),
     [
         ("llmperf.speedup(one, over=one)", "expected two workloads that are measured for the same"),
-        ("llmperf.speedup(one, over=3)", "speedup: 3: expected what llmperf.generate returned in this test"),
+        ("llmperf.speedup(one, over=3)", "speedup: 3: expected what llmperf measured in this test"),
     ],
 )
 def test_what_has_no_ratio_is_refused(project, call, message):
