@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -148,7 +149,8 @@ async def _failures_named(url: str, received: object = "before any answer") -> A
     try:
         yield
     except aiohttp.ClientConnectorError as error:
-        reason = printable(error.os_error.strerror or str(error.os_error))
+        number, words = error.os_error.errno, error.os_error.strerror or str(error.os_error)
+        reason = quote(os.strerror(number) if number and number > 0 else words)
         raise MeasurementError(
             f"{url}: cannot connect ({reason}): expected a server there; start it, or mend --llmperf-base-url"
         ) from error
