@@ -15,6 +15,7 @@ from pytest_llmperf.engines.engine import Ask, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
 from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.models.synthetic import model_folder, prepare
+from pytest_llmperf.records.store import load_baseline
 
 ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
 
@@ -153,3 +154,72 @@ def test_late_requests_tell_when_they_were_sent():
         engine.close()
     assert first.sent_s < 0.01 <= second.sent_s < first.last_s
     assert third.sent_s >= first.last_s
+
+
+SERVING_TEST = """
+def test_schedulers(engine, llmperf):
+    shape = {"requests": 3, "max_batch_size": 2, "input_tokens": (4, 8), "output_tokens": (2, 6), "repeats": 1}
+    naive = llmperf.serve(engine, scheduler="naive", **shape)
+    online = llmperf.serve(engine, scheduler="online", rate=200.0, **shape)
+    llmperf.speedup(online, over=naive)
+    assert online.workload.settings["prompt"] == "text"
+"""
+
+
+def test_a_real_server_by_the_command_line(project, served):
+    """Its figures are recorded with what it was found to be, and judged as any other's."""
+    project.write(SERVING_TEST, conftest="")
+    options = ("--llmperf-engine=openai", f"--llmperf-base-url={served}", "--llmperf-update")
+    result = project.run(*options)
+    assert result.ret == 0, result.outlines
+    result.stdout.fnmatch_lines(["test_schedulers* tokens/s *new", "test_schedulers* tokens/s *new", "test_sch*×*new"])
+    recorded = load_baseline(project.baseline())
+    served_by = {(workload.engine, workload.model) for workload in recorded.workloads.values()}
+    assert served_by == {("openai", "synthetic:tiny")}
+    again = project.run(*options[:2], "--llmperf-gate=none")
+    again.stdout.no_fnmatch_line("*new:*")
+
+
+def test_a_server_that_fails_is_an_error_of_its_test(project):
+    """One line, and nothing is recorded."""
+    with scripted(TWO_TOKENS) as server:
+        project.write("def test_it(engine, llmperf): llmperf.serve(engine, requests=2, output_tokens=3)", conftest="")
+        result = project.run("--llmperf-engine=openai", f"--llmperf-base-url={server.url}", "--llmperf-model=m")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["E * http://127.0.0.1:*: 2 tokens came, expected 3: another length is not the same work"]
+    )
+    assert not (project.path / "baselines").exists()
+
+
+def test_a_server_that_is_not_there_is_one_line(project):
+    """Whatever led to it is left out."""
+    project.write("def test_it(engine, llmperf): llmperf.serve(engine)", conftest="")
+    result = project.run("--llmperf-engine=openai", "--llmperf-base-url=http://127.0.0.1:1/v1")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["http://127.0.0.1:1/v1/models: cannot connect (Connection refused): expected a server*"]
+    )
+    assert "The above exception" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--llmperf-engine=openai"], "--llmperf-engine openai asks a server: pass --llmperf-base-url *"),
+        (
+            ["--llmperf-engine=openai", "--llmperf-base-url=ftp://x"],
+            "--llmperf-base-url 'ftp://x': expected one like *",
+        ),
+        (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-revision=main"], "*leave it out"),
+        (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-model=synthetic:2b"], "*synthetic:2b*"),
+        (["--llmperf-engine=vllm", "--llmperf-base-url=http://x"], "*vllm runs here; for vllm serve: *openai"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_no_engine_can_be_made_of(project, arguments, line):
+    """Known before anything is asked or measured."""
+    project.write("def test_it(engine, llmperf): llmperf.serve(engine)", conftest="")
+    result = project.run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {line}"])
