@@ -15,6 +15,7 @@ from pytest_llmperf.engines.choose import TRANSFORMERS, check_engine_name
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
 from pytest_llmperf.measure.prompt import Prompt
+from pytest_llmperf.measure.serving import SCHEDULERS
 from pytest_llmperf.models.attention import check_attention
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
@@ -216,7 +217,7 @@ class Options:
             executions=_names("--llmperf-execution", value["execution"]),
             engine=check_engine_name(value["engine"]),
             base_url=value["base-url"] or None,
-            schedulers=_names("--llmperf-schedulers", value["schedulers"]),
+            schedulers=_schedulers(value["schedulers"]),
             serve_requests=_whole("--llmperf-serve-requests", value["serve-requests"]),
             max_batch_size=_whole("--llmperf-max-batch-size", value["max-batch-size"]),
             rate=_rate(value["rate"]) if value["rate"] else None,
@@ -450,6 +451,14 @@ def _seconds(name: str, given: object) -> float:
     if math.isnan(seconds):
         raise UsageError(f"{name} {given!r}: expected a number of seconds, or 0 for no limit")
     return seconds
+
+
+def _schedulers(text: str) -> tuple[str, ...]:
+    names = _names("--llmperf-schedulers", text)
+    for name in names:
+        if name not in SCHEDULERS:
+            raise UsageError(f"--llmperf-schedulers {name!r}: expected some of {', '.join(SCHEDULERS)}")
+    return names
 
 
 def _rate(text: str) -> float:

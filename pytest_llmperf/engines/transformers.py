@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -166,19 +166,21 @@ class _SetUp:
 
     at_most: int
     sampling: Sampling
-    longest: int
-    """Tokens of the longest request, prompt and output."""
+    lengths: tuple[int, ...]
+    """Tokens, prompt and output, of the longest requests that may run side by side; the longest first."""
 
     @classmethod
     def of(cls, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> _SetUp:
-        return cls(at_most, sampling, max(len(ask.prompt) + ask.output_tokens for ask in asks))
+        lengths = sorted((len(ask.prompt) + ask.output_tokens for ask in asks), reverse=True)
+        return cls(at_most, sampling, tuple(lengths[:at_most]))
 
     def serves(self, other: _SetUp) -> bool:
         same = (self.at_most, self.sampling) == (other.at_most, other.sampling)
-        return same and self.longest >= other.longest
+        pairs = zip_longest(self.lengths, other.lengths, fillvalue=0)
+        return same and all(mine >= theirs for mine, theirs in pairs)
 
     def manager(self, loaded: LoadedModel) -> Any:
-        """A manager with a cache for exactly as many of the longest requests as may run side by side.
+        """A manager with a cache for the longest requests that may run side by side, and no more.
 
         By default it would have most of the machine's free memory, which differs from run to run. It shares no prefixes
         either: the same prompts come again in every pass. The attention stays what was asked for, where it serves.
@@ -190,8 +192,8 @@ class _SetUp:
             auto_switch_to_flash=False,
             safety_margin=0.0,
         )
-        config.num_blocks = self.at_most * ceil(self.longest / config.page_size)
-        drawing = generation(eos_token_id=-1, max_new_tokens=self.longest, **_chosen(self.sampling))
+        config.num_blocks = sum(ceil(length / config.page_size) for length in self.lengths)
+        drawing = generation(eos_token_id=-1, max_new_tokens=self.lengths[0], **_chosen(self.sampling))
         try:
             return loaded.model.init_continuous_batching(generation_config=drawing, continuous_batching_config=config)
         except (AttributeError, NotImplementedError, ValueError) as error:

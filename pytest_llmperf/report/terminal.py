@@ -117,7 +117,8 @@ def counted(outcomes: Mapping[Outcome, int]) -> str:
 def _row(entry: Entry, result: TestResult, explaining: Sequence[str]) -> Iterator[Text]:
     metric = _primary(result)
     verdict = _verdict_on(entry, result, metric)
-    yield Text(printable(short_name(entry.test)))
+    several = f" {result.workload.execution}" if len(entry.results) > 1 else ""
+    yield Text(printable(short_name(entry.test) + several))
     yield Text(format_value(metric, result.value(metric.key)))
     yield Text(format_value(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
     yield Text(change(verdict))
