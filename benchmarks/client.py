@@ -13,6 +13,7 @@ import asyncio
 import json
 import multiprocessing
 import time
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median, quantiles
 
@@ -38,21 +39,38 @@ def main() -> None:
     for streams in map(int, arguments.streams.split(",")):
         repeat(engine, ours, streams)  # warms up
         found = [repeat(engine, ours, streams) for _ in range(arguments.repeats)]
-        low, middle, high = quantiles([client / server for client, server in found], n=4)
+        low, middle, high = quantiles([one.client_ms / one.server_ms for one in found], n=4)
         print(
             f"{streams} streams: client / server {middle:.4f}, quartiles {low:.4f} to {high:.4f}; "
-            f"server {median(server for _, server in found):.3f} ms a token, {len(found)} repeats of {TOKENS} tokens"
+            f"server {median(one.server_ms for one in found):.3f} ms a token, {len(found)} repeats of {TOKENS} tokens; "
+            f"gaps known of {sum(one.known_gaps for one in found)} of {streams * len(found)} streams"
         )
     engine.close()
     server.terminate()
 
 
-def repeat(engine: OpenAIEngine, server: Connection, streams: int) -> tuple[float, float]:
-    """TPOT in milliseconds, median over the streams: as the client reports it, and as the server wrote it."""
+@dataclass(frozen=True)
+class Repeat:
+    """One pass: TPOT in milliseconds, median over the streams."""
+
+    client_ms: float
+    """As the client reports it."""
+    server_ms: float
+    """As the server wrote it."""
+    known_gaps: int
+    """Streams whose tokens came one by one."""
+
+
+def repeat(engine: OpenAIEngine, server: Connection, streams: int) -> Repeat:
+    """All streams side by side, once."""
     asks = [Ask(prompt=(1, 2, 3), output_tokens=TOKENS)] * streams
     answers = engine.serve(asks, at_most=streams, sampling=Sampling())
     stamps: list[list[float]] = [server.recv() for _ in asks]
-    return median(map(tpot_ms, answers)), median(1e3 * (one[-1] - one[0]) / (len(one) - 1) for one in stamps)
+    return Repeat(
+        client_ms=median(map(tpot_ms, answers)),
+        server_ms=median(1e3 * (one[-1] - one[0]) / (len(one) - 1) for one in stamps),
+        known_gaps=sum(answer.gaps_s is not None for answer in answers),
+    )
 
 
 def tpot_ms(answer: Answer) -> float:
