@@ -103,13 +103,25 @@ class OpenAIEngine:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._session is not None:
-            self._run(self._session.close())
-            self._session = None
+        self._run(self._drop())
         self._runner.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, _Found]) -> _Found:
-        return self._runner.run(coroutine)
+        """What fails leaves nothing running: a time limit interrupts the loop, not the requests in it."""
+        try:
+            return self._runner.run(coroutine)
+        except BaseException:
+            self._runner.run(self._drop())
+            raise
+
+    async def _drop(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     def _open(self, *, reuse: bool) -> ClientSession:
         key = os.environ.get("OPENAI_API_KEY", "")

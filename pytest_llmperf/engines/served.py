@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
 
-from pytest_llmperf.engines.stream import Event, Refused
+from pytest_llmperf.engines.stream import Event, Refused, quote
 from pytest_llmperf.errors import LlmperfError, ModelError, UsageError
 from pytest_llmperf.models import synthetic
 from pytest_llmperf.models.source import is_local
-from pytest_llmperf.text import printable, some
+from pytest_llmperf.text import some
 
 _MOST_NAMES = 3
 
@@ -49,7 +49,7 @@ class ServedModel:
         """A name to record; never an absolute path."""
         if self._asked and synthetic.is_synthetic(self._asked):
             return self._asked
-        return _last_part(self._name or "unknown")
+        return quote(_last_part(self._name)) if self._name else "unknown"
 
     def choose(self, listed: Any) -> None:
         """Take the name from what the server lists, if it lists what was asked for, or but one model."""
@@ -76,7 +76,7 @@ class ServedModel:
             name, revision = told, None
         if self._name not in (None, name):
             raise ModelError(
-                f"the server answers as model {printable(told)!r}, expected {printable(str(self._name))!r}: "
+                f"the server answers as model {quote(told)!r}, expected {quote(str(self._name))!r}: "
                 "pass --llmperf-model with what it serves, or leave it out"
             )
         self._name, self.revision = name, revision
@@ -128,7 +128,7 @@ def _vocabulary(asked: str, source: str) -> int | None:
             config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError):  # a name that only the server knows, or code that would have to be trusted
         return None
-    size = config.get_text_config().vocab_size
+    size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -54,7 +53,8 @@ class Event:
 def open_session(limits: TimeLimits, headers: Mapping[str, str], *, reuse: bool) -> ClientSession:
     """Connections without proxies, cookies or compression. Called where an event loop runs.
 
-    aiohttp, because at 16 streams an event took it 26 µs of processor time, httpx2 121 and the client of openai 210.
+    aiohttp takes the least processor time an event of those tried: 26 µs at 16 streams, httpx 113, httpx2 121, and
+    openai's own client 210.
 
     Args:
         limits: how long a server may take.
@@ -149,8 +149,8 @@ async def _failures_named(url: str, received: object = "before any answer") -> A
     try:
         yield
     except aiohttp.ClientConnectorError as error:
-        number, words = error.os_error.errno, error.os_error.strerror or str(error.os_error)
-        reason = quote(os.strerror(number) if number and number > 0 else words)
+        refused = isinstance(error.os_error, ConnectionRefusedError)
+        reason = "connection refused" if refused else quote(error.os_error.strerror or str(error.os_error))
         raise MeasurementError(
             f"{url}: cannot connect ({reason}): expected a server there; start it, or mend --llmperf-base-url"
         ) from error

@@ -74,12 +74,9 @@ class VllmEngine:
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """The version, and those of vLLM's settings that change what is done."""
-        import vllm
-
+        """Those of vLLM that change what is done."""
         config = self._engine.vllm_config
         return {
-            "vllm": vllm.__version__,
             "enforce_eager": config.model_config.enforce_eager,
             "prefix_caching": config.cache_config.enable_prefix_caching,
             "max_num_seqs": config.scheduler_config.max_num_seqs,

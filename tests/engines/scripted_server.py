@@ -43,6 +43,8 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.stopped = threading.Event()
+        self.broken = threading.Event()
+        """Set once a client has gone before its answer's end."""
         self.first: list[Script] = []
         """Each answers one POST, before the others are answered by ``post``."""
         self.asked: list[tuple[str, dict[str, str], dict[str, object]]] = []
@@ -68,11 +70,14 @@ class _Handler(socketserver.StreamRequestHandler):
         script = self.server.get
         if method == "POST":
             script = self.server.first.pop(0) if self.server.first else self.server.post
-        for step in script:
-            if isinstance(step, bytes):
-                self.wfile.write(step)
-            else:
-                self.server.stopped.wait(step)
+        try:
+            for step in script:
+                if isinstance(step, bytes):
+                    self.wfile.write(step)
+                else:
+                    self.server.stopped.wait(step)
+        except ConnectionError:
+            self.server.broken.set()
 
 
 @contextmanager

@@ -14,6 +14,8 @@ from pytest_llmperf.engines.openai import OpenAIEngine
 from pytest_llmperf.engines.stream import TimeLimits
 from pytest_llmperf.engines.ways import COMPLETIONS, ways
 from pytest_llmperf.errors import MeasurementError, ModelError, UsageError
+from pytest_llmperf.measure.contain import time_limit
+from pytest_llmperf.measure.progress import Progress
 
 QUICK = TimeLimits(connect_s=5, first_s=0.4, between_s=0.4)
 CHUNKED = STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -85,6 +87,18 @@ def test_a_request_that_fails_ends_the_others():
             engine.serve([ASK, replace(ASK, arrival_s=0.2)], at_most=2, sampling=Sampling())
         engine.close()
     assert time.monotonic() - start < 30
+
+
+def test_a_time_limit_ends_what_is_under_way():
+    """The signal comes while the loop waits; afterwards it serves again, and the server is rid of the stream."""
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url)
+        server.first = [[STREAM, *[text(" a"), 0.05] * 100]]
+        with pytest.raises(MeasurementError, match=r"timed out after 0.3 s"), time_limit(0.3, Progress("cpu")):
+            engine.alone(ASK, Sampling())
+        assert engine.alone(ASK, Sampling()).output_tokens == 2
+        assert server.broken.wait(5)
+        engine.close()
 
 
 def test_no_server(unused_port):
