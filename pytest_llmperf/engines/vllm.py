@@ -251,6 +251,7 @@ def _load(spec: ModelSpec, device: str) -> Any:
     arguments = EngineArgs(
         model=locate(spec),
         revision=spec.revision,
+        load_format="safetensors",  # pickled weights can run code
         enforce_eager=on_cpu,
         enable_prefix_caching=False,
         kv_cache_memory_bytes=_CPU_CACHE_BYTES if on_cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE") else None,
