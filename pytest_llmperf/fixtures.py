@@ -132,7 +132,7 @@ class LlmPerf:
             MeasurementError: what was measured must not become a number.
         """
         from pytest_llmperf.engines.engine import Sampling
-        from pytest_llmperf.measure.serving import ServingPlan
+        from pytest_llmperf.measure.schedule import ServingPlan
 
         __tracebackhide__ = True
         options = self._workplace.options

@@ -15,7 +15,7 @@ from pytest_llmperf.engines.choose import TRANSFORMERS, check_engine_name
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
 from pytest_llmperf.measure.prompt import Prompt
-from pytest_llmperf.measure.serving import SCHEDULERS
+from pytest_llmperf.measure.schedule import SCHEDULERS
 from pytest_llmperf.models.attention import check_attention
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric

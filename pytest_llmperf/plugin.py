@@ -84,7 +84,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     options = metafunc.config.stash.get(OPTIONS, None)
     models = {"llm": options.specs, "engine": options.served} if options else {}
     for name, given in models.items():
-        if name in metafunc.fixturenames and not _is_parametrized(metafunc, name):
+        if name in _own_fixtures(metafunc.definition) and not _is_parametrized(metafunc, name):
             metafunc.parametrize(name, given, indirect=True)
 
 
@@ -436,8 +436,14 @@ def _settings(item: pytest.Item) -> TestSettings:
 
 
 def _is_perf(item: pytest.Item) -> bool:
-    fixtures = PERF_FIXTURES.intersection(getattr(item, "fixturenames", ()))
-    return bool(fixtures) or item.get_closest_marker("llmperf") is not None
+    return bool(_own_fixtures(item)) or item.get_closest_marker("llmperf") is not None
+
+
+def _own_fixtures(item: pytest.Item) -> set[str]:
+    """Those of ours that a test uses. A project may have an ``engine`` of its own, which makes no perf test."""
+    known = getattr(item, "_fixtureinfo", None)  # pytest has no public way to ask whose a fixture is
+    found = known.name2fixturedefs if known else {}
+    return {name for name in PERF_FIXTURES if name in found and found[name][-1].func.__module__ == __name__}
 
 
 def _is_wanted(item: pytest.Item) -> bool:

@@ -21,7 +21,7 @@ from pytest_llmperf.measure.contain import can_interrupt, contained
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
 from pytest_llmperf.measure.progress import TEST_BODY
-from pytest_llmperf.measure.serving import ServingPlan
+from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.records.schema import Scalar
+
+if TYPE_CHECKING:
+    from pytest_llmperf.records.schema import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)

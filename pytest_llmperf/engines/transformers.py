@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import pairwise, zip_longest
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines.engine import Answer, Ask, Sampling
 from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure.contain import uninterrupted
 from pytest_llmperf.measure.execution import check_produced, library_generate
 from pytest_llmperf.measure.generation import measuring_conditions
 from pytest_llmperf.models.attention import attention_of
@@ -126,9 +127,10 @@ class TransformersEngine:
         """Stop the scheduler's thread, free its cache, and give the model its own attention again."""
         manager, self._manager, self._set_up = self._manager, None, None
         if manager is not None:
-            _stop(manager)
-            if attention_of(self._loaded.model) != self._loaded.attention:
-                self._loaded.model.set_attn_implementation(self._loaded.attention)
+            with uninterrupted():
+                manager.stop(block=True, timeout=STOP_S, hard_stop=True)
+        if not self._loaded.closed and attention_of(self._loaded.model) != self._loaded.attention:
+            self._loaded.model.set_attn_implementation(self._loaded.attention)
 
     def close(self) -> None:
         """As `release`: whoever loaded the model lets it go."""
@@ -197,7 +199,7 @@ class _SetUp:
         try:
             return loaded.model.init_continuous_batching(generation_config=drawing, continuous_batching_config=config)
         except (AttributeError, NotImplementedError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise UsageError(
                 f"transformers {version('transformers')} cannot serve {loaded.spec} side by side: {reason}: choose the "
                 "naive scheduler, or another attention"
@@ -304,12 +306,3 @@ def _answer(stamps: Sequence[float], *, sent_s: float, input_tokens: int, output
         output_tokens=output_tokens,
         gaps_s=tuple(after - before for before, after in pairwise(stamps)),
     )
-
-
-def _stop(manager: Any) -> None:
-    """End the thread after its present step; a time limit that reminds of itself meanwhile has been heard."""
-    until = time.monotonic() + STOP_S
-    while time.monotonic() < until:
-        with suppress(MeasurementError):
-            manager.stop(block=True, timeout=STOP_S, hard_stop=True)
-            return

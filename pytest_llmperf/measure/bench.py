@@ -19,8 +19,9 @@ from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
+from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.served import serving_result
-from pytest_llmperf.measure.serving import ServingPlan, measure_serving
+from pytest_llmperf.measure.serving import measure_serving
 from pytest_llmperf.models.load import LoadedModel, load, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes

@@ -9,7 +9,8 @@ from statistics import median
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.measure.clock import HostClock
 from pytest_llmperf.measure.figures import Figure, cells_of, gap_percentiles, memory_figures, timed
-from pytest_llmperf.measure.serving import NAIVE, SERVING, Pass, ServingMeasurement
+from pytest_llmperf.measure.schedule import NAIVE
+from pytest_llmperf.measure.serving import SERVING, Pass, ServingMeasurement
 from pytest_llmperf.records.schema import Observation, TestResult, Workload
 
 UNTOLD = "unknown"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmperf.measure.serving import NAIVE, OFFLINE, ONLINE
+from pytest_llmperf.measure.schedule import NAIVE, OFFLINE, ONLINE
 from pytest_llmperf.options import Options
 
 if TYPE_CHECKING:

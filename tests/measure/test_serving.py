@@ -12,16 +12,9 @@ from pytest_llmperf.engines.engine import Answer, Sampling
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import disturbance
 from pytest_llmperf.measure.collector import set_libraries_aside
+from pytest_llmperf.measure.schedule import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_asks, make_asks
 from pytest_llmperf.measure.served import serving_result
-from pytest_llmperf.measure.serving import (
-    NAIVE,
-    OFFLINE,
-    ONLINE,
-    ServingPlan,
-    digest_asks,
-    make_asks,
-    measure_serving,
-)
+from pytest_llmperf.measure.serving import measure_serving
 from pytest_llmperf.measure.speedup import speedup_of
 
 FIRST_S, STEP_S = 0.010, 0.002
