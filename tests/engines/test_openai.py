@@ -31,7 +31,7 @@ def served(model_cache, tmp_path_factory):
 
 
 @pytest.fixture
-def tiny(served):  # not `engine`: that is the plugin's own, and makes a perf test
+def tiny(served):
     engine = OpenAIEngine(served, model="synthetic:tiny")
     yield engine
     engine.close()

@@ -33,7 +33,7 @@ def test_schedulers(engine, llmperf):
 
 
 @pytest.fixture(scope="module")
-def loaded(model_cache):  # not `engine`: that is the plugin's own, and makes a perf test
+def loaded(model_cache):
     engine = vllm.VllmEngine(ModelSpec(MODEL), "cpu")
     yield engine
     engine.close()
