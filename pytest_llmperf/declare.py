@@ -50,8 +50,10 @@ SETTINGS = (
            "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
     Option("dynamo", "SETTINGS", "", "Settings of torch._dynamo.config where execution is compile: "
            "NAME=VALUE,... such as capture_dynamic_output_shape_ops=true"),
-    Option("engine", "NAME", "transformers", "What serves requests in tests that use the engine fixture: transformers"),
-    Option("base-url", "URL", "", "Where a server is, for an engine that is one"),
+    Option("engine", "NAME", "transformers", "What serves requests in tests that use the engine fixture: transformers, "
+           "vllm (in this process), or openai (any server that speaks OpenAI's protocol, at --llmperf-base-url)"),
+    Option("base-url", "URL", "", "Where the server is, such as http://127.0.0.1:8000/v1; with /chat/completions at "
+           "its end chats are asked for. OPENAI_API_KEY is sent to it, if set"),
     Option("schedulers", "NAMES", "naive,offline,online", "Schedulers of pytest_llmperf.suite.serving: naive (one "
            "request after another), offline (all at once), online (continuous batching of a limited size)"),
     Option("serve-requests", "N", "16", "Requests that a scheduler serves where a test does not set it"),

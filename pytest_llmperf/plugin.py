@@ -264,7 +264,7 @@ def _got(get: Callable[[], _Got]) -> _Got:
     except Unavailable:
         raise
     except LlmperfError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None  # what led to it would be lines above the one
 
 
 class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
