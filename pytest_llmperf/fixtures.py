@@ -13,6 +13,7 @@ from pytest_llmperf.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
+    from pytest_llmperf.measure.execution import Execution
     from pytest_llmperf.measure.prompt import Prompt
     from pytest_llmperf.measure.timing import Timing
     from pytest_llmperf.models.load import LoadedModel
@@ -43,7 +44,7 @@ class LlmPerf:
         input_tokens: int | None = None,
         output_tokens: int | None = None,
         prompt: _Words | None = None,
-        execution: str = "generate",
+        execution: str | Execution = "generate",
         requests: int | None = None,
         warmup: int | None = None,
         seed: int = 0,
@@ -60,7 +61,8 @@ class LlmPerf:
             output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
             prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch (default:
                 ``--llmperf-prompt``, which is random ids).
-            execution: ``generate``, the library's own loop with a streamer, or ``loop``, a bare greedy loop.
+            execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
+                ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``.
             requests: requests to time (default: the marker's, else ``--llmperf-requests``).
             warmup: most requests to warm up with (default: the marker's, else ``--llmperf-warmup``).
             seed: of the random prompts.
@@ -71,7 +73,8 @@ class LlmPerf:
         Raises:
             UsageError: an argument is not of its kind, a prompt of words has ``input_tokens`` beside it or cannot be
                 tokenized, or the lengths exceed the model's limit.
-            MeasurementError: what was measured must not become a number.
+            MeasurementError: what was measured must not become a number; ``ExecutionUnavailable``, which skips the
+                test, where this way to decode cannot run here.
         """
         from pytest_llmperf.measure.generation import Plan
 
@@ -81,7 +84,7 @@ class LlmPerf:
             batch_size=batch_size,
             input_tokens=_first(input_tokens, options.input_tokens),
             output_tokens=_first(output_tokens, options.output_tokens),
-            execution=execution,
+            execution=options.execution(execution),
             requests=_first(requests, self._settings.requests, options.requests),
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,

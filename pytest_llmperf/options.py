@@ -24,6 +24,9 @@ from pytest_llmperf.verdict.model import Limit, Outcome
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llmperf.measure.compiled import Compile
+    from pytest_llmperf.measure.execution import Execution
+
 ALL_METRICS = "*"
 
 JUDGING = frozenset({"baselines", "anchor", "baseline-ref", "fail-on", "confirm", "gate", "tolerate", "catch"})
@@ -112,6 +115,8 @@ class Options:
     output_tokens: int
     prompt: Prompt
     executions: tuple[str, ...]
+    compile: Compile
+    """What ``compile`` stands for."""
     engine: str
     base_url: str | None
     schedulers: tuple[str, ...]
@@ -218,6 +223,7 @@ class Options:
             output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"]),
             prompt=Prompt.parse(value["prompt"]),
             executions=_names("--llmperf-execution", value["execution"]),
+            compile=_compile(value["compile-mode"], value["dynamo"]),
             engine=check_engine_name(value["engine"]),
             base_url=value["base-url"] or None,
             schedulers=_schedulers(value["schedulers"]),
@@ -258,7 +264,19 @@ class Options:
         options._refuse_contradictions()
         for spec in options.specs:
             check_attention(spec)
+        for name in options.executions:
+            options.execution(name)
         return options
+
+    def execution(self, given: str | Execution) -> Execution:
+        """The execution of that name with this run's settings, or the one given.
+
+        Raises:
+            UsageError: there is none.
+        """
+        from pytest_llmperf.measure.executions import find_execution
+
+        return self.compile if given == self.compile.name else find_execution(given)
 
     def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
         """What each metric of a test accepts: marker over command line over ini rules over ini over definition."""
@@ -513,6 +531,13 @@ def given_device(config: pytest.Config) -> str:
     if long and short and long != short:
         raise UsageError(f"--device {short} and --llmperf-device {long} contradict each other: give one")
     return str(long or short or config.getini("llmperf_device"))
+
+
+def _compile(mode: str, dynamo: str) -> Compile:
+    from pytest_llmperf.measure.compiled import Compile
+    from pytest_llmperf.measure.dynamo import parse_settings
+
+    return Compile(mode=mode, dynamo=parse_settings(dynamo))
 
 
 def _given_path(config: pytest.Config, option: str) -> Path | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from pytest_llmperf.declare import add_device_option, add_options, forgotten_flag
-from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
+from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
@@ -136,14 +136,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong while a model is loaded."""
-    with _contained(item, "setup"):
+    with _skipping_unavailable(), _contained(item, "setup"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong in a perf test."""
-    with _contained(item, "test body"):
+    with _skipping_unavailable(), _contained(item, "test body"):
         return (yield)
 
 
@@ -258,13 +258,13 @@ test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect 
 
 
 def _got(get: Callable[[], _Got]) -> _Got:
-    """What a test needs; without it the test is skipped, or fails in one line."""
+    """What a test needs; it fails in one line without it, and is skipped where it cannot be had here."""
     try:
         return get()
-    except AttentionUnavailable as error:
-        pytest.skip(str(error))
+    except Unavailable:
+        raise
     except LlmperfError as error:
-        pytest.fail(str(error), pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None  # what led to it would be lines above the one
 
 
 class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
@@ -276,6 +276,17 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, LlmperfError):
             raise pytest.UsageError(str(error)) from error
+
+
+class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
+    """Skip a test that asks for what cannot run here, with the reason."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Unavailable):
+            pytest.skip(str(error))
 
 
 def _start_session(config: pytest.Config) -> None:
@@ -395,10 +406,16 @@ def _is_searched(config: pytest.Config, file: str) -> bool:
 
 def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:
     from pytest_llmperf.fresh import without_outputs
+    from pytest_llmperf.records.revision import folder_in_repository
     from pytest_llmperf.verdict_file import verdict_file, write_verdicts
 
     arguments = without_outputs([str(word) for word in session.config.invocation_params.args])
-    verdicts = verdict_file(running.outcome, command=["pytest", *arguments], exit_code=int(session.exitstatus))
+    verdicts = verdict_file(
+        running.outcome,
+        command=["pytest", *arguments],
+        exit_code=int(session.exitstatus),
+        folder=folder_in_repository(running.root),
+    )
     try:
         write_verdicts(path, verdicts)
     except LlmperfError as error:
@@ -428,6 +445,9 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     if timed and (results or not fixture):
         results = [*results, *timed.results]
     entry = workplace.entry(test_key(item), results, timings=timed.lines if timed else (), error=_error_line(report))
+    # Of both: JUnit's file takes those of the teardown's report, which pytest fills from the item.
+    report.user_properties += entry.figures
+    item.user_properties += entry.figures
     settle(report, entry, confirm=workplace.options.confirms)
 
 

@@ -16,7 +16,7 @@ from pytest_llmperf.engines.choose import ENGINES, Wanted
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import BaselineError, UsageError
-from pytest_llmperf.measure.bench import Bench, default_model
+from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.contain import can_interrupt, contained
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
@@ -26,7 +26,7 @@ from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.measure.timing import Timing
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
-from pytest_llmperf.models.source import check_source
+from pytest_llmperf.models.source import check_source, default_model
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.options import Options, TestSettings
 from pytest_llmperf.outcome import Entry

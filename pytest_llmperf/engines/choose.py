@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.models.spec import ModelSpec
 
 TRANSFORMERS = "transformers"
 """Serves a model that is loaded here, of each spec that a test asks for."""
@@ -33,7 +37,46 @@ class Choice:
     """Raises ModelError if it cannot be had after all. What it imports is imported here, not before."""
 
 
-ENGINES: Mapping[str, Choice] = {}
+def _check_server(wanted: Wanted) -> None:
+    from pytest_llmperf.engines.openai import check_server
+
+    if not wanted.base_url:
+        raise UsageError("--llmperf-engine openai asks a server: pass --llmperf-base-url http://HOST:PORT/v1 as well")
+    if wanted.revision:
+        raise UsageError(f"--llmperf-revision {wanted.revision}: a server is asked for what it serves: leave it out")
+    check_server(wanted.base_url, wanted.model)
+
+
+def _server(wanted: Wanted) -> Engine:
+    from pytest_llmperf.engines.openai import OpenAIEngine
+
+    return OpenAIEngine(wanted.base_url or "", model=wanted.model)
+
+
+def _check_vllm(wanted: Wanted) -> None:
+    from pytest_llmperf.engines.vllm import check_vllm
+
+    if wanted.base_url:
+        raise UsageError(
+            f"--llmperf-base-url {wanted.base_url}: vllm runs here; for vllm serve: --llmperf-engine openai"
+        )
+    check_vllm(_spec(wanted), wanted.device)
+
+
+def _vllm(wanted: Wanted) -> Engine:
+    from pytest_llmperf.engines.vllm import VllmEngine
+
+    return VllmEngine(_spec(wanted), wanted.device)
+
+
+def _spec(wanted: Wanted) -> ModelSpec:
+    from pytest_llmperf.models.source import default_model
+    from pytest_llmperf.models.spec import ModelSpec
+
+    return ModelSpec(model=wanted.model or default_model(wanted.device), revision=wanted.revision)
+
+
+ENGINES: Mapping[str, Choice] = {"openai": Choice(_check_server, _server), "vllm": Choice(_check_vllm, _vllm)}
 """Those with a model of their own."""
 
 

@@ -33,14 +33,6 @@ from pytest_llmperf.records.schema import TestResult
 if TYPE_CHECKING:
     from pytest_llmperf.models.spec import ModelSpec
 
-DEFAULT_MODELS = {"cpu": "synthetic:32m"}
-DEFAULT_ACCELERATOR_MODEL = "synthetic:1b"
-
-
-def default_model(device: str) -> str:
-    """The model that is measured when none is named."""
-    return DEFAULT_MODELS.get(device, DEFAULT_ACCELERATOR_MODEL)
-
 
 class Bench:
     """Loads and measures on one device.

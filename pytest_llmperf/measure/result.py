@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.execution import find_execution
+from pytest_llmperf.measure.executions import find_execution
 from pytest_llmperf.measure.figures import Figure, cells_of, gap_percentiles, memory_figures, timed
-from pytest_llmperf.measure.generation import Measurement, RequestTimes
+from pytest_llmperf.measure.generation import Measurement
 from pytest_llmperf.measure.memory import Peak
+from pytest_llmperf.measure.request import RequestTimes
 from pytest_llmperf.records.reduce import summarize
 from pytest_llmperf.records.schema import Observation, TestResult, Workload
 

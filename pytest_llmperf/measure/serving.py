@@ -12,9 +12,10 @@ from pytest_llmperf.engines.engine import Answer, Ask, Engine
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.disturbance import undisturbed
-from pytest_llmperf.measure.generation import WARMUP_TOKENS, RequestTimes
+from pytest_llmperf.measure.generation import WARMUP_TOKENS
 from pytest_llmperf.measure.memory import Peak, trace_memory
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
+from pytest_llmperf.measure.request import RequestTimes
 from pytest_llmperf.measure.schedule import NAIVE, ServingPlan, digest_asks, make_asks
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import Scalar, Warmup

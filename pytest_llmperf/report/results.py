@@ -9,12 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.outcome import Entry
-from pytest_llmperf.records.schema import CellRun, TestResult, Workload
+from pytest_llmperf.records.schema import TestResult, Workload
 from pytest_llmperf.report.tables import plain_table
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value
+from pytest_llmperf.verdict_file import CellVerdict
 
 WIDE_COLUMNS = 110
 """Terminal width from which the explaining metrics have room."""
@@ -43,7 +44,7 @@ def results_table(entries: Iterable[Entry], *, wide: bool, every: bool = False) 
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
     results = [result for _, result in rows]
     titles = {_primary(result).title for result in results}
-    explaining = [key for key in EXPLAINING if wide and not every and any(_cell(one, key) for one in results)]
+    explaining = [key for key in EXPLAINING if wide and not every and any(one.cell(key) for one in results)]
     table = plain_table()
     table.add_column("test", overflow="fold")
     for heading in (titles.pop() if len(titles) == 1 and not every else "figure", "baseline", "change"):
@@ -100,7 +101,7 @@ def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, explai
     yield Text(format_value(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
     yield Text(change(verdict))
     for key in explaining:
-        cell = _cell(result, key)
+        cell = result.cell(key)
         yield Text(format_value(METRICS[key], cell.value) if cell else "-")
 
 
@@ -108,16 +109,12 @@ def _primary(result: TestResult) -> Metric:
     return primary_metric(cell.metric for cell in result.cells)
 
 
-def _cell(result: TestResult, key: str) -> CellRun | None:
-    return next((cell for cell in result.cells if cell.metric == key), None)
-
-
 def short_name(test: str) -> str:
     """A test's name without its file."""
     return test.rpartition("::")[2]
 
 
-def change(verdict: Verdict | None) -> str:
+def change(verdict: Verdict | CellVerdict | None) -> str:
     """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
     if verdict is None or verdict.ratio is None:
         return "-"

@@ -14,7 +14,7 @@ from pytest_llmperf.report.tables import render
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
-from pytest_llmperf.verdict_file import decided
+from pytest_llmperf.verdict_file import VerdictFile, decided
 
 LONGEST_LIST = 3
 
@@ -60,6 +60,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     yield from _disturbed(run.entries)
     if run.disturbed and not run.compared:
         yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
+    yield from _unlike_loop(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -81,6 +82,12 @@ def decided_line(run: RunOutcome) -> str:
     answered = decided(outcomes)
     verdict = f"llmperf: {len(run.entries)} tests, {answered} of {total} gating cells decided"
     return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
+
+
+def conclusion(found: VerdictFile) -> str:
+    """How a run ended, with how many cells were decided; never a pass when none was."""
+    word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
+    return f"{word}: {found.decided} of {found.total} gating cells decided: {counted(found.outcomes)}"
 
 
 def counted(outcomes: Mapping[Outcome, int]) -> str:
@@ -131,6 +138,15 @@ def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
     if tests:
         yield f"disturbed: other processes held the processors again and again: {some(tests, LONGEST_LIST)}"
+
+
+def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
+    for entry in entries:
+        for result in entry.results:
+            cell = result.cell("tokens_unlike_loop")
+            if cell and cell.value:
+                what = f"{cell.value} of {result.workload.batch_size * result.workload.output_tokens} tokens"
+                yield f"{result.workload.execution}: {what} are others than loop's: {entry.test}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
