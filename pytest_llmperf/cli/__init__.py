@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from pytest_llmperf.cli import baselines, comparing, machine
+from pytest_llmperf.cli import baselines, comparing, machine, reporting
 from pytest_llmperf.errors import LlmperfError, UsageError
 
 USAGE_ERROR = 4
@@ -51,6 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("pytest-llmperf"))
     parser.set_defaults(passes_on=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (comparing, baselines, machine):
+    for part in (comparing, reporting, baselines, machine):
         part.add_commands(commands)
     return parser
