@@ -21,7 +21,7 @@ def perf(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
-    session.install(*CONSTRAINTS, ".[models,parquet,history]", *TESTS)
+    session.install(*CONSTRAINTS, ".[models,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
@@ -29,7 +29,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and types."""
-    session.install(*CONSTRAINTS, "-e", ".[models,parquet,history]", "nox", *TESTS, *LINT)
+    session.install(*CONSTRAINTS, "-e", ".[models,parquet,history,report]", "nox", *TESTS, *LINT)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")

@@ -21,6 +21,9 @@ MOST_POINTS = 256
 DIGITS = 5
 COMMIT_DIGITS = 8
 
+PHASES = ("load", "prefill", "decode")
+HELD = {"weights": "weights_bytes", "KV cache": "kv_cache_bytes"}
+
 Role = Literal["now", "baseline", "level", "other"]
 """What a trace stands for, which decides its colour; ``other`` ones are told apart by their order."""
 
@@ -61,8 +64,12 @@ class Chart:
     marks: Sequence[Mark] = ()
     ticks: Mapping[str, float] | None = None
     """Where the x axis is labelled, if not evenly."""
+    categories: Sequence[str] = ()
+    """In which order names stand on the x axis."""
     log_x: bool = False
     from_zero: bool = False
+    wide: bool = False
+    """Whether it goes along a long axis."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,14 @@ def rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def numbers(values: Iterable[object]) -> list[float]:
+def figure(value: object) -> float | None:
+    """A figure that can be drawn; ``None`` for text, what is missing and what is not finite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def figures(values: Mapping[str, object]) -> dict[str, float]:
     """Those that can be drawn."""
-    return [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+    return {name: value for name, part in values.items() if (value := figure(part)) is not None}
 
 
 def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | None:
@@ -107,7 +119,9 @@ def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | Non
     axis = Axis.of(METRICS["itl_p50_ms"], gaps)
     stride = math.ceil(positions / MOST_POINTS)
     starts = range(0, positions, stride)
-    columns = [[*chain.from_iterable(gaps[at::positions] for at in range(s, min(s + stride, positions)))] for s in starts]
+    columns = [
+        [*chain.from_iterable(gaps[at::positions] for at in range(s, min(s + stride, positions)))] for s in starts
+    ]
     x = [start + 2.0 for start in starts]
     traces = [_band("this run, median and 10th to 90th percentile", x, columns, axis)]
     if baseline_tpot_ms is not None:
@@ -121,15 +135,18 @@ def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | Non
         f"{result.observation.requests} requests",
         traces=traces,
         from_zero=True,
+        wide=True,
     )
 
 
-def distribution(metric: Metric, samples: Sequence[float], window: Sequence[float], runs: Sequence[float]) -> Chart | None:
+def distribution(
+    metric: Metric, samples: Sequence[float], window: Sequence[float], runs: Sequence[float]
+) -> Chart | None:
     """This run's requests beside the runs of the baseline, and this session's runs where there are several."""
-    groups: dict[str, tuple[Role, list[float]]] = {
-        f"baseline: {len(window)} runs": ("baseline", numbers(window)),
-        f"this session: {len(runs)} runs": ("other", numbers(runs)),
-        f"this run: {len(samples)} requests": ("now", numbers(samples)),
+    groups: dict[str, tuple[Role, Sequence[float]]] = {
+        f"baseline: {len(window)} runs": ("baseline", window),
+        f"this session: {len(runs)} runs": ("other", runs),
+        f"this run: {len(samples)} requests": ("now", samples),
     }
     shown = {name: (role, values) for name, (role, values) in groups.items() if values}
     if sum(len(values) for _, values in shown.values()) < 2:  # noqa: PLR2004  # one figure has no distribution
@@ -154,7 +171,7 @@ def history(series: Series, now: float | None) -> Chart:
         MissingDependency: ruptures is not installed.
     """
     points = series.points
-    axis = Axis.of(series.cell.metric, [*(point.value for point in points), *numbers([now])])
+    axis = Axis.of(series.cell.metric, [*(point.value for point in points), now or 0.0])
     traces = [_points(series, axis), *_levels(series, axis)]
     if now is not None:
         traces.append(Trace(name="this run", form="points", role="now", x=[float(len(points))], y=axis.scaled([now])))
@@ -167,16 +184,17 @@ def history(series: Series, now: float | None) -> Chart:
         traces=traces,
         marks=[*_changes(series), *_epochs(series)],
         ticks=_dates(series),
+        wide=True,
     )
 
 
-def memory(now: Mapping[str, object], baseline: Mapping[str, object]) -> Chart | None:
+def memory(now: Mapping[str, float], baseline: Mapping[str, float]) -> Chart | None:
     """Bytes by phase: weights, KV cache and the peaks, by metric key."""
     groups = (
         Bars("baseline", "baseline", baseline, "allocated"),
         Bars("allocated", "now", now, "allocated"),
         Bars("reserved", "other", now, "reserved"),
-        Bars("resident on the host", "other", now, "rss"),
+        Bars("RSS", "other", now, "rss"),
     )
     shown = [bars for bars in groups if bars.values]
     if not any(bars.role != "baseline" for bars in shown):
@@ -186,11 +204,12 @@ def memory(now: Mapping[str, object], baseline: Mapping[str, object]) -> Chart |
         title="Memory by phase",
         x="",
         y=axis.unit,
-        summary="; ".join(f"{bars.name}: {bars.words}" for bars in shown),
+        summary="; ".join(f"{bars.name}: {bars.words}" for bars in shown if bars.role != "baseline"),
         traces=[
             Trace(name=bars.name, form="bars", role=bars.role, x=[*bars.values], y=axis.scaled(bars.values.values()))
             for bars in shown
         ],
+        categories=[*HELD, *(f"{phase} peak" for phase in PHASES)],
         from_zero=True,
     )
 
@@ -201,20 +220,22 @@ class Bars:
 
     name: str
     role: Role
-    figures: Mapping[str, object]
+    figures: Mapping[str, float]
     kind: str
 
     @property
     def values(self) -> dict[str, float]:
         """What is known, in bytes; weights and KV cache stand beside what is allocated."""
-        held = {"weights": "weights_bytes", "KV cache": "kv_cache_bytes"} if self.kind == "allocated" else {}
-        names = held | {f"{phase} peak": f"{phase}_peak_{self.kind}_bytes" for phase in ("load", "prefill", "decode")}
-        return {name: float(v) for name, key in names.items() if isinstance(v := self.figures.get(key), int | float)}
+        held = HELD if self.kind == "allocated" else {}
+        names = held | {f"{phase} peak": f"{phase}_peak_{self.kind}_bytes" for phase in PHASES}
+        return {name: self.figures[key] for name, key in names.items() if key in self.figures}
 
     @property
     def words(self) -> str:
         """Each phase with its figure."""
-        return ", ".join(f"{name} {format_value(METRICS['weights_bytes'], value)}" for name, value in self.values.items())
+        return ", ".join(
+            f"{name} {format_value(METRICS['weights_bytes'], value)}" for name, value in self.values.items()
+        )
 
 
 def thinned(values: Sequence[float]) -> list[float]:

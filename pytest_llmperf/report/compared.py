@@ -108,7 +108,7 @@ def _latency_and_memory(family: Family, metric: Metric, space: Metric) -> Chart:
         title=f"Quantizations: {metric.title} and {space.title}",
         x=across.title,
         y=up.title,
-        summary=f"{', '.join(family.quantizations)} at batch sizes {_listed(family.batch_sizes)}",
+        summary=f"{', '.join(family.quantizations)}; points are batch sizes: {_listed(family.batch_sizes)}",
         traces=[
             Trace(
                 name=quantization,
@@ -116,7 +116,7 @@ def _latency_and_memory(family: Family, metric: Metric, space: Metric) -> Chart:
                 role="other",
                 x=across.scaled(one.figures[metric.key] for one in family.of(quantization)),
                 y=up.scaled(one.figures[space.key] for one in family.of(quantization)),
-                labels=[f"batch {one.workload.batch_size}" for one in family.of(quantization)],
+                labels=[str(one.workload.batch_size) for one in family.of(quantization)],
             )
             for quantization in family.quantizations
         ],

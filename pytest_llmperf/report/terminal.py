@@ -17,7 +17,7 @@ from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
-from pytest_llmperf.verdict_file import CellVerdict, decided
+from pytest_llmperf.verdict_file import decided
 
 WIDE_COLUMNS = 110
 """Terminal width from which the explaining metrics have room."""
@@ -154,7 +154,7 @@ def short_name(test: str) -> str:
     return test.rpartition("::")[2]
 
 
-def change(verdict: Verdict | CellVerdict | None) -> str:
+def change(verdict: Verdict | None) -> str:
     """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
     if verdict is None or verdict.ratio is None:
         return "-"
