@@ -28,11 +28,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and types."""
+    """Check style, types and workflows."""
     session.install(*CONSTRAINTS, "-e", ".[models,parquet,history,report]", "nox", *TESTS, *LINT)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("zizmor", "--offline", ".")
 
 
 @nox.session

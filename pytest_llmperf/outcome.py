@@ -23,6 +23,9 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     test: str
+    file: str = ""
+    """Where the test is written, relative to pytest's root; empty where that is not known."""
+    line: int | None = None
     device_key: str
     run: Run
     results: list[TestResult] = []
@@ -43,6 +46,17 @@ class Entry(BaseModel):
     def empty(self) -> bool:
         """Whether the test measured nothing at all, and nothing says why."""
         return not (self.results or self.error)
+
+    @property
+    def figures(self) -> list[tuple[str, int | float | str]]:
+        """What was measured, by metric; with the workload's hash where the test measured several."""
+        several = len(self.results) > 1
+        return [
+            (f"{cell.metric} {cell.workload}" if several else cell.metric, cell.value)
+            for result in self.results
+            for cell in result.cells
+            if cell.value is not None
+        ]
 
     @property
     def suspect(self) -> bool:
@@ -164,7 +178,11 @@ def settle(report: pytest.TestReport, entry: Entry, *, confirm: bool) -> None:
 def entry_of(report: pytest.TestReport) -> Entry | None:
     """The entry that a report carries."""
     text = getattr(report, "llmperf", None)
-    return Entry.model_validate_json(text) if text is not None else None
+    if text is None:
+        return None
+    file, line, _ = report.location
+    place = {"file": Path(file).as_posix(), "line": None if line is None else line + 1}
+    return Entry.model_validate_json(text).model_copy(update=place)
 
 
 def failure_text(failing: Sequence[Verdict], injected: Sequence[str]) -> str:

@@ -386,6 +386,9 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     if timed and (results or not fixture):
         results = [*results, *timed.results]
     entry = workplace.entry(test_key(item), results, timings=timed.lines if timed else (), error=_error_line(report))
+    # Of both: JUnit's file takes those of the teardown's report, which pytest fills from the item.
+    report.user_properties += entry.figures
+    item.user_properties += entry.figures
     settle(report, entry, confirm=workplace.options.confirms)
 
 

@@ -18,6 +18,7 @@ from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.options import Options
 from pytest_llmperf.outcome import Entry, RunOutcome, Update
 from pytest_llmperf.records.journal import Journal, Note, baseline_of
+from pytest_llmperf.records.revision import folder_in_repository
 from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, load_baseline, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
@@ -101,7 +102,8 @@ class Session:
         if not (self.options.verdicts or self.options.report):
             return
         command = ["pytest", *without_outputs(arguments)]
-        verdicts = verdict_file(self.outcome, command=command, exit_code=exit_code)
+        folder = folder_in_repository(self.root)
+        verdicts = verdict_file(self.outcome, command=command, exit_code=exit_code, folder=folder)
         if self.options.verdicts:
             write_verdicts(self.options.verdicts, verdicts)
         if self.options.report:

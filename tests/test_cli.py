@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pytest_llmperf.cli import main
+from pytest_llmperf.records.frame import COLUMNS
 
 
 @pytest.fixture
@@ -70,7 +71,8 @@ def test_export_writes_csv_and_parquet(recorded, capsys):
     assert main(["export", "baselines", "runs.parquet"]) == 0
     csv, parquet = pd.read_csv("runs.csv"), pd.read_parquet("runs.parquet")
     assert len(csv) == len(parquet) > 0
-    assert set(csv.columns) == set(parquet.columns)
+    assert list(csv.columns) == list(parquet.columns)
+    assert [name for name in csv.columns if not name.startswith("env_")] == list(COLUMNS)
     assert f"{len(csv)} rows" in capsys.readouterr().out
 
 

@@ -51,7 +51,7 @@ def rows(test: TestVerdicts) -> Iterator[Row]:
             now=format_value(metric, cell.value),
             change=change(cell),
             limit=_limit(cell, metric),
-            outcome=words(cell.outcome),
+            outcome=cell.outcome.words,
             gates=cell.gates,
             fails=cell.fails,
             order=_order(cell),
@@ -73,7 +73,7 @@ def _error_row(test: TestVerdicts) -> Row:
         now=NOTHING,
         change=NOTHING,
         limit=NOTHING,
-        outcome=words(Outcome.ERROR),
+        outcome=Outcome.ERROR.words,
         gates=True,
         fails=True,
         order={"verdict": -1.0},
@@ -86,7 +86,8 @@ def _order(cell: CellVerdict) -> dict[str, float]:
 
 
 _CALM = [Outcome.NEW, Outcome.UNCHANGED]
-_SEVERITY = [*(outcome for outcome in Outcome if outcome not in _CALM), *_CALM]
+SEVERITY = [*(outcome for outcome in Outcome if outcome not in _CALM), *_CALM]
+"""Outcomes, the worst first."""
 
 
 def is_known(cell: CellVerdict) -> bool:
@@ -96,7 +97,7 @@ def is_known(cell: CellVerdict) -> bool:
 
 def severity(cell: CellVerdict) -> int:
     """What fails first, then what gates, and of these what moved first."""
-    return _SEVERITY.index(cell.outcome) + len(_SEVERITY) * ((not cell.fails) + (not cell.gates))
+    return SEVERITY.index(cell.outcome) + len(SEVERITY) * ((not cell.fails) + (not cell.gates))
 
 
 def shape(workload: Workload) -> str:
@@ -117,8 +118,3 @@ def _metric(cell: CellVerdict) -> Metric:
     return METRICS.get(cell.metric) or Metric(
         name=cell.metric, unit="", title=cell.metric, definition="", kind=Kind.INFORMATIVE
     )
-
-
-def words(outcome: Outcome) -> str:
-    """An outcome as it is read."""
-    return outcome.value.replace("_", " ")

@@ -17,7 +17,7 @@ from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
-from pytest_llmperf.verdict_file import decided
+from pytest_llmperf.verdict_file import CellVerdict, VerdictFile, decided
 
 WIDE_COLUMNS = 110
 """Terminal width from which the explaining metrics have room."""
@@ -108,9 +108,15 @@ def decided_line(run: RunOutcome) -> str:
     return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
 
 
+def conclusion(found: VerdictFile) -> str:
+    """How a run ended, with how many cells were decided; never a pass when none was."""
+    word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
+    return f"{word}: {found.decided} of {found.total} gating cells decided: {counted(found.outcomes)}"
+
+
 def counted(outcomes: Mapping[Outcome, int]) -> str:
     """How many cells came out how, in words."""
-    found = [f"{outcomes[outcome]} {_words(outcome)}" for outcome in Outcome if outcomes.get(outcome)]
+    found = [f"{outcomes[outcome]} {outcome.words}" for outcome in Outcome if outcomes.get(outcome)]
     return ", ".join(found) or "none"
 
 
@@ -154,7 +160,7 @@ def short_name(test: str) -> str:
     return test.rpartition("::")[2]
 
 
-def change(verdict: Verdict | None) -> str:
+def change(verdict: Verdict | CellVerdict | None) -> str:
     """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
     if verdict is None or verdict.ratio is None:
         return "-"
@@ -174,7 +180,7 @@ def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
     if entry.failing:
         worst = min((verdict.outcome for verdict in entry.failing), key=[*Outcome].index)
         names = ", ".join(_changed(verdict) for verdict in entry.failing if verdict.outcome is worst)
-        return Text(f"{_words(worst)}: {names}", style=COLORS[Outcome.REGRESSED])
+        return Text(f"{worst.words}: {names}", style=COLORS[Outcome.REGRESSED])
     if primary is None:
         return Text("measured")
     return outcome_text(primary.outcome)
@@ -182,7 +188,7 @@ def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
 
 def outcome_text(outcome: Outcome) -> Text:
     """An outcome in its colour."""
-    return Text(_words(outcome), style=COLORS.get(outcome, OTHER_COLOR))
+    return Text(outcome.words, style=COLORS.get(outcome, OTHER_COLOR))
 
 
 def _changed(verdict: Verdict) -> str:
@@ -198,17 +204,17 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
             continue  # the good news of long ago
         if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
             if verdict.cell.limit.gates:
-                yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}"
+                yield f"{verdict.outcome.words}: {verdict.cell.test}: {sentence(verdict)}"
             else:
                 explaining[verdict.cell.test, verdict.outcome].append(verdict)
         elif verdict.counts and verdict.outcome is not Outcome.UNCHANGED:
             groups[verdict.outcome, _group(verdict)].append(verdict)
     for (test, outcome), members in explaining.items():
-        yield f"{_words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
+        yield f"{outcome.words}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
     for (outcome, reason), members in sorted(groups.items()):
         metrics = ", ".join(sorted(set(map(_changed, members))))
         tests = len({member.cell.test for member in members})
-        yield f"{_words(outcome)}: {len(members)} cells of {tests} tests ({metrics}): {reason}"
+        yield f"{outcome.words}: {len(members)} cells of {tests} tests ({metrics}): {reason}"
 
 
 def _group(verdict: Verdict) -> str:
@@ -278,7 +284,3 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
         runs = run.update.baseline.runs
         sessions = len({run.session_id for run in runs})
         yield f"baseline updated: {run.update.path} holds {len(runs)} runs of {sessions} sessions"
-
-
-def _words(outcome: Outcome) -> str:
-    return outcome.value.replace("_", " ")
