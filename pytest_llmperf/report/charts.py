@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from statistics import median
+from textwrap import shorten
 from typing import Literal
 
 from pytest_llmperf.history import Series
@@ -20,6 +22,7 @@ MOST_POINTS = 256
 
 DIGITS = 5
 COMMIT_DIGITS = 8
+LONGEST_LABEL = 40
 
 PHASES = ("load", "prefill", "decode")
 HELD = {"weights": "weights_bytes", "KV cache": "kv_cache_bytes"}
@@ -180,9 +183,11 @@ def history(series: Series, now: float | None) -> Chart:
         x="session and commit, oldest first",
         y=axis.title,
         summary=f"{len(points)} points, {_range(axis, (point.value for point in points))}; "
-        f"{len(series.changes)} changes of level",
+        + "; ".join(
+            [f"changes of level: {len(series.changes)}", *(f"accepted: {one.reason}" for one in series.epochs)]
+        ),
         traces=traces,
-        marks=[*_changes(series), *_epochs(series)],
+        marks=_marks(series),
         ticks=_dates(series),
         wide=True,
     )
@@ -264,7 +269,7 @@ def _points(series: Series, axis: Axis) -> Trace:
         role="baseline",
         x=[float(at) for at in range(len(series.points))],
         y=axis.scaled(point.value for point in series.points),
-        labels=[f"{one.time} {(one.commit or 'no commit')[:COMMIT_DIGITS]}, {one.runs} runs" for one in series.points],
+        labels=[f"{one.time} {(one.commit or '')[:COMMIT_DIGITS]} runs: {one.runs}" for one in series.points],
     )
 
 
@@ -279,27 +284,15 @@ def _starts(series: Series) -> list[int]:
     return [0, *accumulate(len(stretch) for stretch, _ in series.levels[:-1])]
 
 
-def _changes(series: Series) -> list[Mark]:
-    return [
-        Mark(
-            x=start - 0.5,
-            label=f"changed {100 * (change.after / change.before - 1):+.1f} %",
-            accepted=bool(change.accepted),
-        )
-        for start, change in zip(_starts(series)[1:], series.changes, strict=True)
-    ]
-
-
-def _epochs(series: Series) -> list[Mark]:
-    """An accepted step stands before the first point that is later."""
-    return [
-        Mark(
-            x=sum(point.time <= epoch.time for point in series.points) - 0.5,
-            label=f"accepted: {epoch.reason}",
-            accepted=True,
-        )
-        for epoch in series.epochs
-    ]
+def _marks(series: Series) -> list[Mark]:
+    """Changes of level and accepted steps; an accepted step stands before the first point that is later."""
+    labels: defaultdict[float, list[str]] = defaultdict(list)
+    for start, change in zip(_starts(series)[1:], series.changes, strict=True):
+        labels[start - 0.5].append(f"{100 * (change.after / change.before - 1):+.1f} %")
+    accepted = {sum(point.time <= epoch.time for point in series.points) - 0.5: epoch for epoch in series.epochs}
+    for x, epoch in accepted.items():
+        labels[x].append(f"accepted: {shorten(epoch.reason, LONGEST_LABEL, placeholder='...')}")
+    return [Mark(x=x, label=", ".join(words), accepted=x in accepted) for x, words in labels.items()]
 
 
 def _dates(series: Series) -> dict[str, float]:

@@ -139,9 +139,9 @@ function layout(chart) {
     xaxis: { ...axis, ...ticks, categoryorder: "array", categoryarray: chart.categories, title: { text: plain(chart.x) }, type: chart.log_x ? "log" : undefined, showgrid: false },
     yaxis: { ...axis, title: { text: plain(chart.y) }, rangemode: chart.from_zero ? "tozero" : "normal" },
     shapes: chart.marks.map((mark) => ({ type: "line", x0: mark.x, x1: mark.x, y0: 0, y1: 1, yref: "paper",
-      line: { color: color(mark.accepted ? "accepted" : "bad"), width: 1, dash: mark.accepted ? "dot" : "solid" } })),
+      line: { color: color(mark.accepted ? "accepted" : "level"), width: 1, dash: mark.accepted ? "dot" : "solid" } })),
     annotations: chart.marks.map((mark) => ({ x: mark.x, y: 1, yref: "paper", xanchor: "left", yanchor: "top", showarrow: false,
-      text: plain(mark.label), textangle: 90, font: { size: 10, color: color(mark.accepted ? "accepted" : "bad") } })),
+      text: plain(mark.label), textangle: 90, font: { size: 10, color: color(mark.accepted ? "accepted" : "level") } })),
   };
 }
 
