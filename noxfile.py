@@ -39,6 +39,6 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure the plugin itself; results belong in docs/benchmarks.md. ``-- cost`` needs an environment of a peer."""
-    session.install(*CONSTRAINTS, ".[models]")
-    for name in session.posargs or ("fidelity", "startup", "store"):
+    session.install(*CONSTRAINTS, ".[models,report]")
+    for name in session.posargs or ("fidelity", "startup", "store", "report"):
         session.run("python", f"benchmarks/{name}.py")

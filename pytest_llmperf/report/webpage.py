@@ -14,7 +14,7 @@ import base64
 import gzip
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -75,7 +75,7 @@ def render(shown: Document) -> str:
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     script, plotly = _asset("page.js"), _plotly()
-    data = _shown(asdict(shown))
+    data = _shown(shown)
     return template.from_string(_asset("page.html")).render(
         data,
         charts=[*_number_charts(data)],
@@ -102,9 +102,11 @@ def _number_charts(data: dict[str, Any]) -> Iterator[Any]:
 
 
 def _shown(value: Any) -> Any:
-    """A document's parts with every text printable."""
+    """A document's parts as JSON has them, every text printable."""
     if isinstance(value, str):
         return printable(value)
+    if is_dataclass(value):
+        return {field.name: _shown(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {_shown(name): _shown(part) for name, part in value.items()}
     return [_shown(part) for part in value] if isinstance(value, list | tuple) else value
