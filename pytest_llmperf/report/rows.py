@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.report.charts import figure
-from pytest_llmperf.report.terminal import change, short_name
+from pytest_llmperf.report.results import change, short_name
 from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.sentence import format_value
