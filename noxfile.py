@@ -22,7 +22,7 @@ def perf(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
-    session.install(*CONSTRAINTS, ".[models,serving,parquet,history]", *TESTS)
+    session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
@@ -39,7 +39,7 @@ def vllm(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and workflows."""
-    session.install(*CONSTRAINTS, "-e", ".[models,serving,parquet,history]", "nox", *TESTS, *LINT)
+    session.install(*CONSTRAINTS, "-e", ".[models,serving,parquet,history,report]", "nox", *TESTS, *LINT)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -57,6 +57,6 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure the plugin itself; results belong in docs/benchmarks.md. ``-- cost`` needs an environment of a peer."""
-    session.install(*CONSTRAINTS, ".[models,serving]")
-    for name in session.posargs or ("fidelity", "startup", "store", "client"):
+    session.install(*CONSTRAINTS, ".[models,serving,report]")
+    for name in session.posargs or ("fidelity", "startup", "store", "client", "report"):
         session.run("python", f"benchmarks/{name}.py")

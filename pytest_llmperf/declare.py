@@ -93,6 +93,7 @@ LIMIT_RULES_INI = "llmperf_limits"
 _ACTIONS = (
     "strict",
     "verdicts",
+    "report",
     "update",
     "update_new_only",
     "force_update",
@@ -151,6 +152,7 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-strict", action="store_true",
                     help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
+    group.addoption("--llmperf-report", metavar="FILE.html", help="Write a page with verdicts, pictures and history")
     group.addoption("--llmperf-screen", action="store_true",
                     help="What looks slower does not fail, it is inconclusive: llmperf gate decides it")  # fmt: skip
     group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],

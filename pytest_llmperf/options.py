@@ -146,6 +146,7 @@ class Options:
     fail_on: frozenset[Outcome]
     baseline_ref: str | None
     verdicts: Path | None
+    report: Path | None
     measure_only: bool
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
@@ -256,6 +257,7 @@ class Options:
             fail_on=failing_outcomes(value["fail-on"], strict=config.getoption("llmperf_strict")),
             baseline_ref=value["baseline-ref"] or None,
             verdicts=_given_path(config, "llmperf_verdicts"),
+            report=_given_path(config, "llmperf_report"),
             measure_only=config.getoption("llmperf_measure_only"),
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),

@@ -182,8 +182,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
         running.finish(failed=session.testsfailed > 0, interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
         if running.outcome.breach and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if running.options.verdicts and not config.option.collectonly:
-            _write_verdicts(session, running, running.options.verdicts)
+        if not config.option.collectonly:
+            _write_outputs(session, running)
 
 
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
@@ -404,20 +404,11 @@ def _is_searched(config: pytest.Config, file: str) -> bool:
     return any((config.rootpath / file).is_relative_to(place.resolve()) for place in places)
 
 
-def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:
-    from pytest_llmperf.fresh import without_outputs
-    from pytest_llmperf.records.revision import folder_in_repository
-    from pytest_llmperf.verdict_file import verdict_file, write_verdicts
-
-    arguments = without_outputs([str(word) for word in session.config.invocation_params.args])
-    verdicts = verdict_file(
-        running.outcome,
-        command=["pytest", *arguments],
-        exit_code=int(session.exitstatus),
-        folder=folder_in_repository(running.root),
-    )
+def _write_outputs(session: pytest.Session, running: Session) -> None:
     try:
-        write_verdicts(path, verdicts)
+        running.write_outputs(
+            arguments=[str(word) for word in session.config.invocation_params.args], exit_code=int(session.exitstatus)
+        )
     except LlmperfError as error:
         running.outcome.not_kept = str(error)
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

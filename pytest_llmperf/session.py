@@ -10,17 +10,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pytest_llmperf.anchor import pinned_baseline
 from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.options import Options
 from pytest_llmperf.outcome import Entry, RunOutcome, Update
 from pytest_llmperf.records.journal import Journal, Note, baseline_of
+from pytest_llmperf.records.revision import folder_in_repository
 from pytest_llmperf.records.schema import Baseline, TestResult
-from pytest_llmperf.records.store import baseline_path, update_baseline
+from pytest_llmperf.records.store import baseline_path, load_baseline, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
 from pytest_llmperf.scratch import make_room, scratch_folder
 from pytest_llmperf.text import slug, some
 from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict_file import VerdictFile, verdict_file, write_verdicts
+
+if TYPE_CHECKING:
+    from pytest_llmperf.report.evidence import Evidence
 
 LONGEST_LIST = 3
 
@@ -84,6 +92,40 @@ class Session:
         except LlmperfError as error:
             self.outcome.update = Update(path=path, refusal=str(error))
 
+    def write_outputs(self, *, arguments: Sequence[str], exit_code: int) -> None:
+        """Write the files that were asked for, of a run that has finished.
+
+        Args:
+            arguments: that pytest was given.
+            exit_code: of the run.
+
+        Raises:
+            LlmperfError: one cannot be written.
+        """
+        if not (self.options.verdicts or self.options.report):
+            return
+        command = ["pytest", *without_outputs(arguments)]
+        folder = folder_in_repository(self.root)
+        verdicts = verdict_file(self.outcome, command=command, exit_code=exit_code, folder=folder)
+        if self.options.verdicts:
+            write_verdicts(self.options.verdicts, verdicts)
+        if self.options.report:
+            from pytest_llmperf.report.webpage import write_report
+
+            write_report(self.options.report, self._evidence(verdicts))
+
+    def _evidence(self, verdicts: VerdictFile) -> Evidence:
+        """What the report is made from: the baseline is read again, since under xdist a worker had it."""
+        from pytest_llmperf.report.evidence import Evidence
+
+        path, reference = baseline_path(self.options.baselines, verdicts.device_key), self.options.baseline_ref
+        if reference:
+            baseline = pinned_baseline(self.root, reference, path, present=None)
+        else:
+            baseline = load_baseline(path) if path.exists() else None
+        results = [result for entry in self.outcome.entries for result in entry.results]
+        return Evidence(verdicts=verdicts, results=results, baseline=baseline)
+
     def _refusal(self, *, failed: bool, interrupted: bool) -> str:
         """Why this run must not become part of the baseline; empty if it may."""
         if interrupted:
@@ -127,9 +169,13 @@ def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int, 
     """Refuse what could only be refused after minutes of measuring otherwise.
 
     Raises:
-        UsageError: workers outnumber devices or would write one journal, an update under CI was not forced, or the
-            folder of ``--llmperf-json`` cannot be made.
+        UsageError: workers outnumber devices or would write one journal, an update under CI was not forced, the folder
+            of ``--llmperf-json`` cannot be made, or what ``--llmperf-report`` needs is not installed.
     """
+    if options.report:
+        from pytest_llmperf.report.webpage import require_report_extra
+
+        require_report_extra()
     if options.json_folder:
         try:
             options.json_folder.mkdir(parents=True, exist_ok=True)

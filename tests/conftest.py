@@ -75,8 +75,10 @@ def _imported(model_cache: Path) -> None:
     """Load and measure once, so that all is imported: inner runs forget what they import, and numpy loads only once."""
     import pandas as pd  # noqa: F401
     import pyarrow as pa  # noqa: F401
+    import ruptures  # noqa: F401
 
-    import pytest_llmperf.report.terminal  # noqa: F401
+    import pytest_llmperf.report.terminal
+    import pytest_llmperf.report.webpage  # noqa: F401
     from pytest_llmperf import ModelSpec
     from pytest_llmperf.measure.bench import Bench
     from pytest_llmperf.measure.generation import Plan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 FORMATS: Mapping[str, str] = {
     "github": "pytest_llmperf.report.github:comment",
+    "html": "pytest_llmperf.report.webpage:page",
     "github-annotations": "pytest_llmperf.report.github:workflow_commands",
     "customSmallerIsBetter": "pytest_llmperf.report.exports:custom_smaller_is_better",
     "customBiggerIsBetter": "pytest_llmperf.report.exports:custom_bigger_is_better",
@@ -38,6 +40,10 @@ def add_commands(commands: Any) -> None:
     target = report.add_mutually_exclusive_group()
     target.add_argument("-o", "--output", type=Path, metavar="OUT", help="file to write (default: standard output)")
     target.add_argument("--summary", action="store_true", help=f"append it to ${STEP_SUMMARY}, with --format github")
+    html = report.add_argument_group("--format html", "what the page shows beside the verdicts")
+    html.add_argument("--journal", type=Path, metavar="FILE",
+                      help="what the run measured (default: what .llmperf/runs kept of it)")  # fmt: skip
+    html.add_argument("--baselines", type=Path, metavar="DIR", help="history (default: baselines, where it is there)")
     report.set_defaults(run=_report)
 
 
@@ -49,6 +55,10 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> int:
         _append_summary(found, _summary_file(options.format))
         return 0
     writer: Writer = resolve_name(FORMATS[options.format])
+    if options.format == "html":
+        writer = partial(resolve_name(FORMATS["html"]), journal=options.journal, baselines=options.baselines)
+    elif options.journal or options.baselines:
+        raise UsageError(f"--journal and --baselines are for --format html; found --format {options.format}")
     text = writer(found)
     if options.output:
         options.output.write_text(text, encoding="utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +23,24 @@ class Note(BaseModel):
     limits: dict[str, Limit] = {}
 
 
+class Header(BaseModel):
+    """A journal's first line."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device_key: str
+    run: Run
+    injected: list[str] = []
+    """What made its numbers worse."""
+
+
 class Journal:
     """An append-only ``.jsonl`` file of one run."""
 
     def __init__(self, path: Path, *, device_key: str, run: Run, injected: Sequence[str] = ()) -> None:
         self.path = path
-        header = {"device_key": device_key, "run": run.model_dump()} | ({"injected": [*injected]} if injected else {})
-        self._header = json.dumps(header)
+        header = Header(device_key=device_key, run=run, injected=[*injected])
+        self._header = header.model_dump_json(exclude_defaults=True)
 
     def append(self, result: TestResult) -> None:
         """Write what one test measured; it is on its way to the disk when this returns."""
@@ -61,15 +71,24 @@ def read_journal(text: str, *, injected: bool = False) -> Baseline:
     Raises:
         ValueError: it holds no complete header, a line before the last is broken, or its numbers are injected.
     """
+    header, results = read_results(text)
+    if header.injected and not injected:
+        raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
+    return baseline_of(header.device_key, [header.run], results)
+
+
+def read_results(text: str) -> tuple[Header, list[TestResult]]:
+    """A journal's header and what the tests measured, the figures of single requests among it.
+
+    Raises:
+        ValueError: it holds no complete header, or a line before the last is broken.
+    """
     lines = text.splitlines()
     try:
-        header = json.loads(lines[0])
-        device_key, run = header["device_key"], Run.model_validate(header["run"])
-    except (IndexError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+        header = Header.model_validate_json(lines[0])
+    except (IndexError, ValidationError) as error:
         raise ValueError("line 1: not the header of a run's journal") from error
-    if "injected" in header and not injected:
-        raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
-    return baseline_of(device_key, [run], _results(lines[1:]))
+    return header, _results(lines[1:])
 
 
 def journal_notes(path: Path) -> dict[str, Note]:

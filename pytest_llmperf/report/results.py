@@ -135,20 +135,15 @@ def _verdict_text(entry: Entry, result: TestResult, primary: Verdict | None) -> 
     if failing:
         worst = min((verdict.outcome for verdict in failing), key=[*Outcome].index)
         names = ", ".join(changed(verdict) for verdict in failing if verdict.outcome is worst)
-        return Text(f"{words(worst)}: {names}", style=COLORS[Outcome.REGRESSED])
+        return Text(f"{worst.words}: {names}", style=COLORS[Outcome.REGRESSED])
     return Text("measured") if primary is None else outcome_text(primary.outcome)
 
 
 def outcome_text(outcome: Outcome) -> Text:
     """An outcome in its colour."""
-    return Text(words(outcome), style=COLORS.get(outcome, OTHER_COLOR))
+    return Text(outcome.words, style=COLORS.get(outcome, OTHER_COLOR))
 
 
 def changed(verdict: Verdict) -> str:
     """The metric, and since when it changed where that is not the present baseline."""
     return verdict.cell.metric.name + (f" since {printable(verdict.against)}" if verdict.against else "")
-
-
-def words(outcome: Outcome) -> str:
-    """An outcome as people say it."""
-    return outcome.value.replace("_", " ")

@@ -52,10 +52,16 @@ def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) 
         return f"×{_significant(value, digits)}"
     if metric.unit == "share":
         return percent(value)
-    for size, unit in _SCALES.get(metric.unit, ()):
-        if abs(value) >= 0.9995 * size:  # rounds to 1.00 of that unit
-            return f"{_significant(value / size, digits)} {unit}"
+    if scale := scale_of(metric, value):
+        size, unit = scale
+        return f"{_significant(value / size, digits)} {unit}"
     return f"{_plain(value, digits)} {_UNSCALED.get(metric.unit, metric.unit)}".rstrip()
+
+
+def scale_of(metric: Metric, value: float) -> tuple[float, str] | None:
+    """The unit that suits a value's size: how many of the metric's own it is, and its name; ``None`` for its own."""
+    scales = _SCALES.get(metric.unit, ())
+    return next(((size, unit) for size, unit in scales if abs(value) >= 0.9995 * size), None)  # rounds to 1.00 of it
 
 
 def _not_compared(verdict: Verdict) -> str:
@@ -63,7 +69,7 @@ def _not_compared(verdict: Verdict) -> str:
     shown = (
         "" if value is None or verdict.outcome is Outcome.INVALID else f" {format_value(verdict.cell.metric, value)}"
     )
-    words = [verdict.outcome.value.replace("_", " "), verdict.reason]
+    words = [verdict.outcome.words, verdict.reason]
     return f"{verdict.cell.metric.title}{shown}{_since(verdict)}: {', '.join(filter(None, words))}"
 
 
