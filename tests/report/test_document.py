@@ -142,6 +142,15 @@ def test_verdicts_alone_make_a_document():
     assert len(shown.compared) == 3
 
 
+def test_verdicts_of_two_revisions_have_no_workloads():
+    """As ``llmperf ab`` writes them: the table and the sentences."""
+    verdicts = evidence().verdicts
+    tests = [test.model_copy(update={"workloads": {}}) for test in verdicts.tests]
+    shown = document(Evidence(verdicts=verdicts.model_copy(update={"tests": tests})))
+    assert [test.parts for test in shown.tests] == [[]] * 4
+    assert len(shown.rows) == len(document(Evidence(verdicts=verdicts)).rows)
+
+
 def test_a_run_that_decided_nothing_is_no_pass():
     """Nothing was compared: the words of the summary."""
     verdicts = evidence().verdicts.model_copy(
