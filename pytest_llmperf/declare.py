@@ -47,11 +47,14 @@ SETTINGS = (
            "library's own loop), loop (a bare greedy loop)"),
     Option("requests", "N", "10", "Measured requests a test and run"),
     Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
+    Option("guards", "NAMES", "all", "What makes timed figures invalid, comma-separated: tenants, throttling, clocks, "
+           "placement, load, disturbance; none only records what the machine was like"),
     Option("baselines", "DIR", "baselines", "Folder of the baseline files, one a device"),
     Option("anchor", "REVISION", "", "Compare with the baseline as it was at this git revision as well, so that many "
            "small changes do not add up unseen"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
-           "speedup, call, weights, kv_cache, operators_per_token and the three peaks of allocated memory)"),
+           "speedup, call, weights, kv_cache, operators_per_token, the three peaks of allocated memory, and on CUDA "
+           "kernel_launches_per_token and syncs_per_token)"),
     Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
            "inconclusive"),
@@ -90,7 +93,8 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmperf", "LLM inference performance regression")
     group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
     group.addoption("--llmperf-device", metavar="DEVICE", default=None,
-                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto)")  # fmt: skip
+                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto); several, "
+                         "as cuda:0,cuda:2, are for an xdist worker each")  # fmt: skip
     parser.addini("llmperf_device", "Device to measure on", default="auto")
     for option in SETTINGS:
         group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)

@@ -159,7 +159,8 @@ class CallRecorder:
                 f"--llmperf-inject {self._workplace.options.burdens[0]}: a callable has no forwards to put it on: put "
                 "a factor on its figure instead, such as call:+15%"
             )
-        measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id)
+        guards = self._workplace.options.guards
+        measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)
         result = _with_elapsed(self._workplace.injected(measured), time.monotonic() - self._start)
         if any(result.workload == earlier.workload for earlier in self.results):
             raise MeasurementError(

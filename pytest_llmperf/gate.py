@@ -36,7 +36,7 @@ BRANCH_VARIABLES = ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "C
 
 COMMON_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 
-_OPEN = frozenset({Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NOT_COMPARABLE})
+_OPEN = frozenset({Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NOT_COMPARABLE, Outcome.INVALID})
 _SCREENED = (0, 1)
 
 

@@ -112,6 +112,7 @@ class Options:
     executions: tuple[str, ...]
     requests: int
     warmup: int
+    guards: frozenset[str]
     baselines: Path
     anchor: str | None
     update: bool
@@ -182,9 +183,11 @@ class Options:
         Raises:
             UsageError: a value is not of its kind, or two contradict each other.
         """
+        from pytest_llmperf.measure.guards import parse_guards  # heavy, and markers are checked in every run
+
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
-            device=_resolve_device(config),
+            device=given_device(config),
             model=value["model"] or None,
             revision=value["revision"] or None,
             quantization=_names("--llmperf-quantization", value["quantization"]),
@@ -198,6 +201,7 @@ class Options:
             executions=_names("--llmperf-execution", value["execution"]),
             requests=_whole("--llmperf-requests", value["requests"]),
             warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
+            guards=parse_guards(value["guards"]),
             baselines=_baselines(config),
             anchor=value["anchor"] or None,
             update=config.getoption("llmperf_update"),
@@ -442,7 +446,14 @@ def _resolve(config: pytest.Config, option: Option) -> str:
     return str(given if given is not None else config.getini(option.ini))
 
 
-def _resolve_device(config: pytest.Config) -> str:
+def given_device(config: pytest.Config) -> str:
+    """The device to measure on, or several, as they were named; in an xdist worker the one that it was given.
+
+    Raises:
+        UsageError: the two options contradict each other.
+    """
+    if pinned := getattr(config, "workerinput", {}).get("llmperf_device"):
+        return str(pinned)
     long, short = config.getoption("llmperf_device"), config.getoption("llmperf_short_device", None)
     if long and short and long != short:
         raise UsageError(f"--device {short} and --llmperf-device {long} contradict each other: give one")

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence
 
@@ -111,12 +111,14 @@ class RunOutcome:
     differences: list[str] = field(default_factory=list)
     """In what this machine differs from the baseline's latest run."""
     fail_on: frozenset[Outcome] = frozenset()
+    unreported: dict[str, None] = field(default_factory=dict)
+    """Tests that began in a worker and of which nothing came: it died while they waited to be confirmed."""
 
     def take(self, found: Mapping[str, Any]) -> None:
         """Take in what was found where the tests were measured."""
         self.missing = found.get("missing", self.missing)
         self.edited = found.get("edited", self.edited)
-        self.differences = found.get("differences", self.differences)
+        self.differences = list(dict.fromkeys((*self.differences, *found.get("differences", ()))))
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -131,10 +133,20 @@ class RunOutcome:
         return counts
 
     @property
+    def disturbed(self) -> dict[str, str]:
+        """Tests of which nothing that was timed may be compared, and why."""
+        seen = ((entry.test, result.observation.invalid) for entry in self.entries for result in entry.results)
+        return {test: why for test, why in seen if why}
+
+    @property
     def breach(self) -> str:
         """What fails the run although it failed no test; empty if nothing does."""
+        if self.unreported:
+            return f"{len(self.unreported)} tests began and were never reported: {some(list(self.unreported), 3)}"
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"{len(self.missing)} tests of the baseline are missing"
+        if self.disturbed and self.update and self.update.refusal:
+            return "a run that was disturbed is not recorded: make the machine quiet and run it again"
         if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):
             return "nothing was measured"
         return ""

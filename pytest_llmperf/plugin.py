@@ -73,6 +73,18 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"
 
 
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto`` is a worker for each device."""
+    if not config.getoption("llmperf"):
+        return None
+    from pytest_llmperf.measure.device import worker_devices
+    from pytest_llmperf.options import given_device
+
+    with _as_usage_errors():
+        return len(worker_devices(given_device(config)))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize ``llm`` where a test does not do so itself."""
@@ -144,16 +156,6 @@ class Collector:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """Tell an xdist worker the arguments of this run, for the fresh processes that it may start."""
-        node.workerinput["llmperf_arguments"] = [str(word) for word in node.config.invocation_params.args]
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """Take in what an xdist worker found out about the baseline."""
-        self._session.outcome.take(getattr(node, "workeroutput", {}).get("llmperf", {}))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in the entry that a report carries."""
@@ -257,7 +259,7 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
 
 
 def _start_session(config: pytest.Config) -> None:
-    from pytest_llmperf.measure.device import check_device_name, require_models_extra
+    from pytest_llmperf.measure.device import check_device_name, require_models_extra, worker_devices
     from pytest_llmperf.options import Options, baselines_arguments, measuring_arguments
     from pytest_llmperf.outcome import RunOutcome
     from pytest_llmperf.session import Session, refuse_early
@@ -266,22 +268,36 @@ def _start_session(config: pytest.Config) -> None:
     config.stash[COLLECTED] = []
     check_device_name(options.device)
     require_models_extra()
-    refuse_early(options, environ=os.environ, workers=_workers(config))
-    if not hasattr(config, "workerinput"):
-        outcome = RunOutcome(
-            compared=not options.measure_only,
-            fail_on=options.fail_on,
-            place=baselines_arguments(config, options.baselines),
-            settings=measuring_arguments(config),
-        )
-        session = Session(options, config.rootpath, outcome)
-        config.stash[SESSION] = session
-        config.pluginmanager.register(Collector(session), "llmperf-collector")
+    workers = _workers(config)
+    devices = worker_devices(options.device) if workers else []
+    refuse_early(options, environ=os.environ, workers=workers, devices=devices)
+    if hasattr(config, "workerinput"):
+        from pytest_llmperf.workers import Worker
+
+        config.pluginmanager.register(Worker(config), "llmperf-worker")
+        return
+    outcome = RunOutcome(
+        compared=not options.measure_only,
+        fail_on=options.fail_on,
+        place=baselines_arguments(config, options.baselines),
+        settings=measuring_arguments(config),
+    )
+    session = Session(options, config.rootpath, outcome)
+    config.stash[SESSION] = session
+    config.pluginmanager.register(Collector(session), "llmperf-collector")
+    if workers:
+        from pytest_llmperf.workers import Controller
+
+        config.pluginmanager.register(Controller(devices[:workers], outcome), "llmperf-controller")
 
 
 def _workers(config: pytest.Config) -> int:
-    """How many xdist workers will run; under a worker, itself."""
-    return 1 if hasattr(config, "workerinput") else len(config.getoption("tx", None) or ())
+    """How many xdist workers this process will start."""
+    if config.option.collectonly or config.getoption("dist", "no") == "no" or not config.getoption("tx"):
+        return 0
+    from xdist.workermanage import parse_tx_spec_config
+
+    return len(parse_tx_spec_config(config))
 
 
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -303,7 +319,10 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     if session:
         session.outcome.take(found)
     else:
-        config.workeroutput["llmperf"] = found  # type: ignore[attr-defined]  # xdist carries it to the controller
+        from pytest_llmperf.workers import tell_controller
+
+        models = {name: repr(test.spec) for name, test in planned.items()}
+        tell_controller(config, found | {"device_key": workplace.device_key, "models": models})
 
 
 def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
@@ -313,7 +332,7 @@ def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
     if LiveLine.fits(reporter):
         capture = config.pluginmanager.get_plugin("capturemanager")
         uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
-        workplace.progress.watcher = LiveLine(reporter, uncaptured)
+        workplace.progress.watchers.append(LiveLine(reporter, uncaptured))
 
 
 def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:

@@ -97,6 +97,7 @@ class VerdictFile(Written):
     """What failed the run although it failed no test."""
     device_key: str
     run: Run | None
+    """Of the first test; with several xdist workers each has its own."""
     injected: list[str]
     outcomes: dict[Outcome, int]
     decided: int

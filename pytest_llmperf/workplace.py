@@ -69,7 +69,7 @@ class Workplace:
         self.options = options
         self._root = root
         self.edited = ""
-        self._bench = Bench(options.device)
+        self._bench = Bench(options.device, options.guards)
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)

@@ -25,7 +25,8 @@ class Project:
         self.monkeypatch = monkeypatch
         self.path = pytester.path
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # it takes a second and a half at each end
+        # Hypothesis takes a second and a half at each end; guards would see the other tests.
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest --llmperf-guards=none")
         for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID"):
             monkeypatch.delenv(name, raising=False)
 

@@ -53,7 +53,8 @@ def test_the_metrics_that_gate_are_those_that_are_told():
     """The help of ``--llmperf-gate`` and the README name them."""
     gating = {metric.name for metric in METRICS.values() if metric.gates}
     peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode")}
-    assert gating == {"tpot", "output", "speedup", "call", "weights", "kv_cache", "operators_per_token"} | peaks
+    counted = {"operators_per_token", "kernel_launches_per_token", "syncs_per_token"}
+    assert gating == {"tpot", "output", "speedup", "call", "weights", "kv_cache"} | counted | peaks
 
 
 def test_the_blocking_fields_are_those_that_are_told():

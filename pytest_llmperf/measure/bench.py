@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
+from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
-from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
+from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
-from pytest_llmperf.models.load import LoadedModel, load, prepare
+from pytest_llmperf.models.load import LoadedModel, load, misplaced, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.records.schema import TestResult
@@ -38,6 +41,7 @@ class Bench:
 
     Args:
         device: as :func:`resolve_device` takes it.
+        guards: names of those that may make what was timed invalid.
 
     Attributes:
         load_limit_s: Longest that loading a model may take, in seconds; ``None`` for no limit.
@@ -46,8 +50,9 @@ class Bench:
         UsageError: there is no such device here.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS)) -> None:
         self.device = resolve_device(device)
+        self.guards = guards
         self.clock = clock_for(self.device)
         self.progress = Progress(self.device)
         self.models = ModelRegistry(self.device, load=self._load)
@@ -63,8 +68,16 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
+        with watch(self.device, self.progress) as watched:
+            measured = self._measure(loaded, plan, burdens)
+        self.progress.enter(TEST_BODY)
+        measured = self._with_physics(measured, loaded, watched)
+        result = test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+        return self._guarded(result, loaded, watched)
+
+    def _measure(self, loaded: LoadedModel, plan: Plan, burdens: Sequence[Burden]) -> Measurement:
         try:
-            measured = measure_generation(
+            return measure_generation(
                 loaded.model,
                 plan,
                 device=self.device,
@@ -81,13 +94,27 @@ class Bench:
             if is_out_of_memory(error):
                 give_back(error, self.device)
             raise MeasurementError(message) from error
-        self.progress.enter(TEST_BODY)
-        return test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+
+    def _with_physics(self, measured: Measurement, loaded: LoadedModel, watched: Watch) -> Measurement:
+        """With the share of the physical limit, and energy where the device has a counter."""
+        weights, bandwidth = self._facts[loaded.spec].weights_bytes, spare_bandwidth(self.device)
+        figures = [*measured.figures, bandwidth_share(loaded.model, measured, weights=weights, bandwidth=bandwidth)]
+        if watched.gpu:
+            figures.append(watched.gpu.energy(measured.batch_size * measured.plan.output_tokens))
+        return replace(measured, figures=figures)
+
+    def _guarded(self, result: TestResult, loaded: LoadedModel, watched: Watch) -> TestResult:
+        """With what was seen around it, and invalid where a guard objects."""
+        seen = watched.seen(result.observation, misplaced=misplaced(loaded.model, self.device))
+        conditions = {**seen.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
+        update = {"conditions": conditions, "invalid": seen.objection(self.guards)}
+        return result.model_copy(update={"observation": result.observation.model_copy(update=update)})
 
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""
         prepare(spec, device)
         set_libraries_aside()
+        spare_bandwidth(device)  # while there is room
         self.progress.enter(LOAD)
         try:
             with trace_memory(device, LOAD) as trace, time_limit(self.load_limit_s, self.progress):

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.activity import activity_figures
 from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.collector import collector_paused
@@ -30,6 +31,7 @@ from pytest_llmperf.measure.execution import (
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.injection import Burden, SmallerBatch, StepTimes, batch_left, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
+from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import Warmup
@@ -105,7 +107,7 @@ class Measurement:
     dispatches: bool
     """Whether operators could be counted."""
     figures: Sequence[Figure]
-    """The execution's own."""
+    """The execution's own, and what was profiled."""
 
 
 Run = Callable[[OnToken], Generated]
@@ -165,10 +167,18 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         with collector_paused():
             enter("warm-up")
             warmup = _warm_up(request, plan, clock)
-            enter("timed requests")
+            enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(opened, plan, partial(request, plan.output_tokens), device, enter)
-        figures = opened.figures()
+        profiled = activity_figures(
+            request,
+            output_tokens=plan.output_tokens,
+            tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
+            device=device,
+            clock=clock,
+            enter=enter,
+        )
+        figures = [*opened.figures(), *profiled]
     return Measurement(
         plan=asked,
         batch_size=plan.batch_size,
@@ -294,6 +304,11 @@ def _count_and_follow(
         kv_cache_bytes=cache_bytes(generated.cache),
     )
     return counts, trace.peaks
+
+
+def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:
+    tpots = [tpot for times in requests if (tpot := times.tpot_ms) is not None]
+    return median(tpots) if tpots else None
 
 
 def _each(seen: Sequence[int]) -> float | None:

@@ -74,7 +74,7 @@ def read_journal(text: str, *, injected: bool = False) -> Baseline:
     header, results = read_results(text)
     if header.injected and not injected:
         raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
-    return baseline_of(header.device_key, header.run, results)
+    return baseline_of(header.device_key, [header.run], results)
 
 
 def read_results(text: str) -> tuple[Header, list[TestResult]]:
@@ -98,11 +98,11 @@ def journal_notes(path: Path) -> dict[str, Note]:
     return {note.test: note for note in notes}
 
 
-def baseline_of(device_key: str, run: Run, results: list[TestResult]) -> Baseline:
-    """One run's results as a baseline with a window of one run."""
+def baseline_of(device_key: str, runs: list[Run], results: list[TestResult]) -> Baseline:
+    """The results of some runs as a baseline whose window is these runs."""
     return Baseline(
         device_key=device_key,
-        runs=[run],
+        runs=runs,
         workloads={result.workload.hash: result.workload for result in results},
         observations=[result.observation for result in results],
         cells=[cell for result in results for cell in result.cells],

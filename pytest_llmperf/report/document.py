@@ -11,6 +11,7 @@ from pytest_llmperf.records.schema import CellRun, Observation, TestResult
 from pytest_llmperf.report import charts, compared
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.evidence import Evidence
+from pytest_llmperf.report.results import words
 from pytest_llmperf.report.rows import SEVERITY, Row, is_known, rows, severity, shape
 from pytest_llmperf.report.terminal import counted
 from pytest_llmperf.verdict.metrics import METRICS, PRIMARY, Kind, Metric, primary_metric
@@ -104,7 +105,7 @@ def document(evidence: Evidence) -> Document:
         decided=f"{verdicts.decided} of {verdicts.total} gating cells decided: {counted(verdicts.outcomes)}",
         injected=", ".join(verdicts.injected),
         run_facts=_run_facts(verdicts),
-        outcomes=[(outcome.words, count) for outcome, count in verdicts.outcomes.items()],
+        outcomes=[(words(outcome), count) for outcome, count in verdicts.outcomes.items()],
         failures=[*_failures(verdicts)],
         missing=verdicts.missing,
         rows=sorted((row for test in verdicts.tests for row in rows(test)), key=lambda row: row.order["verdict"]),
@@ -151,7 +152,7 @@ def _test(test: TestVerdicts, evidence: Evidence) -> Test:
         test=test.test,
         outcome=_outcome(test),
         error=test.error,
-        sentences=[(cell.outcome.words, cell.sentence) for cell in sorted(telling, key=severity)],
+        sentences=[(words(cell.outcome), cell.sentence) for cell in sorted(telling, key=severity)],
         parts=[_part(test, name, evidence) for name in hashes],
         reproduce=test.reproduce,
     )
@@ -161,8 +162,8 @@ def _outcome(test: TestVerdicts) -> str:
     """The worst of a test's cells that can fail it."""
     found = [cell.outcome for cell in test.cells if cell.counts]
     if test.error:
-        return Outcome.ERROR.words
-    return min(found, key=SEVERITY.index).words if found else "measured"
+        return words(Outcome.ERROR)
+    return words(min(found, key=SEVERITY.index)) if found else "measured"
 
 
 def _part(test: TestVerdicts, name: str, evidence: Evidence) -> Part:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pytest_llmperf.report.terminal import change, conclusion
+from pytest_llmperf.report.results import change, words
+from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.text import printable, slug
 from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Outcome, number
@@ -27,7 +28,9 @@ CUT = "<p>Cut here, at the size that GitHub takes: the verdict file among the ru
 MOST_ERRORS = 10
 """What GitHub shows of one level and step."""
 LONGEST_TITLE = 255
+"""Characters that GitHub takes as an annotation's title."""
 LONGEST_TEXT = 600
+"""Characters of one name or sentence: a single one must not fill a comment."""
 LONGEST_LIST = 5
 
 _MOVED = (Outcome.REGRESSED, Outcome.IMPROVED)
@@ -60,15 +63,16 @@ def summary(verdicts: VerdictFile, most_bytes: int = SUMMARY_BYTES) -> str:
 
 def workflow_commands(verdicts: VerdictFile) -> str:
     """Workflow commands: an error on each failed test's line, and one warning if anything is undecided."""
-    failed = [_annotation(test) for test in verdicts.tests if test.failed]
+    lines = [_annotation(test) for test in verdicts.tests if test.failed]
     if verdicts.breach:
-        failed.append(_command("error", printable(verdicts.breach), title="llmperf"))
-    if len(failed) > MOST_ERRORS:
-        more = f"{len(failed) - MOST_ERRORS + 1} more failed: see the summary"
-        failed[MOST_ERRORS - 1 :] = [_command("error", more, title="llmperf")]
-    if not verdicts.decided or any(not (o.decided or o is Outcome.ERROR) for o in verdicts.outcomes):
-        failed.append(_command("warning", conclusion(verdicts), title="llmperf"))
-    return "".join(failed)
+        lines.append(_command("error", printable(verdicts.breach), title="llmperf"))
+    if len(lines) > MOST_ERRORS:
+        more = f"{len(lines) - MOST_ERRORS + 1} more failed: see the summary"
+        lines[MOST_ERRORS - 1 :] = [_command("error", more, title="llmperf")]
+    undecided = [outcome for outcome in verdicts.outcomes if not outcome.decided and outcome is not Outcome.ERROR]
+    if undecided or not verdicts.decided:
+        lines.append(_command("warning", conclusion(verdicts), title="llmperf"))
+    return "".join(lines)
 
 
 def _body(verdicts: VerdictFile, most_bytes: int) -> str:
@@ -156,7 +160,7 @@ def _is_shown(cell: CellVerdict) -> bool:
 
 def _row(test: TestVerdicts, cell: CellVerdict) -> str:
     metric = METRICS[cell.metric]
-    word = f"<b>{cell.outcome.words}</b>" if cell.fails else cell.outcome.words
+    word = f"<b>{words(cell.outcome)}</b>" if cell.fails else words(cell.outcome)
     word += "" if cell.counts else ", does not gate"
     word += f" since {_code(cell.against)}" if cell.against else ""
     baseline = "-" if cell.baseline is None else format_value(metric, cell.baseline)

@@ -55,7 +55,7 @@ class FakeEvent:
         self.timed = enable_timing
         self.time: float | None = None
 
-    def record(self) -> None:
+    def record(self, stream: str) -> None:
         self.time = float(next(self.times))
 
     def elapsed_time(self, end: FakeEvent) -> float:
@@ -77,7 +77,11 @@ class UntimedEvent(FakeEvent):
 def fake_module(event: type | None) -> SimpleNamespace:
     calls: list[str] = []
     module = SimpleNamespace(
-        __name__="torch.xpu", synchronize=lambda: calls.append("synchronize"), set_device=calls.append, calls=calls
+        __name__="torch.xpu",
+        synchronize=lambda device: calls.append("synchronize"),
+        set_device=calls.append,
+        current_stream=lambda device: f"stream of {device}",
+        calls=calls,
     )
     if event is not None:
         module.Event = event

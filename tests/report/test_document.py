@@ -11,8 +11,6 @@ from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.document import Document, document
 from pytest_llmperf.report.evidence import Evidence
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Outcome
 
 FIRST = f"{TEST}[nf4-1]"
 
@@ -157,13 +155,3 @@ def test_a_run_that_decided_nothing_is_no_pass():
         update={"tests": [], "failed": False, "decided": 0, "total": 0, "outcomes": {}, "run": None}
     )
     assert document(Evidence(verdicts=verdicts)).conclusion == "Nothing was verified"
-
-
-def test_cells_of_a_metric_that_is_not_known_here_are_shown_under_their_name():
-    """A file of a later version."""
-    verdicts = evidence().verdicts
-    (cell, *_), test = verdicts.tests[0].cells, verdicts.tests[0]
-    later = cell.model_copy(update={"metric": "warp_factor", "unit": "", "value": 9.0, "outcome": Outcome.NEW})
-    verdicts = verdicts.model_copy(update={"tests": [test.model_copy(update={"cells": [later]})]})
-    assert "warp_factor" not in METRICS
-    assert document(Evidence(verdicts=verdicts)).rows[0].metric == "warp_factor"
