@@ -11,14 +11,15 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from pytest_llmperf.declare import add_device_option, add_options, forgotten_flag
-from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
+from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.fixtures import CallRecorder, LlmPerf, PeakMemory
     from pytest_llmperf.measure.timer import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
@@ -27,11 +28,15 @@ if TYPE_CHECKING:
     from pytest_llmperf.session import Session
     from pytest_llmperf.workplace import PlannedTest, Workplace
 
-PERF_FIXTURES = frozenset({"llm", "llmperf", "cuda_timer", "peak_memory"})
+MODEL_FIXTURES = ("llm", "engine")
+"""Those that take a model as their parameter."""
+PERF_FIXTURES = frozenset({*MODEL_FIXTURES, "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
     "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
     "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures, how long it may take"
 )
+
+_Got = TypeVar("_Got")
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -87,10 +92,12 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize ``llm`` where a test does not do so itself."""
+    """Parametrize ``llm`` and ``engine`` where a test does not do so itself."""
     options = metafunc.config.stash.get(OPTIONS, None)
-    if options and "llm" in metafunc.fixturenames and not _is_parametrized(metafunc, "llm"):
-        metafunc.parametrize("llm", options.specs, indirect=True)
+    models = {"llm": options.specs, "engine": options.served} if options else {}
+    for name, given in models.items():
+        if name in _own_fixtures(metafunc.definition) and not _is_parametrized(metafunc, name):
+            metafunc.parametrize(name, given, indirect=True)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -129,14 +136,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong while a model is loaded."""
-    with _contained(item, "setup"):
+    with _skipping_unavailable(), _contained(item, "setup"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong in a perf test."""
-    with _contained(item, "test body"):
+    with _skipping_unavailable(), _contained(item, "test body"):
         return (yield)
 
 
@@ -194,13 +201,16 @@ def llm(request: pytest.FixtureRequest) -> LoadedModel:
 
     One model is loaded at a time, and each once a run.
     """
-    try:
-        loaded = request.config.stash[WORKPLACE].load(request.param)
-    except AttentionUnavailable as error:
-        pytest.skip(str(error))
-    except LlmperfError as error:
-        pytest.fail(str(error), pytrace=False)
-    return loaded
+    return _got(partial(request.config.stash[WORKPLACE].load, request.param))
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """What serves requests, chosen with ``--llmperf-engine``.
+
+    Over transformers it is parametrized as ``llm`` is, and shares its models; an engine with a model of its own is one.
+    """
+    return _got(partial(request.config.stash[WORKPLACE].engine, request.param))
 
 
 @pytest.fixture
@@ -247,6 +257,16 @@ def test_key(item: pytest.Item) -> str:
 test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
 
 
+def _got(get: Callable[[], _Got]) -> _Got:
+    """What a test needs; it fails in one line without it, and is skipped where it cannot be had here."""
+    try:
+        return get()
+    except Unavailable:
+        raise
+    except LlmperfError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None  # what led to it would be lines above the one
+
+
 class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
     """Turn the package's own errors into pytest's, which end collection in one line with exit code 4."""
 
@@ -256,6 +276,17 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, LlmperfError):
             raise pytest.UsageError(str(error)) from error
+
+
+class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
+    """Skip a test that asks for what cannot run here, with the reason."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Unavailable):
+            pytest.skip(str(error))
 
 
 def _start_session(config: pytest.Config) -> None:
@@ -438,8 +469,14 @@ def _settings(item: pytest.Item) -> TestSettings:
 
 
 def _is_perf(item: pytest.Item) -> bool:
-    fixtures = PERF_FIXTURES.intersection(getattr(item, "fixturenames", ()))
-    return bool(fixtures) or item.get_closest_marker("llmperf") is not None
+    return bool(_own_fixtures(item)) or item.get_closest_marker("llmperf") is not None
+
+
+def _own_fixtures(item: pytest.Item) -> set[str]:
+    """Those of ours that a test uses. A project may have an ``engine`` of its own, which makes no perf test."""
+    known = getattr(item, "_fixtureinfo", None)  # pytest has no public way to ask whose a fixture is
+    found = known.name2fixturedefs if known else {}
+    return {name for name in PERF_FIXTURES if name in found and found[name][-1].func.__module__ == __name__}
 
 
 def _is_wanted(item: pytest.Item) -> bool:
@@ -451,9 +488,11 @@ def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
     return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public way to ask
 
 
-def _llm_param(item: pytest.Item) -> Any:
+def _model_param(item: pytest.Item) -> Any:
+    """What a test names the model by that is loaded for it; ``None`` where none is."""
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("llm") if callspec else None
+    loaded = MODEL_FIXTURES if item.config.stash[OPTIONS].loads_models else ("llm",)
+    return next((callspec.params[name] for name in loaded if name in callspec.params), None) if callspec else None
 
 
 def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -471,7 +510,7 @@ def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
 def _spec(item: pytest.Item) -> ModelSpec | None:
     from pytest_llmperf.models.spec import ModelSpec
 
-    param = _llm_param(item)
+    param = _model_param(item)
     if param is None:
         return None
     try:

@@ -11,7 +11,7 @@ import sys
 import pytest
 from perf_project import QUICK
 
-from pytest_llmperf.measure.generation import RequestTimes
+from pytest_llmperf.measure.request import RequestTimes
 from pytest_llmperf.report.live import LiveLine
 
 PROMPTS = """

@@ -195,3 +195,70 @@ def test_each_worker_has_a_gpu_of_its_own(project):
     result = project.pytester.runpytest_subprocess(*arguments, f"-n{torch.cuda.device_count() + 1}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: *workers would measure on *"])
+
+
+GRAPHS = """
+import pytest
+from pytest_llmperf import Graph
+
+@pytest.mark.parametrize("llm", ["fp32", "bf16", "nf4", "int8", "int8-decomp"], indirect=True)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_graph(llm, llmperf, batch_size):
+    loop = llmperf.generate(llm, batch_size=batch_size, execution="loop")
+    graph = llmperf.generate(llm, batch_size=batch_size, execution=Graph(sizes=(1, 2, 4)))
+    llmperf.speedup(graph, over=loop)
+    assert graph.value("graph_memory") > 0
+    if llm.spec.quantization == "fp32":
+        assert graph.value("tokens_unlike_loop") == 0
+"""
+
+
+def test_decode_is_replayed_from_graphs(project):
+    """Of every kind but the one that counts its outliers on the host, which is skipped; padding changes no token."""
+    project.write(GRAPHS, conftest="")
+    result = project.pytester.runpytest_subprocess(
+        "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "-rs"
+    )
+    result.assert_outcomes(passed=8, skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED*execution 'graph': a step of LlamaForCausalLM: *"])
+
+
+def test_a_step_that_cannot_be_captured_leaves_the_device_as_it_was(project):
+    """The same model decodes by a graph in the next test."""
+    project.write(
+        """
+        import pytest
+        from pytest_llmperf import MeasurementError
+
+        @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+        def test_graph(llm, llmperf):
+            handle = llm.model.register_forward_hook(lambda *args: args[-1].logits.sum().item() and None)
+            with pytest.raises(MeasurementError, match="a step of LlamaForCausalLM"):
+                llmperf.generate(llm, execution="graph")
+            handle.remove()
+            assert llmperf.generate(llm, execution="graph").value("tokens_unlike_loop") == 0
+        """,
+        conftest="",
+    )
+    result = project.pytester.runpytest_subprocess("--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny")
+    result.assert_outcomes(passed=1)
+
+
+def test_compiled_decode_with_graphs_of_its_own(project):
+    """Inductor's CUDA graphs: one graph, nothing compiled again, and the loop's tokens."""
+    project.write(
+        """
+        import pytest
+        from pytest_llmperf import Compile
+
+        @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+        @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+        def test_compiled(llm, llmperf, mode):
+            found = llmperf.generate(llm, batch_size=2, execution=Compile(mode=mode))
+            assert (found.value("unique_graphs"), found.value("recompilations")) == (1, 0)
+            assert found.value("tokens_unlike_loop") == 0
+        """,
+        conftest="",
+    )
+    result = project.pytester.runpytest_subprocess("--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny")
+    result.assert_outcomes(passed=2)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.engines.choose import Choice, Wanted
+from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
@@ -19,6 +22,9 @@ from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
+from pytest_llmperf.measure.schedule import ServingPlan
+from pytest_llmperf.measure.served import serving_result
+from pytest_llmperf.measure.serving import measure_serving
 from pytest_llmperf.models.load import LoadedModel, load, misplaced, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
@@ -26,14 +32,6 @@ from pytest_llmperf.records.schema import TestResult
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.spec import ModelSpec
-
-DEFAULT_MODELS = {"cpu": "synthetic:32m"}
-DEFAULT_ACCELERATOR_MODEL = "synthetic:1b"
-
-
-def default_model(device: str) -> str:
-    """The model that is measured when none is named."""
-    return DEFAULT_MODELS.get(device, DEFAULT_ACCELERATOR_MODEL)
 
 
 class Bench:
@@ -58,6 +56,8 @@ class Bench:
         self.models = ModelRegistry(self.device, load=self._load)
         self.load_limit_s: float | None = None
         self._facts: dict[ModelSpec, LoadFacts] = {}
+        self._own: Engine | None = None
+        self._own_failure = ""
 
     def measure(
         self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str, burdens: Sequence[Burden] = ()
@@ -68,16 +68,8 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
-        with watch(self.device, self.progress) as watched:
-            measured = self._measure(loaded, plan, burdens)
-        self.progress.enter(TEST_BODY)
-        measured = self._with_physics(measured, loaded, watched)
-        result = test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
-        return self._guarded(result, loaded, watched)
-
-    def _measure(self, loaded: LoadedModel, plan: Plan, burdens: Sequence[Burden]) -> Measurement:
-        try:
-            return measure_generation(
+        with watch(self.device, self.progress) as watched, self._in_one_line(str(loaded.spec)):
+            measured = measure_generation(
                 loaded.model,
                 plan,
                 device=self.device,
@@ -87,10 +79,59 @@ class Bench:
                 on_request=self.progress.tell_request,
                 burdens=burdens,
             )
+        self.progress.enter(TEST_BODY)
+        measured = self._with_physics(measured, loaded, watched)
+        result = test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+        return self._guarded(result, watched, misplaced=misplaced(loaded.model, self.device))
+
+    def serve(self, engine: Engine, plan: ServingPlan, *, test: str, run_id: str) -> TestResult:
+        """Measure how an engine serves the requests of a plan, for one test of one run.
+
+        Raises:
+            MeasurementError: what was measured must not become a number, or measuring failed.
+            UsageError: the plan does not fit the model.
+        """
+        with watch(self.device, self.progress) as watched, self._in_one_line(f"serving by {engine.name}"):
+            measured = measure_serving(engine, plan, enter=self.progress.enter, on_request=self.progress.tell_request)
+        self.progress.enter(TEST_BODY)
+        result = serving_result(measured, engine, test=test, run_id=run_id)
+        # An engine in another process is one of those that guards would object to.
+        return result if engine.device is None else self._guarded(result, watched)
+
+    def own_engine(self, choice: Choice, wanted: Wanted) -> Engine:
+        """The engine that has a model of its own, made when it is first asked for, in the time that loading may take.
+
+        Raises:
+            LlmperfError: it cannot be had. That is remembered, and raised again without trying again.
+        """
+        if self._own_failure:
+            raise ModelError(self._own_failure)
+        if self._own is None:
+            self.progress.enter(LOAD)
+            try:
+                with time_limit(self.load_limit_s, self.progress):
+                    self._own = choice.make(wanted)
+            except LlmperfError as error:
+                self._own_failure = str(error)
+                raise
+        return self._own
+
+    def release(self) -> None:
+        """Let the model go, and the engine that has its own."""
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+        self.models.release()
+
+    @contextmanager
+    def _in_one_line(self, what: str) -> Iterator[None]:
+        """What torch raises ends a measurement in one line; memory that was short is free again by then."""
+        try:
+            yield
         except LlmperfError:
             raise
         except (RuntimeError, MemoryError) as error:
-            message = f"measuring {loaded.spec} ended with {one_line(error, self.progress)}"
+            message = f"measuring {what} ended with {one_line(error, self.progress)}"
             if is_out_of_memory(error):
                 give_back(error, self.device)
             raise MeasurementError(message) from error
@@ -103,9 +144,9 @@ class Bench:
             figures.append(watched.gpu.energy(measured.batch_size * measured.plan.output_tokens))
         return replace(measured, figures=figures)
 
-    def _guarded(self, result: TestResult, loaded: LoadedModel, watched: Watch) -> TestResult:
+    def _guarded(self, result: TestResult, watched: Watch, *, misplaced: str = "") -> TestResult:
         """With what was seen around it, and invalid where a guard objects."""
-        seen = watched.seen(result.observation, misplaced=misplaced(loaded.model, self.device))
+        seen = watched.seen(result.observation, misplaced=misplaced)
         conditions = {**seen.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
         update = {"conditions": conditions, "invalid": seen.objection(self.guards)}
         return result.model_copy(update={"observation": result.observation.model_copy(update=update)})

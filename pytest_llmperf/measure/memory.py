@@ -82,10 +82,16 @@ def trace_memory(device: str, phase: str) -> Iterator[Trace]:
         trace.close()
 
 
+_UNREADABLE_ON_CPU = {
+    "load": "on a CPU, loading maps files into memory: see the resident set",
+    "serving": "on a CPU, only one thread's allocations are recorded, and serving has one of its own",
+}
+
+
 def _device_trace(device: str, phase: str) -> _DeviceTrace:
     if device == "cpu":
-        if phase == "load":
-            return _Unreadable("on a CPU, loading maps files into memory: see the resident set")
+        if phase in _UNREADABLE_ON_CPU:
+            return _Unreadable(_UNREADABLE_ON_CPU[phase])
         return _RecordedAllocations()
     import torch
 

@@ -17,7 +17,7 @@ from pytest_llmperf.measure.clock import Clock, clock_for
 from pytest_llmperf.measure.clock_state import clock_state
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.device import resolve_device
-from pytest_llmperf.measure.graph import NotCapturableError, captured
+from pytest_llmperf.measure.graph import NotCapturableError, captured, why_no_graphs
 from pytest_llmperf.measure.l2 import Flush, l2_flush, no_flush
 from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.timing import FLUSH_OFF, Limits, Timing
@@ -152,8 +152,8 @@ class KernelTimer:
         self, calls: Calls, flush: Flush, repetitions: int, graph_repetitions: int
     ) -> tuple[tuple[float, ...], str]:
         """The samples, or why there are none."""
-        if not self.device.startswith("cuda"):
-            return (), f"{self.device} has no CUDA graphs"
+        if reason := why_no_graphs(self.device):
+            return (), reason
         try:
             samples = self._time_replays(calls, flush, repetitions, graph_repetitions)
         except NotCapturableError as error:

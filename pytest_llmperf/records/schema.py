@@ -221,7 +221,10 @@ class TestResult(_Stored):
             UsageError: there is no such metric, or it was not measured here.
         """
         key = find_metric(metric).key
-        for cell in self.cells:
-            if cell.metric == key:
-                return cell.value
+        if cell := self.cell(key):
+            return cell.value
         raise UsageError(f"{key} was not measured; expected one of {', '.join(cell.metric for cell in self.cells)}")
+
+    def cell(self, key: str) -> CellRun | None:
+        """The cell of a metric, by its key; ``None`` if it was not measured."""
+        return next((cell for cell in self.cells if cell.metric == key), None)

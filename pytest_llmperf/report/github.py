@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from pytest_llmperf.report.results import change, words
+from pytest_llmperf.report.results import change
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.text import printable, slug
 from pytest_llmperf.verdict.metrics import METRICS
@@ -160,7 +160,7 @@ def _is_shown(cell: CellVerdict) -> bool:
 
 def _row(test: TestVerdicts, cell: CellVerdict) -> str:
     metric = METRICS[cell.metric]
-    word = f"<b>{words(cell.outcome)}</b>" if cell.fails else words(cell.outcome)
+    word = f"<b>{cell.outcome.words}</b>" if cell.fails else cell.outcome.words
     word += "" if cell.counts else ", does not gate"
     word += f" since {_code(cell.against)}" if cell.against else ""
     baseline = "-" if cell.baseline is None else format_value(metric, cell.baseline)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf.measure.progress import SETUP, TEST_BODY
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.generation import RequestTimes
+    from pytest_llmperf.measure.request import RequestTimes
 
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
 _NARROWEST = 20

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.outcome import Entry
-from pytest_llmperf.records.schema import CellRun, TestResult, Workload
+from pytest_llmperf.records.schema import TestResult, Workload
 from pytest_llmperf.report.tables import plain_table
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
@@ -44,7 +44,7 @@ def results_table(entries: Iterable[Entry], *, wide: bool, every: bool = False) 
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
     results = [result for _, result in rows]
     titles = {_primary(result).title for result in results}
-    explaining = [key for key in EXPLAINING if wide and not every and any(_cell(one, key) for one in results)]
+    explaining = [key for key in EXPLAINING if wide and not every and any(one.cell(key) for one in results)]
     table = plain_table()
     table.add_column("test", overflow="fold")
     for heading in (titles.pop() if len(titles) == 1 and not every else "figure", "baseline", "change"):
@@ -87,7 +87,8 @@ def _rows(entry: Entry, result: TestResult, explaining: Sequence[str], *, every:
     ]
     primary = _primary(result)
     of_primary = next((verdict for verdict in verdicts if verdict.cell.metric.key == primary.key), None)
-    name = Text(printable(short_name(entry.test)))
+    several = f" {result.workload.execution}" if len(entry.results) > 1 else ""
+    name = Text(printable(short_name(entry.test) + several))
     yield [name, *_figures(primary, result, of_primary, explaining), _verdict_text(entry, result, of_primary)]
     for verdict in verdicts if every else ():
         if verdict is not of_primary:
@@ -100,16 +101,12 @@ def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, explai
     yield Text(format_value(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
     yield Text(change(verdict))
     for key in explaining:
-        cell = _cell(result, key)
+        cell = result.cell(key)
         yield Text(format_value(METRICS[key], cell.value) if cell else "-")
 
 
 def _primary(result: TestResult) -> Metric:
     return primary_metric(cell.metric for cell in result.cells)
-
-
-def _cell(result: TestResult, key: str) -> CellRun | None:
-    return next((cell for cell in result.cells if cell.metric == key), None)
 
 
 def short_name(test: str) -> str:
@@ -138,20 +135,15 @@ def _verdict_text(entry: Entry, result: TestResult, primary: Verdict | None) -> 
     if failing:
         worst = min((verdict.outcome for verdict in failing), key=[*Outcome].index)
         names = ", ".join(changed(verdict) for verdict in failing if verdict.outcome is worst)
-        return Text(f"{words(worst)}: {names}", style=COLORS[Outcome.REGRESSED])
+        return Text(f"{worst.words}: {names}", style=COLORS[Outcome.REGRESSED])
     return Text("measured") if primary is None else outcome_text(primary.outcome)
 
 
 def outcome_text(outcome: Outcome) -> Text:
     """An outcome in its colour."""
-    return Text(words(outcome), style=COLORS.get(outcome, OTHER_COLOR))
+    return Text(outcome.words, style=COLORS.get(outcome, OTHER_COLOR))
 
 
 def changed(verdict: Verdict) -> str:
     """The metric, and since when it changed where that is not the present baseline."""
     return verdict.cell.metric.name + (f" since {printable(verdict.against)}" if verdict.against else "")
-
-
-def words(outcome: Outcome) -> str:
-    """An outcome as people say it."""
-    return outcome.value.replace("_", " ")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.report.charts import figure
-from pytest_llmperf.report.results import change, short_name, words
+from pytest_llmperf.report.results import change, short_name
 from pytest_llmperf.verdict.metrics import METRICS, Metric
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.sentence import format_value
@@ -51,7 +51,7 @@ def rows(test: TestVerdicts) -> Iterator[Row]:
             now=format_value(metric, cell.value),
             change=change(cell),
             limit=_limit(cell, metric),
-            outcome=words(cell.outcome),
+            outcome=cell.outcome.words,
             gates=cell.gates,
             fails=cell.fails,
             order=_order(cell),
@@ -73,7 +73,7 @@ def _error_row(test: TestVerdicts) -> Row:
         now=NOTHING,
         change=NOTHING,
         limit=NOTHING,
-        outcome=words(Outcome.ERROR),
+        outcome=Outcome.ERROR.words,
         gates=True,
         fails=True,
         order={"verdict": -1.0},

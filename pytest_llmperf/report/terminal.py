@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.report.results import WIDE_COLUMNS, changed, results_table, words
+from pytest_llmperf.report.results import WIDE_COLUMNS, changed, results_table
 from pytest_llmperf.report.tables import render
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
@@ -60,6 +60,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     yield from _disturbed(run.entries)
     if run.disturbed and not run.compared:
         yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
+    yield from _unlike_loop(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -91,7 +92,7 @@ def conclusion(found: VerdictFile) -> str:
 
 def counted(outcomes: Mapping[Outcome, int]) -> str:
     """How many cells came out how, in words."""
-    found = [f"{outcomes[outcome]} {words(outcome)}" for outcome in Outcome if outcomes.get(outcome)]
+    found = [f"{outcomes[outcome]} {outcome.words}" for outcome in Outcome if outcomes.get(outcome)]
     return ", ".join(found) or "none"
 
 
@@ -104,18 +105,18 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
             continue  # the good news of long ago
         if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
             if verdict.cell.limit.gates:
-                yield f"{words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}"
+                yield f"{verdict.outcome.words}: {verdict.cell.test}: {sentence(verdict)}"
             else:
                 explaining[verdict.cell.test, verdict.outcome].append(verdict)
         elif verdict.counts and verdict.outcome is not Outcome.UNCHANGED:
             groups[verdict.outcome, _group(verdict)].append(verdict)
     for (test, outcome), members in explaining.items():
-        yield f"{words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
+        yield f"{outcome.words}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
     for (outcome, reason), members in sorted(groups.items()):
         metrics = ", ".join(sorted(set(map(changed, members))))
         tests = sorted({member.cell.test for member in members})
         names = f"{some(tests, LONGEST_LIST)}: " if outcome is Outcome.INVALID else ""
-        yield f"{words(outcome)}: {len(members)} cells of {len(tests)} tests ({metrics}): {names}{reason}"
+        yield f"{outcome.words}: {len(members)} cells of {len(tests)} tests ({metrics}): {names}{reason}"
 
 
 def _group(verdict: Verdict) -> str:
@@ -137,6 +138,15 @@ def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
     if tests:
         yield f"disturbed: other processes held the processors again and again: {some(tests, LONGEST_LIST)}"
+
+
+def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
+    for entry in entries:
+        for result in entry.results:
+            cell = result.cell("tokens_unlike_loop")
+            if cell and cell.value:
+                what = f"{cell.value} of {result.workload.batch_size * result.workload.output_tokens} tokens"
+                yield f"{result.workload.execution}: {what} are others than loop's: {entry.test}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:

@@ -69,7 +69,7 @@ def _not_compared(verdict: Verdict) -> str:
     shown = (
         "" if value is None or verdict.outcome is Outcome.INVALID else f" {format_value(verdict.cell.metric, value)}"
     )
-    words = [verdict.outcome.value.replace("_", " "), verdict.reason]
+    words = [verdict.outcome.words, verdict.reason]
     return f"{verdict.cell.metric.title}{shown}{_since(verdict)}: {', '.join(filter(None, words))}"
 
 

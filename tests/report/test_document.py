@@ -65,7 +65,7 @@ def test_latency_by_position_needs_requests_of_one_length():
 
 def test_the_distribution_is_of_requests_beside_runs_since_the_accepted_step(shown):
     """Six of the baseline's twelve runs are of the old level."""
-    chart = pictures(shown)["Distribution"]
+    chart = pictures(shown)["Distribution: TPOT"]
     assert [(trace.name, trace.role) for trace in chart.traces] == [
         ("baseline: 6 runs", "baseline"),
         ("this run: 3 requests", "now"),
@@ -138,6 +138,17 @@ def test_verdicts_alone_make_a_document():
     shown = document(Evidence(verdicts=evidence().verdicts))
     assert set(pictures(shown)) == {"Memory by phase"}
     assert len(shown.compared) == 3
+
+
+def test_what_is_measured_for_its_output_rate_shows_its_requests_too():
+    """Serving: the rate has one figure a run, and the requests have theirs."""
+    made = evidence()
+    (first, *_) = made.results
+    rate = first.cells[0].model_copy(update={"metric": "output_tokens_per_s", "value": 900.0})
+    served = first.model_copy(update={"cells": [rate, *first.cells]})
+    shown = document(Evidence(verdicts=made.verdicts, results=[served]))
+    assert "Distribution: output rate" not in pictures(shown)
+    assert "Distribution: TPOT" in pictures(shown)
 
 
 def test_verdicts_of_two_revisions_have_no_workloads():
