@@ -39,6 +39,8 @@ class Entry(BaseModel):
     """Why the test has no verdict: the first line of what it raised."""
     limits: dict[str, Limit] = {}
     """By metric key, where somebody else is to judge the test's cells."""
+    expected: bool = False
+    """The test is marked to fail: then its regressions fail nothing."""
     confirm_seconds: float = 0.0
     """This test's share of the time that fresh runs took to confirm what looked slower."""
 
@@ -75,6 +77,11 @@ class Entry(BaseModel):
     def failing(self) -> list[Verdict]:
         """The verdicts that fail the test."""
         return [verdict for verdict in self.verdicts if verdict.fails or self._is_asked_to_fail(verdict)]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the test failed, which it was not expected to."""
+        return bool(self.error or self.failing) and not self.expected
 
     def _is_asked_to_fail(self, verdict: Verdict) -> bool:
         improved_long_ago = verdict.against and verdict.outcome is Outcome.IMPROVED
@@ -154,7 +161,7 @@ class RunOutcome:
     @property
     def failed(self) -> bool:
         """Whether a test failed."""
-        return any(entry.error or entry.failing for entry in self.entries)
+        return any(entry.failed for entry in self.entries)
 
 
 def conclude(report: pytest.TestReport, entry: Entry) -> None:
@@ -162,6 +169,8 @@ def conclude(report: pytest.TestReport, entry: Entry) -> None:
 
     A report that failed by itself stays as it is: what the test raised is told by pytest.
     """
+    expected = hasattr(report, "wasxfail") or report.longreprtext.startswith(XPASS_STRICT)
+    entry = entry.model_copy(update={"expected": expected})
     report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
     text = failure_text(entry.failing, entry.injected) or (entry.error if report.passed else "")
     if text:

@@ -173,9 +173,9 @@ def _test_verdicts(entry: Entry, command: Sequence[str], folder: str) -> TestVer
         file=_inside_repository(folder, entry.file) if entry.file else "",
         line=entry.line,
         error=entry.error,
-        failed=bool(entry.error or entry.failing),
+        failed=entry.failed,
         workloads={result.workload.hash: result.workload for result in entry.results},
-        cells=[_cell_verdict(verdict, fails=verdict in entry.failing) for verdict in entry.verdicts],
+        cells=[_cell_verdict(verdict, fails=entry.failed and verdict in entry.failing) for verdict in entry.verdicts],
         reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
     )
 

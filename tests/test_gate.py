@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from pytest_llmperf.verdict_file import read_verdicts
+
 QUIET_MACHINE = (1.00, 1.005, 0.995, 1.002, 0.998)
 
 CHANGED = """
@@ -74,8 +76,12 @@ def test_a_regression_that_is_expected_is_an_xfail(project, strict):
     project.record(*QUIET_MACHINE)
     test = (project.path / "test_perf.py").read_text()
     project.write(test.replace("@pytest", f"@pytest.mark.xfail(reason='known', strict={strict})\n@pytest", 1))
-    slow, equal = project.run(step_ms=1.5), project.run()
+    slow, equal = project.run("--llmperf-verdicts=out.json", step_ms=1.5), project.run()
     assert slow.ret == 0
+    verdicts = read_verdicts(project.path / "out.json")
+    assert not verdicts.failed
+    assert not any(cell.fails for test in verdicts.tests for cell in test.cells)
+    assert verdicts.outcomes["regressed"] == 1
     slow.assert_outcomes(xfailed=1)
     slow.stdout.fnmatch_lines(["regressed: *TPOT*"])
     equal.assert_outcomes(failed=int(strict), xpassed=int(not strict))
