@@ -24,7 +24,7 @@ DIGITS = 5
 COMMIT_DIGITS = 8
 LONGEST_LABEL = 40
 
-PHASES = ("load", "prefill", "decode")
+PHASES = ("load", "prefill", "decode", "serving")
 HELD = {"weights": "weights_bytes", "KV cache": "kv_cache_bytes"}
 
 Role = Literal["now", "baseline", "level", "other"]
@@ -156,7 +156,7 @@ def distribution(
         return None
     axis = Axis.of(metric, chain.from_iterable(values for _, values in shown.values()))
     return Chart(
-        title="Distribution",
+        title=f"Distribution: {metric.title}",
         x="",
         y=axis.title,
         summary="; ".join(f"{name}, {_range(axis, values)}" for name, (_, values) in shown.items()),

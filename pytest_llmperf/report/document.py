@@ -13,6 +13,7 @@ from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.evidence import Evidence
 from pytest_llmperf.report.rows import SEVERITY, Row, is_known, rows, severity, shape
 from pytest_llmperf.report.terminal import counted
+from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.metrics import METRICS, PRIMARY, Kind, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, percent
 from pytest_llmperf.verdict.sentence import format_value
@@ -181,36 +182,33 @@ def _part(test: TestVerdicts, name: str, evidence: Evidence) -> Part:
 def _figures(test: str, name: str, cells: Mapping[str, CellVerdict], evidence: Evidence) -> Iterator[Figures]:
     result = evidence.result_of.get((test, name))
     now = {key: cell.value for key, cell in cells.items()} | (_values(result) if result else {})
-    baseline = {key: cell.baseline for key, cell in cells.items()}
-    metric = primary_metric(now)
-    main = cells.get(metric.key)
-    level = charts.figure(main.baseline) if main and metric is PRIMARY else None
-    past = [series for key in METRICS if (series := evidence.series_of.get((test, name, key)))]
+    baseline = charts.figures({key: cell.baseline for key, cell in cells.items()})
+    samples = result.samples if result else {}
+    judged = sorted(filter(is_judged, METRICS.values()), key=lambda metric: metric is not primary_metric(now))
+    keys = [(metric, (test, name, metric.key)) for metric in judged]
     groups = (
-        [charts.per_token(result, level)] if result else [],
+        [charts.per_token(result, baseline.get(PRIMARY.key))] if result else [],
         [
-            charts.distribution(
-                metric,
-                result.samples.get(metric.key, []) if result else [],
-                evidence.window_of.get((test, name, metric.key), []),
-                main.candidates if main else [],
-            )
+            _distribution(metric, samples.get(metric.key, ()), evidence.window_of.get(key, ()), cells.get(metric.key))
+            for metric, key in keys
+            if metric is judged[0] or metric.key in samples
         ],
-        [_history(series, now) for series in _first(past, metric)],
-        [charts.memory(charts.figures(now), charts.figures(baseline))],
+        [_history(evidence.series_of[key], now) for _, key in keys if key in evidence.series_of],
+        [charts.memory(charts.figures(now), baseline)],
     )
     for group in groups:
         if found := [chart for chart in group if chart]:
             yield Figures(charts=found)
 
 
+def _distribution(
+    metric: Metric, samples: Sequence[float], window: Sequence[float], cell: CellVerdict | None
+) -> Chart | None:
+    return charts.distribution(metric, samples, window, cell.candidates if cell else ())
+
+
 def _history(series: Series, now: Mapping[str, object]) -> Chart:
     return charts.history(series, charts.figure(now.get(series.cell.metric.key)))
-
-
-def _first(past: Sequence[Series], metric: Metric) -> list[Series]:
-    """The primary metric's past before the others'."""
-    return sorted(past, key=lambda series: series.cell.metric is not metric)
 
 
 def _measured(evidence: Evidence) -> Iterator[compared.Measured]:

@@ -46,10 +46,11 @@ class Evidence:
     @cached_property
     def _past(self) -> Baseline | None:
         """The baseline without the run itself, which an update has appended."""
-        run = self.verdicts.run
-        if self.baseline is None or run is None:
-            return self.baseline
-        return with_cells(self.baseline, [cell for cell in self.baseline.cells if cell.run != run.run_id])
+        if self.baseline is None:
+            return None
+        own = {self.verdicts.run.run_id} if self.verdicts.run else set()
+        own |= {result.observation.run for result in self.results}  # each xdist worker's is one of its own
+        return with_cells(self.baseline, [cell for cell in self.baseline.cells if cell.run not in own])
 
 
 def gather(verdicts: VerdictFile, *, journal: Path | None, baselines: Path | None, here: Path) -> Evidence:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.report.charts import figure
 from pytest_llmperf.report.results import change, short_name
-from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
+from pytest_llmperf.verdict.metrics import METRICS, Metric
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts
@@ -40,7 +40,7 @@ def rows(test: TestVerdicts) -> Iterator[Row]:
     if test.error and not test.cells:
         yield _error_row(test)
     for cell in filter(is_known, test.cells):
-        metric = _metric(cell)
+        metric = METRICS[cell.metric]
         workload = test.workloads.get(cell.workload)
         yield Row(
             test=test.test,
@@ -103,18 +103,11 @@ def severity(cell: CellVerdict) -> int:
 def shape(workload: Workload) -> str:
     """What a workload is, in a few words."""
     lengths = f"{workload.input_tokens} in, {workload.output_tokens} out"
-    words = [
+    parts = [
         workload.model,
         workload.quantization,
         f"batch {workload.batch_size}",
         lengths if workload.output_tokens else "",
         workload.execution,
     ]
-    return " · ".join(word for word in words if word not in ("", "none"))
-
-
-def _metric(cell: CellVerdict) -> Metric:
-    """The cell's metric; one that is not known here stands for itself."""
-    return METRICS.get(cell.metric) or Metric(
-        name=cell.metric, unit="", title=cell.metric, definition="", kind=Kind.INFORMATIVE
-    )
+    return " · ".join(part for part in parts if part not in ("", "none"))

@@ -11,8 +11,6 @@ from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.document import Document, document
 from pytest_llmperf.report.evidence import Evidence
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Outcome
 
 FIRST = f"{TEST}[nf4-1]"
 
@@ -67,7 +65,7 @@ def test_latency_by_position_needs_requests_of_one_length():
 
 def test_the_distribution_is_of_requests_beside_runs_since_the_accepted_step(shown):
     """Six of the baseline's twelve runs are of the old level."""
-    chart = pictures(shown)["Distribution"]
+    chart = pictures(shown)["Distribution: TPOT"]
     assert [(trace.name, trace.role) for trace in chart.traces] == [
         ("baseline: 6 runs", "baseline"),
         ("this run: 3 requests", "now"),
@@ -142,19 +140,29 @@ def test_verdicts_alone_make_a_document():
     assert len(shown.compared) == 3
 
 
+def test_what_is_measured_for_its_output_rate_shows_its_requests_too():
+    """Serving: the rate has one figure a run, and the requests have theirs."""
+    made = evidence()
+    (first, *_) = made.results
+    rate = first.cells[0].model_copy(update={"metric": "output_tokens_per_s", "value": 900.0})
+    served = first.model_copy(update={"cells": [rate, *first.cells]})
+    shown = document(Evidence(verdicts=made.verdicts, results=[served]))
+    assert "Distribution: output rate" not in pictures(shown)
+    assert "Distribution: TPOT" in pictures(shown)
+
+
+def test_verdicts_of_two_revisions_have_no_workloads():
+    """As ``llmperf ab`` writes them: the table and the sentences."""
+    verdicts = evidence().verdicts
+    tests = [test.model_copy(update={"workloads": {}}) for test in verdicts.tests]
+    shown = document(Evidence(verdicts=verdicts.model_copy(update={"tests": tests})))
+    assert [test.parts for test in shown.tests] == [[]] * 4
+    assert len(shown.rows) == len(document(Evidence(verdicts=verdicts)).rows)
+
+
 def test_a_run_that_decided_nothing_is_no_pass():
     """Nothing was compared: the words of the summary."""
     verdicts = evidence().verdicts.model_copy(
         update={"tests": [], "failed": False, "decided": 0, "total": 0, "outcomes": {}, "run": None}
     )
     assert document(Evidence(verdicts=verdicts)).conclusion == "Nothing was verified"
-
-
-def test_cells_of_a_metric_that_is_not_known_here_are_shown_under_their_name():
-    """A file of a later version."""
-    verdicts = evidence().verdicts
-    (cell, *_), test = verdicts.tests[0].cells, verdicts.tests[0]
-    later = cell.model_copy(update={"metric": "warp_factor", "unit": "", "value": 9.0, "outcome": Outcome.NEW})
-    verdicts = verdicts.model_copy(update={"tests": [test.model_copy(update={"cells": [later]})]})
-    assert "warp_factor" not in METRICS
-    assert document(Evidence(verdicts=verdicts)).rows[0].metric == "warp_factor"

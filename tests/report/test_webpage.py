@@ -61,7 +61,7 @@ def test_a_run_writes_its_report(project):
         "Linux",
     ):
         assert html.escape(words) in page
-    assert {"Latency by token position", "Distribution", "Memory by phase", "History: TPOT"} <= titles(page)
+    assert {"Latency by token position", "Distribution: TPOT", "Memory by phase", "History: TPOT"} <= titles(page)
 
 
 def test_a_run_that_compares_nothing_reports_what_it_measured(project):
@@ -71,7 +71,7 @@ def test_a_run_that_compares_nothing_reports_what_it_measured(project):
     page = (project.path / "report.html").read_text()
     assert "Nothing was verified" in page
     assert "Nothing was compared." in page
-    assert {"Latency by token position", "Distribution", "Memory by phase"} <= titles(page)
+    assert {"Latency by token position", "Distribution: TPOT", "Memory by phase"} <= titles(page)
 
 
 def test_a_report_that_cannot_be_written_fails_the_run_and_says_so(project):
@@ -87,7 +87,7 @@ def test_the_command_finds_what_lies_beside_the_verdicts(folder):
     """The kept journal of that run, and the device's baseline."""
     assert main(["report", "verdicts.json", "--format", "html", "-o", "report.html"]) == 0
     page = (folder / "report.html").read_text()
-    assert {"Latency by token position", "Distribution", "Memory by phase", "History: TPOT"} <= titles(page)
+    assert {"Latency by token position", "Distribution: TPOT", "Memory by phase", "History: TPOT"} <= titles(page)
     assert main(["report", "verdicts.json", "--format", "html", "-o", "again.html"]) == 0
     assert (folder / "again.html").read_text() == page
 

@@ -163,7 +163,7 @@ async function draw(figure) {
 function addSelect(figure, numbers) {
   const select = document.createElement("select");
   select.ariaLabel = "metric";
-  select.append(...numbers.map((number) => new Option(charts[number].title.replace(/^History: /, ""), number)));
+  select.append(...numbers.map((number) => new Option(charts[number].title.replace(/^[^:]*: /, ""), number)));
   select.addEventListener("change", () => draw(figure));
   figure.querySelector("figcaption").append(select);
 }
