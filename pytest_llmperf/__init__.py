@@ -14,6 +14,7 @@ from pytest_llmperf.errors import (
 )
 
 if TYPE_CHECKING:
+    from pytest_llmperf.measure.device_timer import device_timer
     from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.records.frame import load_runs
 
@@ -26,6 +27,7 @@ __all__ = [
     "ModelSpec",
     "UsageError",
     "__version__",
+    "device_timer",
     "load_runs",
 ]
 
@@ -36,6 +38,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("pytest-llmperf")
+    if name == "device_timer":
+        from pytest_llmperf.measure.device_timer import device_timer
+
+        return device_timer
     if name == "load_runs":
         from pytest_llmperf.records.frame import load_runs
 

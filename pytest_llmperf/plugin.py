@@ -177,8 +177,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
             _write_verdicts(session, running, running.options.verdicts)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    """Print the table and what was decided."""
+    """Print the table and what was decided, below what other plugins have to say."""
     session = config.stash.get(SESSION, None)
     if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
         from pytest_llmperf.report.terminal import write_summary
@@ -277,6 +278,17 @@ def _start_session(config: pytest.Config) -> None:
         session = Session(options, config.rootpath, outcome)
         config.stash[SESSION] = session
         config.pluginmanager.register(Collector(session), "llmperf-collector")
+        _feed_pytest_benchmark(config, options)
+
+
+def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
+    """Not from a process that measures for another one, which tells what it found there."""
+    if options.journal or config.getoption("benchmark_disable", None) is None:
+        return
+    from pytest_llmperf.integrations.pytest_benchmark import Bridge, is_wanted
+
+    if is_wanted(config):
+        config.pluginmanager.register(Bridge(config), "llmperf-benchmark")
 
 
 def _workers(config: pytest.Config) -> int:

@@ -129,3 +129,12 @@ def test_kernels_of_bitsandbytes_are_timed(project):
     )
     assert result.ret == 0, result.outlines
     assert result.parseoutcomes()["passed"] > 0
+
+
+def test_the_device_timer_sees_what_the_host_does_not_wait_for():
+    """A wait of the device, launched and not awaited, is in the time between two readings."""
+    from pytest_llmperf import device_timer
+
+    start = device_timer()
+    torch.cuda._sleep(50_000_000)
+    assert device_timer() - start > 0.01
