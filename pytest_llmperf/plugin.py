@@ -177,14 +177,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
             _write_verdicts(session, running, running.options.verdicts)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    """Print the table and what was decided, below what other plugins have to say."""
-    session = config.stash.get(SESSION, None)
-    if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
-        from pytest_llmperf.report.terminal import write_summary
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: Any, exitstatus: int, config: pytest.Config
+) -> Generator[None, object, object]:
+    """Print the table and what was decided, below what other plugins have to say, also where one of them raises."""
+    try:
+        return (yield)
+    finally:
+        session = config.stash.get(SESSION, None)
+        if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
+            from pytest_llmperf.report.terminal import write_summary
 
-        write_summary(terminalreporter, session.outcome)
+            write_summary(terminalreporter, session.outcome)
 
 
 @pytest.fixture(scope="session")
