@@ -17,6 +17,7 @@ from pytest_llmperf.compare import CellKey
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.fresh import Ended, run_replica
 from pytest_llmperf.outcome import Entry, conclude, entry_of
+from pytest_llmperf.profiling import explained
 from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.scratch import run_folder
@@ -119,6 +120,7 @@ class Confirmer:
         seconds = sum(replica.ended.seconds for replica in replicas) / len(self._held)
         entries = [_with_errors(held.entry, replicas) for held in self._held]
         confirmed = self._workplace.confirmed(entries, [replica.values for replica in replicas])
+        confirmed = explained(confirmed, self._config, self._workplace, self._say)
         self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in confirmed])
 
     def _conclude(self, entries: Sequence[Entry]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
@@ -36,6 +37,8 @@ class Entry(BaseModel):
     """Why the test has no verdict: the first line of what it raised."""
     limits: dict[str, Limit] = {}
     """By metric key, where somebody else is to judge the test's cells."""
+    explanations: list[Explanation] = []
+    """Where the time went of what regressed."""
     confirm_seconds: float = 0.0
     """This test's share of the time that fresh runs took to confirm what looked slower."""
 
@@ -86,6 +89,8 @@ class RunOutcome:
     missing: list[str] = field(default_factory=list)
     """Tests of the baseline that are not collected any more."""
     update: Update | None = None
+    profiles: str = ""
+    """What became of the operator profiles of what was recorded."""
     not_kept: str = ""
     """Why what was measured could not be written down."""
     place: tuple[str, ...] = ()

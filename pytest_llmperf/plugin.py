@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.options import Options, TestSettings
+    from pytest_llmperf.outcome import Entry
     from pytest_llmperf.session import Session
     from pytest_llmperf.workplace import PlannedTest, Workplace
 
@@ -142,7 +143,8 @@ def pytest_runtest_makereport(
 class Collector:
     """Registered on the controller of an active run: takes in what became of each test."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self._config = config
         self._session = session
 
     @pytest.hookimpl(optionalhook=True)
@@ -161,6 +163,7 @@ class Collector:
 
         if entry := entry_of(report):
             self._session.collect(entry)
+            _explain(report, entry, self._config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -171,6 +174,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
         workplace.release()
     if running := config.stash.get(SESSION, None):
         running.finish(failed=session.testsfailed > 0, interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+        if running.outcome.update:
+            running.outcome.profiles = _store_profiles(config, running)
         if running.outcome.breach and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if running.options.verdicts and not config.option.collectonly:
@@ -282,7 +287,7 @@ def _start_session(config: pytest.Config) -> None:
         )
         session = Session(options, config.rootpath, outcome)
         config.stash[SESSION] = session
-        config.pluginmanager.register(Collector(session), "llmperf-collector")
+        config.pluginmanager.register(Collector(config, session), "llmperf-collector")
         _feed_pytest_benchmark(config, options)
 
 
@@ -369,6 +374,25 @@ def _is_searched(config: pytest.Config, file: str) -> bool:
         return False
     places = (config.invocation_params.dir / argument for argument in config.args)
     return any((config.rootpath / file).is_relative_to(place.resolve()) for place in places)
+
+
+def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> None:
+    """A section of a failed test: pytest shows it below what failed."""
+    if not entry.explanations:
+        return
+    from pytest_llmperf.report.explain import explanation_text, explanation_title
+    from pytest_llmperf.report.tables import PIPE_COLUMNS
+
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest offers no other way
+    for one in entry.explanations:
+        report.sections.append((explanation_title(one), explanation_text(one, width)))
+
+
+def _store_profiles(config: pytest.Config, running: Session) -> str:
+    from pytest_llmperf.profiling import store_profiles
+
+    return store_profiles(config, running)
 
 
 def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:

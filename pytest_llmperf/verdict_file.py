@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import Run, Workload
 from pytest_llmperf.records.store import Written, write_model
@@ -71,6 +72,8 @@ class TestVerdicts(Written):
     workloads: dict[str, Workload]
     cells: list[CellVerdict]
     reproduce: str
+    explanations: tuple[Explanation, ...] = ()
+    """Where the time went of what regressed, workload by workload."""
 
 
 class VerdictFile(Written):
@@ -159,6 +162,7 @@ def _test_verdicts(entry: Entry, command: Sequence[str]) -> TestVerdicts:
         workloads={result.workload.hash: result.workload for result in entry.results},
         cells=[_cell_verdict(verdict, fails=verdict in entry.failing) for verdict in entry.verdicts],
         reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
+        explanations=tuple(entry.explanations),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
@@ -11,15 +12,17 @@ from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
+from pytest_llmperf.measure.execution import Request
 from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.measure.profile import profile_request
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
 from pytest_llmperf.models.load import LoadedModel, load, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
-from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.records.schema import PhaseProfile, TestResult
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.spec import ModelSpec
@@ -54,15 +57,31 @@ class Bench:
         self.load_limit_s: float | None = None
         self._facts: dict[ModelSpec, LoadFacts] = {}
 
-    def measure(
-        self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str, burdens: Sequence[Burden] = ()
+    def measure(  # noqa: PLR0913  # what is measured, for whom, and what is done beside it
+        self,
+        loaded: LoadedModel,
+        plan: Plan,
+        *,
+        test: str,
+        run_id: str,
+        burdens: Sequence[Burden] = (),
+        traces: Path | None = None,
     ) -> TestResult:
         """Measure a plan on a loaded model, for one test of one run, with burdens on every request.
+
+        With ``traces``, one more request is profiled (see `profile_request`).
 
         Raises:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
+
+        def profile(request: Request, output_tokens: int) -> Mapping[str, PhaseProfile]:
+            if traces is None:
+                return {}
+            self.progress.enter("profile")
+            return profile_request(request, output_tokens, device=self.device, clock=self.clock, traces=traces)
+
         try:
             measured = measure_generation(
                 loaded.model,
@@ -73,6 +92,7 @@ class Bench:
                 enter=self.progress.enter,
                 on_request=self.progress.tell_request,
                 burdens=burdens,
+                profile=profile,
             )
         except LlmperfError:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +32,7 @@ from pytest_llmperf.measure.injection import Burden, SmallerBatch, StepTimes, ba
 from pytest_llmperf.measure.memory import Peak, trace_memory
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
-from pytest_llmperf.records.schema import Warmup
+from pytest_llmperf.records.schema import PhaseProfile, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,8 @@ class Measurement:
     """Whether operators could be counted."""
     figures: Sequence[Figure]
     """The execution's own."""
+    profile: Mapping[str, PhaseProfile]
+    """By phase, where it was asked for."""
 
 
 Run = Callable[[OnToken], Generated]
@@ -125,6 +127,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
     enter: Callable[[str], None] = lambda _phase: None,
     on_request: Callable[[RequestTimes], None] = lambda _times: None,
     burdens: Sequence[Burden] = (),
+    profile: Callable[[Request, int], Mapping[str, PhaseProfile]] = lambda _request, _output_tokens: {},
 ) -> Measurement:
     """Measure a loaded model.
 
@@ -137,6 +140,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         enter: told of each phase as it begins, outside of what is timed.
         on_request: told of each timed request when it has ended.
         burdens: work that each request does on top.
+        profile: profiles one more such request, if it is to be; the number is of output tokens.
 
     Raises:
         MeasurementError: fewer tokens were produced than asked for.
@@ -169,6 +173,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(opened, plan, partial(request, plan.output_tokens), device, enter)
         figures = opened.figures()
+        profiled = profile(request, plan.output_tokens)
     return Measurement(
         plan=asked,
         batch_size=plan.batch_size,
@@ -182,6 +187,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         peaks=peaks,
         dispatches=opened.dispatches,
         figures=figures,
+        profile=profiled,
     )
 
 

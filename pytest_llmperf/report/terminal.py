@@ -278,6 +278,8 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
         runs = run.update.baseline.runs
         sessions = len({run.session_id for run in runs})
         yield f"baseline updated: {run.update.path} holds {len(runs)} runs of {sessions} sessions"
+        if run.profiles:
+            yield run.profiles
 
 
 def _words(outcome: Outcome) -> str:
