@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llmperf.records.schema import PhaseProfile
+from pytest_llmperf.measure.profile import OTHERS
+from pytest_llmperf.records.schema import OperatorTime, PhaseProfile
 from pytest_llmperf.records.store import Written
 from pytest_llmperf.verdict.metrics import Kind
 from pytest_llmperf.verdict.model import Verdict
@@ -15,11 +16,13 @@ Phase = Literal["prefill", "decode"]
 OF_PREFILL = frozenset({"ttft_ms", "prefill_tokens_per_s"})
 """Metrics whose time is that of the prefill; all others are of decode."""
 
-MOST_ROWS = 10
+MOST_ROWS, FEWEST_ROWS = 10, 3
+LEAST_SHARE = 0.005
+"""Of the base's step: smaller differences have a row only where there is no larger one."""
 
 
 class OperatorChange(Written):
-    """One operator or kernel on both sides, per step; ``None`` on a side whose profile does not name it."""
+    """One operator or kernel on both sides, per step; ``None`` where a side sums it up with its other small ones."""
 
     name: str
     place: Literal["host", "device"]
@@ -107,15 +110,14 @@ def _explanation(key: tuple[str, str, Phase], base: Profiles, now: Profiles, tra
         base=base.name,
         base_ms=then.wall_ms,
         now_ms=since.wall_ms,
-        operators=tuple(_largest(list(_changes(then, since)))),
+        operators=tuple(_largest(list(_changes(then, since)), LEAST_SHARE * then.wall_ms)),
         traces=traces,
     )
 
 
 def _changes(base: PhaseProfile, now: PhaseProfile) -> Iterator[OperatorChange]:
-    before, after = ({(one.name, one.place): one for one in side.operators} for side in (base, now))
-    for name, place in dict.fromkeys([*before, *after]):
-        old, new = before.get((name, place)), after.get((name, place))
+    for name, place in dict.fromkeys((one.name, one.place) for one in [*base.operators, *now.operators]):
+        old, new = (_looked_up(side, name, place) for side in (base, now))
         yield OperatorChange(
             name=name,
             place=place,
@@ -126,6 +128,14 @@ def _changes(base: PhaseProfile, now: PhaseProfile) -> Iterator[OperatorChange]:
         )
 
 
-def _largest(changes: Sequence[OperatorChange]) -> list[OperatorChange]:
-    kept = sorted(changes, key=lambda one: -abs(one.difference_ms))[:MOST_ROWS]
-    return sorted(kept, key=lambda one: -one.difference_ms)
+def _looked_up(side: PhaseProfile, name: str, place: Literal["host", "device"]) -> OperatorTime | None:
+    """Nothing at all where the profile names every operator; ``None`` where it may be among the others."""
+    named = {one.name: one for one in side.operators if one.place == place}
+    absent = None if OTHERS in named else OperatorTime(name=name, place=place, self_ms=0.0, calls=0.0)
+    return named.get(name, absent)
+
+
+def _largest(changes: Sequence[OperatorChange], least_ms: float) -> list[OperatorChange]:
+    ordered = sorted(changes, key=lambda one: -abs(one.difference_ms))
+    large = [one for one in ordered if abs(one.difference_ms) >= least_ms][:MOST_ROWS]
+    return sorted(large or ordered[:FEWEST_ROWS], key=lambda one: -one.difference_ms)

@@ -21,7 +21,7 @@ PROFILED_REQUESTS = 3
 """Of each operator the median counts: where one of them had to wait for a processor, it was not its own work."""
 PROFILED_TOKENS = 9
 """Most output tokens of a request: some thousands of events, which the profiler takes a second to sum up."""
-MOST_OPERATORS = 25
+MOST_OPERATORS = 40
 """Named of each place; the others are one sum."""
 LONGEST_NAME = 300
 """Kernels made of templates have names of thousands of characters."""

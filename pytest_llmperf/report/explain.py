@@ -69,7 +69,7 @@ def _change(one: OperatorChange) -> str:
 
 def _calls(one: OperatorChange) -> str:
     """As many as there are, and where they changed, as there were: ``57 -> 81``."""
-    before, after = (f"{count or 0:.3g}" for count in (one.base_calls, one.now_calls))
+    before, after = ("-" if count is None else f"{count:.3g}" for count in (one.base_calls, one.now_calls))
     return after if before == after else f"{before} -> {after}"
 
 
