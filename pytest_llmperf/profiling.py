@@ -6,7 +6,7 @@ be compared with then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytest
 
@@ -27,6 +27,7 @@ from pytest_llmperf.records.profiles import (
 )
 from pytest_llmperf.records.revision import file_at, is_file_at
 from pytest_llmperf.records.schema import ProfileFile, Run
+from pytest_llmperf.report.terminal import write_now
 from pytest_llmperf.scratch import run_folder
 from pytest_llmperf.session import Session
 from pytest_llmperf.text import some
@@ -37,16 +38,13 @@ NO_PROFILE = "no profile of it is stored; recording a run stores one"
 LONGEST_LIST = 3
 
 
-def explained(
-    entries: Sequence[Entry], config: pytest.Config, workplace: Workplace, say: Callable[[str], None]
-) -> list[Entry]:
+def explained(entries: Sequence[Entry], config: pytest.Config, workplace: Workplace) -> list[Entry]:
     """Entries with what takes longer of those that regressed in a time.
 
     Args:
         entries: as they were judged last.
         config: of the run whose arguments the fresh process gets.
         workplace: that judged.
-        say: prints a line.
     """
     regressed = [entry for entry in entries if slower(entry.verdicts)]
     if not regressed or not workplace.options.explain:
@@ -55,8 +53,6 @@ def explained(
         base = _stored(config, workplace)
         known = {test for test, _ in base.found}
         tests = [entry.test for entry in regressed if entry.test in known]
-        if tests:
-            say(f"llmperf: profiling what regressed: {some(tests, LONGEST_LIST)}")
         now, traces = profiled(config, tests, workplace.run)
     except (OSError, LlmperfError) as error:
         base, now, traces = Profiles("baseline", why_not=str(error)), Profiles("now"), ""
@@ -99,6 +95,7 @@ def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Pro
     """
     if not tests:
         return Profiles("now"), ""
+    write_now(config, f"llmperf: profiling {some(tests, LONGEST_LIST)}")
     folder = run_folder(config.rootpath, "traces", run.run_id)
     journal = folder / "profile.jsonl"
     ended = run_replica(config, tests, journal, session_id=run.session_id, extra=[f"--llmperf-profile={folder}"])

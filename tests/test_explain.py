@@ -40,7 +40,7 @@ def test_from_a_recorded_run_to_an_explained_regression(project):
     )
     assert result.ret == 1
     result.stdout.fnmatch_lines([
-        "llmperf: profiling what regressed: test_perf.py::test_decode[[]fp32]",
+        "llmperf: profiling test_perf.py::test_decode[[]fp32]",
         "TPOT 1.50 ms > 1.00 ms baseline: *",
         "*- llmperf: time per token in decode -*",
         "operator * base * now * change * calls",
