@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,13 +76,6 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
-
-        def profile(request: Request, output_tokens: int) -> Mapping[str, PhaseProfile]:
-            if traces is None:
-                return {}
-            self.progress.enter("profile")
-            return profile_request(request, output_tokens, device=self.device, clock=self.clock, traces=traces)
-
         try:
             measured = measure_generation(
                 loaded.model,
@@ -92,7 +86,7 @@ class Bench:
                 enter=self.progress.enter,
                 on_request=self.progress.tell_request,
                 burdens=burdens,
-                profile=profile,
+                profile=partial(self._profile, traces),
             )
         except LlmperfError:
             raise
@@ -103,6 +97,12 @@ class Bench:
             raise MeasurementError(message) from error
         self.progress.enter(TEST_BODY)
         return test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+
+    def _profile(self, traces: Path | None, request: Request, output_tokens: int) -> Mapping[str, PhaseProfile]:
+        if traces is None:
+            return {}
+        self.progress.enter("profile")
+        return profile_request(request, output_tokens, device=self.device, clock=self.clock, traces=traces)
 
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""

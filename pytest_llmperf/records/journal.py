@@ -81,7 +81,8 @@ def journal_notes(path: Path) -> dict[str, Note]:
 
 def journal_profiles(path: Path) -> dict[tuple[str, str], dict[str, PhaseProfile]]:
     """The profiles in a journal that was read before, by test and workload hash."""
-    results = _results(path.read_text(encoding="utf-8").splitlines()[1:])
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    results = _results([line for line in lines if '"profile":' in line])
     return {(one.observation.test, one.workload.hash): one.profile for one in results if one.profile}
 
 
