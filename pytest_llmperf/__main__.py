@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """``python -m pytest_llmperf``: the ``llmperf`` command."""
 
 import sys

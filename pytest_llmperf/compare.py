@@ -155,8 +155,10 @@ class Comparison:
     @cached_property
     def _cells(self) -> dict[CellKey, list[CellRun]]:
         found: defaultdict[CellKey, list[CellRun]] = defaultdict(list)
+        invalid = self.baseline.invalid_cells() if self.baseline else {}
         for cell in self.baseline.cells if self.baseline else ():
-            found[cell.test, cell.workload, cell.metric].append(cell)
+            if cell.key not in invalid:
+                found[cell.test, cell.workload, cell.metric].append(cell)
         return dict(found)
 
     @cached_property

@@ -54,6 +54,10 @@ class Replica:
         """Whether it measured that test's workload."""
         return any(key[:2] == (result.observation.test, result.workload.hash) for key in self.values)
 
+    def why_invalid(self, test: str) -> str:
+        """Why what it timed of a test does not count; empty if it does."""
+        return next((why for key, why in self.measured.invalid.items() if key[0] == test), "")
+
     def why_not(self, test: str) -> str:
         """Why it did not measure a test."""
         note = self.measured.notes.get(test)
@@ -121,8 +125,9 @@ class Confirmer:
         seconds = sum(replica.ended.seconds for replica in replicas) / len(self._held)
         entries = [_with_errors(held.entry, replicas) for held in self._held]
         confirmed = self._workplace.confirmed(entries, [replica.values for replica in replicas])
-        confirmed = explained(confirmed, self._config, self._workplace)
-        self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in confirmed])
+        sound = [_if_sound(held.entry, entry, replicas) for held, entry in zip(self._held, confirmed, strict=True)]
+        told = explained(sound, self._config, self._workplace)
+        self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in told])
 
     def _conclude(self, entries: Sequence[Entry]) -> None:
         for held, entry in zip(self._held, entries, strict=True):
@@ -160,6 +165,14 @@ def _with_errors(entry: Entry, replicas: Sequence[Replica]) -> Entry:
             why = replica.why_not(entry.test)
             return _as_error(entry, f"fresh run {number} of {len(replicas)} did not measure it: {why}")
     return entry
+
+
+def _if_sound(first: Entry, confirmed: Entry, replicas: Sequence[Replica]) -> Entry:
+    """The confirmed entry, unless a fresh run was disturbed: that one neither confirmed nor cleared anything."""
+    for number, replica in enumerate(replicas, start=1):
+        if not confirmed.error and (why := replica.why_invalid(first.test)):
+            return first.suspended(f"it looks slower, and fresh run {number} of {len(replicas)} was disturbed: {why}")
+    return confirmed
 
 
 def _as_error(entry: Entry, why: str) -> Entry:

@@ -44,14 +44,37 @@ SETTINGS = (
            "random have a length of their own"),
     Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
-           "library's own loop), loop (a bare greedy loop)"),
+           "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
+           "(replayed CUDA graphs over one)"),
+    Option("compile-mode", "MODE", "default", "Mode of torch.compile where execution is compile: default, "
+           "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
+    Option("dynamo", "SETTINGS", "", "Settings of torch._dynamo.config where execution is compile: "
+           "NAME=VALUE,... such as capture_dynamic_output_shape_ops=true"),
+    Option("engine", "NAME", "transformers", "What serves requests in tests that use the engine fixture: transformers, "
+           "vllm (in this process), or openai (any server that speaks OpenAI's protocol, at --llmperf-base-url)"),
+    Option("base-url", "URL", "", "Where the server is, such as http://127.0.0.1:8000/v1; with /chat/completions at "
+           "its end chats are asked for. OPENAI_API_KEY is sent to it, if set"),
+    Option("schedulers", "NAMES", "naive,offline,online", "Schedulers of pytest_llmperf.suite.serving: naive (one "
+           "request after another), offline (all at once), online (continuous batching of a limited size)"),
+    Option("serve-requests", "N", "16", "Requests that a scheduler serves where a test does not set it"),
+    Option("max-batch-size", "N", "8", "Most requests that the online scheduler serves at once where a test does not "
+           "set it"),
+    Option("rate", "N", "", "Requests a second that arrive at the online scheduler of pytest_llmperf.suite.serving, "
+           "Poisson (default: all at once)"),
+    Option("throughput-sequences", "N", "", "Sequences of the throughput test (default: 256; 32 on a CPU)"),
+    Option("throughput-lengths", "LOW-HIGH", "", "Lengths of its prompts and outputs, uniform (default: 100-1024; "
+           "16-64 on a CPU)"),
     Option("requests", "N", "10", "Measured requests a test and run"),
     Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
+    Option("guards", "NAMES", "all", "What makes timed figures invalid, comma-separated: tenants, throttling, clocks, "
+           "placement, load, disturbance; none only records what the machine was like"),
     Option("baselines", "DIR", "baselines", "Folder of the baseline files, one a device"),
     Option("anchor", "REVISION", "", "Compare with the baseline as it was at this git revision as well, so that many "
            "small changes do not add up unseen"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
-           "speedup, call, weights, kv_cache, operators_per_token and the three peaks of allocated memory)"),
+           "speedup, call, weights, kv_cache, graph_memory, the peaks of allocated memory, operators_per_token, "
+           "graph_breaks, unique_graphs and recompilations, and on CUDA kernel_launches_per_token and "
+           "syncs_per_token)"),
     Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
            "inconclusive"),
@@ -72,6 +95,7 @@ LIMIT_RULES_INI = "llmperf_limits"
 _ACTIONS = (
     "strict",
     "verdicts",
+    "report",
     "update",
     "update_new_only",
     "force_update",
@@ -92,7 +116,8 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmperf", "LLM inference performance regression")
     group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
     group.addoption("--llmperf-device", metavar="DEVICE", default=None,
-                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto)")  # fmt: skip
+                    help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto); several, "
+                         "as cuda:0,cuda:2, are for an xdist worker each")  # fmt: skip
     parser.addini("llmperf_device", "Device to measure on", default="auto")
     for option in SETTINGS:
         group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)
@@ -130,6 +155,7 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-strict", action="store_true",
                     help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
+    group.addoption("--llmperf-report", metavar="FILE.html", help="Write a page with verdicts, pictures and history")
     group.addoption("--llmperf-screen", action="store_true",
                     help="What looks slower does not fail, it is inconclusive: llmperf gate decides it")  # fmt: skip
     group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],

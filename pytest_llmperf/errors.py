@@ -7,8 +7,10 @@
     │   └── MissingDependency   an extra that is not installed
     ├── BaselineError           a baseline file that cannot be read, trusted or written
     ├── ModelError              a model that cannot be loaded
-    │   └── AttentionUnavailable  with the attention that was asked for: its tests are skipped
-    └── MeasurementError        a measurement that must not become a number
+    │   └── AttentionUnavailable  with the attention that was asked for
+    ├── MeasurementError        a measurement that must not become a number
+    │   └── ExecutionUnavailable  with the execution that was asked for
+    └── Unavailable             what AttentionUnavailable and ExecutionUnavailable are too: their tests are skipped
 
 Every message is one line that names the thing, what was found, what was expected and how to mend it.
 """
@@ -39,9 +41,17 @@ class ModelError(LlmperfError):
     """A model that does not exist, cannot be loaded or is not where it was asked to be."""
 
 
-class AttentionUnavailable(ModelError):  # noqa: N818  # says what is the case
+class MeasurementError(LlmperfError):
+    """A measurement that must not become a number: too few tokens, a silent fall-back, NaN."""
+
+
+class Unavailable(LlmperfError):  # noqa: N818  # says what is the case
+    """What was asked for exists and cannot run here. Skips its tests with the reason, and is never replaced."""
+
+
+class AttentionUnavailable(Unavailable, ModelError):  # noqa: N818  # the same
     """An attention implementation that exists and cannot run here, or not with this model."""
 
 
-class MeasurementError(LlmperfError):
-    """A measurement that must not become a number: too few tokens, a silent fall-back, NaN."""
+class ExecutionUnavailable(Unavailable, MeasurementError):  # noqa: N818  # the same
+    """A way to decode that exists and cannot run here, or not with this model."""

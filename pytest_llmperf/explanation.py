@@ -9,12 +9,12 @@ from typing import Literal
 from pytest_llmperf.measure.profile import OTHERS
 from pytest_llmperf.records.schema import OperatorTime, PhaseProfile
 from pytest_llmperf.records.store import Written
-from pytest_llmperf.verdict.metrics import Kind
 from pytest_llmperf.verdict.model import Verdict
 
 Phase = Literal["prefill", "decode"]
 OF_PREFILL = frozenset({"ttft_ms", "prefill_tokens_per_s"})
-"""Metrics whose time is that of the prefill; all others are of decode."""
+OF_DECODE = frozenset({"tpot_ms", "e2e_ms", "decode_tokens_per_s"})
+"""Metrics whose time is that of a phase of a request; that of a callable or of many requests is not profiled."""
 
 MOST_ROWS, FEWEST_ROWS = 10, 3
 LEAST_SHARE = 0.005
@@ -77,7 +77,7 @@ def slower(verdicts: Sequence[Verdict]) -> list[Verdict]:
     return [
         verdict
         for verdict in verdicts
-        if verdict.fails and verdict.cell.metric.kind is Kind.TIMED and not verdict.against
+        if verdict.fails and verdict.cell.metric.key in OF_PREFILL | OF_DECODE and not verdict.against
     ]
 
 

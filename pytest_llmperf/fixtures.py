@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.engines.engine import Engine
+    from pytest_llmperf.measure.execution import Execution
     from pytest_llmperf.measure.prompt import Prompt
     from pytest_llmperf.measure.timing import Timing
     from pytest_llmperf.models.load import LoadedModel
@@ -42,7 +44,7 @@ class LlmPerf:
         input_tokens: int | None = None,
         output_tokens: int | None = None,
         prompt: _Words | None = None,
-        execution: str = "generate",
+        execution: str | Execution = "generate",
         requests: int | None = None,
         warmup: int | None = None,
         seed: int = 0,
@@ -59,7 +61,8 @@ class LlmPerf:
             output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
             prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch (default:
                 ``--llmperf-prompt``, which is random ids).
-            execution: ``generate``, the library's own loop with a streamer, or ``loop``, a bare greedy loop.
+            execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
+                ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``.
             requests: requests to time (default: the marker's, else ``--llmperf-requests``).
             warmup: most requests to warm up with (default: the marker's, else ``--llmperf-warmup``).
             seed: of the random prompts.
@@ -70,7 +73,8 @@ class LlmPerf:
         Raises:
             UsageError: an argument is not of its kind, a prompt of words has ``input_tokens`` beside it or cannot be
                 tokenized, or the lengths exceed the model's limit.
-            MeasurementError: what was measured must not become a number.
+            MeasurementError: what was measured must not become a number; ``ExecutionUnavailable``, which skips the
+                test, where this way to decode cannot run here.
         """
         from pytest_llmperf.measure.generation import Plan
 
@@ -80,13 +84,75 @@ class LlmPerf:
             batch_size=batch_size,
             input_tokens=_first(input_tokens, options.input_tokens),
             output_tokens=_first(output_tokens, options.output_tokens),
-            execution=execution,
+            execution=options.execution(execution),
             requests=_first(requests, self._settings.requests, options.requests),
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,
             prompt=self._prompt(prompt, input_tokens),
         )
         return self._keep(self._workplace.measure(llm, plan, test=self._test))
+
+    def serve(  # noqa: PLR0913  # one keyword for each axis of a workload
+        self,
+        engine: Engine | LoadedModel,
+        *,
+        scheduler: str = "online",
+        requests: int | None = None,
+        max_batch_size: int | None = None,
+        input_tokens: int | tuple[int, int] | None = None,
+        output_tokens: int | tuple[int, int] | None = None,
+        rate: float | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        repeats: int = 3,
+        warmup: int | None = None,
+    ) -> TestResult:
+        """Measure how many requests of random ids are served: what they produce a second, and how long each takes.
+
+        Args:
+            engine: as the ``engine`` fixture gives it, or a model as ``llm`` does.
+            scheduler: ``naive``, one request after another; ``offline``, all at once; ``online``, at most
+                ``max_batch_size`` at once.
+            requests: how many (default: ``--llmperf-serve-requests``).
+            max_batch_size: of the online scheduler (default: ``--llmperf-max-batch-size``).
+            input_tokens: length of each prompt, or the least and the most of uniform ones (default:
+                ``--llmperf-input-tokens``).
+            output_tokens: tokens to generate for each, likewise (default: ``--llmperf-output-tokens``).
+            rate: requests that arrive a second, Poisson, at the online scheduler; all at once by default.
+            temperature: greedy at 0.
+            top_k: draw from so many most likely tokens (default: from all).
+            top_p: draw from the most likely tokens that have this probability together (default: from all).
+            seed: of lengths, prompts and arrivals.
+            repeats: timed passes over the requests.
+            warmup: most passes to warm up with (default: the marker's, else ``--llmperf-warmup``).
+
+        Returns:
+            What was measured; ``result.value("output")`` is one figure of it, in tokens a second.
+
+        Raises:
+            UsageError: an argument is not of its kind, or the lengths exceed the model's limit.
+            MeasurementError: what was measured must not become a number.
+        """
+        from pytest_llmperf.engines.engine import Sampling
+        from pytest_llmperf.measure.schedule import ServingPlan
+
+        __tracebackhide__ = True
+        options = self._workplace.options
+        plan = ServingPlan(
+            scheduler=scheduler,
+            requests=_first(requests, options.serve_requests),
+            max_batch_size=_first(max_batch_size, options.max_batch_size),
+            input_tokens=options.input_tokens if input_tokens is None else input_tokens,
+            output_tokens=options.output_tokens if output_tokens is None else output_tokens,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            rate=rate,
+            seed=seed,
+            repeats=repeats,
+            warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
+        )
+        return self._keep(self._workplace.serve(engine, plan, test=self._test))
 
     def speedup(self, result: TestResult, *, over: TestResult) -> TestResult:
         """Record how many times as fast one workload of this test was as another: a figure of its own, gated too.
@@ -108,7 +174,7 @@ class LlmPerf:
         __tracebackhide__ = True
         for given in (result, over):
             if given not in self.results:
-                raise UsageError(f"speedup: {given!r:.60}: expected what llmperf.generate returned in this test")
+                raise UsageError(f"speedup: {given!r:.60}: expected what llmperf measured in this test")
         return self._keep(self._workplace.injected(speedup_of(result, over=over)))
 
     def _keep(self, measured: TestResult) -> TestResult:
@@ -159,7 +225,8 @@ class CallRecorder:
                 f"--llmperf-inject {self._workplace.options.burdens[0]}: a callable has no forwards to put it on: put "
                 "a factor on its figure instead, such as call:+15%"
             )
-        measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id)
+        guards = self._workplace.options.guards
+        measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)
         result = _with_elapsed(self._workplace.injected(measured), time.monotonic() - self._start)
         if any(result.workload == earlier.workload for earlier in self.results):
             raise MeasurementError(

@@ -31,7 +31,7 @@ _WRITING_OPTIONS = (
     *("--junitxml", "--junit-xml", "--report-log", "--log-file", "--html", "--json-report-file", "--pastebin"),
     *("--benchmark-json", "--benchmark-save", "--benchmark-storage", "--cov-report", "--cov-config"),
     *("-n", "--numprocesses", "--maxprocesses", "--dist", "--tx", "--basetemp"),
-    *("--llmperf-json", "--llmperf-verdicts", "--llmperf-confirm", "--llmperf-profile"),
+    *("--llmperf-json", "--llmperf-verdicts", "--llmperf-report", "--llmperf-confirm", "--llmperf-profile"),
 )
 
 
@@ -147,11 +147,23 @@ def _replica_arguments(config: pytest.Config, tests: Sequence[str], journal: Pat
         "--llmperf-measure-only",
         f"--llmperf-journal={journal}",
     ]
+    if worker:
+        arguments += _pinned_to(config, worker["llmperf_device"])
     if config.pluginmanager.has_plugin("xdist"):
         arguments.append("-n0")  # the ini file may ask for workers
     if config.getoption("xmlpath", None):
         arguments.append(f"--junit-xml={journal.with_suffix('.xml')}")
     return [*arguments, *(f"--llmperf-only={test}" for test in tests)]
+
+
+def _pinned_to(config: pytest.Config, device: str) -> list[str]:
+    """Arguments that keep a fresh process on a worker's device: of an option that is given twice, the last one holds.
+
+    An index and not ``CUDA_VISIBLE_DEVICES``, so that a device has one name in all processes of a run.
+    """
+    options = {"--device": "llmperf_short_device", "--llmperf-device": "llmperf_device"}
+    given = [flag for flag, name in options.items() if config.getoption(name, None)]
+    return [f"{flag}={device}" for flag in given or ["--llmperf-device"]]
 
 
 def without_outputs(arguments: Sequence[str]) -> list[str]:

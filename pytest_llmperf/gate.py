@@ -17,7 +17,7 @@ from pytest_llmperf.ab.checkout import merge_base, repository_root
 from pytest_llmperf.ab.command import Comparison, compare
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.fresh import run_perf_tests, without_outputs
-from pytest_llmperf.report.terminal import counted
+from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.scratch import scratch_folder
 from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Outcome
@@ -36,7 +36,7 @@ BRANCH_VARIABLES = ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "C
 
 COMMON_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 
-_OPEN = frozenset({Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NOT_COMPARABLE})
+_OPEN = frozenset({Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NOT_COMPARABLE, Outcome.INVALID})
 _SCREENED = (0, 1)
 
 
@@ -112,9 +112,8 @@ def combined(screened: VerdictFile, compared: VerdictFile, *, fail_on: frozenset
 
 
 def final_line(found: VerdictFile) -> str:
-    """What the gate says, with how many cells were decided; never a pass when none was."""
-    word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
-    return f"llmperf gate: {word}: {found.decided} of {found.total} gating cells decided: {counted(found.outcomes)}"
+    """What the gate says at its end."""
+    return f"llmperf gate: {conclusion(found)}"
 
 
 def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | None]:

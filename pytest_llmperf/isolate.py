@@ -91,6 +91,8 @@ class Isolator:
         hook = self._config.hook
         reports = [hook.pytest_report_from_serializable(config=self._config, data=data) for data in serialized]
         for report in reports:
+            if isinstance(report.longrepr, list):  # a skip's place and reason, which JSON has no tuple for
+                report.longrepr = tuple(report.longrepr)
             if theirs := entry_of(report):
                 results = [_of_run(result, self._workplace.run.run_id) for result in theirs.results]
                 entry = self._workplace.entry(

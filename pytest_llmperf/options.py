@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, Option
+from pytest_llmperf.engines.choose import TRANSFORMERS, check_engine_name
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
 from pytest_llmperf.measure.prompt import Prompt
+from pytest_llmperf.measure.schedule import SCHEDULERS
 from pytest_llmperf.models.attention import check_attention
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
@@ -21,6 +23,9 @@ from pytest_llmperf.verdict.model import Limit, Outcome
 
 if TYPE_CHECKING:
     import pytest
+
+    from pytest_llmperf.measure.compiled import Compile
+    from pytest_llmperf.measure.execution import Execution
 
 ALL_METRICS = "*"
 
@@ -112,8 +117,19 @@ class Options:
     output_tokens: int
     prompt: Prompt
     executions: tuple[str, ...]
+    compile: Compile
+    """What ``compile`` stands for."""
+    engine: str
+    base_url: str | None
+    schedulers: tuple[str, ...]
+    serve_requests: int
+    max_batch_size: int
+    rate: float | None
+    throughput_sequences: int | None
+    throughput_lengths: tuple[int, int] | None
     requests: int
     warmup: int
+    guards: frozenset[str]
     baselines: Path
     anchor: str | None
     update: bool
@@ -135,6 +151,7 @@ class Options:
     fail_on: frozenset[Outcome]
     baseline_ref: str | None
     verdicts: Path | None
+    report: Path | None
     measure_only: bool
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
@@ -144,6 +161,16 @@ class Options:
     def specs(self) -> list[ModelSpec]:
         """What the ``llm`` fixture loads in tests that do not parametrize it: every quantization and attention."""
         return [ModelSpec(quantization=q, attention=a) for q in self.quantization for a in self.attentions or (None,)]
+
+    @property
+    def loads_models(self) -> bool:
+        """Whether the ``engine`` fixture serves models that are loaded here, as ``llm`` does."""
+        return self.engine == TRANSFORMERS
+
+    @property
+    def served(self) -> Sequence[ModelSpec | str]:
+        """What the ``engine`` fixture serves in tests that do not parametrize it: those, or the one an engine has."""
+        return self.specs if self.loads_models else [self.model or self.engine]
 
     @property
     def attention(self) -> str | None:
@@ -186,9 +213,11 @@ class Options:
         Raises:
             UsageError: a value is not of its kind, or two contradict each other.
         """
+        from pytest_llmperf.measure.guards import parse_guards  # heavy, and markers are checked in every run
+
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
-            device=_resolve_device(config),
+            device=given_device(config),
             model=value["model"] or None,
             revision=value["revision"] or None,
             quantization=_names("--llmperf-quantization", value["quantization"]),
@@ -200,8 +229,22 @@ class Options:
             output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"]),
             prompt=Prompt.parse(value["prompt"]),
             executions=_names("--llmperf-execution", value["execution"]),
+            compile=_compile(value["compile-mode"], value["dynamo"]),
+            engine=check_engine_name(value["engine"]),
+            base_url=value["base-url"] or None,
+            schedulers=_schedulers(value["schedulers"]),
+            serve_requests=_whole("--llmperf-serve-requests", value["serve-requests"]),
+            max_batch_size=_whole("--llmperf-max-batch-size", value["max-batch-size"]),
+            rate=_rate(value["rate"]) if value["rate"] else None,
+            throughput_sequences=(
+                _whole("--llmperf-throughput-sequences", value["throughput-sequences"])
+                if value["throughput-sequences"]
+                else None
+            ),
+            throughput_lengths=_lengths(value["throughput-lengths"]) if value["throughput-lengths"] else None,
             requests=_whole("--llmperf-requests", value["requests"]),
             warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
+            guards=parse_guards(value["guards"]),
             baselines=_baselines(config),
             anchor=value["anchor"] or None,
             update=config.getoption("llmperf_update"),
@@ -221,6 +264,7 @@ class Options:
             fail_on=failing_outcomes(value["fail-on"], strict=config.getoption("llmperf_strict")),
             baseline_ref=value["baseline-ref"] or None,
             verdicts=_given_path(config, "llmperf_verdicts"),
+            report=_given_path(config, "llmperf_report"),
             measure_only=config.getoption("llmperf_measure_only"),
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
@@ -229,7 +273,19 @@ class Options:
         options._refuse_contradictions()
         for spec in options.specs:
             check_attention(spec)
+        for name in options.executions:
+            options.execution(name)
         return options
+
+    def execution(self, given: str | Execution) -> Execution:
+        """The execution of that name with this run's settings, or the one given.
+
+        Raises:
+            UsageError: there is none.
+        """
+        from pytest_llmperf.measure.executions import find_execution
+
+        return self.compile if given == self.compile.name else find_execution(given)
 
     def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
         """What each metric of a test accepts: marker over command line over ini rules over ini over definition."""
@@ -251,6 +307,8 @@ class Options:
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
             "--llmperf-profile: a profiled run is no measurement: add --llmperf-measure-only, and leave out "
             "--llmperf-update": self.profile and (self.updates or not self.measure_only),
+            f"--llmperf-base-url {self.base_url}: engine {self.engine!r} has no address: choose a server with "
+            "--llmperf-engine": self.base_url and self.loads_models,
         }
         for message, found in contradictions.items():
             if found:
@@ -434,6 +492,29 @@ def _seconds(name: str, given: object) -> float:
     return seconds
 
 
+def _schedulers(text: str) -> tuple[str, ...]:
+    names = _names("--llmperf-schedulers", text)
+    for name in names:
+        if name not in SCHEDULERS:
+            raise UsageError(f"--llmperf-schedulers {name!r}: expected some of {', '.join(SCHEDULERS)}")
+    return names
+
+
+def _rate(text: str) -> float:
+    rate = _amount(text)
+    if not rate > 0:
+        raise UsageError(f"--llmperf-rate {text!r}: expected requests a second, a number above 0")
+    return rate
+
+
+def _lengths(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)-(\d+)", text.strip())
+    low, high = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < low <= high:
+        raise UsageError(f"--llmperf-throughput-lengths {text!r}: expected LOW-HIGH in tokens, such as 100-1024")
+    return low, high
+
+
 def _amount(given: object) -> float:
     """A finite number of at least 0, given as one or as text; NaN for all else."""
     try:
@@ -455,11 +536,25 @@ def _resolve(config: pytest.Config, option: Option) -> str:
     return str(given if given is not None else config.getini(option.ini))
 
 
-def _resolve_device(config: pytest.Config) -> str:
+def given_device(config: pytest.Config) -> str:
+    """The device to measure on, or several, as they were named; in an xdist worker the one that it was given.
+
+    Raises:
+        UsageError: the two options contradict each other.
+    """
+    if pinned := getattr(config, "workerinput", {}).get("llmperf_device"):
+        return str(pinned)
     long, short = config.getoption("llmperf_device"), config.getoption("llmperf_short_device", None)
     if long and short and long != short:
         raise UsageError(f"--device {short} and --llmperf-device {long} contradict each other: give one")
     return str(long or short or config.getini("llmperf_device"))
+
+
+def _compile(mode: str, dynamo: str) -> Compile:
+    from pytest_llmperf.measure.compiled import Compile
+    from pytest_llmperf.measure.dynamo import parse_settings
+
+    return Compile(mode=mode, dynamo=parse_settings(dynamo))
 
 
 def _given_path(config: pytest.Config, option: str) -> Path | None:

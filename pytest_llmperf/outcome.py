@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence
 
@@ -24,6 +24,9 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     test: str
+    file: str = ""
+    """Where the test is written, relative to pytest's root; empty where that is not known."""
+    line: int | None = None
     device_key: str
     run: Run
     results: list[TestResult] = []
@@ -46,6 +49,17 @@ class Entry(BaseModel):
     def empty(self) -> bool:
         """Whether the test measured nothing at all, and nothing says why."""
         return not (self.results or self.error)
+
+    @property
+    def figures(self) -> list[tuple[str, int | float | str]]:
+        """What was measured, by metric; with the workload's hash where the test measured several."""
+        several = len(self.results) > 1
+        return [
+            (f"{cell.metric} {cell.workload}" if several else cell.metric, cell.value)
+            for result in self.results
+            for cell in result.cells
+            if cell.value is not None
+        ]
 
     @property
     def suspect(self) -> bool:
@@ -102,12 +116,14 @@ class RunOutcome:
     differences: list[str] = field(default_factory=list)
     """In what this machine differs from the baseline's latest run."""
     fail_on: frozenset[Outcome] = frozenset()
+    unreported: dict[str, None] = field(default_factory=dict)
+    """Tests that began in a worker and of which nothing came: it died while they waited to be confirmed."""
 
     def take(self, found: Mapping[str, Any]) -> None:
         """Take in what was found where the tests were measured."""
         self.missing = found.get("missing", self.missing)
         self.edited = found.get("edited", self.edited)
-        self.differences = found.get("differences", self.differences)
+        self.differences = list(dict.fromkeys((*self.differences, *found.get("differences", ()))))
 
     @property
     def verdicts(self) -> list[Verdict]:
@@ -122,10 +138,20 @@ class RunOutcome:
         return counts
 
     @property
+    def disturbed(self) -> dict[str, str]:
+        """Tests of which nothing that was timed may be compared, and why."""
+        seen = ((entry.test, result.observation.invalid) for entry in self.entries for result in entry.results)
+        return {test: why for test, why in seen if why}
+
+    @property
     def breach(self) -> str:
         """What fails the run although it failed no test; empty if nothing does."""
+        if self.unreported:
+            return f"{len(self.unreported)} tests began and were never reported: {some(list(self.unreported), 3)}"
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"{len(self.missing)} tests of the baseline are missing"
+        if self.disturbed and self.update and self.update.refusal:
+            return "a run that was disturbed is not recorded: make the machine quiet and run it again"
         if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):
             return "nothing was measured"
         return ""
@@ -169,7 +195,11 @@ def settle(report: pytest.TestReport, entry: Entry, *, confirm: bool) -> None:
 def entry_of(report: pytest.TestReport) -> Entry | None:
     """The entry that a report carries."""
     text = getattr(report, "llmperf", None)
-    return Entry.model_validate_json(text) if text is not None else None
+    if text is None:
+        return None
+    file, line, _ = report.location
+    place = {"file": Path(file).as_posix(), "line": None if line is None else line + 1}
+    return Entry.model_validate_json(text).model_copy(update=place)
 
 
 def failure_text(failing: Sequence[Verdict], injected: Sequence[str]) -> str:

@@ -11,14 +11,15 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from pytest_llmperf.declare import add_device_option, add_options, forgotten_flag
-from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, UsageError
+from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
 
 if TYPE_CHECKING:
+    from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.fixtures import CallRecorder, LlmPerf, PeakMemory
     from pytest_llmperf.measure.timer import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
     from pytest_llmperf.session import Session
     from pytest_llmperf.workplace import PlannedTest, Workplace
 
-PERF_FIXTURES = frozenset({"llm", "llmperf", "cuda_timer", "peak_memory"})
+MODEL_FIXTURES = ("llm", "engine")
+"""Those that take a model as their parameter."""
+PERF_FIXTURES = frozenset({*MODEL_FIXTURES, "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
     "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
     "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures, how long it may take"
 )
+
+_Got = TypeVar("_Got")
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -74,12 +79,26 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"
 
 
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """``-n auto`` is a worker for each device."""
+    if not config.getoption("llmperf"):
+        return None
+    from pytest_llmperf.measure.device import worker_devices
+    from pytest_llmperf.options import given_device
+
+    with _as_usage_errors():
+        return len(worker_devices(given_device(config)))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize ``llm`` where a test does not do so itself."""
+    """Parametrize ``llm`` and ``engine`` where a test does not do so itself."""
     options = metafunc.config.stash.get(OPTIONS, None)
-    if options and "llm" in metafunc.fixturenames and not _is_parametrized(metafunc, "llm"):
-        metafunc.parametrize("llm", options.specs, indirect=True)
+    models = {"llm": options.specs, "engine": options.served} if options else {}
+    for name, given in models.items():
+        if name in _own_fixtures(metafunc.definition) and not _is_parametrized(metafunc, name):
+            metafunc.parametrize(name, given, indirect=True)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -118,14 +137,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong while a model is loaded."""
-    with _contained(item, "setup"):
+    with _skipping_unavailable(), _contained(item, "setup"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong in a perf test."""
-    with _contained(item, "test body"):
+    with _skipping_unavailable(), _contained(item, "test body"):
         return (yield)
 
 
@@ -146,16 +165,6 @@ class Collector:
     def __init__(self, config: pytest.Config, session: Session) -> None:
         self._config = config
         self._session = session
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_configure_node(self, node: Any) -> None:
-        """Tell an xdist worker the arguments of this run, for the fresh processes that it may start."""
-        node.workerinput["llmperf_arguments"] = [str(word) for word in node.config.invocation_params.args]
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        """Take in what an xdist worker found out about the baseline."""
-        self._session.outcome.take(getattr(node, "workeroutput", {}).get("llmperf", {}))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in the entry that a report carries."""
@@ -178,8 +187,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
             running.outcome.profiles = _store_profiles(config, running)
         if running.outcome.breach and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if running.options.verdicts and not config.option.collectonly:
-            _write_verdicts(session, running, running.options.verdicts)
+        if not config.option.collectonly:
+            _write_outputs(session, running)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -203,13 +212,16 @@ def llm(request: pytest.FixtureRequest) -> LoadedModel:
 
     One model is loaded at a time, and each once a run.
     """
-    try:
-        loaded = request.config.stash[WORKPLACE].load(request.param)
-    except AttentionUnavailable as error:
-        pytest.skip(str(error))
-    except LlmperfError as error:
-        pytest.fail(str(error), pytrace=False)
-    return loaded
+    return _got(partial(request.config.stash[WORKPLACE].load, request.param))
+
+
+@pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """What serves requests, chosen with ``--llmperf-engine``.
+
+    Over transformers it is parametrized as ``llm`` is, and shares its models; an engine with a model of its own is one.
+    """
+    return _got(partial(request.config.stash[WORKPLACE].engine, request.param))
 
 
 @pytest.fixture
@@ -256,6 +268,16 @@ def test_key(item: pytest.Item) -> str:
 test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
 
 
+def _got(get: Callable[[], _Got]) -> _Got:
+    """What a test needs; it fails in one line without it, and is skipped where it cannot be had here."""
+    try:
+        return get()
+    except Unavailable:
+        raise
+    except LlmperfError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None  # what led to it would be lines above the one
+
+
 class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
     """Turn the package's own errors into pytest's, which end collection in one line with exit code 4."""
 
@@ -267,8 +289,19 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
             raise pytest.UsageError(str(error)) from error
 
 
+class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
+    """Skip a test that asks for what cannot run here, with the reason."""
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, Unavailable):
+            pytest.skip(str(error))
+
+
 def _start_session(config: pytest.Config) -> None:
-    from pytest_llmperf.measure.device import check_device_name, require_models_extra
+    from pytest_llmperf.measure.device import check_device_name, require_models_extra, worker_devices
     from pytest_llmperf.options import Options, baselines_arguments, measuring_arguments
     from pytest_llmperf.outcome import RunOutcome
     from pytest_llmperf.session import Session, refuse_early
@@ -277,18 +310,28 @@ def _start_session(config: pytest.Config) -> None:
     config.stash[COLLECTED] = []
     check_device_name(options.device)
     require_models_extra()
-    refuse_early(options, environ=os.environ, workers=_workers(config))
-    if not hasattr(config, "workerinput"):
-        outcome = RunOutcome(
-            compared=not options.measure_only,
-            fail_on=options.fail_on,
-            place=baselines_arguments(config, options.baselines),
-            settings=measuring_arguments(config),
-        )
-        session = Session(options, config.rootpath, outcome)
-        config.stash[SESSION] = session
-        config.pluginmanager.register(Collector(config, session), "llmperf-collector")
-        _feed_pytest_benchmark(config, options)
+    workers = _workers(config)
+    devices = worker_devices(options.device) if workers else []
+    refuse_early(options, environ=os.environ, workers=workers, devices=devices)
+    if hasattr(config, "workerinput"):
+        from pytest_llmperf.workers import Worker
+
+        config.pluginmanager.register(Worker(config), "llmperf-worker")
+        return
+    outcome = RunOutcome(
+        compared=not options.measure_only,
+        fail_on=options.fail_on,
+        place=baselines_arguments(config, options.baselines),
+        settings=measuring_arguments(config),
+    )
+    session = Session(options, config.rootpath, outcome)
+    config.stash[SESSION] = session
+    config.pluginmanager.register(Collector(config, session), "llmperf-collector")
+    _feed_pytest_benchmark(config, options)
+    if workers:
+        from pytest_llmperf.workers import Controller
+
+        config.pluginmanager.register(Controller(devices[:workers], outcome), "llmperf-controller")
 
 
 def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
@@ -302,8 +345,12 @@ def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
 
 
 def _workers(config: pytest.Config) -> int:
-    """How many xdist workers will run; under a worker, itself."""
-    return 1 if hasattr(config, "workerinput") else len(config.getoption("tx", None) or ())
+    """How many xdist workers this process will start."""
+    if config.option.collectonly or config.getoption("dist", "no") == "no" or not config.getoption("tx"):
+        return 0
+    from xdist.workermanage import parse_tx_spec_config
+
+    return len(parse_tx_spec_config(config))
 
 
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -325,7 +372,10 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     if session:
         session.outcome.take(found)
     else:
-        config.workeroutput["llmperf"] = found  # type: ignore[attr-defined]  # xdist carries it to the controller
+        from pytest_llmperf.workers import tell_controller
+
+        models = {name: repr(test.spec) for name, test in planned.items()}
+        tell_controller(config, found | {"device_key": workplace.device_key, "models": models})
 
 
 def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
@@ -335,7 +385,7 @@ def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
     if LiveLine.fits(reporter):
         capture = config.pluginmanager.get_plugin("capturemanager")
         uncaptured = capture.global_and_fixture_disabled if capture else nullcontext
-        workplace.progress.watcher = LiveLine(reporter, uncaptured)
+        workplace.progress.watchers.append(LiveLine(reporter, uncaptured))
 
 
 def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:
@@ -395,14 +445,11 @@ def _store_profiles(config: pytest.Config, running: Session) -> str:
     return store_profiles(config, running)
 
 
-def _write_verdicts(session: pytest.Session, running: Session, path: Path) -> None:
-    from pytest_llmperf.fresh import without_outputs
-    from pytest_llmperf.verdict_file import verdict_file, write_verdicts
-
-    arguments = without_outputs([str(word) for word in session.config.invocation_params.args])
-    verdicts = verdict_file(running.outcome, command=["pytest", *arguments], exit_code=int(session.exitstatus))
+def _write_outputs(session: pytest.Session, running: Session) -> None:
     try:
-        write_verdicts(path, verdicts)
+        running.write_outputs(
+            arguments=[str(word) for word in session.config.invocation_params.args], exit_code=int(session.exitstatus)
+        )
     except LlmperfError as error:
         running.outcome.not_kept = str(error)
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
@@ -430,6 +477,9 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     if timed and (results or not fixture):
         results = [*results, *timed.results]
     entry = workplace.entry(test_key(item), results, timings=timed.lines if timed else (), error=_error_line(report))
+    # Of both: JUnit's file takes those of the teardown's report, which pytest fills from the item.
+    report.user_properties += entry.figures
+    item.user_properties += entry.figures
     settle(report, entry, confirm=workplace.options.confirms)
 
 
@@ -460,8 +510,14 @@ def _settings(item: pytest.Item) -> TestSettings:
 
 
 def _is_perf(item: pytest.Item) -> bool:
-    fixtures = PERF_FIXTURES.intersection(getattr(item, "fixturenames", ()))
-    return bool(fixtures) or item.get_closest_marker("llmperf") is not None
+    return bool(_own_fixtures(item)) or item.get_closest_marker("llmperf") is not None
+
+
+def _own_fixtures(item: pytest.Item) -> set[str]:
+    """Those of ours that a test uses. A project may have an ``engine`` of its own, which makes no perf test."""
+    known = getattr(item, "_fixtureinfo", None)  # pytest has no public way to ask whose a fixture is
+    found = known.name2fixturedefs if known else {}
+    return {name for name in PERF_FIXTURES if name in found and found[name][-1].func.__module__ == __name__}
 
 
 def _is_wanted(item: pytest.Item) -> bool:
@@ -473,9 +529,11 @@ def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
     return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public way to ask
 
 
-def _llm_param(item: pytest.Item) -> Any:
+def _model_param(item: pytest.Item) -> Any:
+    """What a test names the model by that is loaded for it; ``None`` where none is."""
     callspec = getattr(item, "callspec", None)
-    return callspec.params.get("llm") if callspec else None
+    loaded = MODEL_FIXTURES if item.config.stash[OPTIONS].loads_models else ("llm",)
+    return next((callspec.params[name] for name in loaded if name in callspec.params), None) if callspec else None
 
 
 def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
@@ -493,7 +551,7 @@ def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
 def _spec(item: pytest.Item) -> ModelSpec | None:
     from pytest_llmperf.models.spec import ModelSpec
 
-    param = _llm_param(item)
+    param = _model_param(item)
     if param is None:
         return None
     try:

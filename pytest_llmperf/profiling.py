@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.explanation import Profiles, explanations, slower
-from pytest_llmperf.fresh import run_replica
+from pytest_llmperf.fresh import Ended, run_replica
 from pytest_llmperf.outcome import Entry
 from pytest_llmperf.records.environment import blocking, compare_environments
 from pytest_llmperf.records.measured import Measured
@@ -33,8 +33,7 @@ from pytest_llmperf.session import Session
 from pytest_llmperf.text import some
 from pytest_llmperf.workplace import Workplace
 
-PROFILED_ENGINE = "transformers"
-NO_PROFILE = "no profile of it is stored; recording a run stores one"
+NO_PROFILE = "no profile of it is stored; recording a run stores those of llmperf.generate"
 LONGEST_LIST = 3
 
 
@@ -99,10 +98,20 @@ def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Pro
     folder = run_folder(config.rootpath, "traces", run.run_id)
     journal = folder / "profile.jsonl"
     ended = run_replica(config, tests, journal, session_id=run.session_id, extra=[f"--llmperf-profile={folder}"])
-    measured = Measured.read(journal)
+    return profiles_of("now", Measured.read(journal), ended), str(folder)
+
+
+def profiles_of(name: str, measured: Measured, ended: Ended) -> Profiles:
+    """What a process profiled, and why not the rest.
+
+    Args:
+        name: of the side.
+        measured: what it wrote.
+        ended: how it ended.
+    """
+    died = f"exit code {ended.exit_code}, {ended.last_words}" if ended.exit_code else "it makes no request by itself"
     errors = [f"{note.test}: {note.error}" for note in measured.notes.values() if note.error]
-    why = next(iter(errors), f"exit code {ended.exit_code}, {ended.last_words}")
-    return Profiles("now", measured.profiles, f"it was not profiled: {why} (see {ended.log})"), str(folder)
+    return Profiles(name, measured.profiles, f"not profiled: {next(iter(errors), died)} (see {ended.log})")
 
 
 def _stored(config: pytest.Config, workplace: Workplace) -> Profiles:
@@ -127,9 +136,9 @@ def _commits(file: ProfileFile, found: Iterable[Key]) -> str:
 
 
 def _unprofiled(entries: Sequence[Entry], file: ProfileFile | None, run: Run) -> Iterator[str]:
-    """Tests with a request of a model in this process that was not profiled yet at this commit."""
+    """Tests with a request that was not profiled yet at this commit: one made by itself, as its wall time tells."""
     for entry in entries:
-        requests = [one for one in entry.results if one.samples and one.workload.engine == PROFILED_ENGINE]
+        requests = [one for one in entry.results if "e2e_wall_ms" in one.samples]
         keys = [(entry.test, result.workload.hash) for result in requests]
         if not all(file and _is_of(run_of(file, key), run) for key in keys):
             yield entry.test

@@ -1,26 +1,36 @@
 """One run from start to finish: collects what became of every test, keeps it at once, and writes the baseline once.
 
-Under xdist the worker measures and judges, and this runs on its controller.
+Under xdist the workers measure and judge, each a run of its own, and this runs on their controller.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from pytest_llmperf.anchor import pinned_baseline
 from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.options import Options
 from pytest_llmperf.outcome import Entry, RunOutcome, Update
 from pytest_llmperf.records.journal import Journal, Note, baseline_of
+from pytest_llmperf.records.revision import folder_in_repository
 from pytest_llmperf.records.schema import Baseline, TestResult
-from pytest_llmperf.records.store import baseline_path, update_baseline
+from pytest_llmperf.records.store import baseline_path, load_baseline, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
 from pytest_llmperf.scratch import make_room, scratch_folder
-from pytest_llmperf.text import slug
+from pytest_llmperf.text import slug, some
 from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict_file import VerdictFile, verdict_file, write_verdicts
+
+if TYPE_CHECKING:
+    from pytest_llmperf.report.evidence import Evidence
+
+LONGEST_LIST = 3
 
 
 @dataclass
@@ -30,7 +40,8 @@ class Session:
     options: Options
     root: Path
     outcome: RunOutcome
-    journal: Journal | None = None
+    journals: dict[str, Journal] = field(default_factory=dict)
+    """By run: each xdist worker is one."""
     _kept: set[str] = field(default_factory=set)
 
     def collect(self, entry: Entry) -> None:
@@ -61,11 +72,11 @@ class Session:
         if entry.injected and not self.options.journal:
             return
         if entry.results or (entry.error and self.options.journal):
-            self.journal = self.journal or self._journal(entry)
+            journal = self.journals.get(entry.run.run_id) or self._begin_journal(entry)
             for result in entry.results:
-                self.journal.append(result)
+                journal.append(result)
             if entry.error or entry.limits:
-                self.journal.append_note(Note(test=entry.test, error=entry.error, limits=entry.limits))
+                journal.append_note(Note(test=entry.test, error=entry.error, limits=entry.limits))
 
     def finish(self, *, failed: bool, interrupted: bool) -> None:
         """Update the baseline if that was asked for and is allowed."""
@@ -81,51 +92,105 @@ class Session:
         except LlmperfError as error:
             self.outcome.update = Update(path=path, refusal=str(error))
 
+    def write_outputs(self, *, arguments: Sequence[str], exit_code: int) -> None:
+        """Write the files that were asked for, of a run that has finished.
+
+        Args:
+            arguments: that pytest was given.
+            exit_code: of the run.
+
+        Raises:
+            LlmperfError: one cannot be written.
+        """
+        if not (self.options.verdicts or self.options.report):
+            return
+        command = ["pytest", *without_outputs(arguments)]
+        folder = folder_in_repository(self.root)
+        verdicts = verdict_file(self.outcome, command=command, exit_code=exit_code, folder=folder)
+        if self.options.verdicts:
+            write_verdicts(self.options.verdicts, verdicts)
+        if self.options.report:
+            from pytest_llmperf.report.webpage import write_report
+
+            write_report(self.options.report, self._evidence(verdicts))
+
+    def _evidence(self, verdicts: VerdictFile) -> Evidence:
+        """What the report is made from: the baseline is read again, since under xdist a worker had it."""
+        from pytest_llmperf.report.evidence import Evidence
+
+        path, reference = baseline_path(self.options.baselines, verdicts.device_key), self.options.baseline_ref
+        if reference:
+            baseline = pinned_baseline(self.root, reference, path, present=None)
+        else:
+            baseline = load_baseline(path) if path.exists() else None
+        results = [result for entry in self.outcome.entries for result in entry.results]
+        return Evidence(verdicts=verdicts, results=results, baseline=baseline)
+
     def _refusal(self, *, failed: bool, interrupted: bool) -> str:
         """Why this run must not become part of the baseline; empty if it may."""
         if interrupted:
             return f"the run was interrupted{self._where_kept()}"
         if failed:
             return f"a test failed{self._where_kept()}"
+        if self.outcome.unreported:
+            return f"a worker died{self._where_kept()}"
         if not any(entry.results for entry in self.outcome.entries):
             return "nothing was measured that a baseline keeps"
+        if disturbed := self.outcome.disturbed:
+            return f"the run was disturbed: {some([*disturbed], 3)}: {next(iter(disturbed.values()))}"
         invalid = sum(
             verdict.outcome is Outcome.INVALID for entry in self.outcome.entries for verdict in entry.verdicts
         )
         return f"{invalid} cells are invalid" if invalid else ""
 
     def _where_kept(self) -> str:
-        return f"; what was measured is kept in {self.journal.path}" if self.journal else ""
+        paths = [str(journal.path) for journal in self.journals.values()]
+        return f"; what was measured is kept in {some(paths, LONGEST_LIST)}" if paths else ""
 
     def _appended(self, baseline: Baseline | None) -> Baseline:
-        first = self.outcome.entries[0]
-        run = baseline_of(
-            first.device_key, first.run, [result for entry in self.outcome.entries for result in entry.results]
-        )
+        measured = [entry for entry in self.outcome.entries if entry.results]
+        runs = {entry.run.run_id: entry.run for entry in measured}
+        results = [result for entry in measured for result in entry.results]
+        added = baseline_of(measured[0].device_key, list(runs.values()), results)
         if baseline is None:
-            return run
-        return merge(baseline, only_new_cells(baseline, run) if self.options.update_new_only else run)
+            return added
+        return merge(baseline, only_new_cells(baseline, added) if self.options.update_new_only else added)
 
-    def _journal(self, entry: Entry) -> Journal:
-        path = self.options.journal or _next_journal(self.root, entry.run.run_id)
-        return Journal(path, device_key=entry.device_key, run=entry.run, injected=entry.injected)
+    def _begin_journal(self, entry: Entry) -> Journal:
+        """The file that was asked for is the first run's; a worker that replaces a crashed one is another run."""
+        run = entry.run
+        path = (None if self.journals else self.options.journal) or _next_journal(self.root, run.run_id)
+        journal = Journal(path, device_key=entry.device_key, run=run, injected=entry.injected)
+        self.journals[run.run_id] = journal
+        return journal
 
 
-def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int) -> None:
+def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int, devices: Sequence[str]) -> None:
     """Refuse what could only be refused after minutes of measuring otherwise.
 
     Raises:
-        UsageError: more than one worker would measure on a device, an update under CI was not forced, or the folder of
-            ``--llmperf-json`` cannot be made.
+        UsageError: workers outnumber devices or would write one journal, an update under CI was not forced, the folder
+            of ``--llmperf-json`` cannot be made, or what ``--llmperf-report`` needs is not installed.
     """
+    if options.report:
+        from pytest_llmperf.report.webpage import require_report_extra
+
+        require_report_extra()
     if options.json_folder:
         try:
             options.json_folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--llmperf-json: cannot make {options.json_folder}: {error.strerror}") from error
-    if workers > 1:
+    if workers > len(devices):
+        found = f"{len(devices)} devices" if len(devices) > 1 else "one device"
         raise UsageError(
-            f"--llmperf: {workers} workers would measure on one device at once; expected one: use -n0 or -n1"
+            f"--llmperf: {workers} workers would measure on {found} at once ({', '.join(devices)}); expected one on "
+            f"each: use -n{len(devices)}"
+        )
+    if workers > 1 and options.journal:
+        raise UsageError(
+            f"--llmperf-journal: a journal is of one run, and {workers} workers are as many: leave it out and find "
+            "theirs in .llmperf/runs"
         )
     # The same test for CI that pytest uses.
     if options.updates and not options.force_update and (environ.get("CI") or environ.get("BUILD_NUMBER")):

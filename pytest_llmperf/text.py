@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 def printable(text: str) -> str:
     """The text with control characters escaped: a test's id or a model's name must not steer the terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 

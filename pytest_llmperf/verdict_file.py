@@ -7,15 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from posixpath import join, normpath
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import Run, Workload
 from pytest_llmperf.records.store import Written, write_model
+from pytest_llmperf.text import printable
+from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence
 
@@ -55,6 +58,13 @@ class CellVerdict(Written):
     """The git revision whose baseline this is about; empty for the present one."""
     sentence: str
 
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, key: str) -> str:
+        if key not in METRICS:
+            raise ValueError(f"there is no metric {key!r:.80}")
+        return key
+
     @property
     def counts(self) -> bool:
         """Whether the cell can fail its test: it gates, and this device can measure it at all."""
@@ -67,6 +77,9 @@ class TestVerdicts(Written):
     __test__ = False  # pytest would collect a class of this name
 
     test: str
+    file: str = ""
+    """Where the test is written, relative to the repository's root; empty where that is not known."""
+    line: int | None = None
     error: str
     failed: bool
     workloads: dict[str, Workload]
@@ -87,6 +100,7 @@ class VerdictFile(Written):
     """What failed the run although it failed no test."""
     device_key: str
     run: Run | None
+    """Of the first test; with several xdist workers each has its own."""
     injected: list[str]
     outcomes: dict[Outcome, int]
     decided: int
@@ -97,13 +111,14 @@ class VerdictFile(Written):
     tests: list[TestVerdicts]
 
 
-def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int) -> VerdictFile:
+def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, folder: str = "") -> VerdictFile:
     """All that a run decided.
 
     Args:
         run: what became of it.
         command: that made it; with a test's key added, it makes that test's verdicts again.
         exit_code: of the run.
+        folder: of the project in its repository.
     """
     first = run.entries[0] if run.entries else None
     outcomes = run.outcomes
@@ -120,7 +135,7 @@ def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int) -> 
         total=sum(outcomes.values()),
         missing=run.missing,
         differences=run.differences,
-        tests=[_test_verdicts(entry, command) for entry in run.entries],
+        tests=[_test_verdicts(entry, command, folder) for entry in run.entries],
     )
 
 
@@ -150,13 +165,16 @@ def read_verdicts(path: Path) -> VerdictFile:
         raise BaselineError(f"cannot read verdicts {path}: {error.strerror or error}") from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))
-        raise BaselineError(f"{path}: {place}: {problem['msg']}; expected a file of --llmperf-verdicts") from error
+        message = problem["msg"].removeprefix("Value error, ")
+        found = ": ".join(filter(None, [".".join(map(str, problem["loc"])), message]))
+        raise BaselineError(f"{path}: {printable(found)}; expected a file of --llmperf-verdicts") from error
 
 
-def _test_verdicts(entry: Entry, command: Sequence[str]) -> TestVerdicts:
+def _test_verdicts(entry: Entry, command: Sequence[str], folder: str) -> TestVerdicts:
     return TestVerdicts(
         test=entry.test,
+        file=_inside_repository(folder, entry.file) if entry.file else "",
+        line=entry.line,
         error=entry.error,
         failed=bool(entry.error or entry.failing),
         workloads={result.workload.hash: result.workload for result in entry.results},
@@ -164,6 +182,11 @@ def _test_verdicts(entry: Entry, command: Sequence[str]) -> TestVerdicts:
         reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
         explanations=tuple(entry.explanations),
     )
+
+
+def _inside_repository(folder: str, file: str) -> str:
+    path = normpath(join(folder, file))
+    return "" if path.startswith(("..", "/")) else path
 
 
 def _cell_verdict(verdict: Verdict, *, fails: bool) -> CellVerdict:

@@ -13,17 +13,21 @@ from pathlib import Path
 
 from pytest_llmperf.anchor import Anchor, pinned_baseline
 from pytest_llmperf.compare import CellKey, Comparison, Confirmed
+from pytest_llmperf.engines.choose import ENGINES, Wanted
+from pytest_llmperf.engines.engine import Engine
+from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import BaselineError, UsageError
-from pytest_llmperf.measure.bench import Bench, default_model
+from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.contain import can_interrupt, contained
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
 from pytest_llmperf.measure.progress import TEST_BODY
+from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.measure.timing import Timing
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
-from pytest_llmperf.models.source import check_source
+from pytest_llmperf.models.source import check_source, default_model
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.options import Options, TestSettings
 from pytest_llmperf.outcome import Entry
@@ -74,10 +78,15 @@ class Workplace:
         self.options = options
         self._root = root
         self.edited = ""
-        self._bench = Bench(options.device)
+        self._bench = Bench(options.device, options.guards)
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
+        self._wanted = Wanted(
+            model=options.model, revision=options.revision, base_url=options.base_url, device=self._bench.device
+        )
+        if not options.loads_models:
+            ENGINES[options.engine].check(self._wanted)
         if any(self._timeouts.values()) and not (options.isolate or options.tell or can_interrupt()):
             raise UsageError(
                 "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave it out"
@@ -112,6 +121,32 @@ class Workplace:
             ModelError: it cannot be loaded.
         """
         return self._bench.models.get(self._complete(ModelSpec.parse(param)))
+
+    def engine(self, param: str | ModelSpec) -> Engine:
+        """The engine that a test's parameter stands for: over a model that is loaded here, or the run's own.
+
+        Raises:
+            ModelError: it cannot be had.
+            UsageError: the run's engine has a model of its own, and the test asks for another one.
+        """
+        if self.options.loads_models:
+            return TransformersEngine(self.load(param))
+        if param not in self.options.served:
+            raise UsageError(
+                f"engine {param!s}: {self.options.engine} serves the one model it has: expected a test that does not "
+                "parametrize engine"
+            )
+        return self._bench.own_engine(ENGINES[self.options.engine], self._wanted)
+
+    def serve(self, engine: Engine | LoadedModel, plan: ServingPlan, *, test: str) -> TestResult:
+        """Measure how an engine, or a loaded model, serves many requests."""
+        serving = TransformersEngine(engine) if isinstance(engine, LoadedModel) else engine
+        if self.options.burdens:
+            raise UsageError(
+                f"--llmperf-inject {self.options.burdens[0]}: what serves requests makes no single forwards: put a "
+                "factor on a figure instead, such as output:-15%"
+            )
+        return self.injected(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
         """Measure, with what ``--llmperf-inject`` asks for put on top.
@@ -190,8 +225,8 @@ class Workplace:
         return contained(self.progress, self.device, phase=phase, limit_s=limit_s)
 
     def release(self) -> None:
-        """Let the model go."""
-        self._bench.models.release()
+        """Let the model go, and the engine that has its own."""
+        self._bench.release()
 
     @property
     def device(self) -> str:

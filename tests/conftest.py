@@ -25,7 +25,8 @@ class Project:
         self.monkeypatch = monkeypatch
         self.path = pytester.path
         monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # it takes a second and a half at each end
+        # Hypothesis takes a second and a half at each end; guards would see the other tests.
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest --llmperf-guards=none")
         for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID"):
             monkeypatch.delenv(name, raising=False)
 
@@ -74,8 +75,10 @@ def _imported(model_cache: Path) -> None:
     """Load and measure once, so that all is imported: inner runs forget what they import, and numpy loads only once."""
     import pandas as pd  # noqa: F401
     import pyarrow as pa  # noqa: F401
+    import ruptures  # noqa: F401
 
-    import pytest_llmperf.report.terminal  # noqa: F401
+    import pytest_llmperf.report.terminal
+    import pytest_llmperf.report.webpage  # noqa: F401
     from pytest_llmperf import ModelSpec
     from pytest_llmperf.measure.bench import Bench
     from pytest_llmperf.measure.generation import Plan

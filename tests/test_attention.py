@@ -11,7 +11,7 @@ import sys
 import pytest
 from perf_project import QUICK
 
-from pytest_llmperf.measure.generation import RequestTimes
+from pytest_llmperf.measure.request import RequestTimes
 from pytest_llmperf.report.live import LiveLine
 
 PROMPTS = """
@@ -109,16 +109,20 @@ class FakeReporter:
 
 
 def test_the_line_tells_tokens_and_the_running_median(capsys):
-    """And is gone when the next phase begins."""
+    """And is gone when the test's own code goes on."""
     reporter = FakeReporter()
     line = LiveLine(reporter, capsys.disabled)
     line.enter("timed requests")
     line.request(RequestTimes(ttft_ms=5.0, itl_ms=[2.0, 4.0], wall_ms=11.0))
     line.request(RequestTimes(ttft_ms=5.0, itl_ms=[], wall_ms=5.0))
     line.enter("prefill")
+    line.enter("test body")
+    line.enter("setup")
     assert reporter.written == [
+        "\x1b7" + "timed requests" + "\x1b[K\x1b8",
         "\x1b7" + "3 tokens a sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
         "\x1b7" + "4 tokens a sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
+        "\x1b7" + "prefill" + "\x1b[K\x1b8",
         "\x1b7\x1b[K\x1b8",
     ]
 
@@ -132,9 +136,9 @@ def test_a_long_name_leaves_no_room(capsys):
 
 @pytest.mark.parametrize("what", ["verbosity", "isatty", "hasmarkup"])
 def test_it_is_for_people_who_look(what, monkeypatch):
-    """At a terminal, and asked for more than dots."""
+    """At a terminal, and did not ask for quiet."""
     assert LiveLine.fits(FakeReporter())
-    monkeypatch.setattr(FakeReporter, what, 0)
+    monkeypatch.setattr(FakeReporter, what, -1 if what == "verbosity" else 0)
     assert not LiveLine.fits(FakeReporter())
     assert not LiveLine.fits(None)
 

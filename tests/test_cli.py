@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from pytest_llmperf.cli import main
+from pytest_llmperf.records.frame import COLUMNS
 
 
 @pytest.fixture
@@ -70,7 +75,8 @@ def test_export_writes_csv_and_parquet(recorded, capsys):
     assert main(["export", "baselines", "runs.parquet"]) == 0
     csv, parquet = pd.read_csv("runs.csv"), pd.read_parquet("runs.parquet")
     assert len(csv) == len(parquet) > 0
-    assert set(csv.columns) == set(parquet.columns)
+    assert list(csv.columns) == list(parquet.columns)
+    assert [name for name in csv.columns if not name.startswith("env_")] == list(COLUMNS)
     assert f"{len(csv)} rows" in capsys.readouterr().out
 
 
@@ -144,3 +150,26 @@ def test_record_stops_at_a_failing_run_and_says_what_was_recorded(project):
     )
     assert result.ret == 1
     result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs were recorded before it"])
+
+
+def test_help_teaches_the_first_steps(capsys):
+    """Every command and option that it shows is one."""
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    steps = re.findall(r"^  (llmperf|pytest) (.*?)(?:  |$)", out.partition("first steps:")[2], re.MULTILINE)
+    assert len(steps) == 6
+    commands = set(re.findall(r"^    (\w+)  ", out, re.MULTILINE))
+    assert {words.split()[0] for tool, words in steps if tool == "llmperf"} <= commands
+
+
+def test_the_shell_completes_commands():
+    """As it does for pytest: argcomplete asks, and reads the answer from descriptor 8."""
+    pytest.importorskip("argcomplete")
+    with tempfile.TemporaryFile("w+") as answer:
+        asked = {"COMP_LINE": "llmperf acc", "COMP_POINT": "11", "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "|"}
+        tell = f"import os, sys; os.dup2({answer.fileno()}, 8); from pytest_llmperf.cli import main; main()"
+        subprocess.run([sys.executable, "-c", tell], env=os.environ | asked, pass_fds=[answer.fileno()], check=True)
+        answer.seek(0)
+        assert answer.read().strip() == "accept"

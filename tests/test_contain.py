@@ -182,10 +182,10 @@ def test_isolation_changes_no_verdict(project):
     """The same table, outcomes and baseline as in one process; each skip and failure is told once, with its output."""
     project.write(MODELS_AND_OUTCOMES)
     project.run("--llmperf-measure-only", "--llmperf-update", "-k", "decode")
-    plain, isolated = (project.run(*more, step_ms=1.0) for more in ((), ("--llmperf-isolate",)))
+    plain, isolated = (project.run("-rs", *more, step_ms=1.0) for more in ((), ("--llmperf-isolate",)))
     for result in (plain, isolated):
         result.assert_outcomes(passed=4, failed=1, skipped=1, xfailed=1)
-        result.stdout.fnmatch_lines(["*assert 1 == 2", "told before"])
+        result.stdout.fnmatch_lines(["*assert 1 == 2", "told before", "SKIPPED*: not today"])
     assert [row.split()[0] for row in rows(plain)] == [row.split()[0] for row in rows(isolated)]
     assert [row.split()[-1] for row in rows(plain)] == [row.split()[-1] for row in rows(isolated)]
     logs = list((project.path / ".llmperf" / "isolate").glob("*/*.log"))

@@ -27,18 +27,70 @@ def test_the_matrix_is_measured_by_events_with_allocator_peaks(project):
     assert all(cell["value"] > 0 for cell in peaks)
 
 
+EXACT = ("operators_per_token", "kernel_launches_per_token", "syncs_per_token", "decode_peak_allocated",
+         "prefill_peak_allocated", "weights", "kv_cache")  # fmt: skip
+
+
 def test_identical_runs_agree_on_every_exact_metric(project):
     """What is judged exactly must be exact on a GPU too."""
     arguments = (
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-update", "--llmperf-force-update",
-        "--llmperf-gate=operators_per_token,decode_peak_allocated,prefill_peak_allocated,weights,kv_cache",
+        f"--llmperf-gate={','.join(EXACT)}",
         "--llmperf-explain=off",
     )  # fmt: skip
     project.write(conftest="")
     for _ in range(2):
         result = project.pytester.runpytest_subprocess(*arguments)
         assert result.ret == 0, result.outlines
-    result.stdout.fnmatch_lines(["llmperf: 1 tests, 5 of 5 gating cells decided: 5 unchanged"])
+    result.stdout.fnmatch_lines(["llmperf: 1 tests, 7 of 7 gating cells decided: 7 unchanged"])
+
+
+def test_a_decode_is_profiled_and_its_device_read():
+    """Kernels and shares of every execution; copying each token to the host waits for the device."""
+    from pytest_llmperf import ModelSpec
+    from pytest_llmperf.measure.bench import Bench
+    from pytest_llmperf.measure.generation import Plan
+
+    bench = Bench("cuda")
+    loaded = bench.models.get(ModelSpec("synthetic:tiny", "bf16"))
+    results = {}
+    for execution in ("generate", "loop"):
+        plan = Plan(
+            batch_size=1, input_tokens=8, output_tokens=16, execution=execution, requests=3, warmup_cap=5
+        )  # fmt: skip
+        results[execution] = bench.measure(loaded, plan, test=execution, run_id="run")
+    for result in results.values():
+        assert result.value("kernel_launches_per_token") > 0
+        assert 0 <= result.value("host_share") < 1
+        assert result.value("bandwidth_share") > 0
+        assert result.observation.conditions["copy_bytes_per_s"] > 0
+        energy = next(cell for cell in result.cells if cell.metric == "energy_mj_per_token")
+        assert energy.reason if energy.value is None else energy.value > 0
+    assert results["generate"].value("syncs_per_token") >= 1
+    assert results["loop"].value("syncs_per_token") < results["generate"].value("syncs_per_token")
+    bench.models.release()
+
+
+def test_clocks_are_read_where_nvml_tells_them():
+    """Under load they are those of a device that works."""
+    from pytest_llmperf.measure.guards import watch
+    from pytest_llmperf.measure.nvidia import GpuWatch
+    from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
+
+    progress = Progress("cuda:0")
+    matrix = torch.randn(4096, 4096, device="cuda", dtype=torch.float16)
+    with watch("cuda:0", progress) as watched:
+        progress.enter(TIMED_REQUESTS)
+        for _ in range(3):
+            for _ in range(50):
+                matrix @ matrix
+            torch.cuda.synchronize()
+            progress.tell_request(None)
+        progress.enter("prefill")
+        conditions = watched.gpu.conditions()
+    if not isinstance(watched.gpu, GpuWatch):
+        pytest.skip(conditions.nvml_reason)
+    assert 0 < conditions.sm_clock_under_load_mhz <= 1.05 * conditions.sm_clock_full_mhz
 
 
 def test_64_mib_on_the_device_are_seen_to_the_byte(project):
@@ -153,3 +205,84 @@ def test_a_profile_tells_kernels_beside_operators(project):
     decode = json.loads(written.read_text())["results"][0]["profile"]["decode"]
     assert {one.get("place", "host") for one in decode["operators"]} == {"host", "device"}
     assert sum(one["self_ms"] for one in decode["operators"] if one.get("place") == "device") > 0
+
+
+def test_each_worker_has_a_gpu_of_its_own(project):
+    """One worker on each that is visible, and no more."""
+    models = 'import pytest\n\n@pytest.mark.parametrize("llm", ["bf16", "fp16"], indirect=True)\n'
+    project.write(models + "def test_decode(llm, llmperf): llmperf.generate(llm)", conftest="")
+    arguments = ("--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-update")
+    result = project.pytester.runpytest_subprocess(*arguments, "-nauto")
+    assert result.ret == 0, result.outlines
+    runs = json.loads(project.baseline().read_text())["runs"]
+    assert len({run["environment"]["device_uuid"] for run in runs}) == len(runs) == min(2, torch.cuda.device_count())
+    result = project.pytester.runpytest_subprocess(*arguments, f"-n{torch.cuda.device_count() + 1}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *workers would measure on *"])
+
+
+GRAPHS = """
+import pytest
+from pytest_llmperf import Graph
+
+@pytest.mark.parametrize("llm", ["fp32", "bf16", "nf4", "int8", "int8-decomp"], indirect=True)
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_graph(llm, llmperf, batch_size):
+    loop = llmperf.generate(llm, batch_size=batch_size, execution="loop")
+    graph = llmperf.generate(llm, batch_size=batch_size, execution=Graph(sizes=(1, 2, 4)))
+    llmperf.speedup(graph, over=loop)
+    assert graph.value("graph_memory") > 0
+    if llm.spec.quantization == "fp32":
+        assert graph.value("tokens_unlike_loop") == 0
+"""
+
+
+def test_decode_is_replayed_from_graphs(project):
+    """Of every kind but the one that counts its outliers on the host, which is skipped; padding changes no token."""
+    project.write(GRAPHS, conftest="")
+    result = project.pytester.runpytest_subprocess(
+        "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "-rs"
+    )
+    result.assert_outcomes(passed=8, skipped=2)
+    result.stdout.fnmatch_lines(["SKIPPED*execution 'graph': a step of LlamaForCausalLM: *"])
+
+
+def test_a_step_that_cannot_be_captured_leaves_the_device_as_it_was(project):
+    """The same model decodes by a graph in the next test."""
+    project.write(
+        """
+        import pytest
+        from pytest_llmperf import MeasurementError
+
+        @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+        def test_graph(llm, llmperf):
+            handle = llm.model.register_forward_hook(lambda *args: args[-1].logits.sum().item() and None)
+            with pytest.raises(MeasurementError, match="a step of LlamaForCausalLM"):
+                llmperf.generate(llm, execution="graph")
+            handle.remove()
+            assert llmperf.generate(llm, execution="graph").value("tokens_unlike_loop") == 0
+        """,
+        conftest="",
+    )
+    result = project.pytester.runpytest_subprocess("--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny")
+    result.assert_outcomes(passed=1)
+
+
+def test_compiled_decode_with_graphs_of_its_own(project):
+    """Inductor's CUDA graphs: one graph, nothing compiled again, and the loop's tokens."""
+    project.write(
+        """
+        import pytest
+        from pytest_llmperf import Compile
+
+        @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+        @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+        def test_compiled(llm, llmperf, mode):
+            found = llmperf.generate(llm, batch_size=2, execution=Compile(mode=mode))
+            assert (found.value("unique_graphs"), found.value("recompilations")) == (1, 0)
+            assert found.value("tokens_unlike_loop") == 0
+        """,
+        conftest="",
+    )
+    result = project.pytester.runpytest_subprocess("--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny")
+    result.assert_outcomes(passed=2)

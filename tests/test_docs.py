@@ -17,10 +17,10 @@ ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" / "README.md"]
 ACTIONS = {"--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
-           "--llmperf-verdicts", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
+           "--llmperf-verdicts", "--llmperf-report", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
            "--llmperf-tell", "--llmperf-profile"}  # fmt: skip
 COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history", "ab", "gate",
-            "selftest"}  # fmt: skip
+            "selftest", "report"}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -28,7 +28,6 @@ def test_every_option_and_command_that_is_named_exists(page):
     """No page sends its reader to something that is not there."""
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"--llmperf-[a-z-]+", text)) <= ACTIONS | {option.flag for option in SETTINGS}
-    assert set(re.findall(r"(?<![\w`-])llmperf ([a-z]+) ", text)) & {"report", "selftest"} == set()
     assert set(re.findall(r"`llmperf ([a-z]+)", text)) <= COMMANDS
 
 
@@ -43,7 +42,8 @@ def test_every_metric_and_outcome_is_explained():
     """The reference of metrics and of verdicts is complete."""
     measuring = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
     families = {
-        re.sub(r"^(load|prefill|decode)_peak", "peak", re.sub(r"itl_p\d+", "itl_p", m.name)) for m in METRICS.values()
+        re.sub(r"^(load|prefill|decode|serving)_peak", "peak", re.sub(r"itl_p\d+", "itl_p", m.name))
+        for m in METRICS.values()
     }
     assert [name for name in families if name.removeprefix("peak") not in measuring] == []
     verdicts = (ROOT / "docs" / "baselines.md").read_text(encoding="utf-8")
@@ -53,15 +53,18 @@ def test_every_metric_and_outcome_is_explained():
 def test_the_metrics_that_gate_are_those_that_are_told():
     """The help of ``--llmperf-gate`` and the README name them."""
     gating = {metric.name for metric in METRICS.values() if metric.gates}
-    peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode")}
-    assert gating == {"tpot", "output", "speedup", "call", "weights", "kv_cache", "operators_per_token"} | peaks
+    peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode", "serving")}
+    timed = {"tpot", "output", "speedup", "call"}
+    counted = {"operators_per_token", "graph_breaks", "unique_graphs", "recompilations"}
+    on_cuda = {"kernel_launches_per_token", "syncs_per_token"}
+    assert gating == timed | counted | on_cuda | {"weights", "kv_cache", "graph_memory"} | peaks
 
 
 def test_the_blocking_fields_are_those_that_are_told():
     """A field that blocks without the documentation saying so would surprise."""
     told = {"method", "device_name", "device_type", "device_memory_bytes", "compute_capability", "mig", "ecc",
             "power_limit_w", "driver", "runtime", "cpu_model", "cpu_count", "torch_threads", "python", "torch",
-            "transformers", "bitsandbytes"}  # fmt: skip
+            "transformers", "bitsandbytes", "vllm"}  # fmt: skip
     assert {name for name, weight in FIELDS.items() if weight == "blocks"} == told
 
 

@@ -142,5 +142,5 @@ def test_a_profiled_process_that_dies_says_so_and_changes_no_verdict(project):
     result = project.run("--llmperf-update", "--llmperf-measure-only", "--llmperf-explain=on")
     assert result.ret == 0
     result.stdout.fnmatch_lines([
-        "baseline updated: *", "operator profiles NOT kept: it was not profiled: exit code 4, *no*profile.log)",
+        "baseline updated: *", "operator profiles NOT kept: not profiled: exit code 4, *no*profile.log)",
     ])  # fmt: skip

@@ -95,10 +95,10 @@ def test_each_phase_has_its_own():
     "other",
     [
         verdict(outcome=Outcome.UNCHANGED), verdict("weights_bytes"), verdict("operators_per_token"),
-        verdict(against="v1.0"),
+        verdict("call_ms"), verdict("output_tokens_per_s"), verdict(against="v1.0"),
     ],
-    ids=["unchanged", "bytes", "counted", "anchored"],
+    ids=["unchanged", "bytes", "counted", "callable", "served", "anchored"],
 )  # fmt: skip
 def test_only_times_that_fail_now_are_explained(other):
-    """Bytes and counts take no time, and the anchor's profile is not kept."""
+    """And of these, times of a request; the anchor's profile is not kept."""
     assert explanations([other], *sides()) == []

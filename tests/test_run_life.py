@@ -88,9 +88,9 @@ def test_a_run_that_dies_keeps_what_it_measured(project, death):
 
 
 def test_one_xdist_worker_measures_and_the_controller_writes(project):
-    """``-n1`` is a cheap barrier against crashes; summary, verdicts and baseline are those of a plain run."""
+    """A cheap barrier against crashes; summary, verdicts and baseline are those of a plain run. A CPU is one device."""
     project.write()
-    result = project.run("-n1", "--llmperf-update")
+    result = project.run("-nauto", "--llmperf-update")
     assert result.ret == 0, result.outlines
     result.stdout.fnmatch_lines(["baseline updated: * holds 1 runs *", "llmperf: 1 tests, 0 of * 6 new*"])
     result = project.run("-n1", "--llmperf-inject=tpot:+900%")

@@ -133,3 +133,23 @@ def test_the_package_shows_its_public_names():
 
     assert all(getattr(pytest_llmperf, name) for name in pytest_llmperf.__all__)
     assert sys.modules["pytest_llmperf"].__version__
+
+
+def test_a_fixture_of_the_same_name_makes_no_perf_test(project):
+    """A project's own engine is its own, as is a parameter of that name."""
+    project.write("""
+        import pytest
+
+        @pytest.fixture
+        def engine():
+            return "sqlite"
+
+        def test_database(engine):
+            assert engine == "sqlite"
+
+        @pytest.mark.parametrize("llm", ["a name"])
+        def test_name(llm):
+            assert llm == "a name"
+    """)
+    project.pytester.runpytest("-q").assert_outcomes(passed=2)
+    assert project.run().ret == pytest.ExitCode.NO_TESTS_COLLECTED

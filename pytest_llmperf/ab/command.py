@@ -21,6 +21,7 @@ from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.explanation import Profiles, explanations, slower
 from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.outcome import Entry, RunOutcome
+from pytest_llmperf.profiling import profiles_of
 from pytest_llmperf.records.environment import compare_environments
 from pytest_llmperf.report.ab import progress_lines, result_lines
 from pytest_llmperf.report.terminal import LONGEST_LIST
@@ -148,7 +149,7 @@ def _explained(entries: list[Entry], series: Series, here: Path, say: Callable[[
     traces = ""
     try:
         folder = run_folder(here, "traces", entries[0].run.run_id)
-        base, head = (series.profile(arm, tests, folder / arm) for arm in ("base", "head"))
+        base, head = (profiles_of(arm, *series.profile(arm, tests, folder / arm)) for arm in ("base", "head"))
         traces = str(folder)
     except (OSError, LlmperfError) as error:  # the verdicts stand all the same
         base, head = Profiles("base", why_not=str(error)), Profiles("head")

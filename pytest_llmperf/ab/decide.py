@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -127,7 +127,9 @@ class Standing:
     @property
     def undecided(self) -> list[str]:
         """Tests that more blocks may decide."""
-        waiting = {verdict.cell.test for verdict in self._paired if verdict.counts and not verdict.outcome.decided}
+        disturbed = [verdict for verdict in self._unpaired if verdict.outcome is Outcome.INVALID]
+        found = [*self._paired, *disturbed]
+        waiting = {verdict.cell.test for verdict in found if verdict.counts and not verdict.outcome.decided}
         return [test for test in self.tests if test in waiting]
 
     def error(self, test: str) -> str:
@@ -139,7 +141,7 @@ class Standing:
     def verdicts(self) -> list[Verdict]:
         """One for each judged cell; a change does not stand where base beside base changed as well."""
         reason = self.null_trip
-        found = [*self._paired, *self._exact, *self._without_counterpart()]
+        found = [*self._paired, *self._exact, *self._unpaired]
         return [veto(verdict, reason) if reason and verdict.blocks else verdict for verdict in found]
 
     @cached_property
@@ -170,25 +172,30 @@ class Standing:
 
     @cached_property
     def _pairs(self) -> dict[CellKey, Pairs]:
-        keys = [key for key in self._head.values if self._is_comparable(key)]
-        return {key: _pairs(key, self._limit(key), self._blocks) for key in keys}
+        found = {key: _pairs(key, self._limit(key), self._blocks) for key in self._head.values if self._is_judged(key)}
+        return {key: pairs for key, pairs in found.items() if pairs.head}
 
-    def _is_comparable(self, key: CellKey) -> bool:
-        judged = key[2] in METRICS and is_judged(METRICS[key[2]])
-        both = self._head.values[key] is not None and self._base.values.get(key) is not None
-        return judged and both and not self.error(key[0])
+    def _is_judged(self, key: CellKey) -> bool:
+        return key[2] in METRICS and is_judged(METRICS[key[2]]) and not self.error(key[0])
 
-    def _without_counterpart(self) -> Iterator[Verdict]:
-        """Cells of head that base has not: new, or of another workload."""
-        for key, value in self._head.values.items():
-            if key in self._pairs or key[2] not in METRICS or not is_judged(METRICS[key[2]]) or self.error(key[0]):
-                continue
-            cell = Cell(test=key[0], metric=METRICS[key[2]], limit=self._limit(key), value=value, workload=key[1])
-            outcome, reason = self._why_not(key)
-            yield Verdict(cell=cell, outcome=outcome, kind=cell.metric.kind, reason=reason)
+    @cached_property
+    def _unpaired(self) -> list[Verdict]:
+        """Cells of head that no block pairs: new, of another workload, or disturbed each time."""
+        return [
+            self._unpaired_verdict(key, value)
+            for key, value in self._head.values.items()
+            if self._is_judged(key) and key not in self._pairs
+        ]
+
+    def _unpaired_verdict(self, key: CellKey, value: float | str | None) -> Verdict:
+        cell = Cell(test=key[0], metric=METRICS[key[2]], limit=self._limit(key), value=value, workload=key[1])
+        outcome, reason = self._why_not(key)
+        return Verdict(cell=cell, outcome=outcome, kind=cell.metric.kind, reason=reason)
 
     def _why_not(self, key: CellKey) -> tuple[Outcome, str]:
         test, workload, metric = key
+        if key in self._base.values and (disturbed := self._why_invalid(key)):
+            return Outcome.INVALID, f"no block of it counts: {disturbed}"
         if self._head.values[key] is None:
             return Outcome.NEW, "not measured on head"
         others = sorted({other for name, other, _ in self._base.values if name == test})
@@ -200,6 +207,10 @@ class Standing:
         note = self._base.notes.get(test)
         why = f"base could not measure it: {note.error}" if note and note.error else f"base has no {metric} of it"
         return Outcome.NEW, why
+
+    def _why_invalid(self, key: CellKey) -> str:
+        arms = [arm for block in self._blocks for arm in block.arms.values()]
+        return next((arm.invalid[key] for arm in arms if key in arm.invalid), "")
 
     def _limit(self, key: CellKey) -> Limit:
         note = self._head.notes.get(key[0])

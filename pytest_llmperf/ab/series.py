@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.explanation import Profiles
 from pytest_llmperf.fresh import Ended, run_perf_tests
 from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import Scalar
@@ -96,18 +95,20 @@ class Series:
         self.blocks.append(self._read(block))
         return self.blocks[-1]
 
-    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> Profiles:
-        """Run some tests of one side once more, under the profiler; what goes wrong is why there are no profiles.
+    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[Measured, Ended]:
+        """Run some tests of one side once more, under the profiler.
 
         Args:
             arm: ``base`` or ``head``.
             tests: keys of the tests.
             traces: folder for torch's traces.
+
+        Raises:
+            BaselineError: the process left a journal that cannot be read.
         """
         journal = self._folder / f"profile-{arm}.jsonl"
         ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
-        why = f"exit code {ended.exit_code}, {ended.last_words} (see {ended.log})"
-        return Profiles(arm, Measured.read(journal).profiles, why)
+        return Measured.read(journal), ended
 
     def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
         ended = self._try(number, arm, tests)

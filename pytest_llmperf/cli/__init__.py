@@ -1,13 +1,15 @@
+# PYTHON_ARGCOMPLETE_OK
 """The ``llmperf`` command."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from pytest_llmperf.cli import baselines, comparing, machine
+from pytest_llmperf.cli import baselines, comparing, machine, reporting
 from pytest_llmperf.errors import LlmperfError, UsageError
 
 USAGE_ERROR = 4
@@ -15,11 +17,27 @@ USAGE_ERROR = 4
 
 INTERRUPTED = 2
 
+FIRST_STEPS = """\
+first steps:
+  llmperf doctor                      what this machine can measure
+  llmperf record --runs 5             measure five times, into baselines/: commit it
+  pytest --llmperf                    measure once more and compare; a regression fails its test
+  pytest --llmperf --llmperf-inject 'work:+15%'
+                                      prove that your gate turns red
+  llmperf gate                        in a pull request: the same, and decide what is left open
+  llmperf accept TEST --reason WHY    a step is right: compare with later runs only
+
+Exit codes: 0, what pytest returned (1 for a regression), 2 when interrupted, 4 for what you have to mend.
+Completion in the shell, as for pytest: pip install argcomplete; eval "$(register-python-argcomplete llmperf)"
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, what pytest returned, or 4 for what the user has to mend."""
+    parser = _parser()
+    _complete(parser)
     own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
-    options, more = _parser().parse_known_args(own)
+    options, more = parser.parse_known_args(own)
     try:
         if options.passes_on == "all":
             rest = [*more, *rest]
@@ -40,6 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer the shell where it asks what could come next; pytest is completed in the same way."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Our own arguments, and pytest's after ``--``."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -47,10 +73,15 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llmperf", description="Performance regression testing of LLM inference.")
+    parser = argparse.ArgumentParser(
+        prog="llmperf",
+        description="Performance regression testing of LLM inference.",
+        epilog=FIRST_STEPS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=version("pytest-llmperf"))
     parser.set_defaults(passes_on=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (comparing, baselines, machine):
+    for part in (comparing, reporting, baselines, machine):
         part.add_commands(commands)
     return parser

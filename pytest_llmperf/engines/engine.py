@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.records.schema import Scalar
+
+if TYPE_CHECKING:
+    from pytest_llmperf.records.schema import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,11 @@ class Engine(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """What else two runs must have in common, such as the engine's version."""
+        """What else two runs must have in common, of what is set up now: such as limits, or what was chosen for it."""
+
+    @property
+    def device(self) -> str | None:
+        """Where it works, as torch names it, if that is in this process; there its memory can be read."""
 
     @property
     def vocabulary(self) -> int:
@@ -98,6 +104,9 @@ class Engine(Protocol):
         Raises:
             MeasurementError: one failed, or produced other than what was asked for. None is left running.
         """
+
+    def release(self) -> None:
+        """Let go of what serving set up, and keep the model: a measurement has ended."""
 
     def close(self) -> None:
         """Let go of the model, or of the connections to the server."""

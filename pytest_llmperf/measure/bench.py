@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.engines.choose import Choice, Wanted
+from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
+from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.execution import Request
-from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
+from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.profile import profile_request
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
-from pytest_llmperf.models.load import LoadedModel, load, prepare
+from pytest_llmperf.measure.schedule import ServingPlan
+from pytest_llmperf.measure.served import serving_result
+from pytest_llmperf.measure.serving import measure_serving
+from pytest_llmperf.models.load import LoadedModel, load, misplaced, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.records.schema import PhaseProfile, TestResult
@@ -28,20 +37,13 @@ from pytest_llmperf.records.schema import PhaseProfile, TestResult
 if TYPE_CHECKING:
     from pytest_llmperf.models.spec import ModelSpec
 
-DEFAULT_MODELS = {"cpu": "synthetic:32m"}
-DEFAULT_ACCELERATOR_MODEL = "synthetic:1b"
-
-
-def default_model(device: str) -> str:
-    """The model that is measured when none is named."""
-    return DEFAULT_MODELS.get(device, DEFAULT_ACCELERATOR_MODEL)
-
 
 class Bench:
     """Loads and measures on one device.
 
     Args:
         device: as :func:`resolve_device` takes it.
+        guards: names of those that may make what was timed invalid.
 
     Attributes:
         load_limit_s: Longest that loading a model may take, in seconds; ``None`` for no limit.
@@ -50,13 +52,16 @@ class Bench:
         UsageError: there is no such device here.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS)) -> None:
         self.device = resolve_device(device)
+        self.guards = guards
         self.clock = clock_for(self.device)
         self.progress = Progress(self.device)
         self.models = ModelRegistry(self.device, load=self._load)
         self.load_limit_s: float | None = None
         self._facts: dict[ModelSpec, LoadFacts] = {}
+        self._own: Engine | None = None
+        self._own_failure = ""
 
     def measure(  # noqa: PLR0913  # what is measured, for whom, and what is done beside it
         self,
@@ -76,7 +81,7 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
-        try:
+        with watch(self.device, self.progress) as watched, self._in_one_line(str(loaded.spec)):
             measured = measure_generation(
                 loaded.model,
                 plan,
@@ -88,15 +93,77 @@ class Bench:
                 burdens=burdens,
                 profile=partial(self._profile, traces),
             )
+        self.progress.enter(TEST_BODY)
+        measured = self._with_physics(measured, loaded, watched)
+        result = test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+        return self._guarded(result, watched, misplaced=misplaced(loaded.model, self.device))
+
+    def serve(self, engine: Engine, plan: ServingPlan, *, test: str, run_id: str) -> TestResult:
+        """Measure how an engine serves the requests of a plan, for one test of one run.
+
+        Raises:
+            MeasurementError: what was measured must not become a number, or measuring failed.
+            UsageError: the plan does not fit the model.
+        """
+        with watch(self.device, self.progress) as watched, self._in_one_line(f"serving by {engine.name}"):
+            measured = measure_serving(engine, plan, enter=self.progress.enter, on_request=self.progress.tell_request)
+        self.progress.enter(TEST_BODY)
+        result = serving_result(measured, engine, test=test, run_id=run_id)
+        # An engine in another process is one of those that guards would object to.
+        return result if engine.device is None else self._guarded(result, watched)
+
+    def own_engine(self, choice: Choice, wanted: Wanted) -> Engine:
+        """The engine that has a model of its own, made when it is first asked for, in the time that loading may take.
+
+        Raises:
+            LlmperfError: it cannot be had. That is remembered, and raised again without trying again.
+        """
+        if self._own_failure:
+            raise ModelError(self._own_failure)
+        if self._own is None:
+            self.progress.enter(LOAD)
+            try:
+                with time_limit(self.load_limit_s, self.progress):
+                    self._own = choice.make(wanted)
+            except LlmperfError as error:
+                self._own_failure = str(error)
+                raise
+        return self._own
+
+    def release(self) -> None:
+        """Let the model go, and the engine that has its own."""
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+        self.models.release()
+
+    @contextmanager
+    def _in_one_line(self, what: str) -> Iterator[None]:
+        """What torch raises ends a measurement in one line; memory that was short is free again by then."""
+        try:
+            yield
         except LlmperfError:
             raise
         except (RuntimeError, MemoryError) as error:
-            message = f"measuring {loaded.spec} ended with {one_line(error, self.progress)}"
+            message = f"measuring {what} ended with {one_line(error, self.progress)}"
             if is_out_of_memory(error):
                 give_back(error, self.device)
             raise MeasurementError(message) from error
-        self.progress.enter(TEST_BODY)
-        return test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+
+    def _with_physics(self, measured: Measurement, loaded: LoadedModel, watched: Watch) -> Measurement:
+        """With the share of the physical limit, and energy where the device has a counter."""
+        weights, bandwidth = self._facts[loaded.spec].weights_bytes, spare_bandwidth(self.device)
+        figures = [*measured.figures, bandwidth_share(loaded.model, measured, weights=weights, bandwidth=bandwidth)]
+        if watched.gpu:
+            figures.append(watched.gpu.energy(measured.batch_size * measured.plan.output_tokens))
+        return replace(measured, figures=figures)
+
+    def _guarded(self, result: TestResult, watched: Watch, *, misplaced: str = "") -> TestResult:
+        """With what was seen around it, and invalid where a guard objects."""
+        seen = watched.seen(result.observation, misplaced=misplaced)
+        conditions = {**seen.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
+        update = {"conditions": conditions, "invalid": seen.objection(self.guards)}
+        return result.model_copy(update={"observation": result.observation.model_copy(update=update)})
 
     def _profile(self, traces: Path | None, request: Request, output_tokens: int) -> Mapping[str, PhaseProfile]:
         if traces is None:
@@ -108,6 +175,7 @@ class Bench:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""
         prepare(spec, device)
         set_libraries_aside()
+        spare_bandwidth(device)  # while there is room
         self.progress.enter(LOAD)
         try:
             with trace_memory(device, LOAD) as trace, time_limit(self.load_limit_s, self.progress):

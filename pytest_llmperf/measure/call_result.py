@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pytest_llmperf.measure.figures import Figure, cells_of, timed
+from pytest_llmperf.measure.guards import by_guard, throttled
 from pytest_llmperf.measure.timing import Timing
 from pytest_llmperf.records.schema import Observation, Scalar, TestResult, Workload
 
@@ -10,8 +11,8 @@ ENGINE = "cuda_timer"
 NOT_A_MODELS = "none"
 
 
-def call_result(timing: Timing, *, test: str, run_id: str) -> TestResult:
-    """What one timing adds to its run.
+def call_result(timing: Timing, *, test: str, run_id: str, guards: frozenset[str] = frozenset()) -> TestResult:
+    """What one timing adds to its run; a device that was throttled makes it invalid, if that guard is among them.
 
     Raises:
         MeasurementError: the clock told no time.
@@ -23,7 +24,7 @@ def call_result(timing: Timing, *, test: str, run_id: str) -> TestResult:
     figures: list[Figure] = [timed(metric, values, lacking="") for metric, values in samples.items()]
     return TestResult(
         workload=workload,
-        observation=_observation(timing, test=test, run_id=run_id, workload=workload),
+        observation=_observation(timing, test=test, run_id=run_id, workload=workload, guards=guards),
         cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
         samples={metric: list(values) for metric, values in samples.items()},
     )
@@ -50,7 +51,8 @@ def _workload(timing: Timing) -> Workload:
     )
 
 
-def _observation(timing: Timing, *, test: str, run_id: str, workload: Workload) -> Observation:
+def _observation(timing: Timing, *, test: str, run_id: str, workload: Workload, guards: frozenset[str]) -> Observation:
+    held_back = throttled(timing.device, timing.held_back) if "throttling" in guards else ""
     conditions = {
         "sm_clock_before_mhz": timing.before.sm_mhz,
         "sm_clock_after_mhz": timing.after.sm_mhz,
@@ -66,5 +68,6 @@ def _observation(timing: Timing, *, test: str, run_id: str, workload: Workload) 
         tokens_produced=0,
         attention_requested=None,
         warmup=timing.warmup,
+        invalid=by_guard("throttling", held_back) if held_back else "",
         conditions={name: value for name, value in conditions.items() if value},
     )

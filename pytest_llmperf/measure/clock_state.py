@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pytest_llmperf.measure.machine import NvmlUnavailableError, ask_nvml, nvml_handle
+from pytest_llmperf.measure.machine import NvmlUnavailableError, ask_nvml, nvml_handle, whole_gpu
 
 _REASON = re.compile(r"nvmlClocks(?:Event|Throttle)Reason(?!All$|None$|UserDefinedClocks$)(\w+)")
 
@@ -28,9 +28,10 @@ def clock_state(device: str) -> ClockState:
         return ClockState(reason=f"{device}: only NVML tells clocks, of NVIDIA devices")
     try:
         with nvml_handle(device) as (nvml, handle):
-            sm_mhz = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM))
-            memory_mhz = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM))
-            mask = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+            gpu = whole_gpu(nvml, handle)
+            sm_mhz = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM))
+            memory_mhz = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM))
+            mask = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))
             untold = "the driver does not tell all of it" if None in (sm_mhz, memory_mhz, mask) else ""
             return ClockState(sm_mhz, memory_mhz, None if mask is None else _names(nvml, mask), untold)
     except NvmlUnavailableError as error:

@@ -88,6 +88,19 @@ def time_limit(seconds: float | None, progress: Progress) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, left_s)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Clean up without a time limit, or its reminders, cutting that short; it counts on afterwards."""
+    if not can_interrupt():
+        yield
+        return
+    left_s, again_s = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left_s, again_s)
+
+
 def timed_out(seconds: float, moment: str) -> str:
     """The error of a test that took too long."""
     return f"timed out after {seconds:g} s {moment}: --llmperf-timeout allows more"

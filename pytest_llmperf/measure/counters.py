@@ -40,5 +40,6 @@ def cache_bytes(cache: Any) -> int | None:
     layers = getattr(cache, "layers", None)
     if not layers:
         return None
-    tensors = [value for layer in layers for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    found = [value for layer in layers for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    tensors = [tensor for tensor in found if tensor.dim()]  # a static cache keeps its length in one without
     return sum(tensor.nbytes for tensor in tensors) if tensors else None

@@ -10,7 +10,14 @@ from importlib.util import find_spec
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.measure.clock import SynchronizedClock, clock_for
 from pytest_llmperf.measure.device import resolve_device
-from pytest_llmperf.measure.machine import NvmlUnavailableError, device_key, environment, nvml_handle
+from pytest_llmperf.measure.machine import (
+    NvmlUnavailableError,
+    ask_nvml,
+    device_key,
+    environment,
+    nvml_handle,
+    whole_gpu,
+)
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, compute_dtype
 
@@ -67,7 +74,8 @@ def _nvml(device: str) -> Finding:
         return Finding("NVML", False, "only for NVIDIA devices")
     try:
         with nvml_handle(device) as (nvml, handle):
-            return Finding("NVML", True, f"power limit {nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000:.0f} W")
+            limit = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(whole_gpu(nvml, handle)))
+            return Finding("NVML", True, "no power limit" if limit is None else f"power limit {limit / 1000:.0f} W")
     except NvmlUnavailableError as error:
         return Finding("NVML", False, str(error))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.measure.clock import Clock
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.records.schema import Scalar
@@ -85,20 +85,22 @@ def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: 
     """Prefill, then one forward a token; nothing synchronizes between tokens, and the end token does not stop it."""
     import torch
 
-    out = model(input_ids=prompt, use_cache=True, **_last_logits_only(model))
-    token = out.logits[:, -1:].argmax(-1)
+    out = model(input_ids=prompt, use_cache=True, **last_logits_only(model))
+    token = greedy(out)
     on_token()
     tokens = [token]
     for _ in range(output_tokens - 1):
         out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        token = out.logits[:, -1:].argmax(-1)
+        token = greedy(out)
         on_token()
         tokens.append(token)
     return Generated(torch.cat(tokens, dim=1), out.past_key_values)
 
 
-def library_generate(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
-    """``model.generate`` with a streamer: what a user of the library sees."""
+def library_generate(
+    model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken, **chosen: Any
+) -> Generated:
+    """``model.generate`` with a streamer: what a user of the library sees; greedy unless something else is chosen."""
     import torch
     from transformers import GenerationConfig
 
@@ -110,31 +112,13 @@ def library_generate(model: Any, prompt: torch.Tensor, output_tokens: int, on_to
         generation_config=GenerationConfig(
             max_new_tokens=output_tokens,
             min_new_tokens=output_tokens,
-            do_sample=False,
             eos_token_id=eos,
             pad_token_id=_pad_token(model, eos),
             return_dict_in_generate=True,
+            **{"do_sample": False, **chosen},
         ),
     )
     return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)
-
-
-EXECUTIONS: Mapping[str, Execution] = {
-    one.name: one for one in (Eager("generate", library_generate), Eager("loop", greedy_loop))
-}
-
-
-def find_execution(given: str | Execution) -> Execution:
-    """The execution of that name, or the one given.
-
-    Raises:
-        UsageError: there is none.
-    """
-    if not isinstance(given, str):
-        return given
-    if given not in EXECUTIONS:
-        raise UsageError(f"unknown execution {given!r}: expected one of {', '.join(EXECUTIONS)}")
-    return EXECUTIONS[given]
 
 
 def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:
@@ -167,7 +151,13 @@ class _TokenStreamer:
         """Nothing is held back, so nothing is left to flush."""
 
 
-def _last_logits_only(model: Any) -> dict[str, int]:
+def greedy(out: Any) -> torch.Tensor:
+    """The likeliest next token ids, shape ``(batch, 1)``, by a forward's logits."""
+    token: torch.Tensor = out.logits[:, -1:].argmax(-1)
+    return token
+
+
+def last_logits_only(model: Any) -> dict[str, int]:
     """Prefill needs the last position's logits alone; ``generate`` asks for no more either."""
     accepts = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if accepts else {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pytest_llmperf.records.reduce import summarize
+from pytest_llmperf.measure.memory import Peak
+from pytest_llmperf.records.reduce import TAIL_REQUESTS, percentile, summarize
 from pytest_llmperf.records.schema import CellRun, Workload
 from pytest_llmperf.verdict.metrics import METRICS
 
@@ -28,6 +29,29 @@ def timed(metric: str, samples: Sequence[float], *, lacking: str) -> Figure:
         return Figure(metric, None, lacking)
     value, mean_log, mad_log = summarize(samples)
     return Figure(metric, value, count=len(samples), mean_log=mean_log, mad_log=mad_log)
+
+
+PERCENTILES = (10, 25, 50, 75, 90)
+
+
+def gap_percentiles(gaps_ms: Sequence[float], *, requests: int, lacking: str) -> Iterator[Figure]:
+    """Percentiles of all gaps between consecutive tokens; of the tails only those that so many requests support."""
+    for q in PERCENTILES:
+        value = percentile(gaps_ms, q) if gaps_ms else None
+        yield Figure(f"itl_p{q}_ms", value, "" if gaps_ms else lacking, len(gaps_ms) or 1)
+    for q, needed in TAIL_REQUESTS.items():
+        if gaps_ms and requests >= needed:
+            yield Figure(f"itl_p{q}_ms", percentile(gaps_ms, q), count=len(gaps_ms))
+
+
+def memory_figures(phase: str, peak: Peak) -> Iterator[Figure]:
+    """The peaks of one phase."""
+    for name, value in (
+        ("allocated", peak.allocated_bytes),
+        ("reserved", peak.reserved_bytes),
+        ("rss", peak.rss_bytes),
+    ):
+        yield Figure(f"{phase}_peak_{name}_bytes", value, "" if value is not None else peak.reason)
 
 
 def cells_of(figures: Iterable[Figure], *, test: str, run_id: str, workload: Workload) -> list[CellRun]:

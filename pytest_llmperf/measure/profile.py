@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.execution import Request
+from pytest_llmperf.measure.kineto import profiler
 from pytest_llmperf.records.schema import OperatorTime, PhaseProfile
 
 PREFILL, DECODE = "prefill", "decode"
@@ -25,6 +28,9 @@ MOST_OPERATORS = 40
 """Named of each place; the others are one sum."""
 LONGEST_NAME = 300
 """Kernels made of templates have names of thousands of characters."""
+
+SEEN_INTO = frozenset({"cuda", "xpu"})
+"""Devices whose work torch's profiler tells; of others, what the host does."""
 
 OUTSIDE, OTHERS = "(outside of operators)", "(others)"
 
@@ -66,9 +72,9 @@ def profile_request(
     traces.parent.mkdir(parents=True, exist_ok=True)
     steps: defaultdict[str, list[Step]] = defaultdict(list)
 
-    def keep(phase: str, profiler: Any, wall_ms: float, count: int) -> None:
-        profiler.export_chrome_trace(f"{traces}-{phase}.json.gz")
-        steps[phase].append(step_of(profiler.key_averages(), wall_ms, count))
+    def keep(phase: str, recording: Any, wall_ms: float, count: int) -> None:
+        _keep_trace(recording, Path(f"{traces}-{phase}.json.gz"))
+        steps[phase].append(step_of(recording.key_averages(), wall_ms, count))
 
     for _ in range(PROFILED_REQUESTS):
         _profile_once(request, min(output_tokens, PROFILED_TOKENS), device, clock, keep)
@@ -135,26 +141,22 @@ def _profile_once(
 
 @contextmanager
 def _profiled(device: str, clock: Clock, keep: Callable[[Any, float], None]) -> Iterator[None]:
-    """Profile the block, the device idle at both ends; ``keep`` gets the profiler and the block's milliseconds."""
-    from torch.profiler import profile
-
-    profiler = profile(activities=_activities(device))
+    """Profile the block, the device idle at both ends; ``keep`` gets that and the block's milliseconds."""
+    kind = device.partition(":")[0]
+    recording = profiler(use_device=kind if kind in SEEN_INTO else None)
     clock.synchronize()
-    profiler.start()
-    try:
+    with recording:
         start = time.perf_counter_ns()
         yield
         clock.synchronize()
         wall_ms = (time.perf_counter_ns() - start) / NS_PER_MS
-    finally:
-        profiler.stop()
-    keep(profiler, wall_ms)
+    keep(recording, wall_ms)
 
 
-def _activities(device: str) -> list[Any]:
-    """The host's and, where torch can see into it, the device's."""
-    from torch.profiler import supported_activities
-
-    known = supported_activities()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    kinds = {"CPU", device.partition(":")[0].upper()}
-    return [activity for activity in known if activity.name in kinds]
+def _keep_trace(recording: Any, path: Path) -> None:
+    """Compressed, as a browser takes it: a trace of a thousand events a step is large."""
+    plain = path.with_suffix("")
+    recording.export_chrome_trace(str(plain))
+    with plain.open("rb") as source, gzip.open(path, "wb") as target:
+        shutil.copyfileobj(source, target)
+    plain.unlink()

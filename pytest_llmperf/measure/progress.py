@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.generation import RequestTimes
+    from pytest_llmperf.measure.request import RequestTimes
 
 SETUP = "setup"
 LOAD = "load"
 TEST_BODY = "test body"
+TIMED_REQUESTS = "timed requests"
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Moment:
 
 
 class Watcher(Protocol):
-    """Shows somebody how far a test is."""
+    """Follows how far a test is."""
 
     def enter(self, phase: str) -> None:
         """A phase begins."""
@@ -53,27 +54,27 @@ class Progress:
     Attributes:
         phase: The present one.
         listener: Called with the moment at which a phase begins.
-        watcher: Told of each phase, and of each timed request when it has ended.
+        watchers: Told of each phase, and of each timed request when it has ended; the first of them at once.
     """
 
     def __init__(self, device: str) -> None:
         self._device = device
         self.phase = SETUP
         self.listener: Callable[[Moment], None] | None = None
-        self.watcher: Watcher | None = None
+        self.watchers: list[Watcher] = []
 
     def enter(self, phase: str) -> None:
         """Begin a phase; the one before it ends."""
         self.phase = phase
-        if self.watcher:
-            self.watcher.enter(phase)
+        for watcher in self.watchers:
+            watcher.enter(phase)
         if self.listener:
             self.listener(self.moment())
 
     def tell_request(self, times: RequestTimes) -> None:
         """A timed request has ended."""
-        if self.watcher:
-            self.watcher.request(times)
+        for watcher in self.watchers:
+            watcher.request(times)
 
     def moment(self) -> Moment:
         """The phase, and the memory in use now."""
@@ -86,6 +87,8 @@ class Progress:
 def _device_memory(device: str) -> tuple[int | None, int | None]:
     """Bytes that tensors have, and that the caching allocator holds; torch's CPU allocator counts neither."""
     module: Any = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
+    if hasattr(module, "driver_allocated_memory"):  # MPS
+        return module.current_allocated_memory(), module.driver_allocated_memory()
     if not hasattr(module, "memory_reserved"):
         return None, None
     return module.memory_allocated(device), module.memory_reserved(device)

@@ -7,17 +7,16 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.measure.execution import find_execution
-from pytest_llmperf.measure.figures import Figure, cells_of, timed
-from pytest_llmperf.measure.generation import Measurement, RequestTimes
+from pytest_llmperf.measure.executions import find_execution
+from pytest_llmperf.measure.figures import Figure, cells_of, gap_percentiles, memory_figures, timed
+from pytest_llmperf.measure.generation import Measurement
 from pytest_llmperf.measure.memory import Peak
-from pytest_llmperf.records.reduce import TAIL_REQUESTS, percentile, summarize
+from pytest_llmperf.measure.request import RequestTimes
+from pytest_llmperf.records.reduce import summarize
 from pytest_llmperf.records.schema import Observation, TestResult, Workload
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
-
-PERCENTILES = (10, 25, 50, 75, 90)
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,7 @@ def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("load_ms", facts.load_ms)
     yield from _rates(measured)
     gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
-    for q in PERCENTILES:
-        yield Figure(f"itl_p{q}_ms", percentile(gaps, q) if gaps else None, "" if gaps else _NO_DECODE, len(gaps) or 1)
-    for q, needed in TAIL_REQUESTS.items():
-        if gaps and len(measured.requests) >= needed:
-            yield Figure(f"itl_p{q}_ms", percentile(gaps, q), count=len(gaps))
+    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=_NO_DECODE)
 
 
 def _rates(measured: Measurement) -> Iterator[Figure]:
@@ -126,16 +121,9 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("weights_bytes", facts.weights_bytes)
     kv_bytes = measured.counts.kv_cache_bytes
     yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "a kind of cache that is not known here")
-    for phase, peak in {"load": facts.peak, **measured.peaks}.items():
-        for figure, value in (
-            ("allocated", peak.allocated_bytes),
-            ("reserved", peak.reserved_bytes),
-            ("rss", peak.rss_bytes),
-        ):
-            yield Figure(f"{phase}_peak_{figure}_bytes", value, "" if value is not None else peak.reason)
-    if "decode" not in measured.peaks:
-        for figure in ("allocated", "reserved", "rss"):
-            yield Figure(f"decode_peak_{figure}_bytes", None, _NO_DECODE)
+    no_decode = Peak(None, None, None, _NO_DECODE)
+    for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
+        yield from memory_figures(phase, peak)
 
 
 def _counted(measured: Measurement) -> Iterator[Figure]:

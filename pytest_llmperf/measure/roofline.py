@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.timing import MS_PER_S, Limits, Timing
+from pytest_llmperf.measure.timing import MS_PER_S, Timing
 
 if TYPE_CHECKING:
     import torch
@@ -19,8 +19,23 @@ ACCELERATOR_MATRIX_SIZE = 8192
 """Rows and columns: enough that the product is bound by arithmetic."""
 
 
-def measure_limits(timer: Callable[..., Timing], device: str, dtype: str) -> Limits:
-    """The copy bandwidth of a device, and its rate of multiplying matrices of a floating dtype.
+def copy_rate(timer: Callable[..., Timing], device: str) -> float:
+    """Bytes that a copy reads and writes, by second.
+
+    Args:
+        timer: times a callable on that device.
+        device: as torch names it.
+    """
+    import torch
+
+    size = COPIED_BYTES.get(device, ACCELERATOR_COPIED_BYTES)
+    # Not zeros: on a host they are one page of zeros, mapped again and again, and read from the cache.
+    source = torch.full((size,), 1, dtype=torch.uint8, device=device)
+    return 2 * size / _seconds(timer(torch.empty_like(source).copy_, source, graph_repetitions=1))
+
+
+def matrix_rate(timer: Callable[..., Timing], device: str, dtype: str) -> float:
+    """Operations of a matrix product, by second; a multiplication and an addition are two.
 
     Args:
         timer: times a callable on that device.
@@ -30,31 +45,10 @@ def measure_limits(timer: Callable[..., Timing], device: str, dtype: str) -> Lim
     Raises:
         UsageError: ``dtype`` is not a floating dtype of torch.
     """
-    found = _floating_dtype(dtype)
-    return Limits(
-        device=device,
-        dtype=dtype,
-        copy_bytes_per_s=_copy_bandwidth(timer, device),
-        matrix_operations_per_s=_matrix_rate(timer, device, found),
-    )
-
-
-def _copy_bandwidth(timer: Callable[..., Timing], device: str) -> float:
-    """Bytes read and bytes written, by second."""
     import torch
 
-    size = COPIED_BYTES.get(device, ACCELERATOR_COPIED_BYTES)
-    # Not zeros: on a host they are one page of zeros, mapped again and again, and read from the cache.
-    source = torch.full((size,), 1, dtype=torch.uint8, device=device)
-    return 2 * size / _seconds(timer(torch.empty_like(source).copy_, source, graph_repetitions=1))
-
-
-def _matrix_rate(timer: Callable[..., Timing], device: str, dtype: torch.dtype) -> float:
-    """A multiplication and an addition are two operations."""
-    import torch
-
-    size = MATRIX_SIZE.get(device, ACCELERATOR_MATRIX_SIZE)
-    left, right = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
+    found, size = _floating_dtype(dtype), MATRIX_SIZE.get(device, ACCELERATOR_MATRIX_SIZE)
+    left, right = (torch.rand(size, size, device=device).to(found) for _ in range(2))
     return 2 * size**3 / _seconds(timer(torch.mm, left, right, graph_repetitions=1))
 
 

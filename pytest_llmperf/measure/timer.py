@@ -17,9 +17,9 @@ from pytest_llmperf.measure.clock import Clock, clock_for
 from pytest_llmperf.measure.clock_state import clock_state
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.device import resolve_device
-from pytest_llmperf.measure.graph import NotCapturableError, captured
+from pytest_llmperf.measure.graph import NotCapturableError, captured, why_no_graphs
 from pytest_llmperf.measure.l2 import Flush, l2_flush, no_flush
-from pytest_llmperf.measure.roofline import measure_limits
+from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.timing import FLUSH_OFF, Limits, Timing
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import Warmup
@@ -152,8 +152,8 @@ class KernelTimer:
         self, calls: Calls, flush: Flush, repetitions: int, graph_repetitions: int
     ) -> tuple[tuple[float, ...], str]:
         """The samples, or why there are none."""
-        if not self.device.startswith("cuda"):
-            return (), f"{self.device} has no CUDA graphs"
+        if reason := why_no_graphs(self.device):
+            return (), reason
         try:
             samples = self._time_replays(calls, flush, repetitions, graph_repetitions)
         except NotCapturableError as error:
@@ -196,8 +196,15 @@ class KernelTimer:
 
 
 @cache
+def copy_bandwidth(device: str) -> float:
+    """Bytes that a copy on a device reads and writes by second: measured on first use, once a process."""
+    return copy_rate(KernelTimer.on(device), device)
+
+
+@cache
 def _limits(device: str, dtype: str) -> Limits:
-    return measure_limits(KernelTimer.on(device), device, dtype)
+    operations_per_s = matrix_rate(KernelTimer.on(device), device, dtype)
+    return Limits(device, dtype, copy_bandwidth(device), operations_per_s)
 
 
 def _make(calls: Calls, number: int) -> None:

@@ -182,7 +182,8 @@ def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
         **_hub_options(spec),
     )
     _check_complete(spec, report)
-    _check_devices(spec, model, device)
+    if wrong := misplaced(model, device):
+        raise ModelError(f"model {spec.model!r} has {wrong}")
     check_loaded(spec, model)
     return model
 
@@ -234,10 +235,12 @@ def _check_complete(spec: ModelSpec, report: dict[str, Any]) -> None:
         )
 
 
-def _check_devices(spec: ModelSpec, model: Any, device: str) -> None:
+def misplaced(model: Any, device: str) -> str:
+    """Which of a model's tensors is not on that device, the first of them; empty if all are."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if not _is_on(tensor.device, device):
-            raise ModelError(f"model {spec.model!r} has {name!r} on {str(tensor.device)!r}, expected {device!r}")
+            return f"{name!r} on {str(tensor.device)!r}, expected {device!r}"
+    return ""
 
 
 def _is_on(found: torch.device, device: str) -> bool:

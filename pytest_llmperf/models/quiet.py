@@ -9,7 +9,15 @@ from contextlib import ExitStack, contextmanager
 
 # bitsandbytes logs one warning per int8 matrix product of a bf16 model. Inside a pytest session every one of them is
 # formatted and kept for the report: that is a second workload beside the one that is measured.
-_LOGGERS = ("bitsandbytes", "huggingface_hub", "transformers")
+# So is all that torch.compile traces.
+_LOGGERS = (
+    "ContinuousBatchingLogger",
+    "bitsandbytes",
+    "huggingface_hub",
+    "torch._dynamo",
+    "torch.__trace",
+    "transformers",
+)
 
 # Where warnings are errors, a deprecation inside these would be taken for a model that cannot be loaded.
 _WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|torch|transformers)(\.|$)"

@@ -16,6 +16,15 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LENGTH_BYTES = 8  # a safetensors file begins with its header's length, little-endian
 
 
+DEFAULT_MODELS = {"cpu": "synthetic:32m"}
+DEFAULT_ACCELERATOR_MODEL = "synthetic:1b"
+
+
+def default_model(device: str) -> str:
+    """The model that is measured when none is named."""
+    return DEFAULT_MODELS.get(device, DEFAULT_ACCELERATOR_MODEL)
+
+
 def is_local(model: str) -> bool:
     """Whether ``model`` means a folder on this machine, existing or not."""
     return model.startswith((".", "~")) or Path(model).is_absolute() or Path(model).exists()

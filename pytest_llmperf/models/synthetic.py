@@ -118,6 +118,15 @@ def cache_folder() -> Path:
     return user_folder("models")
 
 
+def model_folder(name: str) -> Path:
+    """Where a synthetic model lies, or will once it is built.
+
+    Raises:
+        UsageError: There is no synthetic model of that name.
+    """
+    return cache_folder() / f"{name.removeprefix(PREFIX)}-{revision(name)}-transformers-{_transformers_major()}"
+
+
 def prepare(name: str) -> Path:
     """The folder of a synthetic model, which is built first if this machine has none: seconds, for ``8b`` minutes.
 
@@ -127,8 +136,7 @@ def prepare(name: str) -> Path:
         UsageError: There is no synthetic model of that name.
         OSError: The cache folder cannot be written.
     """
-    shape = architecture(name)
-    folder = cache_folder() / f"{name.removeprefix(PREFIX)}-{revision(name)}-transformers-{_transformers_major()}"
+    shape, folder = architecture(name), model_folder(name)
     if not folder.is_dir():
         from filelock import FileLock
 

@@ -44,6 +44,7 @@ FIELDS: Mapping[str, Weight] = {
     "torch": Weight.BLOCKS,
     "transformers": Weight.BLOCKS,
     "bitsandbytes": Weight.BLOCKS,
+    "vllm": Weight.BLOCKS,
     "accelerate": Weight.NOTED,
     "pytest_llmperf": Weight.NOTED,
     "device_uuid": Weight.NOTED,

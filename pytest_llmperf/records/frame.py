@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ COLUMNS: dict[str, str] = {
     "reason": "why there is no figure",
     "workload": "hash of the workload",
     **{field: f"workload: {field.replace('_', ' ')}" for field in Workload.model_fields},
+    "settings": "workload: what else was asked for, as JSON",
 }
 """Every column and what it holds; ``env_*`` columns follow, one for each field of the environment."""
 
@@ -84,7 +86,7 @@ def _rows(baseline: Baseline) -> Iterator[dict[str, Scalar]]:
 
 
 def _row(baseline: Baseline, cell: CellRun, run: Run) -> dict[str, Scalar]:
-    metric = METRICS.get(cell.metric)
+    metric, workload = METRICS.get(cell.metric), baseline.workloads[cell.workload]
     is_text = isinstance(cell.value, str)
     return {
         "device_key": baseline.device_key,
@@ -103,6 +105,7 @@ def _row(baseline: Baseline, cell: CellRun, run: Run) -> dict[str, Scalar]:
         "mad_log": cell.mad_log,
         "reason": cell.reason,
         "workload": cell.workload,
-        **baseline.workloads[cell.workload].model_dump(),
+        **workload.model_dump(),
+        "settings": json.dumps(workload.settings, sort_keys=True),
         **{f"env_{name}": value for name, value in run.environment.items()},
     }

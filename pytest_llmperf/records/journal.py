@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +23,24 @@ class Note(BaseModel):
     limits: dict[str, Limit] = {}
 
 
+class Header(BaseModel):
+    """A journal's first line."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device_key: str
+    run: Run
+    injected: list[str] = []
+    """What made its numbers worse."""
+
+
 class Journal:
     """An append-only ``.jsonl`` file of one run."""
 
     def __init__(self, path: Path, *, device_key: str, run: Run, injected: Sequence[str] = ()) -> None:
         self.path = path
-        header = {"device_key": device_key, "run": run.model_dump()} | ({"injected": [*injected]} if injected else {})
-        self._header = json.dumps(header)
+        header = Header(device_key=device_key, run=run, injected=[*injected])
+        self._header = header.model_dump_json(exclude_defaults=True)
 
     def append(self, result: TestResult) -> None:
         """Write what one test measured; it is on its way to the disk when this returns."""
@@ -61,15 +71,24 @@ def read_journal(text: str, *, injected: bool = False) -> Baseline:
     Raises:
         ValueError: it holds no complete header, a line before the last is broken, or its numbers are injected.
     """
+    header, results = read_results(text)
+    if header.injected and not injected:
+        raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
+    return baseline_of(header.device_key, [header.run], results)
+
+
+def read_results(text: str) -> tuple[Header, list[TestResult]]:
+    """A journal's header and what the tests measured, the figures of single requests among it.
+
+    Raises:
+        ValueError: it holds no complete header, or a line before the last is broken.
+    """
     lines = text.splitlines()
     try:
-        header = json.loads(lines[0])
-        device_key, run = header["device_key"], Run.model_validate(header["run"])
-    except (IndexError, KeyError, TypeError, json.JSONDecodeError, ValidationError) as error:
+        header = Header.model_validate_json(lines[0])
+    except (IndexError, ValidationError) as error:
         raise ValueError("line 1: not the header of a run's journal") from error
-    if "injected" in header and not injected:
-        raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
-    return baseline_of(device_key, run, _results(lines[1:]))
+    return header, _results(lines[1:])
 
 
 def journal_notes(path: Path) -> dict[str, Note]:
@@ -86,11 +105,11 @@ def journal_profiles(path: Path) -> dict[tuple[str, str], dict[str, PhaseProfile
     return {(one.observation.test, one.workload.hash): one.profile for one in results if one.profile}
 
 
-def baseline_of(device_key: str, run: Run, results: list[TestResult]) -> Baseline:
-    """One run's results as a baseline with a window of one run."""
+def baseline_of(device_key: str, runs: list[Run], results: list[TestResult]) -> Baseline:
+    """The results of some runs as a baseline whose window is these runs."""
     return Baseline(
         device_key=device_key,
-        runs=[run],
+        runs=runs,
         workloads={result.workload.hash: result.workload for result in results},
         observations=[result.observation for result in results],
         cells=[cell for result in results for cell in result.cells],

@@ -23,9 +23,14 @@ class Measured:
 
     @cached_property
     def values(self) -> dict[tuple[str, str, str], int | float | str | None]:
-        """Figures by test, workload hash and metric."""
+        """Figures by test, workload hash and metric; what is invalid was not measured."""
         cells = self.baseline.cells if self.baseline else []
-        return {(cell.test, cell.workload, cell.metric): cell.value for cell in cells}
+        return {cell.key[:3]: None if cell.key[:3] in self.invalid else cell.value for cell in cells}
+
+    @cached_property
+    def invalid(self) -> dict[tuple[str, str, str], str]:
+        """Why figures do not count, by the same key."""
+        return {key[:3]: why for key, why in self.baseline.invalid_cells().items()} if self.baseline else {}
 
     @property
     def run(self) -> Run | None:

@@ -18,6 +18,11 @@ def head_commit(folder: Path) -> str | None:
     return commit and commit.strip()
 
 
+def folder_in_repository(folder: Path) -> str:
+    """Where a folder lies in its git repository, such as ``packages/engine/``; empty at its root, or outside of one."""
+    return (_git(folder, "rev-parse", "--show-prefix") or "").strip()
+
+
 def is_dirty(folder: Path) -> bool | None:
     """Whether tracked files differ from the commit; ``None`` outside a git repository.
 

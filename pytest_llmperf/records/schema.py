@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.verdict.metrics import find_metric
+from pytest_llmperf.verdict.metrics import METRICS, Kind, find_metric
 
 SCHEMA_VERSION: Final = 1
 
@@ -140,6 +140,11 @@ class CellRun(_Stored):
         """Unique in a file."""
         return (self.test, self.workload, self.metric, self.run)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the machine's mood is in the figure."""
+        return self.metric in METRICS and METRICS[self.metric].kind is Kind.TIMED
+
 
 class Epoch(_Stored):
     """An accepted step: of this cell only runs after ``time`` are compared."""
@@ -172,6 +177,13 @@ class Baseline(_Stored):
                 raise ValueError(f"workloads.{name}: the hash of its fields is {workload.hash}: edited by hand?")
         self._refuse_unknown_references()
         return self
+
+    def invalid_cells(self) -> dict[tuple[str, str, str, str], str]:
+        """Why cells must not be compared, by their keys: what was timed where the observation is invalid."""
+        why = {(seen.test, seen.workload, seen.run): seen.invalid for seen in self.observations if seen.invalid}
+        timed = (cell for cell in self.cells if cell.is_timed)
+        found = {cell.key: why.get((cell.test, cell.workload, cell.run), "") for cell in timed}
+        return {key: reason for key, reason in found.items() if reason}
 
     def _refuse_unknown_references(self) -> None:
         runs = {run.run_id for run in self.runs}
@@ -253,7 +265,10 @@ class TestResult(_Stored):
             UsageError: there is no such metric, or it was not measured here.
         """
         key = find_metric(metric).key
-        for cell in self.cells:
-            if cell.metric == key:
-                return cell.value
+        if cell := self.cell(key):
+            return cell.value
         raise UsageError(f"{key} was not measured; expected one of {', '.join(cell.metric for cell in self.cells)}")
+
+    def cell(self, key: str) -> CellRun | None:
+        """The cell of a metric, by its key; ``None`` if it was not measured."""
+        return next((cell for cell in self.cells if cell.metric == key), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,10 @@ from rich.text import Text
 
 from pytest_llmperf.outcome import RunOutcome
 from pytest_llmperf.report.explain import explanation_text, explanation_title
+from pytest_llmperf.report.results import change, outcome_text, short_name
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import plain_table, render
-from pytest_llmperf.report.terminal import (
-    LONGEST_LIST,
-    attention_lines,
-    change,
-    decided_line,
-    outcome_text,
-    short_name,
-)
+from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.paired import next_look
@@ -61,12 +56,24 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
             yield printable(f"error: {entry.test}: head: {entry.error}")
     if run.missing:
         yield printable(f"missing: {len(run.missing)} tests of base are not on head: {some(run.missing, LONGEST_LIST)}")
+    yield from map(printable, _disturbed_lines(blocks))
     if run.differences:
         yield printable(f"base and head differ in {', '.join(run.differences)}")
     yield f"null control: {null_trip or 'base beside base does not differ'}"
     seconds = sum(block.seconds for block in blocks)
     yield f"measured {_blocks(len(blocks))} of three fresh processes in {seconds:.0f} s"
     yield decided_line(run)
+
+
+def _disturbed_lines(blocks: Sequence[MeasuredBlock]) -> Iterator[str]:
+    found: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    for block in blocks:
+        for arm in block.arms.values():
+            for (test, _, _), why in arm.invalid.items():
+                found[test][block.number] = why
+    for test, whys in found.items():
+        why = next(iter(whys.values()))
+        yield f"disturbed: {len(whys)} of {len(blocks)} blocks do not count what they timed of {test}: {why}"
 
 
 def _table(run: RunOutcome) -> Table:

@@ -1,4 +1,4 @@
-"""A line that lives while a test is timed: tokens so far and the running median TPOT. On a terminal, at ``-v``."""
+"""A line that lives while a test runs: its phase, tokens so far and the running median TPOT. On a terminal."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from contextlib import AbstractContextManager
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.measure.progress import SETUP, TEST_BODY
+
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.generation import RequestTimes
+    from pytest_llmperf.measure.request import RequestTimes
 
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
 _NARROWEST = 20
-"""Columns that must be left behind a test's name."""
+"""Columns that must be left behind what pytest wrote."""
 
 
 class LiveLine:
     """Writes behind what pytest has written of the present test, and leaves the cursor there.
 
-    It is drawn between requests, never inside one.
+    It is drawn between phases and requests, never inside one.
 
     Args:
         reporter: pytest's terminal reporter.
@@ -30,17 +32,20 @@ class LiveLine:
         self._uncaptured = uncaptured
         self._tpots: list[float] = []
         self._tokens = 0
+        self._shown = False
 
     @classmethod
     def fits(cls, reporter: Any) -> bool:
-        """Whether somebody looks at a terminal, and wants to see more than dots."""
-        return reporter is not None and reporter.verbosity > 0 and reporter.isatty and reporter.hasmarkup
+        """Whether somebody looks at a terminal, and has not asked for quiet."""
+        return reporter is not None and reporter.verbosity >= 0 and reporter.isatty and reporter.hasmarkup
 
-    def enter(self, _phase: str) -> None:
-        """Another phase begins: what was shown is over."""
-        if self._tokens:
-            self._write("")
+    def enter(self, phase: str) -> None:
+        """Another phase begins; of a test's own code nothing is shown."""
         self._tpots, self._tokens = [], 0
+        text = "" if phase in (SETUP, TEST_BODY) else phase
+        if text or self._shown:
+            self._write(text)
+        self._shown = bool(text)
 
     def request(self, times: RequestTimes) -> None:
         """A request has ended."""

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from pytest_llmperf.outcome import Entry, RunOutcome
-from pytest_llmperf.records.schema import CellRun, TestResult
-from pytest_llmperf.report.tables import plain_table, render
+from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.report.results import WIDE_COLUMNS, changed, results_table
+from pytest_llmperf.report.tables import render
 from pytest_llmperf.text import printable, some
-from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict
-from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
-from pytest_llmperf.verdict_file import decided
-
-WIDE_COLUMNS = 110
-"""Terminal width from which the explaining metrics have room."""
-
-EXPLAINING = ("ttft_ms", "decode_tokens_per_s", "decode_peak_allocated_bytes", "operators_per_token")
-
-COLORS = {
-    Outcome.REGRESSED: "red",
-    Outcome.ERROR: "red",
-    Outcome.IMPROVED: "green",
-    Outcome.UNCHANGED: "green",
-}
-OTHER_COLOR = "yellow"
+from pytest_llmperf.verdict.sentence import sentence, short_sentence
+from pytest_llmperf.verdict_file import VerdictFile, decided
 
 LONGEST_LIST = 3
 
@@ -38,11 +22,18 @@ RECORD = "llmperf record --runs 5"
 
 
 def write_summary(reporter: Any, run: RunOutcome) -> None:
-    """Write the summary of a run to pytest's terminal reporter."""
+    """Write the summary of a run to pytest's terminal reporter.
+
+    ``-v`` adds a row for each figure that is judged, ``-q`` leaves the table out, ``-qq`` all but what was decided.
+    """
     width, color = reporter._tw.fullwidth, reporter._tw.hasmarkup  # noqa: SLF001  # pytest offers no other way
+    if reporter.verbosity < -1:
+        reporter.write_line(printable(decided_line(run)))
+        return
     reporter.section(title(run.entries), bold=True)
-    if any(entry.results for entry in run.entries):
-        reporter.write_line(render(results_table(run.entries, wide=width >= WIDE_COLUMNS), width, color=color))
+    if reporter.verbosity >= 0 and any(entry.results for entry in run.entries):
+        table = results_table(run.entries, wide=width >= WIDE_COLUMNS, every=reporter.verbosity > 0)
+        reporter.write_line(render(table, width, color=color))
     for line in summary_lines(run):
         reporter.write_line(printable(line))
 
@@ -62,24 +53,6 @@ def title(entries: list[Entry]) -> str:
     return f"llmperf: {device}" + (f" - INJECTED {', '.join(injected)}" if injected else "")
 
 
-def results_table(entries: list[Entry], *, wide: bool) -> Table:
-    """One row a test and workload: the primary metric beside its baseline, and the verdict."""
-    table = plain_table()
-    table.add_column("test", overflow="fold")
-    results = [result for entry in entries for result in entry.results]
-    primaries = {_primary(result).title for result in results}
-    for heading in (primaries.pop() if len(primaries) == 1 else "figure", "baseline", "change"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    explaining = [key for key in EXPLAINING if wide and any(_cell(result, key) for result in results)]
-    for key in explaining:
-        table.add_column(METRICS[key].title.removeprefix("decode "), justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
-    for entry in entries:
-        for result in entry.results:
-            table.add_row(*_row(entry, result, explaining))
-    return table
-
-
 def summary_lines(run: RunOutcome) -> Iterator[str]:
     """What wants attention, what became of the baseline, and last what was decided."""
     yield from attention_lines(run.verdicts)
@@ -93,6 +66,9 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         yield _missing_line(run)
     yield from _unsteady(run.entries)
     yield from _disturbed(run.entries)
+    if run.disturbed and not run.compared:
+        yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
+    yield from _unlike_loop(run.entries)
     yield from _confirmation_cost(run.entries)
     if run.not_kept:
         yield f"what was measured could not be kept: {run.not_kept}"
@@ -116,85 +92,16 @@ def decided_line(run: RunOutcome) -> str:
     return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
 
 
+def conclusion(found: VerdictFile) -> str:
+    """How a run ended, with how many cells were decided; never a pass when none was."""
+    word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
+    return f"{word}: {found.decided} of {found.total} gating cells decided: {counted(found.outcomes)}"
+
+
 def counted(outcomes: Mapping[Outcome, int]) -> str:
     """How many cells came out how, in words."""
-    found = [f"{outcomes[outcome]} {_words(outcome)}" for outcome in Outcome if outcomes.get(outcome)]
+    found = [f"{outcomes[outcome]} {outcome.words}" for outcome in Outcome if outcomes.get(outcome)]
     return ", ".join(found) or "none"
-
-
-def _row(entry: Entry, result: TestResult, explaining: Sequence[str]) -> Iterator[Text]:
-    metric = _primary(result)
-    verdict = _verdict_on(entry, result, metric)
-    yield Text(printable(short_name(entry.test)))
-    yield Text(format_value(metric, result.value(metric.key)))
-    yield Text(format_value(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
-    yield Text(change(verdict))
-    for key in explaining:
-        cell = _cell(result, key)
-        yield Text(format_value(METRICS[key], cell.value) if cell else "-")
-    yield _verdict_text(entry, verdict)
-
-
-def _primary(result: TestResult) -> Metric:
-    return primary_metric(cell.metric for cell in result.cells)
-
-
-def _cell(result: TestResult, key: str) -> CellRun | None:
-    return next((cell for cell in result.cells if cell.metric == key), None)
-
-
-def _verdict_on(entry: Entry, result: TestResult, metric: Metric) -> Verdict | None:
-    """The verdict on one figure of a workload, against the present baseline."""
-    return next(
-        (
-            verdict
-            for verdict in entry.verdicts
-            if verdict.cell.metric.key == metric.key
-            and verdict.cell.workload == result.workload.hash
-            and not verdict.against
-        ),
-        None,
-    )
-
-
-def short_name(test: str) -> str:
-    """A test's name without its file."""
-    return test.rpartition("::")[2]
-
-
-def change(verdict: Verdict | None) -> str:
-    """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
-    if verdict is None or verdict.ratio is None:
-        return "-"
-    bounds = verdict.interval
-    interval = f" [{_percent(bounds.low)}, {_percent(bounds.high)}]" if bounds else ""
-    return f"{_percent(verdict.ratio)}%{interval}"
-
-
-def _percent(ratio: float) -> str:
-    points = 100 * (ratio - 1)
-    return f"{points:+.1f}" if abs(points) < 10 else f"{points:+.0f}"  # noqa: PLR2004  # two digits are enough
-
-
-def _verdict_text(entry: Entry, primary: Verdict | None) -> Text:
-    if entry.error:
-        return Text("error", style=COLORS[Outcome.ERROR])
-    if entry.failing:
-        worst = min((verdict.outcome for verdict in entry.failing), key=[*Outcome].index)
-        names = ", ".join(_changed(verdict) for verdict in entry.failing if verdict.outcome is worst)
-        return Text(f"{_words(worst)}: {names}", style=COLORS[Outcome.REGRESSED])
-    if primary is None:
-        return Text("measured")
-    return outcome_text(primary.outcome)
-
-
-def outcome_text(outcome: Outcome) -> Text:
-    """An outcome in its colour."""
-    return Text(_words(outcome), style=COLORS.get(outcome, OTHER_COLOR))
-
-
-def _changed(verdict: Verdict) -> str:
-    return verdict.cell.metric.name + (f" since {printable(verdict.against)}" if verdict.against else "")
 
 
 def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
@@ -206,17 +113,18 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
             continue  # the good news of long ago
         if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
             if verdict.cell.limit.gates:
-                yield f"{_words(verdict.outcome)}: {verdict.cell.test}: {sentence(verdict)}"
+                yield f"{verdict.outcome.words}: {verdict.cell.test}: {sentence(verdict)}"
             else:
                 explaining[verdict.cell.test, verdict.outcome].append(verdict)
         elif verdict.counts and verdict.outcome is not Outcome.UNCHANGED:
             groups[verdict.outcome, _group(verdict)].append(verdict)
     for (test, outcome), members in explaining.items():
-        yield f"{_words(outcome)}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
+        yield f"{outcome.words}, does not gate: {test}: {', '.join(map(short_sentence, members))}"
     for (outcome, reason), members in sorted(groups.items()):
-        metrics = ", ".join(sorted(set(map(_changed, members))))
-        tests = len({member.cell.test for member in members})
-        yield f"{_words(outcome)}: {len(members)} cells of {tests} tests ({metrics}): {reason}"
+        metrics = ", ".join(sorted(set(map(changed, members))))
+        tests = sorted({member.cell.test for member in members})
+        names = f"{some(tests, LONGEST_LIST)}: " if outcome is Outcome.INVALID else ""
+        yield f"{outcome.words}: {len(members)} cells of {len(tests)} tests ({metrics}): {names}{reason}"
 
 
 def _group(verdict: Verdict) -> str:
@@ -238,6 +146,15 @@ def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
     if tests:
         yield f"disturbed: other processes held the processors again and again: {some(tests, LONGEST_LIST)}"
+
+
+def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
+    for entry in entries:
+        for result in entry.results:
+            cell = result.cell("tokens_unlike_loop")
+            if cell and cell.value:
+                what = f"{cell.value} of {result.workload.batch_size * result.workload.output_tokens} tokens"
+                yield f"{result.workload.execution}: {what} are others than loop's: {entry.test}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
@@ -288,7 +205,3 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
         yield f"baseline updated: {run.update.path} holds {len(runs)} runs of {sessions} sessions"
         if run.profiles:
             yield run.profiles
-
-
-def _words(outcome: Outcome) -> str:
-    return outcome.value.replace("_", " ")

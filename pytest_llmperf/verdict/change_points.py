@@ -41,7 +41,7 @@ def change_points(logs: Sequence[float]) -> list[int]:
     Raises:
         MissingDependency: ruptures is not installed.
     """
-    if len(logs) < FEWEST_POINTS:
+    if len(logs) < FEWEST_POINTS or min(logs) == max(logs):
         return []
     try:
         import ruptures

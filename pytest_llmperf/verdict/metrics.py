@@ -91,6 +91,14 @@ def _timed(  # noqa: PLR0913  # the fields of a definition
     )
 
 
+def _counted(name: str, title: str, definition: str, *, gates: bool) -> Metric:
+    return Metric(name=name, unit="", title=title, definition=definition, kind=Kind.EXACT, gates=gates)
+
+
+def _explaining_ms(name: str, title: str, definition: str) -> Metric:
+    return Metric(name=name, unit="ms", title=title, definition=definition, kind=Kind.INFORMATIVE)
+
+
 def _memory(name: str, title: str, definition: str, *, gates: bool) -> Metric:
     return Metric(
         name=name,
@@ -166,6 +174,13 @@ _DEFINITIONS: tuple[Metric, ...] = (
         gates=True,
     ),
     _timed(
+        "total",
+        "total rate",
+        "input and output tokens of all requests / (last token - first arrival)",
+        unit="tokens_per_s",
+        better=Better.LARGER,
+    ),
+    _timed(
         "speedup",
         "speed-up",
         "how many times as fast a workload was as another in the same run, by the figure it is measured for",
@@ -181,30 +196,81 @@ _DEFINITIONS: tuple[Metric, ...] = (
     ),
     _timed("eager_call", "eager call", "one eager call of a callable that a CUDA graph was made of as well"),
     *(_itl_percentile(q) for q in (10, 25, 50, 75, 90, 95, 99)),
-    Metric(
-        name="e2e_wall",
-        unit="ms",
-        title="end to end, wall",
-        definition="the same request by the host's clock, the device synchronized before and after",
-        kind=Kind.INFORMATIVE,
+    _explaining_ms(
+        "e2e_wall",
+        "end to end, wall",
+        "the same request by the host's clock, the device synchronized before and after",
     ),
-    Metric(
-        name="load",
-        unit="ms",
-        title="load time",
-        definition="from_pretrained until every weight is on the device; once per model and run",
-        kind=Kind.INFORMATIVE,
+    _explaining_ms("load", "load time", "from_pretrained until every weight is on the device; once per model and run"),
+    _explaining_ms(
+        "compile", "compile time", "the first request of a compiled decode, less the first one that compiled nothing"
     ),
+    _explaining_ms("cold_ttft", "cold TTFT", "TTFT of the first request of a compiled decode"),
+    _explaining_ms("capture", "capture time", "capturing and first replaying all CUDA graphs of decode"),
+    _explaining_ms("lateness", "lateness", "due to sent, per request: how late whoever asks was"),
     _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
     _memory("kv_cache", "KV cache", "bytes of keys and values after the last token", gates=True),
-    *(metric for phase in ("load", "prefill", "decode") for metric in _phase_memory(phase)),
-    Metric(
-        name="operators_per_token",
-        unit="",
-        title="operators / token",
-        definition="operators dispatched during decode / (output tokens - 1), from one untimed request",
-        kind=Kind.EXACT,
+    *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
+    _memory(
+        "graph_memory",
+        "graph memory",
+        "bytes that the device's caching allocator holds more after capturing the CUDA graphs of decode than before",
         gates=True,
+    ),
+    _counted(
+        "operators_per_token",
+        "operators / token",
+        "operators dispatched during decode / (output tokens - 1), from one untimed request",
+        gates=True,
+    ),
+    _counted("graph_breaks", "graph breaks", "places at which dynamo had to split what it compiles", gates=True),
+    _counted("unique_graphs", "graphs", "graphs that dynamo handed to the compiler", gates=True),
+    _counted("recompilations", "recompilations", "frames that dynamo compiled once more, for other inputs", gates=True),
+    Metric(
+        name="graphs_from_cache",
+        unit="",
+        title="graphs from cache",
+        definition="of the graphs, how many the compiler found on disk, compiled by an earlier process",
+        kind=Kind.INFORMATIVE,
+        better=Better.LARGER,
+    ),
+    _counted(
+        "kernel_launches_per_token",
+        "kernels / token",
+        "kernels that ran on the device during decode / (output tokens - 1), from one profiled request",
+        gates=True,
+    ),
+    _counted(
+        "syncs_per_token",
+        "synchronizations / token",
+        "calls during decode by which the host waits for the device / (output tokens - 1), profiled as well",
+        gates=True,
+    ),
+    Metric(
+        name="host",
+        unit="share",
+        title="host share",
+        definition="1 - time that the device works on a token (profiled) / TPOT: how much of a step waits for the host",
+        kind=Kind.INFORMATIVE,
+    ),
+    Metric(
+        name="bandwidth",
+        unit="share",
+        title="bandwidth",
+        definition="bytes that a step of decode must read / TPOT / copy bandwidth of the device",
+        kind=Kind.INFORMATIVE,
+        better=Better.LARGER,
+    ),
+    Metric(
+        name="energy",
+        unit="mj_per_token",
+        title="energy / token",
+        definition="energy of the device from the first timed request to the last / output tokens of all sequences",
+        kind=Kind.INFORMATIVE,
+    ),
+    # Other kernels round otherwise: it explains, and gates only where asked for.
+    _counted(
+        "tokens_unlike_loop", "tokens unlike loop's", "output tokens that differ from the bare loop's", gates=False
     ),
     # Says that the work changed, not that it got slower or bigger: it explains, and gates only where asked for.
     Metric(
@@ -221,7 +287,7 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
 
 PRIMARY = METRICS["tpot_ms"]
 
-PRIMARIES = (PRIMARY, METRICS["output_tokens_per_s"], METRICS["speedup_ratio"], METRICS["call_ms"])
+PRIMARIES = (METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"], METRICS["call_ms"])
 """What a workload is measured for: the first of these that it has."""
 
 

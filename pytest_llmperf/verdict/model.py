@@ -27,6 +27,11 @@ class Outcome(StrEnum):
         """Whether the cell was compared and the comparison had an answer."""
         return self in _DECIDED
 
+    @property
+    def words(self) -> str:
+        """As a reader sees it: ``not comparable``."""
+        return self.value.replace("_", " ")
+
 
 _DECIDED = frozenset({Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED})
 

@@ -6,14 +6,15 @@ import math
 
 from pytest_llmperf.verdict.exact import limit_value
 from pytest_llmperf.verdict.metrics import Kind, Metric
-from pytest_llmperf.verdict.model import Interval, Outcome, Verdict, evidence, number
+from pytest_llmperf.verdict.model import Interval, Outcome, Verdict, evidence, number, percent
 
 _SCALES = {
     "ms": ((1e3, "s"), (1.0, "ms"), (1e-3, "us")),
     "bytes": ((1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB")),
     "tokens_per_s": ((1.0, "tokens/s"),),
+    "mj_per_token": ((1e3, "J/token"), (1.0, "mJ/token")),
 }
-_UNSCALED = {"bytes": "B", "tokens_per_s": "tokens/s"}
+_UNSCALED = {"bytes": "B", "tokens_per_s": "tokens/s", "mj_per_token": "mJ/token"}
 
 _READABLE_RATIOS = (0.1, 1e3)
 _LARGEST_WRITTEN_OUT = 1e15
@@ -42,19 +43,25 @@ def short_sentence(verdict: Verdict) -> str:
 
 
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
-    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``, ``×1.52``; ``n/a`` for none."""
-    if value is None:
-        return "n/a"
-    if isinstance(value, str):
-        return value
+    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``, ``×1.52``, ``71 %``, ``n/a``."""
+    if value is None or isinstance(value, str):
+        return value or "n/a"
     if not math.isfinite(value):
         return str(value)
     if metric.unit == "ratio":
         return f"×{_significant(value, digits)}"
-    for size, unit in _SCALES.get(metric.unit, ()):
-        if abs(value) >= 0.9995 * size:  # rounds to 1.00 of that unit
-            return f"{_significant(value / size, digits)} {unit}"
+    if metric.unit == "share":
+        return percent(value)
+    if scale := scale_of(metric, value):
+        size, unit = scale
+        return f"{_significant(value / size, digits)} {unit}"
     return f"{_plain(value, digits)} {_UNSCALED.get(metric.unit, metric.unit)}".rstrip()
+
+
+def scale_of(metric: Metric, value: float) -> tuple[float, str] | None:
+    """The unit that suits a value's size: how many of the metric's own it is, and its name; ``None`` for its own."""
+    scales = _SCALES.get(metric.unit, ())
+    return next(((size, unit) for size, unit in scales if abs(value) >= 0.9995 * size), None)  # rounds to 1.00 of it
 
 
 def _not_compared(verdict: Verdict) -> str:
@@ -62,7 +69,7 @@ def _not_compared(verdict: Verdict) -> str:
     shown = (
         "" if value is None or verdict.outcome is Outcome.INVALID else f" {format_value(verdict.cell.metric, value)}"
     )
-    words = [verdict.outcome.value.replace("_", " "), verdict.reason]
+    words = [verdict.outcome.words, verdict.reason]
     return f"{verdict.cell.metric.title}{shown}{_since(verdict)}: {', '.join(filter(None, words))}"
 
 

@@ -37,7 +37,8 @@ def commit(folder: Path, files: Mapping[str, str]) -> str:
 class PlayedRuns:
     """Stands for `run_perf_tests`: writes the journal that a process with these figures would have written.
 
-    ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails.
+    ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails, and one
+    with a text as ``invalid`` was disturbed.
     """
 
     def __init__(self, figures: Callable[[str, int], Mapping[str, Any]], *, output_tokens: int = 4) -> None:
@@ -76,7 +77,7 @@ class PlayedRuns:
                 journal.append(self._result(test, path.stem, cells))
                 journal.append_note(Note(test=test, limits=LIMITS))
 
-    def _result(self, test: str, run: str, cells: Mapping[str, float]) -> TestResult:
+    def _result(self, test: str, run: str, cells: Mapping[str, Any]) -> TestResult:
         tokens = self._output_tokens if run.endswith("head") else 4
         workload = Workload(
             engine="transformers", model="m", revision=None, quantization="fp32", dtype="float32", attention="sdpa",
@@ -85,9 +86,11 @@ class PlayedRuns:
         observation = Observation(
             run=run, test=test, workload=workload.hash, clock="fake", requests=1, tokens_produced=4,
             attention_requested=None, warmup=Warmup(requests=0, steady=False, drift=None),
+            invalid=cells.get("invalid", ""),
         )  # fmt: skip
         rows = [
             CellRun(test=test, workload=workload.hash, metric=metric, run=run, value=value, reason="" if value else "-")
             for metric, value in cells.items()
+            if metric != "invalid"
         ]
         return TestResult(workload=workload, observation=observation, cells=rows)

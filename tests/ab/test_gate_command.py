@@ -135,8 +135,9 @@ def test_what_is_open_is_timed_and_gates():
         c=[cell(Outcome.NEW, gates=False)],
         d=[cell(Outcome.NEW, value=None)],
         e=[cell(Outcome.NOT_COMPARABLE)],
+        f=[cell(Outcome.INVALID)],
     )
-    assert open_tests(screened) == ["a", "e"]
+    assert open_tests(screened) == ["a", "e", "f"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pytest_llmperf.ab.decide import Standing
 from pytest_llmperf.ab.series import Series, block_orders
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.report.ab import _disturbed_lines
 from pytest_llmperf.verdict.model import Outcome
 
 NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
@@ -215,3 +216,49 @@ def test_a_process_that_dies_stops_the_comparison(start, code):
     with pytest.raises(UsageError, match=rf"^head: pytest ended with exit code {code}: played \(see .*head.log\)$"):
         measure(series, 4)
     assert len(start(figures())[0].blocks) == 1
+
+
+def disturbed(blocks, arm="head"):
+    """Figures of which one arm is disturbed, and ten times as slow, in some blocks."""
+
+    def of(found, number):
+        figure = figures()(found, number)["t.py::a"]
+        if found == arm and number in blocks:
+            return {"t.py::a": figure | {"tpot_ms": 50.0, "invalid": "a neighbour"}}
+        return {"t.py::a": figure}
+
+    return of
+
+
+@pytest.mark.parametrize("arm", ["base", "null", "head"])
+def test_a_disturbed_block_is_not_averaged_in(start, arm):
+    """The first one of all: the others make up for it, and counts are compared all the same."""
+    series, _ = start(disturbed({1}, arm))
+    standing = measure(series, 5)
+    assert outcomes(standing)["t.py::a", "tpot"] is Outcome.UNCHANGED
+    assert outcomes(standing)["t.py::a", "operators_per_token"] is Outcome.UNCHANGED
+    assert next(v.blocks for v in standing.verdicts if v.cell.metric.name == "tpot") == 4
+    (line,) = _disturbed_lines(series.blocks)
+    assert line == "disturbed: 1 of 5 blocks do not count what they timed of t.py::a: a neighbour"
+
+
+def test_a_test_that_is_disturbed_each_time_stays_open(start):
+    """Until one block counts, and is measured on."""
+    series, _ = start(disturbed(range(1, 5)))
+    standing = measure(series, 4)
+    verdict = next(v for v in standing.verdicts if v.cell.metric.name == "tpot")
+    assert (verdict.outcome, verdict.reason) == (Outcome.INVALID, "no block of it counts: a neighbour")
+    assert standing.undecided == ["t.py::a"]
+    assert standing.null_trip == ""
+
+
+def test_a_new_test_that_was_disturbed_is_new(start):
+    """Base has nothing to compare it with, however many blocks follow."""
+
+    def of(arm, _number):
+        return {"t.py::a": {"tpot_ms": 5.0, "invalid": "a neighbour"}} if arm == "head" else {}
+
+    series, _ = start(of)
+    standing = measure(series, 1)
+    assert outcomes(standing)["t.py::a", "tpot"] is Outcome.NEW
+    assert standing.undecided == []

@@ -108,7 +108,7 @@ class FakeCuda:
 
     def Event(self, enable_timing: bool = False) -> SimpleNamespace:  # noqa: N802  # torch's name
         event = SimpleNamespace(time=0.0)
-        event.record = lambda: setattr(event, "time", self.now)
+        event.record = lambda stream=None: setattr(event, "time", self.now)
         event.elapsed_time = lambda end: end.time - event.time
         assert enable_timing
         return event
@@ -116,7 +116,7 @@ class FakeCuda:
     def Stream(self) -> SimpleNamespace:  # noqa: N802  # torch's name
         return SimpleNamespace(wait_stream=lambda other: None)
 
-    def current_stream(self) -> str:
+    def current_stream(self, _device: str | None = None) -> str:
         return self.stream_name
 
     @contextmanager

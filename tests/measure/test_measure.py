@@ -17,11 +17,13 @@ from pytest_llmperf.measure.bench import default_model
 from pytest_llmperf.measure.clock import EventClock, HostClock, SynchronizedClock, clock_for
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
 from pytest_llmperf.measure.device import check_device_name, resolve_device
-from pytest_llmperf.measure.execution import Generated, check_produced, find_execution
-from pytest_llmperf.measure.generation import Plan, measure_generation, time_request
+from pytest_llmperf.measure.execution import Generated, check_produced
+from pytest_llmperf.measure.executions import find_execution
+from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.machine import device_key, environment, session_id
 from pytest_llmperf.measure.memory import live_tensor_bytes, trace_memory
 from pytest_llmperf.measure.prompt import digest, random_prompt
+from pytest_llmperf.measure.request import time_request
 from pytest_llmperf.measure.warmup import WINDOW, warm_up
 from pytest_llmperf.models.load import load
 from pytest_llmperf.records.environment import FIELDS
@@ -55,7 +57,7 @@ class FakeEvent:
         self.timed = enable_timing
         self.time: float | None = None
 
-    def record(self) -> None:
+    def record(self, stream: str) -> None:
         self.time = float(next(self.times))
 
     def elapsed_time(self, end: FakeEvent) -> float:
@@ -77,7 +79,11 @@ class UntimedEvent(FakeEvent):
 def fake_module(event: type | None) -> SimpleNamespace:
     calls: list[str] = []
     module = SimpleNamespace(
-        __name__="torch.xpu", synchronize=lambda: calls.append("synchronize"), set_device=calls.append, calls=calls
+        __name__="torch.xpu",
+        synchronize=lambda device: calls.append("synchronize"),
+        set_device=calls.append,
+        current_stream=lambda device: f"stream of {device}",
+        calls=calls,
     )
     if event is not None:
         module.Event = event

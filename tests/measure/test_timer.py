@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fake_cuda import FakeCuda
+from fake_nvml import FakeNvml
 
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock_state as clock_states
@@ -20,7 +20,7 @@ from pytest_llmperf.measure.call_result import call_result
 from pytest_llmperf.measure.clock import EventClock, HostClock
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
 from pytest_llmperf.measure.machine import NvmlUnavailableError
-from pytest_llmperf.measure.roofline import measure_limits
+from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.measure.timing import Limits, Timing
 
@@ -293,9 +293,8 @@ def test_a_roofline_needs_work_and_its_own_device(host, device, work, message):
 def test_limits_are_bytes_and_operations_of_the_fastest_sample():
     """Read and written bytes count; so do multiplications and additions."""
     timing = SimpleNamespace(samples_ms=(3.0, 2.0, 9.0), graph_samples_ms=())
-    limits = measure_limits(lambda *_args, **_options: timing, "cpu", "float32")
-    assert limits.copy_bytes_per_s == 2 * (64 << 20) / 2e-3
-    assert limits.matrix_operations_per_s == 2 * 512**3 / 2e-3
+    assert copy_rate(lambda *_args, **_options: timing, "cpu") == 2 * (64 << 20) / 2e-3
+    assert matrix_rate(lambda *_args, **_options: timing, "cpu", "float32") == 2 * 512**3 / 2e-3
 
 
 def test_limits_are_measured_once_a_process(host):
@@ -313,30 +312,9 @@ def test_a_matrix_rate_is_of_a_floating_dtype(host, dtype):
         host.limits(dtype)
 
 
-class FakeNvml:
-    """Of what NVML tells about clocks."""
-
-    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
-    nvmlClocksEventReasonGpuIdle = 1  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
-    nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonAll = 5  # noqa: N815  # NVML's name
-
-    class NVMLError(Exception):
-        pass
-
-    def nvmlDeviceGetClockInfo(self, _handle, kind):  # noqa: N802  # NVML's name
-        if kind == self.NVML_CLOCK_MEM:
-            raise self.NVMLError
-        return 1980
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, _handle):  # noqa: N802  # NVML's name
-        return 4
-
-
 def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
     """Never 0."""
-    monkeypatch.setattr(clock_states, "nvml_handle", lambda device: nullcontext((FakeNvml(), "handle")))
+    monkeypatch.setattr(clock_states, "nvml_handle", FakeNvml(SmClock=1980, CurrentClocksEventReasons=4).handle)
     assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
 
 
@@ -347,6 +325,9 @@ def test_clocks_that_were_held_back_are_told(timer, cuda, monkeypatch):
     timing = timer(cuda.launch, 1.0)
     assert timing.held_back == ("HwSlowdown",)
     assert str(timing).endswith("clocks held back: HwSlowdown")
+    found = call_result(timing, test="t", run_id="r", guards=frozenset({"throttling"}))
+    assert found.observation.invalid == "clocks of cuda:0 held back by HwSlowdown (guard throttling)"
+    assert call_result(timing, test="t", run_id="r").observation.invalid == ""
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch):

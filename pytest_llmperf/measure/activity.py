@@ -1,0 +1,167 @@
+"""What a decode makes the device do, from one profiled request: kernels, waits for the device, and its busy time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pytest_llmperf.measure.clock import NS_PER_MS, Clock
+from pytest_llmperf.measure.figures import Figure
+from pytest_llmperf.measure.kineto import mark, profiler
+
+FIGURES = ("kernel_launches_per_token", "syncs_per_token", "host_share")
+
+DECODE_MARK, END_MARK = "llmperf decode", "llmperf end"
+
+FIRST_CLEAN_CUDA = (12, 6)
+"""Before, CUDA's profiling library cannot be detached while there are graphs, and slows down what is measured next by
+10 to 20 % (pytorch/pytorch#146604)."""
+
+MOST_TOKENS = 17
+"""Sixteen steps tell what each does; a profile of a thousand takes minutes and gigabytes."""
+
+_WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(2D|3D)?|cudaMemcpy(To|From)Symbol")
+"""Calls that return when the device is done; copies that need not wait are called ``cudaMemcpyAsync``."""
+_NO_KERNELS = ("Memcpy", "Memset")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a profile, in nanoseconds."""
+
+    name: str
+    on_device: bool
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What happened between the marks of a profile."""
+
+    kernels: int
+    """Those of a replayed graph are counted one by one."""
+    syncs: int
+    busy_ms: float
+    """Time in which at least one kernel ran, or one copy."""
+
+
+def activity_of(events: Iterable[Event]) -> Activity:
+    """What happened in a decode.
+
+    The host's calls count between the two marks. The device was idle at the first of them and does nothing that is not
+    of the decode after it, so what begins there counts even where the host ran ahead.
+
+    Raises:
+        ValueError: there are not two marks.
+    """
+    ordered = sorted(events, key=lambda event: event.start_ns)
+    marks = [event for event in ordered if not event.on_device and event.name in (DECODE_MARK, END_MARK)]
+    if [event.name for event in marks] != [DECODE_MARK, END_MARK]:
+        raise ValueError(f"the profile has {len(marks)} of 2 marks")
+    start, end = marks[0].end_ns, marks[1].start_ns
+    work = [event for event in ordered if event.on_device and event.start_ns >= start]
+    calls = [event for event in ordered if not event.on_device and start <= event.start_ns < end]
+    return Activity(
+        kernels=sum(not event.name.startswith(_NO_KERNELS) for event in work),
+        syncs=sum(_WAITS.fullmatch(event.name) is not None for event in calls),
+        busy_ms=_union_ns(work) / NS_PER_MS,
+    )
+
+
+def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is compared with
+    request: Callable[[int, Callable[[], object]], object],
+    *,
+    output_tokens: int,
+    tpot_ms: float | None,
+    device: str,
+    clock: Clock,
+    enter: Callable[[str], None],
+) -> list[Figure]:
+    """Kernels and waits by token, and the host's share of a step. CUDA alone has them: elsewhere there is no figure.
+
+    Args:
+        request: makes one of so many tokens, warmed up, and calls what it is given for each.
+        output_tokens: of the requests that were timed; the first of them are profiled.
+        tpot_ms: of requests that were timed: a profile makes the host slower, and not the device.
+        device: as torch names it.
+        clock: of the device.
+        enter: told of the phase.
+    """
+    if not device.startswith("cuda"):
+        return []
+    tokens = min(output_tokens, MOST_TOKENS)
+    if tokens == 1 or tpot_ms is None:
+        return _none("one output token has no decode: ask for two or more")
+    if reason := _why_not():
+        return _none(reason)
+    enter("profiled request")
+    try:
+        found = activity_of(_profile(partial(request, tokens), clock))
+    except (RuntimeError, ValueError) as error:
+        return _none(f"torch's profiler: {str(error).strip().partition(chr(10))[0]}")
+    if not found.kernels:
+        return _none("torch's profiler saw no kernel: may this process use CUPTI?")
+    steps = tokens - 1
+    host_share = max(0.0, 1 - found.busy_ms / steps / tpot_ms)
+    values = (found.kernels / steps, found.syncs / steps, host_share)
+    return [Figure(metric, value) for metric, value in zip(FIGURES, values, strict=True)]
+
+
+def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Sequence[Event]:
+    os.environ.setdefault("TEARDOWN_CUPTI", "1")  # not the default of every version: see FIRST_CLEAN_CUDA
+    tokens = 0
+
+    def on_token() -> None:
+        nonlocal tokens
+        tokens += 1
+        if tokens == 1:
+            clock.synchronize()  # the prefill is done
+            mark(DECODE_MARK)
+
+    profile = profiler(use_device="cuda")
+    with profile:
+        run(on_token)
+        mark(END_MARK)
+        clock.synchronize()
+    return _events(profile.kineto_results.events())
+
+
+def _events(recorded: Iterable[Any]) -> list[Event]:
+    """Without the device's echo of what the host annotates, which is no work."""
+    from torch._C._autograd import DeviceType  # where torch's own profiler has it from
+
+    found = ((event, event.device_type() != DeviceType.CPU) for event in recorded)
+    return [
+        Event(event.name(), on_device, event.start_ns(), event.end_ns())
+        for event, on_device in found
+        if not (on_device and event.is_user_annotation())
+    ]
+
+
+def _union_ns(events: Sequence[Event]) -> int:
+    """Time covered by events that are ordered by their start; streams may overlap."""
+    covered, until = 0, 0
+    for event in events:
+        covered += max(0, event.end_ns - max(event.start_ns, until))
+        until = max(until, event.end_ns)
+    return covered
+
+
+def _why_not() -> str:
+    import torch
+
+    version = torch.version.cuda
+    if version is None:
+        return "torch was built without CUDA: only its profiler is known to leave nothing behind"
+    if tuple(int(part) for part in version.split(".")[:2]) < FIRST_CLEAN_CUDA:
+        return f"CUDA {version}: a profile would slow down what is measured next; expected 12.6 or later"
+    return ""
+
+
+def _none(reason: str) -> list[Figure]:
+    return [Figure(metric, None, reason) for metric in FIGURES]

@@ -1,0 +1,307 @@
+"""What is drawn of one workload: pure data, in figures scaled to the axis; ``page/page.js`` hands it to plotly."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from statistics import median
+from textwrap import shorten
+from typing import Literal
+
+from pytest_llmperf.history import Series
+from pytest_llmperf.records.reduce import percentile
+from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.verdict.metrics import METRICS, Metric
+from pytest_llmperf.verdict.sentence import format_value, scale_of
+
+MOST_POINTS = 256
+"""More along one axis are not told apart, and make the file large: neighbours are put together."""
+
+DIGITS = 5
+COMMIT_DIGITS = 8
+LONGEST_LABEL = 40
+
+PHASES = ("load", "prefill", "decode")
+HELD = {"weights": "weights_bytes", "KV cache": "kv_cache_bytes"}
+
+Role = Literal["now", "baseline", "level", "other"]
+"""What a trace stands for, which decides its colour; ``other`` ones are told apart by their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Figures that are drawn as one; ``labels`` are shown where one of them is pointed at."""
+
+    name: str
+    form: Literal["line", "points", "path", "bars", "box"]
+    role: Role
+    x: Sequence[float | str]
+    y: Sequence[float]
+    labels: Sequence[str] = ()
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    """A band around a line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A vertical line."""
+
+    x: float
+    label: str
+    accepted: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One picture. ``summary`` says in words what it shows."""
+
+    title: str
+    x: str
+    y: str
+    summary: str
+    traces: Sequence[Trace]
+    marks: Sequence[Mark] = ()
+    ticks: Mapping[str, float] | None = None
+    """Where the x axis is labelled, if not evenly."""
+    categories: Sequence[str] = ()
+    """In which order names stand on the x axis."""
+    log_x: bool = False
+    from_zero: bool = False
+    wide: bool = False
+    """Whether it goes along a long axis."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A metric's axis, in the unit that suits the largest figure on it."""
+
+    metric: Metric
+    size: float
+    unit: str
+
+    @classmethod
+    def of(cls, metric: Metric, values: Iterable[float]) -> Axis:
+        """The axis for these figures, in the metric's unit."""
+        size, unit = scale_of(metric, max(map(abs, values), default=0.0)) or (1.0, metric.unit)
+        return cls(metric, size, unit)
+
+    @property
+    def title(self) -> str:
+        """The metric and the unit."""
+        return f"{self.metric.title} ({self.unit})" if self.unit else self.metric.title
+
+    def scaled(self, values: Iterable[float]) -> list[float]:
+        """These figures in the axis's unit."""
+        return [rounded(value / self.size) for value in values]
+
+
+def rounded(value: float) -> float:
+    """With as many digits as a picture can show."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def figure(value: object) -> float | None:
+    """A figure that can be drawn; ``None`` for text, what is missing and what is not finite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def figures(values: Mapping[str, object]) -> dict[str, float]:
+    """Those that can be drawn."""
+    return {name: value for name, part in values.items() if (value := figure(part)) is not None}
+
+
+def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | None:
+    """Gaps between tokens over their position; none where requests are not all of one length."""
+    gaps, positions = result.samples.get("itl_ms", []), result.workload.output_tokens - 1
+    if positions < 2 or len(gaps) != positions * result.observation.requests:  # noqa: PLR2004  # a line takes two
+        return None
+    axis = Axis.of(METRICS["itl_p50_ms"], gaps)
+    stride = math.ceil(positions / MOST_POINTS)
+    starts = range(0, positions, stride)
+    columns = [
+        [*chain.from_iterable(gaps[at::positions] for at in range(s, min(s + stride, positions)))] for s in starts
+    ]
+    x = [start + 2.0 for start in starts]
+    traces = [_band("this run, median and 10th to 90th percentile", x, columns, axis)]
+    if baseline_tpot_ms is not None:
+        level = axis.scaled([baseline_tpot_ms] * 2)
+        traces.append(Trace(name="baseline TPOT", form="line", role="baseline", x=[x[0], x[-1]], y=level))
+    return Chart(
+        title="Latency by token position",
+        x="token",
+        y=f"gap before it ({axis.unit})",
+        summary=f"median gap {_range(axis, map(median, columns))} over tokens 2 to {positions + 1}, "
+        f"{result.observation.requests} requests",
+        traces=traces,
+        from_zero=True,
+        wide=True,
+    )
+
+
+def distribution(
+    metric: Metric, samples: Sequence[float], window: Sequence[float], runs: Sequence[float]
+) -> Chart | None:
+    """This run's requests beside the runs of the baseline, and this session's runs where there are several."""
+    groups: dict[str, tuple[Role, Sequence[float]]] = {
+        f"baseline: {len(window)} runs": ("baseline", window),
+        f"this session: {len(runs)} runs": ("other", runs),
+        f"this run: {len(samples)} requests": ("now", samples),
+    }
+    shown = {name: (role, values) for name, (role, values) in groups.items() if values}
+    if sum(len(values) for _, values in shown.values()) < 2:  # noqa: PLR2004  # one figure has no distribution
+        return None
+    axis = Axis.of(metric, chain.from_iterable(values for _, values in shown.values()))
+    return Chart(
+        title="Distribution",
+        x="",
+        y=axis.title,
+        summary="; ".join(f"{name}, {_range(axis, values)}" for name, (_, values) in shown.items()),
+        traces=[
+            Trace(name=name, form="box", role=role, x=[], y=axis.scaled(thinned(values)))
+            for name, (role, values) in shown.items()
+        ],
+    )
+
+
+def history(series: Series, now: float | None) -> Chart:
+    """A cell over the baseline's sessions, its levels and where they changed, and this run at the end.
+
+    Raises:
+        MissingDependency: ruptures is not installed.
+    """
+    points = series.points
+    axis = Axis.of(series.cell.metric, [*(point.value for point in points), now or 0.0])
+    traces = [_points(series, axis), *_levels(series, axis)]
+    if now is not None:
+        traces.append(Trace(name="this run", form="points", role="now", x=[float(len(points))], y=axis.scaled([now])))
+    return Chart(
+        title=f"History: {series.cell.metric.title}",
+        x="session and commit, oldest first",
+        y=axis.title,
+        summary=f"{len(points)} points, {_range(axis, (point.value for point in points))}; "
+        + "; ".join(
+            [f"changes of level: {len(series.changes)}", *(f"accepted: {one.reason}" for one in series.epochs)]
+        ),
+        traces=traces,
+        marks=_marks(series),
+        ticks=_dates(series),
+        wide=True,
+    )
+
+
+def memory(now: Mapping[str, float], baseline: Mapping[str, float]) -> Chart | None:
+    """Bytes by phase: weights, KV cache and the peaks, by metric key."""
+    groups = (
+        Bars("baseline", "baseline", baseline, "allocated"),
+        Bars("allocated", "now", now, "allocated"),
+        Bars("reserved", "other", now, "reserved"),
+        Bars("RSS", "other", now, "rss"),
+    )
+    shown = [bars for bars in groups if bars.values]
+    if not any(bars.role != "baseline" for bars in shown):
+        return None
+    axis = Axis.of(METRICS["weights_bytes"], chain.from_iterable(bars.values.values() for bars in shown))
+    return Chart(
+        title="Memory by phase",
+        x="",
+        y=axis.unit,
+        summary="; ".join(f"{bars.name}: {bars.words}" for bars in shown if bars.role != "baseline"),
+        traces=[
+            Trace(name=bars.name, form="bars", role=bars.role, x=[*bars.values], y=axis.scaled(bars.values.values()))
+            for bars in shown
+        ],
+        categories=[*HELD, *(f"{phase} peak" for phase in PHASES)],
+        from_zero=True,
+    )
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One kind of memory, phase by phase."""
+
+    name: str
+    role: Role
+    figures: Mapping[str, float]
+    kind: str
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What is known, in bytes; weights and KV cache stand beside what is allocated."""
+        held = HELD if self.kind == "allocated" else {}
+        names = held | {f"{phase} peak": f"{phase}_peak_{self.kind}_bytes" for phase in PHASES}
+        return {name: self.figures[key] for name, key in names.items() if key in self.figures}
+
+    @property
+    def words(self) -> str:
+        """Each phase with its figure."""
+        return ", ".join(
+            f"{name} {format_value(METRICS['weights_bytes'], value)}" for name, value in self.values.items()
+        )
+
+
+def thinned(values: Sequence[float]) -> list[float]:
+    """At most `MOST_POINTS` of them that are spread as all are."""
+    if len(values) <= MOST_POINTS:
+        return [*values]
+    ordered = sorted(values)
+    return [ordered[round(at * (len(ordered) - 1) / (MOST_POINTS - 1))] for at in range(MOST_POINTS)]
+
+
+def _band(name: str, x: Sequence[float], columns: Sequence[Sequence[float]], axis: Axis) -> Trace:
+    low, middle, high = (axis.scaled(percentile(column, q) for column in columns) for q in (10, 50, 90))
+    return Trace(name=name, form="line", role="now", x=x, y=middle, low=low, high=high)
+
+
+def _range(axis: Axis, values: Iterable[float]) -> str:
+    found = [*values]
+    low, high = (format_value(axis.metric, value) for value in (min(found), max(found)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _points(series: Series, axis: Axis) -> Trace:
+    return Trace(
+        name="baseline",
+        form="points",
+        role="baseline",
+        x=[float(at) for at in range(len(series.points))],
+        y=axis.scaled(point.value for point in series.points),
+        labels=[f"{one.time} {(one.commit or '')[:COMMIT_DIGITS]} runs: {one.runs}" for one in series.points],
+    )
+
+
+def _levels(series: Series, axis: Axis) -> Iterator[Trace]:
+    for start, (stretch, level) in zip(_starts(series), series.levels, strict=True):
+        ends = [start - 0.4, start + len(stretch) - 0.6]
+        yield Trace(name="level", form="line", role="level", x=ends, y=axis.scaled([level] * 2))
+
+
+def _starts(series: Series) -> list[int]:
+    """At which point each level begins."""
+    return [0, *accumulate(len(stretch) for stretch, _ in series.levels[:-1])]
+
+
+def _marks(series: Series) -> list[Mark]:
+    """Changes of level and accepted steps; an accepted step stands before the first point that is later."""
+    labels: defaultdict[float, list[str]] = defaultdict(list)
+    for start, change in zip(_starts(series)[1:], series.changes, strict=True):
+        labels[start - 0.5].append(f"{100 * (change.after / change.before - 1):+.1f} %")
+    accepted = {sum(point.time <= epoch.time for point in series.points) - 0.5: epoch for epoch in series.epochs}
+    for x, epoch in accepted.items():
+        labels[x].append(f"accepted: {shorten(epoch.reason, LONGEST_LABEL, placeholder='...')}")
+    return [Mark(x=x, label=", ".join(words), accepted=x in accepted) for x, words in labels.items()]
+
+
+def _dates(series: Series) -> dict[str, float]:
+    """A few days, each where its first point is."""
+    days: dict[str, float] = {}
+    for at, point in enumerate(series.points):
+        days.setdefault(point.time[:10], float(at))
+    every = math.ceil(len(days) / _MOST_DATES)
+    return dict([*days.items()][::every])
+
+
+_MOST_DATES = 6

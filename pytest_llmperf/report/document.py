@@ -1,0 +1,268 @@
+"""A run as a document: what a page shows, in words and figures, before it is a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pytest_llmperf.history import Series
+from pytest_llmperf.records.environment import FIELDS, Weight
+from pytest_llmperf.records.schema import CellRun, Observation, TestResult
+from pytest_llmperf.report import charts, compared
+from pytest_llmperf.report.charts import Chart
+from pytest_llmperf.report.evidence import Evidence
+from pytest_llmperf.report.rows import SEVERITY, Row, is_known, rows, severity, shape
+from pytest_llmperf.report.terminal import counted
+from pytest_llmperf.verdict.metrics import METRICS, PRIMARY, Kind, Metric, primary_metric
+from pytest_llmperf.verdict.model import Outcome, percent
+from pytest_llmperf.verdict.sentence import format_value
+from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile
+
+Facts = Sequence[tuple[str, str]]
+"""Names and what they stand for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Pictures of one kind, of which one is shown at a time."""
+
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One workload of a test."""
+
+    title: str
+    facts: Facts
+    conditions: Facts
+    measured: Facts
+    figures: Sequence[Figures]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Test:
+    """One test with all that is known of it."""
+
+    __test__ = False  # pytest would collect a class of this name
+
+    test: str
+    outcome: str
+    error: str
+    sentences: Sequence[tuple[str, str]]
+    """Outcome and sentence of each cell that gates or moved."""
+    parts: Sequence[Part]
+    reproduce: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One fact about the machine that is not the same as in the baseline's latest run."""
+
+    name: str
+    now: str
+    then: str
+    blocks: bool
+    """Whether such runs are not compared. A fact that only one side knows keeps none apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """All that a page shows."""
+
+    device: str
+    conclusion: str
+    failed: bool
+    decided: str
+    injected: str
+    run_facts: Facts
+    outcomes: Sequence[tuple[str, int]]
+    """How many cells that can fail came out how."""
+    failures: Sequence[tuple[str, str]]
+    """Test and sentence of each that failed."""
+    missing: Sequence[str]
+    rows: Sequence[Row]
+    tests: Sequence[Test]
+    compared: Sequence[tuple[str, Figures]]
+    differences: Sequence[Difference]
+    environment: Facts
+    metrics: Facts
+    tool: str
+
+
+def document(evidence: Evidence) -> Document:
+    """What a page shows of a run.
+
+    Raises:
+        MissingDependency: ruptures is not installed.
+    """
+    verdicts = evidence.verdicts
+    return Document(
+        device=verdicts.device_key or "nothing measured",
+        conclusion=_conclusion(verdicts),
+        failed=verdicts.failed,
+        decided=f"{verdicts.decided} of {verdicts.total} gating cells decided: {counted(verdicts.outcomes)}",
+        injected=", ".join(verdicts.injected),
+        run_facts=_run_facts(verdicts),
+        outcomes=[(outcome.words, count) for outcome, count in verdicts.outcomes.items()],
+        failures=[*_failures(verdicts)],
+        missing=verdicts.missing,
+        rows=sorted((row for test in verdicts.tests for row in rows(test)), key=lambda row: row.order["verdict"]),
+        tests=[_test(test, evidence) for test in verdicts.tests],
+        compared=[
+            (family.name, Figures(charts=[chart]))
+            for family in compared.families(_measured(evidence))
+            for chart in compared.charts(family)
+        ],
+        differences=[*_differences(verdicts)],
+        environment=[*_flat(verdicts.run.environment)] if verdicts.run else [],
+        metrics=[*_metrics(verdicts)],
+        tool=verdicts.tool,
+    )
+
+
+def _conclusion(verdicts: VerdictFile) -> str:
+    if verdicts.breach:
+        return f"Failed: {verdicts.breach}"
+    if verdicts.failed:
+        return f"{sum(test.failed for test in verdicts.tests)} of {len(verdicts.tests)} tests failed"
+    return f"{len(verdicts.tests)} tests passed" if verdicts.decided else "Nothing was verified"
+
+
+def _run_facts(verdicts: VerdictFile) -> Facts:
+    run = verdicts.run
+    if run is None:
+        return []
+    tree = " with changes that are not committed" if run.dirty else ""
+    return [("started", run.time), ("commit", f"{run.commit or 'unknown'}{tree}"), ("run", run.run_id)]
+
+
+def _failures(verdicts: VerdictFile) -> Iterator[tuple[str, str]]:
+    for test in verdicts.tests:
+        if test.error:
+            yield test.test, test.error
+        yield from ((test.test, cell.sentence) for cell in test.cells if cell.fails)
+
+
+def _test(test: TestVerdicts, evidence: Evidence) -> Test:
+    hashes = dict.fromkeys([*test.workloads, *(workload for name, workload in evidence.result_of if name == test.test)])
+    telling = [cell for cell in test.cells if cell.counts or cell.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)]
+    return Test(
+        test=test.test,
+        outcome=_outcome(test),
+        error=test.error,
+        sentences=[(cell.outcome.words, cell.sentence) for cell in sorted(telling, key=severity)],
+        parts=[_part(test, name, evidence) for name in hashes],
+        reproduce=test.reproduce,
+    )
+
+
+def _outcome(test: TestVerdicts) -> str:
+    """The worst of a test's cells that can fail it."""
+    found = [cell.outcome for cell in test.cells if cell.counts]
+    if test.error:
+        return Outcome.ERROR.words
+    return min(found, key=SEVERITY.index).words if found else "measured"
+
+
+def _part(test: TestVerdicts, name: str, evidence: Evidence) -> Part:
+    result = evidence.result_of.get((test.test, name))
+    workload = result.workload if result else test.workloads[name]
+    cells = {cell.metric: cell for cell in test.cells if cell.workload == name and not cell.against and is_known(cell)}
+    return Part(
+        title=shape(workload),
+        facts=[*_flat(workload.model_dump())],
+        conditions=[*_conditions(result.observation)] if result else [],
+        measured=[_figure(cell) for cell in result.cells if cell.metric not in cells] if result else [],
+        figures=[*_figures(test.test, name, cells, evidence)],
+    )
+
+
+def _figures(test: str, name: str, cells: Mapping[str, CellVerdict], evidence: Evidence) -> Iterator[Figures]:
+    result = evidence.result_of.get((test, name))
+    now = {key: cell.value for key, cell in cells.items()} | (_values(result) if result else {})
+    baseline = {key: cell.baseline for key, cell in cells.items()}
+    metric = primary_metric(now)
+    main = cells.get(metric.key)
+    level = charts.figure(main.baseline) if main and metric is PRIMARY else None
+    past = [series for key in METRICS if (series := evidence.series_of.get((test, name, key)))]
+    groups = (
+        [charts.per_token(result, level)] if result else [],
+        [
+            charts.distribution(
+                metric,
+                result.samples.get(metric.key, []) if result else [],
+                evidence.window_of.get((test, name, metric.key), []),
+                main.candidates if main else [],
+            )
+        ],
+        [_history(series, now) for series in _first(past, metric)],
+        [charts.memory(charts.figures(now), charts.figures(baseline))],
+    )
+    for group in groups:
+        if found := [chart for chart in group if chart]:
+            yield Figures(charts=found)
+
+
+def _history(series: Series, now: Mapping[str, object]) -> Chart:
+    return charts.history(series, charts.figure(now.get(series.cell.metric.key)))
+
+
+def _first(past: Sequence[Series], metric: Metric) -> list[Series]:
+    """The primary metric's past before the others'."""
+    return sorted(past, key=lambda series: series.cell.metric is not metric)
+
+
+def _measured(evidence: Evidence) -> Iterator[compared.Measured]:
+    for test in evidence.verdicts.tests:
+        for name, workload in test.workloads.items():
+            result = evidence.result_of.get((test.test, name))
+            found = {cell.metric: cell.value for cell in test.cells if cell.workload == name}
+            figures = found | (_values(result) if result else {})
+            yield compared.Measured(test.test, workload, charts.figures(figures))
+
+
+def _values(result: TestResult) -> dict[str, int | float | str | None]:
+    return {cell.metric: cell.value for cell in result.cells}
+
+
+def _conditions(seen: Observation) -> Iterator[tuple[str, str]]:
+    yield "clock", seen.clock
+    yield "requests", str(seen.requests) + (f", {seen.disturbed_requests} disturbed" if seen.disturbed_requests else "")
+    steady = "steady" if seen.warmup.steady else "never became steady"
+    yield "warm-up", f"{seen.warmup.requests} requests, {steady}" if seen.warmup.requests else "none"
+    if seen.invalid:
+        yield "invalid", seen.invalid
+    yield from _flat(seen.conditions)
+
+
+def _figure(cell: CellRun) -> tuple[str, str]:
+    metric = METRICS.get(cell.metric)
+    shown = format_value(metric, cell.value) if metric else str(cell.value)
+    return (metric.title if metric else cell.metric), f"{shown}{f': {cell.reason}' if cell.reason else ''}"
+
+
+def _flat(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        elif value is not None and value != "":
+            yield name.replace("_", " "), str(value)
+
+
+def _differences(verdicts: VerdictFile) -> Iterator[Difference]:
+    """Those of ``field: then -> now``."""
+    for line in verdicts.differences:
+        name, _, values = line.partition(": ")
+        then, _, now = values.rpartition(" -> ")
+        blocks = FIELDS.get(name) is Weight.BLOCKS and "None" not in (then, now)
+        then, now = ("unknown" if value == "None" else value for value in (then, now))
+        yield Difference(name=name.replace("_", " "), now=now, then=then, blocks=blocks)
+
+
+def _metrics(verdicts: VerdictFile) -> Iterator[tuple[str, str]]:
+    """What the metrics of the table mean."""
+    keys = {cell.metric for test in verdicts.tests for cell in test.cells}
+    for metric in (metric for key, metric in METRICS.items() if key in keys):
+        margin = f"; tolerated {percent(metric.tolerate)}" if metric.kind is Kind.TIMED else ""
+        yield metric.title, f"{metric.definition}; {metric.better} is better, {metric.kind}{margin}"

@@ -1,0 +1,50 @@
+"""Serving: the three schedulers compared, and offline throughput.
+
+Run it by its name: ``pytest --llmperf --pyargs pytest_llmperf.suite.serving``. The suite as a whole, which measures
+single requests, leaves it out: it is no file that pytest collects by itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_llmperf.measure.schedule import NAIVE, OFFLINE, ONLINE
+from pytest_llmperf.options import Options
+
+if TYPE_CHECKING:
+    from pytest_llmperf.engines.engine import Engine
+    from pytest_llmperf.fixtures import LlmPerf
+
+SEQUENCES, LENGTHS = 256, (100, 1024)
+CPU_SEQUENCES, CPU_LENGTHS = 32, (16, 64)
+"""What two cores serve in seconds."""
+
+
+def test_schedulers(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Config) -> None:
+    """The same requests by each scheduler; how many times as fast as one by one the others are is gated, too."""
+    options = Options.from_config(pytestconfig)
+    served = {
+        name: llmperf.serve(engine, scheduler=name, rate=options.rate if name == ONLINE else None)
+        for name in options.schedulers
+    }
+    naive = served.pop(NAIVE, None)
+    if naive:
+        for other in served.values():
+            llmperf.speedup(other, over=naive)
+
+
+def test_throughput(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Config) -> None:
+    """Many sequences of mixed lengths, all at once."""
+    options = Options.from_config(pytestconfig)
+    small = engine.device == "cpu"
+    lengths = options.throughput_lengths or (CPU_LENGTHS if small else LENGTHS)
+    llmperf.serve(
+        engine,
+        scheduler=OFFLINE,
+        requests=options.throughput_sequences or (CPU_SEQUENCES if small else SEQUENCES),
+        input_tokens=lengths,
+        output_tokens=lengths,
+        temperature=0.6,
+    )

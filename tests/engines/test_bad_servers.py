@@ -1,0 +1,190 @@
+"""Servers that refuse, stall, close early or talk nonsense: one line each, in bounded time, and no figure."""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import replace
+
+import pytest
+from scripted_server import STREAM, TWO_TOKENS, event, json_answer, scripted, text, usage
+
+from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.openai import OpenAIEngine
+from pytest_llmperf.engines.stream import TimeLimits
+from pytest_llmperf.engines.ways import COMPLETIONS, ways
+from pytest_llmperf.errors import MeasurementError, ModelError, UsageError
+from pytest_llmperf.measure.contain import time_limit
+from pytest_llmperf.measure.progress import Progress
+
+QUICK = TimeLimits(connect_s=5, first_s=0.4, between_s=0.4)
+CHUNKED = STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
+
+BAD = {
+    "stalls before its answer": ([60.0], r"completions: the server stalled after 0 events: look into its log"),
+    "stalls before its first event": ([STREAM, 60.0], r"stalled after 0 events"),
+    "stalls between events": ([STREAM, text(" a"), 60.0], r"stalled after 1 events"),
+    "keeps alive and says nothing": ([STREAM, *[b": ping\n\n", 0.1] * 600], r"stalled after 0 events"),
+    "closes before its answer": ([], r"the connection broke after 0 events \(Server disconnected\)"),
+    "closes inside a chunk": ([CHUNKED, b"ff\r\n" + text(" a")], r"the connection broke after 1 events"),
+    "ends without usage": ([STREAM, text(" a"), text(" b")], r"ended after 2 events and told no usage"),
+    "says nothing": ([STREAM], r"ended after 0 events and told no usage"),
+    "sends no JSON": (
+        [STREAM, event(b"{'text': \x1b[2J}")],
+        r"malformed event {'text': \\x1b\[2J}: expected a JSON object",
+    ),
+    "sends JSON that is no object": ([STREAM, event([1, 2])], r"malformed event \[1, 2\]: "),
+    "nests deeply": ([STREAM, event(b"[" * 50_000)], r"malformed event \[+\.\.\.: "),
+    "fails inside the stream": (
+        [STREAM, event({"error": {"message": "out of\nblocks"}})],
+        r"the server failed: .*blocks",
+    ),
+    "produces fewer tokens": ([STREAM, text(" a"), usage(1)], r"1 tokens came, expected 2"),
+    "produces more tokens": ([STREAM, text(" a"), usage(3)], r"3 tokens came, expected 2"),
+    "shows no text": ([STREAM, usage(2)], r"2 tokens and no text came"),
+    "says choices are a number": ([STREAM, event({"choices": 7}), usage(2)], r"2 tokens and no text came"),
+    "never ends": ([STREAM, *[text("x" * 60_000)] * 60], r"more than 196608 bytes for one request"),
+    "does not stream": (json_answer({"choices": []}), r"content type application/json, expected text/event-stream"),
+    "is no HTTP": ([b"SSH-2.0-OpenSSH_9.6\r\n"], r"the connection broke after 0 events"),
+    "redirects": ([b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\n\r\n"], r"HTTP 302"),
+    "fails": (json_answer({"detail": "x" * 5000}, "500 Internal Server Error"), r"HTTP 500: {\"detail\": \"x+\.\.\.$"),
+    "refuses every way": (json_answer({"error": "no"}, "400 Bad Request"), r"HTTP 400: {\"error\": \"no\"}$"),
+    "wants a key": (json_answer({"error": "who?"}, "401 Unauthorized"), r"HTTP 401: .*who.*OPENAI_API_KEY"),
+}
+
+
+@pytest.mark.parametrize(("script", "message"), BAD.values(), ids=BAD)
+def test_a_server_that_does_it_when_it_is_tried(script, message):
+    """The engine is not made."""
+    with scripted(script) as server, pytest.raises(MeasurementError, match=message) as caught:
+        OpenAIEngine(server.url, limits=QUICK)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(("script", "message"), BAD.values(), ids=BAD)
+def test_a_server_that_does_it_later(script, message):
+    """Nothing is answered, the other requests are ended, and the engine serves again once the server does."""
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url, limits=QUICK)
+        server.post = script
+        with pytest.raises(MeasurementError, match=message):
+            engine.serve([ASK, ASK, ASK], at_most=2, sampling=Sampling())
+        server.post = TWO_TOKENS
+        assert engine.alone(ASK, Sampling()).output_tokens == 2
+        engine.close()
+
+
+def test_a_request_that_fails_ends_the_others():
+    """A stream that would go on for a minute does not hold the error back."""
+    start = time.monotonic()
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url, limits=TimeLimits(between_s=60))
+        server.first = [[STREAM, text(" a"), 60.0]]
+        server.post = json_answer({}, "500 Internal Server Error")
+        with pytest.raises(MeasurementError, match="HTTP 500"):
+            engine.serve([ASK, replace(ASK, arrival_s=0.2)], at_most=2, sampling=Sampling())
+        engine.close()
+    assert time.monotonic() - start < 30
+
+
+def test_a_time_limit_ends_what_is_under_way():
+    """The signal comes while the loop waits; afterwards it serves again, and the server is rid of the stream."""
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url)
+        server.first = [[STREAM, *[text(" a"), 0.05] * 100]]
+        with pytest.raises(MeasurementError, match=r"timed out after 0.3 s"), time_limit(0.3, Progress("cpu")):
+            engine.alone(ASK, Sampling())
+        assert engine.alone(ASK, Sampling()).output_tokens == 2
+        assert server.broken.wait(5)
+        engine.close()
+
+
+def test_no_server(unused_port):
+    """Whoever gave the URL is told so."""
+    with pytest.raises(
+        MeasurementError, match=r"cannot connect \(.*\): expected a server there; start it, or mend --llm"
+    ):
+        OpenAIEngine(f"http://127.0.0.1:{unused_port}/v1")
+
+
+@pytest.fixture
+def unused_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("listed", [[60.0], [b"HTTP/1.1 200 OK\r\n\r\n", 60.0]], ids=["no answer", "no body"])
+def test_a_list_of_models_that_never_comes(listed):
+    """Every call has a limit."""
+    start = time.monotonic()
+    with (
+        scripted(TWO_TOKENS, get=listed) as server,
+        pytest.raises(MeasurementError, match=r"models: the server stalled"),
+    ):
+        OpenAIEngine(server.url, limits=QUICK)
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        json_answer({}, "500 Oops"),
+        json_answer([1]),
+        json_answer({"data": [3, {"id": 4}]}),
+        [b"HTTP/1.1 200 OK\r\n\r\n<h"],
+    ],
+    ids=["fails", "a list", "no names", "no JSON"],
+)
+def test_a_server_that_does_not_list_its_models(listed):
+    """Its answers tell the name."""
+    with scripted(TWO_TOKENS, get=listed) as server:
+        engine = OpenAIEngine(server.url, limits=QUICK)
+        assert engine.model["model"] == "m"
+        engine.close()
+
+
+def test_another_model_answers():
+    """What was asked for was not measured."""
+    with scripted(TWO_TOKENS) as server, pytest.raises(ModelError, match=r"answers as model 'm', expected 'ORG/NAME'"):
+        OpenAIEngine(server.url, model="ORG/NAME", limits=QUICK)
+
+
+def test_one_of_several_models_must_be_chosen():
+    """A guess would be recorded as the model."""
+    listed = json_answer({"data": [{"id": name} for name in ("a", "b", "c", "d\x1b")]})
+    expected = r"the server has 4 models \(a, b, c and 1 more\): choose one by --llmperf-model"
+    refusing = scripted(json_answer({}, "400 Bad Request"), get=listed)
+    with refusing as server, pytest.raises(UsageError, match=expected):
+        OpenAIEngine(server.url, limits=QUICK)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:8000", "ftp://host/v1", "file:///etc/passwd", "http://", "http://host:99999", "http://host/v1?key=1",
+     "http://me:secret@host/v1"],
+)  # fmt: skip
+def test_a_url_of_no_server(url):
+    """And no secret is repeated."""
+    with pytest.raises(UsageError, match=r"^--llmperf-base-url.*expected one like http://127.0.0.1:8000/v1") as caught:
+        OpenAIEngine(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_sampling_that_a_server_cannot_be_told_of():
+    """It would have sampled otherwise."""
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url, limits=QUICK)
+        engine._way = next(way for way in ways([COMPLETIONS], ids=False) if way.fixed_by == "max_tokens")
+        with pytest.raises(UsageError, match=r"top_k=5: OpenAI's protocol has none"):
+            engine.alone(ASK, Sampling(temperature=1, top_k=5))
+        engine.close()
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    """With the command that installs it."""
+    monkeypatch.setattr("pytest_llmperf.engines.openai.find_spec", lambda _: None)
+    with pytest.raises(UsageError, match=r"openai needs aiohttp, .*: pip install 'pytest-llmperf\[serving\]'"):
+        OpenAIEngine("http://127.0.0.1:1/v1")

@@ -1,0 +1,225 @@
+"""What is measured of a server: of a real one, and of one whose answers are written down."""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from real_server import real_server
+from scripted_server import STREAM, TWO_TOKENS, event, json_answer, scripted, text, usage
+
+from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.openai import OpenAIEngine
+from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.models.synthetic import model_folder, prepare
+from pytest_llmperf.records.store import load_baseline
+
+ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
+
+
+@pytest.fixture(scope="session")
+def served(model_cache, tmp_path_factory):
+    """The URL of ``transformers serve`` with the tiny model."""
+    pytest.importorskip("fastapi", reason="transformers[serving] is not installed")
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", str(prepare("synthetic:tiny"))]
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with real_server([*command, "--device", "cpu"], log) as url:
+        yield url
+
+
+@pytest.fixture
+def tiny(served):
+    engine = OpenAIEngine(served, model="synthetic:tiny")
+    yield engine
+    engine.close()
+
+
+def test_what_a_real_server_is_found_to_take(tiny):
+    """It takes no ids, and is told of a fixed length in its own way."""
+    assert tiny.settings == {"endpoint": "/completions", "prompt": "text", "fixed_by": "generation_config"}
+    assert tiny.model == {
+        "model": "synthetic:tiny", "revision": "main", "quantization": None, "dtype": None, "attention": None
+    }  # fmt: skip
+    assert tiny.vocabulary == 26
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)], ids=str)
+def test_requests_of_a_real_server(tiny, sampling):
+    """As many tokens in and out as asked for, in the order of time, and never two at once where one is allowed."""
+    asks = [Ask(prompt=tuple(range(length)), output_tokens=length, arrival_s=0.02) for length in (8, 3, 5)]
+    answers = tiny.serve(asks, at_most=1, sampling=sampling)
+    assert [(answer.input_tokens, answer.output_tokens) for answer in answers] == [(8, 8), (3, 3), (5, 5)]
+    for answer in answers:
+        assert 0.02 <= answer.sent_s < answer.first_s <= answer.last_s
+        assert answer.gaps_s is None or sum(answer.gaps_s) == pytest.approx(answer.last_s - answer.first_s)
+    in_time = sorted(answers, key=lambda answer: answer.sent_s)
+    assert all(one.last_s <= other.sent_s for one, other in pairwise(in_time))
+
+
+def test_chats_of_a_real_server(served):
+    """The template's tokens are counted in; the announcement of a role is no token."""
+    engine = OpenAIEngine(f"{served}/chat/completions")
+    answer = engine.alone(Ask(prompt=(1, 2, 3), output_tokens=4), Sampling())
+    assert engine.settings["endpoint"] == "/chat/completions"
+    assert (answer.input_tokens > 3, answer.output_tokens) == (True, 4)
+    engine.close()
+
+
+def test_another_model_than_a_real_server_has(served):
+    """Its own words tell what it has."""
+    with pytest.raises(MeasurementError, match=r"HTTP 400: .*pinned to '.*tiny.*requested '.*32m"):
+        OpenAIEngine(served, model="synthetic:32m")
+
+
+def test_ids_are_sent_where_the_vocabulary_is_known():
+    """With all that keeps the work the same: exact ids, no stop, and no prefix found in a cache."""
+    name = f"/elsewhere/{model_folder('synthetic:tiny').name}"
+    with scripted(TWO_TOKENS, get=json_answer({"data": [{"id": name, "max_model_len": 64}]})) as server:
+        server.post = [step.replace(b'"m"', json.dumps(name).encode()) if step != 0.01 else step for step in TWO_TOKENS]
+        engine = OpenAIEngine(server.url, model="synthetic:tiny")
+        engine.serve([ASK, ASK], at_most=2, sampling=Sampling(temperature=0.5, top_k=3))
+        bodies = [body for _, _, body in server.asked[1:]]
+        engine.close()
+    assert (engine.vocabulary, engine.longest, engine.model["model"]) == (512, 64, "synthetic:tiny")
+    salts = {body.pop("cache_salt") for body in bodies}
+    assert len(salts) == 2
+    assert bodies == 2 * [
+        {"model": name, "prompt": [1, 2, 3, 4], "max_tokens": 2, "min_tokens": 2, "ignore_eos": True, "stream": True,
+         "stream_options": {"include_usage": True}, "temperature": 0.5, "top_k": 3}
+    ]  # fmt: skip
+
+
+def test_a_server_that_counts_other_ids():
+    """Ids that it cut off or added to would be another prompt."""
+    expected = r"the server counts 5 prompt tokens, expected 4"
+    unnamed = event({"choices": [{"text": "a"}]})
+    script = [STREAM, unnamed, event({"usage": {"prompt_tokens": 5, "completion_tokens": 2}})]
+    with scripted(script) as server, pytest.raises(MeasurementError, match=expected):
+        OpenAIEngine(server.url, model="synthetic:tiny")
+
+
+def test_gaps_are_told_where_tokens_came_one_by_one():
+    """Two in one read have one moment, and an event of several tokens hides theirs."""
+    scripts = {
+        "one by one": [STREAM, text(" a"), 0.05, text(" b"), usage(2)],
+        "in one read": [STREAM, text(" a") + text(" b"), usage(2)],
+        "in one event": [STREAM, text(" a b"), usage(2)],
+    }
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url)
+        found = {}
+        for name, server.post in scripts.items():
+            found[name] = engine.alone(ASK, Sampling()).gaps_s
+        engine.close()
+    assert found["one by one"][0] == pytest.approx(0.05, abs=0.04)
+    assert found["in one read"] is found["in one event"] is None
+
+
+def test_a_server_without_completions_is_asked_for_chats():
+    """The role, which comes before any token, is not one."""
+    role, word = ({"model": "m", "choices": [{"delta": delta}]} for delta in ({"role": "assistant"}, {"content": "a"}))
+    with scripted([STREAM, event(role), 0.02, event(word), 0.02, event(word), usage(2)]) as server:
+        server.first = 3 * [json_answer({}, "404 Not Found")]
+        engine = OpenAIEngine(server.url)
+        answer = engine.alone(ASK, Sampling())
+        body = server.asked[-1][2]
+        engine.close()
+    assert engine.settings == {"endpoint": "/chat/completions", "prompt": "text", "fixed_by": "ignore_eos"}
+    assert body["messages"] == [{"role": "user", "content": " b c d e"}]
+    assert len(answer.gaps_s) == 1
+
+
+def test_the_key_is_sent_and_kept_nowhere(monkeypatch):
+    """It comes from the environment alone."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url)
+        assert server.asked[0][1]["authorization"] == "Bearer sk-very-secret"
+        server.post = json_answer({}, "500 Oops")
+        with pytest.raises(MeasurementError) as caught:
+            engine.alone(ASK, Sampling())
+        engine.close()
+    assert "secret" not in f"{caught.value} {engine.settings} {engine.model}"
+
+
+def test_late_requests_tell_when_they_were_sent():
+    """Arrivals are kept to; what waits for room is sent when there is some."""
+    with scripted([STREAM, 0.1, text(" a"), 0.01, text(" b"), usage(2)]) as server:
+        engine = OpenAIEngine(server.url)
+        asks = [Ask(prompt=(1,), output_tokens=2, arrival_s=moment) for moment in (0.0, 0.01, 0.02)]
+        first, second, third = engine.serve(asks, at_most=2, sampling=Sampling())
+        engine.close()
+    assert first.sent_s < 0.01 <= second.sent_s < first.last_s
+    assert third.sent_s >= first.last_s
+
+
+SERVING_TEST = """
+def test_schedulers(engine, llmperf):
+    shape = {"requests": 3, "max_batch_size": 2, "input_tokens": (4, 8), "output_tokens": (2, 6), "repeats": 1}
+    naive = llmperf.serve(engine, scheduler="naive", **shape)
+    online = llmperf.serve(engine, scheduler="online", rate=200.0, **shape)
+    llmperf.speedup(online, over=naive)
+    assert online.workload.settings["prompt"] == "text"
+"""
+
+
+def test_a_real_server_by_the_command_line(project, served):
+    """Its figures are recorded with what it was found to be, and judged as any other's."""
+    project.write(SERVING_TEST, conftest="")
+    options = ("--llmperf-engine=openai", f"--llmperf-base-url={served}", "--llmperf-update")
+    result = project.run(*options)
+    assert result.ret == 0, result.outlines
+    result.stdout.fnmatch_lines(["test_schedulers* tokens/s *new", "test_schedulers* tokens/s *new", "test_sch*×*new"])
+    recorded = load_baseline(project.baseline())
+    served_by = {(workload.engine, workload.model) for workload in recorded.workloads.values()}
+    assert served_by == {("openai", "synthetic:tiny")}
+    again = project.run(*options[:2], "--llmperf-gate=none")
+    again.stdout.no_fnmatch_line("*new:*")
+
+
+def test_a_server_that_fails_is_an_error_of_its_test(project):
+    """One line, and nothing is recorded."""
+    with scripted(TWO_TOKENS) as server:
+        project.write("def test_it(engine, llmperf): llmperf.serve(engine, requests=2, output_tokens=3)", conftest="")
+        result = project.run("--llmperf-engine=openai", f"--llmperf-base-url={server.url}", "--llmperf-model=m")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["E * http://127.0.0.1:*: 2 tokens came, expected 3: another length is not the same work"]
+    )
+    assert not (project.path / "baselines").exists()
+
+
+def test_a_server_that_is_not_there_is_one_line(project):
+    """Whatever led to it is left out."""
+    project.write("def test_it(engine, llmperf): llmperf.serve(engine)", conftest="")
+    result = project.run("--llmperf-engine=openai", "--llmperf-base-url=http://127.0.0.1:1/v1")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        ["http://127.0.0.1:1/v1/models: cannot connect (connection refused): expected a server*"]
+    )
+    assert "The above exception" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--llmperf-engine=openai"], "--llmperf-engine openai asks a server: pass --llmperf-base-url *"),
+        (
+            ["--llmperf-engine=openai", "--llmperf-base-url=ftp://x"],
+            "--llmperf-base-url 'ftp://x': expected one like *",
+        ),
+        (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-revision=main"], "*leave it out"),
+        (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-model=synthetic:2b"], "*synthetic:2b*"),
+        (["--llmperf-engine=vllm", "--llmperf-base-url=http://x"], "*vllm runs here; for vllm serve: *openai"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_no_engine_can_be_made_of(project, arguments, line):
+    """Known before anything is asked or measured."""
+    project.write("def test_it(engine, llmperf): llmperf.serve(engine)", conftest="")
+    result = project.run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {line}"])

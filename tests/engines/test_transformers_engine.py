@@ -1,0 +1,184 @@
+"""transformers as an engine, for real, with a tiny model: what it answers, and what it leaves behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from pytest_llmperf import ModelSpec
+from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.transformers import TransformersEngine
+from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure import contain
+from pytest_llmperf.measure.contain import time_limit
+from pytest_llmperf.measure.progress import Progress
+from pytest_llmperf.models.load import load
+
+GREEDY = Sampling()
+
+
+@pytest.fixture(scope="module")
+def eager(model_cache):
+    """With the attention that continuous batching has to switch."""
+    return load(ModelSpec("synthetic:tiny", "fp32", attention="eager"), "cpu")
+
+
+@pytest.fixture
+def engine(eager):
+    threads = threading.enumerate()
+    engine = TransformersEngine(eager)
+    yield engine
+    engine.release()
+    assert [thread for thread in threading.enumerate() if thread not in threads] == []
+    assert eager.model.config._attn_implementation == "eager"
+
+
+def asks(*lengths, gap_s=0.0):
+    return [
+        Ask(prompt=tuple(range(3, 3 + inputs)), output_tokens=outputs, arrival_s=number * gap_s)
+        for number, (inputs, outputs) in enumerate(lengths)
+    ]
+
+
+def check(answer, ask):
+    assert (answer.input_tokens, answer.output_tokens) == (len(ask.prompt), ask.output_tokens)
+    assert ask.arrival_s <= answer.sent_s < answer.first_s <= answer.last_s
+    assert len(answer.gaps_s) == ask.output_tokens - 1
+    assert sum(answer.gaps_s) == pytest.approx(answer.last_s - answer.first_s)
+
+
+def test_what_is_served(engine):
+    """As it was loaded."""
+    assert engine.model == {
+        "model": "synthetic:tiny",
+        "revision": engine.model["revision"],
+        "quantization": "fp32",
+        "dtype": "float32",
+        "attention": "eager",
+    }
+    assert (engine.vocabulary, engine.longest, engine.device) == (512, 8192, "cpu")
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.6, top_k=5, top_p=0.9)], ids=str)
+def test_a_single_request(engine, sampling):
+    """Exactly as many tokens as asked for, and a moment for each."""
+    (ask,) = asks((5, 7))
+    answer = engine.alone(ask, sampling)
+    assert answer.sent_s == 0.0 < answer.first_s
+    assert (answer.input_tokens, answer.output_tokens, len(answer.gaps_s)) == (5, 7, 6)
+    assert engine.settings == {}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.6, top_k=5, top_p=0.9)], ids=str)
+def test_requests_side_by_side(engine, sampling):
+    """Ragged ones, more than may run at once, the longest filling its blocks to the last token."""
+    wanted = asks((5, 7), (250, 6), (3, 1), (17, 12), (9, 2))
+    for ask, answer in zip(wanted, engine.serve(wanted, at_most=2, sampling=sampling), strict=True):
+        check(answer, ask)
+    assert engine.settings["serving_attention"] == "paged|eager"
+    assert engine.settings["cache_blocks"] == 2
+
+
+def test_no_more_than_may_run_at_once(engine):
+    """With one place, a request begins when the one before it has ended."""
+    answers = engine.serve(asks((4, 5), (4, 5), (4, 5)), at_most=1, sampling=GREEDY)
+    for before, after in pairwise(answers):
+        assert before.last_s < after.first_s
+    assert answers[2].sent_s < answers[0].last_s  # it waited inside, not outside
+
+
+def test_requests_arrive_when_they_are_due(engine):
+    """Not before."""
+    wanted = asks((4, 2), (4, 2), (4, 2), gap_s=0.05)
+    for ask, answer in zip(wanted, engine.serve(wanted, at_most=4, sampling=GREEDY), strict=True):
+        check(answer, ask)
+
+
+def test_what_is_set_up_serves_again_and_a_single_request_ends_it(engine, eager):
+    """Passes of one measurement share it; generate runs with the model's own attention."""
+    engine.serve(asks((4, 3), (8, 3)), at_most=2, sampling=GREEDY)
+    first = engine._manager
+    engine.serve(asks((4, 2), (5, 3)), at_most=2, sampling=GREEDY)
+    assert engine._manager is first
+    engine.serve(asks((4, 9), (8, 9)), at_most=2, sampling=GREEDY)
+    assert engine._manager is not first
+    engine.alone(asks((4, 2))[0], GREEDY)
+    assert eager.model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantized_models_are_served(model_cache, quantization):
+    """The layers of bitsandbytes, in another thread than loaded them."""
+    engine = TransformersEngine(load(ModelSpec("synthetic:tiny", quantization), "cpu"))
+    wanted = asks((5, 4), (9, 3))
+    for ask, answer in zip(wanted, engine.serve(wanted, at_most=2, sampling=GREEDY), strict=True):
+        check(answer, ask)
+    engine.close()
+
+
+def test_a_model_that_breaks_ends_in_its_own_error(engine, eager, monkeypatch):
+    """The thread's error is the reason; nothing waits for answers that never come."""
+    monkeypatch.setattr(eager.model.model.norm, "forward", lambda *_: (_ for _ in ()).throw(ValueError("no norm")))
+    with pytest.raises(RuntimeError, match="continuous batching broke: ValueError: no norm"):
+        engine.serve(asks((4, 3), (4, 3)), at_most=1, sampling=GREEDY)
+    assert engine._manager is None
+
+
+def test_a_cache_that_does_not_fit_ends_in_one_line(engine, monkeypatch):
+    """The thread breaks before it serves anything."""
+    from transformers.generation.continuous_batching.cache import PagedAttentionMemoryHandler
+
+    monkeypatch.setattr(PagedAttentionMemoryHandler, "get_available_memory", lambda *_: 1)
+    with pytest.raises(RuntimeError, match="continuous batching broke: MemoryError: Memory footprint"):
+        engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
+
+
+def test_a_time_limit_ends_it_and_its_thread(engine, monkeypatch):
+    """While the main thread waits for answers; reminders of the limit do not cut the cleaning up short."""
+    monkeypatch.setattr(contain, "REMIND_S", 0.05)
+    monkeypatch.setattr(engine._loaded.model.model.norm, "forward", _slow(engine._loaded.model.model.norm.forward))
+    start = time.monotonic()
+    with (
+        pytest.raises(MeasurementError, match=r"timed out after 0\.5 s"),
+        time_limit(0.5, Progress("cpu")),
+    ):
+        engine.serve(asks((4, 500)), at_most=1, sampling=GREEDY)
+    assert time.monotonic() - start < 60
+
+
+def _slow(forward):
+    def slow(*given):
+        time.sleep(0.2)
+        return forward(*given)
+
+    return slow
+
+
+def test_a_request_that_fails_is_told(engine, monkeypatch):
+    """By its number; the others are stopped."""
+    from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
+
+    def refuse(*_):
+        raise ValueError("not this one\nand more")
+
+    monkeypatch.setattr(ContinuousBatchingLogitsProcessorList, "check_kwargs", refuse)
+    with pytest.raises(MeasurementError, match=r"^request 0 failed: not this one$"):
+        engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
+
+
+def test_an_attention_that_cannot_be_served_is_one_line(model_cache):
+    """And the way out is named."""
+    engine = TransformersEngine(load(ModelSpec("synthetic:tiny", "fp32", attention="flex_attention"), "cpu"))
+    with pytest.raises(UsageError, match=r"cannot serve .*flex_attention side by side: .*naive scheduler"):
+        engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
+
+
+def test_an_older_transformers_is_one_line(engine, monkeypatch):
+    """It says what is there and what is needed; one by one works all the same."""
+    monkeypatch.setattr("transformers.ContinuousBatchingConfig", None)
+    with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.23 or later"):
+        engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
+    assert engine.alone(asks((4, 3))[0], GREEDY).output_tokens == 3

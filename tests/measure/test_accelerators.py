@@ -1,0 +1,122 @@
+"""XPU and MPS, which cannot be run here, as torch documents them: clocks, memory, and several devices of a kind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fake_accelerators import FakeMps, FakeXpu
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure import clock as clocks
+from pytest_llmperf.measure.clock import EventClock, SynchronizedClock, clock_for
+from pytest_llmperf.measure.device import resolve_device, worker_devices
+from pytest_llmperf.measure.generation import time_request
+from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.measure.progress import Progress
+
+
+@pytest.fixture
+def xpu(monkeypatch):
+    fake = FakeXpu()
+    monkeypatch.setattr(torch, "xpu", fake)
+    monkeypatch.setattr(clocks.time, "sleep", fake.sleep)
+    return fake
+
+
+@pytest.fixture
+def mps(monkeypatch):
+    fake = FakeMps()
+    monkeypatch.setattr(torch, "mps", fake)
+    monkeypatch.setattr(clocks.time, "sleep", fake.sleep)
+    return fake
+
+
+def three_tokens(work):
+    """A request whose tokens take 5, 2 and 3 ms."""
+
+    def run(on_token):
+        for milliseconds in (5.0, 2.0, 3.0):
+            work(milliseconds)
+            on_token()
+
+    return run
+
+
+def test_an_xpu_is_timed_on_its_own_stream(xpu):
+    """Also after somebody has made another device the current one, whose time stands still meanwhile."""
+    clock = clock_for("xpu:1")
+    assert clock.name == "xpu events"
+    assert xpu.current == 1
+    xpu.set_device("xpu:0")
+    times, _ = time_request(three_tokens(lambda milliseconds: xpu.work(1, milliseconds)), clock)
+    assert (times.ttft_ms, times.itl_ms) == (5.0, [2.0, 3.0])
+
+
+def test_mps_events_are_used_although_close_ones_come_in_any_order(mps):
+    """Which clock is used must not depend on the callbacks' luck; no event is the end of two pairs."""
+    clock = clock_for("mps")
+    assert isinstance(clock, EventClock)
+    assert clock.name == "mps events"
+    times, _ = time_request(three_tokens(mps.work), clock)
+    assert times.e2e_ms == pytest.approx(10.0, abs=0.25)
+    assert times.itl_ms == pytest.approx([2.0, 3.0], abs=0.25)
+
+
+def test_without_mps_events_every_stamp_waits_for_the_device(mps, monkeypatch):
+    """Where torch has none."""
+    monkeypatch.delattr(FakeMps, "Event")
+    waits = []
+    monkeypatch.setattr(mps, "synchronize", lambda: waits.append(mps.now), raising=False)
+    clock = clock_for("mps")
+    assert isinstance(clock, SynchronizedClock)
+    clock.stamp()
+    assert len(waits) == 1
+
+
+def test_peaks_of_an_xpu_are_those_of_its_own_device(xpu):
+    """By phase, and whichever device is the current one."""
+    xpu.allocate(1, 10)
+    with trace_memory("xpu:1", "first") as trace:
+        xpu.allocate(1, 100)
+        xpu.allocate(1, -100)
+        trace.enter("second")
+        xpu.allocate(0, 7000)
+        xpu.allocate(1, 5)
+    peaks = [(peak.allocated_bytes, peak.reserved_bytes) for peak in trace.peaks.values()]
+    assert peaks == [(110, 220), (15, 30)]
+
+
+def test_mps_keeps_no_peak_and_says_so(mps):
+    """What is in use at a moment can be read, and is told where a test goes wrong; it is no peak."""
+    with trace_memory("mps", "decode") as trace:
+        pass
+    peak = trace.peaks["decode"]
+    assert (peak.allocated_bytes, peak.reserved_bytes) == (None, None)
+    assert peak.reason.startswith("device peaks: torch.mps keeps no peak")
+    moment = Progress("mps").moment()
+    assert (moment.allocated_bytes, moment.reserved_bytes) == (3 << 20, 5 << 20)
+
+
+def test_workers_get_all_visible_devices_or_those_that_are_named(xpu, monkeypatch):
+    """In order, each once; one process takes its current device, or the first that is named."""
+    assert worker_devices("xpu") == ["xpu:0", "xpu:1"]
+    assert worker_devices("xpu:1,xpu:0,xpu:1") == ["xpu:1", "xpu:0"]
+    assert worker_devices("cpu") == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert worker_devices("auto") == ["xpu:0", "xpu:1"]
+    assert resolve_device("xpu:1,xpu:0") == "xpu:1"
+    xpu.current = 1
+    assert resolve_device("xpu") == "xpu:1"
+
+
+@pytest.mark.parametrize("ask", [resolve_device, worker_devices])
+def test_each_device_that_is_named_must_be_here(xpu, ask):
+    """Not only the one that is used."""
+    with pytest.raises(UsageError, match=r"'xpu:2' is not here: torch .* sees 2 xpu devices"):
+        ask("xpu:0,xpu:2")
+
+
+def test_counting_devices_for_workers_touches_none(xpu, monkeypatch):
+    """Asking for the current device would take memory on it, in a process that measures nothing."""
+    monkeypatch.delattr(FakeXpu, "current_device")
+    assert worker_devices("xpu") == ["xpu:0", "xpu:1"]

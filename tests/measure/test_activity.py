@@ -1,0 +1,176 @@
+"""Kernels, waits and busy time, from fabricated events of a profile."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pytest_llmperf.measure import activity
+from pytest_llmperf.measure.activity import DECODE_MARK, END_MARK, Activity, Event, activity_figures, activity_of
+from pytest_llmperf.measure.clock import HostClock
+from pytest_llmperf.measure.kineto import profiler
+
+MS = 1_000_000
+
+
+def host(name, at_ms, took_ms=0.001):
+    return Event(name, on_device=False, start_ns=int(at_ms * MS), end_ns=int((at_ms + took_ms) * MS))
+
+
+def device(name, at_ms, took_ms):
+    return Event(name, on_device=True, start_ns=int(at_ms * MS), end_ns=int((at_ms + took_ms) * MS))
+
+
+MARKS = [host(DECODE_MARK, 10), host(END_MARK, 20)]
+
+
+def test_a_decode_lies_between_the_marks():
+    """The prefill's work and waits are not of it; what the host has launched and left to run is."""
+    events = [
+        device("gemm", 5, 3),
+        host("cudaDeviceSynchronize", 9),
+        device("gemm", 11, 2),
+        host("cudaStreamSynchronize", 14),
+        device("softmax", 20.5, 1),
+        host("cudaDeviceSynchronize", 21),
+    ]
+    assert activity_of([*reversed(events), *MARKS]) == Activity(kernels=2, syncs=1, busy_ms=3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "waits"),
+    [
+        ("cudaStreamSynchronize", 1),
+        ("cudaDeviceSynchronize", 1),
+        ("cudaEventSynchronize", 1),
+        ("cudaMemcpy", 1),
+        ("cudaMemcpy2D", 1),
+        ("cudaMemcpyFromSymbol", 1),
+        ("cudaMemcpyAsync", 0),
+        ("cudaStreamWaitEvent", 0),
+        ("cudaLaunchKernel", 0),
+        ("cudaEventQuery", 0),
+        ("aten::item", 0),
+    ],
+)
+def test_calls_that_wait(name, waits):
+    """Waits of one stream for another are the device's own."""
+    assert activity_of([host(name, 12), *MARKS]).syncs == waits
+
+
+def test_copies_keep_the_device_busy_and_are_no_kernels():
+    """Nor is setting memory."""
+    events = [device("Memcpy DtoH (Device -> Pageable)", 11, 1), device("Memset (Device)", 12, 1), device("add", 13, 1)]
+    assert activity_of([*events, *MARKS]) == Activity(kernels=1, syncs=0, busy_ms=3.0)
+
+
+def test_streams_that_overlap_are_busy_once():
+    """The union of their times, a kernel within another included."""
+    events = [device("a", 11, 4), device("b", 12, 1), device("c", 14, 2), device("d", 18, 1)]
+    assert activity_of([*events, *MARKS]).busy_ms == 6.0
+
+
+@pytest.mark.parametrize("events", [[], MARKS[:1], MARKS[1:], MARKS[::-1] + MARKS])
+def test_a_profile_without_its_marks_is_refused(events):
+    """Nothing can be told of it."""
+    with pytest.raises(ValueError, match="of 2 marks"):
+        activity_of(events)
+
+
+def recorded(name, kind, *, annotation=False):
+    values = {"name": name, "device_type": kind, "start_ns": 1, "end_ns": 2, "is_user_annotation": annotation}
+    return SimpleNamespace(**{key: lambda value=value: value for key, value in values.items()})
+
+
+def test_the_echo_of_an_annotation_on_the_device_is_no_work():
+    """As torch's profiler records it."""
+    from torch._C._autograd import DeviceType
+
+    events = [
+        recorded(DECODE_MARK, DeviceType.CPU, annotation=True),
+        recorded("Torch-Compiled Region", DeviceType.CUDA, annotation=True),
+        recorded("gemm", DeviceType.CUDA),
+    ]
+    assert activity._events(events) == [Event(DECODE_MARK, False, 1, 2), Event("gemm", True, 1, 2)]
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures of a request of 5 tokens that took 4 ms each, whose profile is this."""
+
+    def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8", output_tokens=5):
+        monkeypatch.setattr(torch.version, "cuda", version)
+        monkeypatch.setattr(activity, "_profile", lambda run, clock: profile())
+        return activity_figures(
+            lambda tokens, on_token: None, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device,
+            clock=HostClock(), enter=lambda phase: None,
+        )  # fmt: skip
+
+    return of
+
+
+def test_counts_are_by_token_and_the_host_has_what_the_device_does_not(figures):
+    """The step's time is that of the timed requests: a profile makes the host slower."""
+    events = [device("gemm", at, 1.0) for at in range(11, 19)] + [host("cudaStreamSynchronize", at) for at in (12, 15)]
+    found = figures(lambda: [*events, *MARKS])
+    assert {figure.metric: figure.value for figure in found} == {
+        "kernel_launches_per_token": 2.0,
+        "syncs_per_token": 0.5,
+        "host_share": 0.5,
+    }
+
+
+def test_a_device_that_is_never_idle_leaves_the_host_nothing(figures):
+    """Two clocks may disagree a little; no share is below 0."""
+    assert figures(lambda: [device("gemm", 10.5, 9), *MARKS], tpot_ms=2.0)[2].value == 0.0
+
+
+def test_of_a_long_request_the_first_steps_are_profiled(figures):
+    """Sixteen of them."""
+    events = [device("gemm", at / 4, 0.25) for at in range(41, 73)]
+    assert figures(lambda: [*events, *MARKS], output_tokens=1000)[0].value == 2.0
+
+
+def test_other_devices_have_no_such_figures(figures):
+    """Not even empty ones."""
+    assert figures(lambda: 1 / 0, device="cpu") == figures(lambda: 1 / 0, device="xpu:0") == []
+
+
+def fail():
+    raise RuntimeError("CUPTI_ERROR_NOT_INITIALIZED\nmore")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"profile": fail}, "torch's profiler: CUPTI_ERROR_NOT_INITIALIZED"),
+        ({"profile": list}, "torch's profiler: the profile has 0 of 2 marks"),
+        ({"profile": lambda: MARKS}, "torch's profiler saw no kernel: may this process use CUPTI?"),
+        ({"profile": list, "tpot_ms": None}, "one output token has no decode: ask for two or more"),
+        ({"profile": list, "version": "12.4"}, "CUDA 12.4: a profile would slow down what is measured next"),
+        ({"profile": list, "version": None}, "torch was built without CUDA"),
+    ],
+)
+def test_what_cannot_be_read_is_none_with_a_reason(figures, arguments, reason):
+    """All three, and measuring goes on."""
+    found = figures(**arguments)
+    assert [(figure.metric, figure.value) for figure in found] == [(metric, None) for metric in activity.FIGURES]
+    assert all(figure.reason.startswith(reason) for figure in found)
+
+
+def test_a_profile_of_the_host_has_both_marks(monkeypatch):
+    """The first after the first token, the last after the request: by torch's own profiler."""
+    monkeypatch.setattr(activity, "profiler", lambda use_device: profiler())
+    monkeypatch.setenv("TEARDOWN_CUPTI", "1")
+
+    def run(on_token):
+        for _ in range(3):
+            torch.ones(1).add_(1)
+            on_token()
+
+    found = activity._profile(run, HostClock())
+    assert activity_of(found) == Activity(kernels=0, syncs=0, busy_ms=0.0)
+    mark = next(event for event in found if event.name == DECODE_MARK)
+    assert [event.start_ns < mark.start_ns for event in found if event.name == "aten::add_"] == [True, False, False]

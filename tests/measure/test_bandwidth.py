@@ -1,0 +1,95 @@
+"""The share of the physical limit that a decode reached."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pytest_llmperf import ModelSpec
+from pytest_llmperf.measure import bandwidth
+from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
+from pytest_llmperf.measure.bench import Bench
+from pytest_llmperf.measure.generation import Plan
+from pytest_llmperf.models.weights import weights_bytes
+
+
+class TinyModel(torch.nn.Module):
+    """An embedding and a head of 100 x 4 numbers of 4 bytes: 1,600 bytes each."""
+
+    def __init__(self, *, tied, **config):
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(100, 4), torch.nn.Linear(4, 100, bias=False)
+        if tied:
+            self.head.weight = self.embedding.weight
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**config))
+
+    def get_input_embeddings(self):
+        return self.embedding
+
+    def get_output_embeddings(self):
+        return self.head
+
+
+def measured(*, tpots_ms=(1.0, 2.0, 9.0), kv_bytes=190):
+    """Ten tokens in and ten out: the cache ends with 19 positions of 10 bytes, and a step reads 15 on average."""
+    return SimpleNamespace(
+        plan=SimpleNamespace(input_tokens=10, output_tokens=10),
+        requests=[SimpleNamespace(tpot_ms=tpot) for tpot in tpots_ms],
+        counts=SimpleNamespace(kv_cache_bytes=kv_bytes),
+    )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_embedding_counts_only_as_a_head(tied):
+    """1,600 bytes of head and 150 of cache in 2 ms are 875,000 bytes a second."""
+    model = TinyModel(tied=tied)
+    share = bandwidth_share(model, measured(), weights=weights_bytes(model), bandwidth=1_750_000.0)
+    assert (share.metric, share.value, share.count) == ("bandwidth_share", pytest.approx(0.5), 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"measured": measured(tpots_ms=(None,))}, "one output token has no decode: ask for two or more"),
+        ({"bandwidth": None}, "the device's copy bandwidth could not be measured"),
+        ({"measured": measured(kv_bytes=None)}, "a kind of cache that is not known here"),
+        ({"model": TinyModel(tied=True, num_local_experts=8)}, "a mixture of experts reads some of its weights"),
+    ],
+)
+def test_a_share_that_cannot_be_told(changes, reason):
+    """None, with the reason."""
+    given = {"model": TinyModel(tied=False), "measured": measured(), "weights": 3200, "bandwidth": 1.0} | changes
+    share = bandwidth_share(given.pop("model"), given.pop("measured"), **given)
+    assert (share.value, share.reason) == (None, reason)
+
+
+def test_no_room_for_a_copy_is_no_error(monkeypatch):
+    """Torch's classes for that are several; it is not tried again."""
+
+    def fail(_device):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(bandwidth, "copy_bandwidth", fail)
+    spare_bandwidth.cache_clear()
+    assert spare_bandwidth("cpu") is None
+    monkeypatch.undo()
+    assert spare_bandwidth("cpu") is None
+    spare_bandwidth.cache_clear()
+
+
+def test_the_copy_is_timed_once_a_process_before_the_first_model(model_cache, monkeypatch):
+    """And its figure is recorded with what was measured."""
+    asked = []
+    monkeypatch.setattr(bandwidth, "copy_bandwidth", lambda device: asked.append(device) or 1e12)
+    spare_bandwidth.cache_clear()
+    bench = Bench("cpu", frozenset())
+    plan = Plan(batch_size=1, input_tokens=2, output_tokens=2, execution="loop", requests=1, warmup_cap=0)
+    for quantization in ("fp32", "bf16"):
+        loaded = bench.models.get(ModelSpec("synthetic:tiny", quantization))
+        assert asked == ["cpu"]
+        result = bench.measure(loaded, plan, test="test", run_id="run")
+        assert result.observation.conditions["copy_bytes_per_s"] == 1e12
+        assert 0 < result.value("bandwidth") < 1
+    spare_bandwidth.cache_clear()

@@ -1,0 +1,270 @@
+"""Serving is measured by what an engine answers: a fake one whose moments are known, on a clock of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import fmean, median
+
+import pytest
+
+from pytest_llmperf.engines.engine import Answer, Sampling
+from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure import disturbance
+from pytest_llmperf.measure.collector import set_libraries_aside
+from pytest_llmperf.measure.schedule import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_asks, make_asks
+from pytest_llmperf.measure.served import serving_result
+from pytest_llmperf.measure.serving import measure_serving
+from pytest_llmperf.measure.speedup import speedup_of
+
+FIRST_S, STEP_S = 0.010, 0.002
+"""What a request takes until its first token, and each further one."""
+
+
+@pytest.fixture(autouse=True)
+def _its_own_time(monkeypatch):
+    """The machine that runs the tests disturbs nobody's clock here, and collecting what torch imported takes long."""
+    monkeypatch.setattr(disturbance, "waits_ms", lambda: None)
+    set_libraries_aside()
+
+
+@dataclass
+class FakeEngine:
+    """Each request takes the same wherever it runs; one that waits for a place begins when another ends."""
+
+    device: str | None = None
+    late_s: float = 0.0
+    gaps_known: bool = True
+    missing_tokens: int = 0
+    longest: int | None = None
+    now: float = 100.0
+    served: list = field(default_factory=list)
+    releases: int = 0
+
+    name = "fake"
+    vocabulary = 50
+
+    @property
+    def settings(self):
+        return {"limit": 4}
+
+    @property
+    def model(self):
+        return {"model": "m", "revision": None, "quantization": None, "dtype": "float32", "attention": None}
+
+    def clock(self):
+        return self.now
+
+    def alone(self, ask, sampling):
+        self.now += 0.001  # between two requests
+        answer = self._answer(ask, begin=0.0)
+        self.now += answer.last_s
+        self.served.append([ask])
+        return answer
+
+    def serve(self, asks, *, at_most, sampling):
+        free = [0.0] * at_most
+        answers = []
+        for ask in asks:
+            begin = max(ask.arrival_s + self.late_s, min(free))
+            answers.append(self._answer(ask, begin))
+            free[free.index(min(free))] = answers[-1].last_s
+        self.served.append(list(asks))
+        return answers
+
+    def _answer(self, ask, begin):
+        steps = ask.output_tokens - 1
+        return Answer(
+            sent_s=ask.arrival_s + self.late_s,
+            first_s=begin + FIRST_S,
+            last_s=begin + FIRST_S + steps * STEP_S,
+            input_tokens=len(ask.prompt),
+            output_tokens=ask.output_tokens - self.missing_tokens,
+            gaps_s=(STEP_S,) * steps if self.gaps_known else None,
+        )
+
+    def release(self):
+        self.releases += 1
+
+
+def plan(**given) -> ServingPlan:
+    defaults = {"scheduler": OFFLINE, "requests": 4, "input_tokens": 8, "output_tokens": 6, "repeats": 2}
+    return ServingPlan(**defaults | {"warmup_cap": 0} | given)
+
+
+def measure(engine=None, **given):
+    engine = engine or FakeEngine()
+    measured = measure_serving(engine, plan(**given), now=engine.clock)
+    return serving_result(measured, engine, test="test", run_id="run")
+
+
+E2E_S = FIRST_S + 5 * STEP_S
+
+
+def test_naive_serves_one_after_another():
+    """Each request arrives when the one before it has ended, so that its latency is that of an idle engine."""
+    engine = FakeEngine()
+    result = measure(engine, scheduler=NAIVE)
+    assert [len(asks) for asks in engine.served] == [1] * 12  # an untimed pass and two timed ones
+    assert result.value("output") == pytest.approx(24 / (4 * E2E_S + 3 * 0.001))
+    assert result.value("ttft") == pytest.approx(1000 * FIRST_S)
+    assert result.value("e2e") == pytest.approx(1000 * E2E_S)
+    assert result.value("tpot") == pytest.approx(1000 * STEP_S)
+    assert result.workload.batch_size == 1
+    assert "lateness_ms" not in {cell.metric for cell in result.cells}
+
+
+def test_offline_serves_all_at_once():
+    """As many side by side as there are."""
+    result = measure(requests=4)
+    assert (result.workload.execution, result.workload.batch_size) == ("offline", 4)
+    assert result.value("output") == pytest.approx(4 * 6 / E2E_S)
+    assert result.value("total") == pytest.approx(4 * 14 / E2E_S)
+    assert result.observation.tokens_produced == 2 * 24
+    assert result.observation.requests == 8
+
+
+def test_online_serves_at_most_so_many():
+    """The others wait for a place, and the wait is theirs."""
+    result = measure(scheduler=ONLINE, requests=4, max_batch_size=2)
+    assert result.value("output") == pytest.approx(4 * 6 / (2 * E2E_S))
+    assert result.value("ttft") == pytest.approx(1000 * (FIRST_S + E2E_S / 2))  # the median of two that wait
+
+
+def test_latency_counts_from_when_a_request_was_due():
+    """Whoever sends late must not make the engine look fast."""
+    late = measure(FakeEngine(late_s=0.005), scheduler=ONLINE, rate=1.0)
+    assert late.value("ttft") == pytest.approx(1000 * (FIRST_S + 0.005))
+    assert late.value("lateness") == pytest.approx(5.0)
+
+
+def test_ratios_are_figures_of_their_own():
+    """Offline over naive, of the same requests."""
+    engine = FakeEngine()
+    naive, offline = measure(engine, scheduler=NAIVE), measure(engine)
+    ratio = speedup_of(offline, over=naive).value("speedup")
+    assert ratio == pytest.approx(offline.value("output") / naive.value("output"))
+    assert ratio == pytest.approx((4 * E2E_S + 0.003) / E2E_S)
+
+
+def test_the_passes_that_are_timed_follow_untimed_ones():
+    """One pass of full length sets things up; short ones, all at once, warm up; then come those that count."""
+    engine, phases = FakeEngine(), []
+    wanted = plan(scheduler=ONLINE, max_batch_size=2, output_tokens=40, rate=5.0, warmup_cap=10)
+    measured = measure_serving(engine, wanted, enter=phases.append, now=engine.clock)
+    lengths = [{ask.output_tokens for ask in asks} for asks in engine.served]
+    assert lengths == [{40}] + [{16}] * measured.warmup.requests + [{40}] * 2
+    assert {ask.arrival_s for ask in engine.served[1]} == {0.0}
+    assert measured.warmup.steady
+    assert phases == ["serving", "warm-up", "timed requests"]
+    assert engine.releases == 1
+
+
+def test_requests_are_the_same_in_every_run():
+    """Lengths within their bounds, ids below the vocabulary; arrivals change neither."""
+    wanted = {"requests": 200, "input_tokens": (3, 9), "output_tokens": (1, 5)}
+    asks = make_asks(plan(**wanted), 50)
+    assert asks == make_asks(plan(**wanted), 50)
+    assert {len(ask.prompt) for ask in asks} == set(range(3, 10))
+    assert {ask.output_tokens for ask in asks} == set(range(1, 6))
+    assert {token for ask in asks for token in ask.prompt} == set(range(50))
+    assert {ask.arrival_s for ask in asks} == {0.0}
+    arriving = make_asks(plan(scheduler=ONLINE, rate=10.0, **wanted), 50)
+    assert digest_asks(arriving) == digest_asks(asks) != digest_asks(make_asks(plan(seed=1, **wanted), 50))
+
+
+def test_arrivals_are_poisson():
+    """The first begins the schedule; the gaps are exponential: mean and median say so."""
+    asks = make_asks(plan(scheduler=ONLINE, rate=10.0, requests=5001, input_tokens=1), 50)
+    gaps = [after.arrival_s - before.arrival_s for before, after in pairwise(asks)]
+    assert asks[0].arrival_s == 0.0
+    assert fmean(gaps) == pytest.approx(0.1, rel=0.05)
+    assert median(gaps) == pytest.approx(0.0693, rel=0.05)
+
+
+def test_what_two_runs_must_have_in_common():
+    """The engine's settings, the bounds of the lengths and the rate are part of the workload."""
+    workload = measure(scheduler=ONLINE, input_tokens=(3, 9), rate=50.0, sampling=Sampling(temperature=0.6)).workload
+    assert workload.settings == {
+        "requests": 4,
+        "rate_per_s": 50.0,
+        "input_lengths": "3-9",
+        "output_lengths": "6-6",
+        "limit": 4,
+    }
+    assert (workload.sampling, workload.quantization) == ("temperature=0.6", "unknown")
+
+
+def test_gaps_that_are_not_known_have_no_percentiles():
+    """A figure over the known ones would be a selection."""
+    result = measure(FakeEngine(gaps_known=False))
+    (cell,) = [cell for cell in result.cells if cell.metric == "itl_p50_ms"]
+    assert (cell.value, cell.reason) == (None, "tokens came several at a time: the gaps between them are not known")
+    assert measure().value("itl_p50") == pytest.approx(1000 * STEP_S)
+
+
+def test_tails_need_many_requests():
+    """Requests of all timed passes: 200 for p95."""
+    few, many = ({cell.metric for cell in measure(requests=n).cells} for n in (99, 100))
+    assert "itl_p95_ms" not in few
+    assert "itl_p95_ms" in many
+    assert "itl_p99_ms" not in many
+
+
+def test_memory_of_another_process_is_not_read_as_none_used():
+    """It is not known, for a reason."""
+    cells = {cell.metric: cell for cell in measure().cells}
+    assert cells["serving_peak_rss_bytes"].value is None
+    assert cells["serving_peak_rss_bytes"].reason == "the engine works in another process"
+    assert measure(FakeEngine(device="cpu")).value("serving_peak_rss_bytes") > 0
+
+
+def test_a_single_token_has_no_decode():
+    """Throughput is there all the same."""
+    result = measure(output_tokens=1)
+    assert result.value("tpot") is None
+    assert result.value("output") == pytest.approx(4 / FIRST_S)
+
+
+def test_fewer_tokens_than_asked_for_are_no_number():
+    """What was set up is gone then, too."""
+    engine = FakeEngine(missing_tokens=1)
+    with pytest.raises(MeasurementError, match="a request produced 5 tokens; expected 6"):
+        measure(engine)
+    assert engine.releases == 1
+
+
+def test_lengths_over_the_limit_are_refused_before_anything_is_served():
+    """The longest request is named."""
+    engine = FakeEngine(longest=13)
+    with pytest.raises(UsageError, match="8 input and 6 output tokens of one request are more than the model's 13"):
+        measure(engine)
+    assert engine.served == []
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"scheduler": "eager"}, "unknown scheduler 'eager': expected one of naive, offline, online"),
+        ({"requests": 0}, "requests=0: expected a whole number of at least 1"),
+        ({"max_batch_size": 0}, "max_batch_size=0: expected"),
+        ({"repeats": True}, "repeats=True: expected"),
+        ({"warmup_cap": -1}, "warmup_cap=-1: expected"),
+        ({"input_tokens": 0}, "input_tokens=0: expected"),
+        ({"input_tokens": (9, 3)}, r"input_tokens=\(9, 3\): expected the least length before the most"),
+        ({"output_tokens": (1, 2, 3)}, "output_tokens=.*: expected"),
+        ({"output_tokens": "many"}, "output_tokens='many': expected"),
+        ({"scheduler": ONLINE, "rate": 0}, "rate=0: expected requests a second"),
+        ({"scheduler": ONLINE, "rate": -1.0}, "rate=-1.0: expected"),
+        ({"scheduler": ONLINE, "rate": float("nan")}, "rate=nan: expected"),
+        ({"scheduler": ONLINE, "rate": float("inf")}, "rate=inf: expected"),
+        ({"scheduler": ONLINE, "rate": "5"}, "rate='5': expected"),
+        ({"scheduler": NAIVE, "rate": 5.0}, "rate=5.0 with the naive scheduler: only online has arrivals"),
+        ({"rate": 5.0}, "rate=5.0 with the offline scheduler"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line(given, line):
+    """It names the argument, what was found and what was expected."""
+    with pytest.raises(UsageError, match=line):
+        plan(**given)

@@ -1,0 +1,71 @@
+"""A verdict file with one test of each kind; names are as hostile as a pull request can make them."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from pytest_llmperf.records.schema import Run, Workload
+from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict_file import Bounds, CellVerdict, TestVerdicts, VerdictFile
+
+HOSTILE = "</code><img src=x onerror=alert(1)> `a`|b @octocat #1 $x$ [l](u)\n::error::owned\x1b[31m"
+
+WORKLOAD = Workload(
+    engine="transformers", model=HOSTILE, revision=None, quantization="nf4", dtype="bfloat16", attention="sdpa",
+    execution="generate", batch_size=8, input_tokens=64, output_tokens=64, sampling="greedy", prompt_sha256="0" * 64,
+)  # fmt: skip
+
+
+def cell(outcome, metric="tpot_ms", *, value=4.2, baseline=4.0, gates=True, candidates=(), **more):  # noqa: PLR0913  # a cell has that many
+    compared = outcome in {Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED, Outcome.INCONCLUSIVE}
+    ratio = fmean(candidates or [value]) / baseline if compared else None
+    return CellVerdict(
+        metric=metric, unit=METRICS[metric].unit, workload=WORKLOAD.hash, outcome=outcome, gates=gates,
+        fails=gates and outcome is Outcome.REGRESSED, value=value, baseline=baseline if compared else None, ratio=ratio,
+        interval=Bounds(low=ratio * 0.9, high=ratio * 1.1, level=0.95) if ratio else None, limit_ratio=1.02,
+        tolerate=0.02, catch=0.05, minimum_detectable_effect=None, p_value=None, runs=5, sessions=5, blocks=0,
+        candidates=list(candidates), sentence=f"{METRICS[metric].title} {outcome.value} of a sentence", **more,
+    )  # fmt: skip
+
+
+def a_test(name, *cells, error="", file="tests/test_perf.py", line=7):
+    return TestVerdicts(
+        test=name, file=file, line=line, error=error, failed=bool(error) or any(cell.fails for cell in cells),
+        workloads={WORKLOAD.hash: WORKLOAD}, cells=list(cells), reproduce=f"pytest --llmperf '--llmperf-only={name}'",
+    )  # fmt: skip
+
+
+def verdict_file(*tests, **more):
+    outcomes = [one.outcome for test in tests for one in test.cells if one.counts]
+    outcomes += [Outcome.ERROR for test in tests if test.error]
+    run = Run(
+        run_id="r", session_id="s", time="2026-01-01T00:00:00+00:00", commit="ab" * 20, dirty=False, environment={}
+    )
+    given = {
+        "exit_code": 1, "failed": any(test.failed for test in tests), "breach": "", "device_key": "nvidia-h200",
+        "run": run, "injected": [], "missing": [], "differences": [],
+    }  # fmt: skip
+    return VerdictFile(
+        tool="pytest-llmperf 0",
+        outcomes={outcome: outcomes.count(outcome) for outcome in Outcome if outcome in outcomes},
+        decided=sum(outcome.decided for outcome in outcomes),
+        total=len(outcomes),
+        tests=list(tests),
+        **{**given, **more},
+    )
+
+
+SAMPLE = verdict_file(
+    a_test("test_perf.py::test_fine", cell(Outcome.UNCHANGED, value=4.01), cell(Outcome.NEW, "output_tokens_per_s")),
+    a_test(
+        f"test_perf.py::test_slow[{HOSTILE}]",
+        cell(Outcome.REGRESSED, value=9.0, candidates=[9.0, 6.0, 6.0]),
+        cell(Outcome.REGRESSED, "decode_tokens_per_s", value=1000.0, baseline=1500.0, gates=False),
+        cell(Outcome.REGRESSED, "weights_bytes", value=3 * 2**30, baseline=2**30, against="v1.0"),
+        cell(Outcome.INCONCLUSIVE, "ttft_ms", value=50.0, baseline=49.0),
+    ),
+    a_test("test_perf.py::test_broken", error=f"ValueError: {HOSTILE}"),
+    missing=[f"test_perf.py::test_gone[{HOSTILE}]"],
+    differences=["driver: 580.1 -> 581.0"],
+)  # fmt: skip

@@ -1,0 +1,127 @@
+"""What GitHub is given: bodies, annotations, and what hostile names become in them."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from sample_verdicts import SAMPLE, a_test, cell, verdict_file
+
+from pytest_llmperf.report.github import CUT, comment, summary, workflow_commands
+from pytest_llmperf.verdict.model import Outcome
+
+GOLDEN = Path(__file__).parent / "golden"
+ENVIRONMENT = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "o/r", "GITHUB_RUN_ID": "7"}
+
+
+@pytest.fixture(autouse=True)
+def _in_a_job(monkeypatch):
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(("name", "write"), [("comment.md", comment), ("annotations.txt", workflow_commands)])
+def test_what_github_gets_is_what_was_agreed(name, write):
+    """After a change that is meant: write the text into the golden file, and read the difference."""
+    assert write(SAMPLE) == (GOLDEN / name).read_text(encoding="utf-8")
+
+
+class Seen(HTMLParser):
+    """The tags of a page, and its text with the tags that it stands in."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.texts, self._open = set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag != "br":
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag, f"</{tag}> closes another"
+
+    def handle_data(self, data):
+        self.texts.append((data, set(self._open)))
+
+
+def seen(markdown: str) -> Seen:
+    """As a reader of Markdown sees it, by a library that has nothing to do with ours."""
+    from markdown_it import MarkdownIt
+
+    page = Seen()
+    page.feed(MarkdownIt("commonmark", {"html": True}).render(markdown))
+    page.close()
+    assert page._open == []
+    return page
+
+
+def test_a_hostile_name_stays_text_in_code():
+    """Where GitHub links no ``@name`` and no ``#1``, and no tag, pipe, backtick or newline gets out."""
+    page = seen(comment(SAMPLE))
+    assert "img" not in page.tags
+    hostile = [tags for text, tags in page.texts if "octocat" in text]
+    assert len(hostile) > 3
+    assert all(tags & {"code", "pre"} for tags in hostile)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", comment(SAMPLE))
+
+
+def test_a_command_is_one_line_whatever_a_test_is_called():
+    """The runner reads each line that begins with ``::``."""
+    lines = workflow_commands(SAMPLE).splitlines()
+    assert [line.split("::")[1].split(" ")[0] for line in lines] == ["error", "error", "warning"]
+    assert all(re.fullmatch(r"::(error|warning) (\w+=[^:,]*,?)+::[^\r\n\x1b]*", line) for line in lines)
+
+
+@pytest.mark.parametrize(("write", "most"), [(comment, 65_536), (summary, 1024**2)])
+def test_a_body_is_cut_at_githubs_limit_with_what_failed_first(write, most):
+    """Between two rows, every tag closed, and saying so with where the rest is."""
+    fine = [a_test(f"t.py::test_{number}", *[cell(Outcome.UNCHANGED)] * 20) for number in range(1000)]
+    body = write(verdict_file(*fine, a_test("t.py::test_slow", cell(Outcome.REGRESSED, value=9.0))))
+    assert most * 0.9 < len(body.encode()) <= most
+    assert body.endswith(CUT)
+    assert 0 < body.index("test_slow") < body.index("test_1")
+    assert "actions/runs/7" in body
+    assert "table" in seen(body).tags
+
+
+def test_what_the_step_wrote_before_counts_against_the_limit():
+    """GitHub drops the whole of a summary that is too long."""
+    assert len(summary(SAMPLE, 2000).encode()) <= 2000
+
+
+def test_more_errors_than_github_shows_are_counted_in_the_last():
+    """Ten of one level and step."""
+    slow = [a_test(f"t.py::test_{number}", cell(Outcome.REGRESSED, value=9.0)) for number in range(30)]
+    lines = workflow_commands(verdict_file(*slow)).splitlines()
+    assert len(lines) == 10
+    assert lines[-1] == "::error title=llmperf::21 more failed: see the summary"
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "heading", "commands"),
+    [
+        (verdict_file(a_test("t", cell(Outcome.UNCHANGED)), exit_code=0), "passed: 1 of 1", ""),
+        (verdict_file(a_test("t", cell(Outcome.NEW))), "nothing was verified: 0 of 1", "::warning"),
+        (verdict_file(), "nothing was verified: 0 of 0", "::warning"),
+        (verdict_file(failed=True, breach="2 tests are missing"), "FAILED: 0 of 0", "::error title=llmperf::2 tests"),
+    ],
+    ids=["decided", "new", "empty", "breach"],
+)
+def test_nothing_decided_never_reads_as_a_pass(verdicts, heading, commands):
+    assert f"### llmperf: {heading}" in comment(verdicts)
+    assert workflow_commands(verdicts).startswith(commands)
+    assert bool(workflow_commands(verdicts)) is bool(commands)
+
+
+def test_injected_figures_are_marked():
+    """They cannot pass for a measurement."""
+    assert "<b>INJECTED</b> <code>tpot:+50%</code>" in comment(verdict_file(injected=["tpot:+50%"]))
+
+
+def test_a_test_that_is_written_outside_of_the_repository_has_no_line():
+    """As the ready-made suite is."""
+    broken = verdict_file(a_test("pytest_llmperf.suite::t", error="ValueError", file="", line=3))
+    assert workflow_commands(broken).startswith("::error title=pytest_llmperf.suite%3A%3At::ValueError\n")

@@ -1,0 +1,186 @@
+"""The workflows, the actions and the YAML of the documentation: what is promised of them holds in each."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from sample_verdicts import SAMPLE
+
+from pytest_llmperf.cli import _parser
+from pytest_llmperf.report.github import comment
+from pytest_llmperf.verdict_file import write_verdicts
+
+ROOT = Path(__file__).parents[2]
+FILES = [*(ROOT / ".github" / "workflows").glob("*.yml"), ROOT / "action.yml", ROOT / "comment" / "action.yml"]
+SNIPPETS = [
+    (f"{page.name} {number}", text)
+    for page in (ROOT / "README.md", ROOT / "docs" / "github.md", ROOT / "docs" / "exports.md")
+    for number, text in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+]
+EVERY = [*((str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")) for path in FILES), *SNIPPETS]
+WORKFLOWS = [(name, text) for name, text in EVERY if "\njobs:" in text]
+
+every = pytest.mark.parametrize("text", [text for _, text in EVERY], ids=[name for name, _ in EVERY])
+workflows = pytest.mark.parametrize("text", [text for _, text in WORKFLOWS], ids=[name for name, _ in WORKFLOWS])
+
+
+def steps(text: str) -> list[dict]:
+    document = yaml.safe_load(text)
+    if isinstance(document, list):  # a snippet of steps
+        return document
+    if "runs" in document:
+        return document["runs"]["steps"]
+    return [step for job in document["jobs"].values() for step in job["steps"]]
+
+
+@every
+def test_foreign_actions_are_pinned_by_commit_with_their_version(text):
+    """A tag can be moved."""
+    used = re.findall(r"uses: (\S+)(.*)", text)
+    foreign = [(name, rest) for name, rest in used if not name.startswith("./")]
+    assert [name for name, rest in foreign if not re.search(r"@[0-9a-f]{40}$", name)] == []
+    assert [rest for _, rest in foreign if not re.match(r" # v\d+\.\d+\.\d+", rest)] == []
+
+
+@every
+def test_no_expression_is_written_into_a_shell_line(text):
+    """What a pull request names goes through the environment."""
+    assert [step["run"] for step in steps(text) if "${{" in step.get("run", "")] == []
+
+
+@every
+def test_every_llmperf_command_is_one(text):
+    """With options that it has."""
+    script = "\n".join(step.get("run", "") for step in steps(text))
+    for line in re.findall(r"^ *llmperf (.*)", script, re.MULTILINE):
+        assert_known(shlex.split(line.partition(" -- ")[0]))
+
+
+def assert_known(words: list[str]) -> None:
+    options, unknown = _parser().parse_known_args(words)
+    assert not unknown or options.passes_on == "all", words
+
+
+@workflows
+def test_a_job_may_only_what_it_needs(text):
+    """Nothing unless it is given, and only a job on a machine of GitHub's may write."""
+    document = yaml.safe_load(text)
+    assert set(document["permissions"].values() if document["permissions"] else []) <= {"read"}
+    for job in document["jobs"].values():
+        own = "self-hosted" in job["runs-on"]
+        assert not own or set(job.get("permissions", {}).values()) <= {"read"}
+    assert all(
+        step["with"]["persist-credentials"] is False for step in steps(text) if "checkout@" in step.get("uses", "")
+    )
+
+
+@workflows
+def test_a_machine_of_ones_own_has_one_job_at_a_time_and_no_foreign_code(text):
+    """The same group in each workflow; those that wait are not cancelled."""
+    document = yaml.safe_load(text)
+    triggers = document[True]  # YAML 1.1 reads "on" so
+    assert "pull_request_target" not in triggers
+    assert "workflow_run" not in triggers
+    for job in document["jobs"].values():
+        if "self-hosted" in job["runs-on"]:
+            assert job["concurrency"]["group"].startswith("llmperf-")
+            assert job["concurrency"]["queue"] == "max"
+            same = "github.event.pull_request.head.repo.full_name == github.repository"
+            assert "pull_request" not in triggers or same in job["if"]
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A step's environment, with commands that note how they are called."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, body in {"llmperf": LLMPERF, "gh": GH}.items():
+        (commands / name).write_text(f"#!/usr/bin/env bash\n{body}", encoding="utf-8")
+        (commands / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    return {
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "CALLS": str(tmp_path / "calls"),
+        "RUNNER_TEMP": str(tmp_path / "temp"),
+        "GITHUB_REPOSITORY": "o/r",
+    }
+
+
+LLMPERF = """
+printf '%s\\n' "llmperf" "$@" >> "$CALLS"
+if [ "$1" = gate ]; then exit "${GATE:-0}"; fi
+exec "$PYTHON" -m pytest_llmperf "$@"
+"""
+GH = """
+printf '%s\\n' "gh" "$@" >> "$CALLS"
+if [ "$2" = --paginate ]; then printf '%s' "$IDS"; fi
+"""
+
+
+def run(script: str, environment: dict[str, str]) -> tuple[int, list[str]]:
+    done = subprocess.run(["bash", "-e", "-o", "pipefail", "-c", script], env=environment, check=False)
+    calls = Path(environment["CALLS"])
+    return done.returncode, calls.read_text().splitlines() if calls.exists() else []
+
+
+def script_of(action: str, step: str) -> str:
+    (found,) = [one["run"] for one in steps((ROOT / action).read_text(encoding="utf-8")) if one["name"] == step]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("", []),
+        ("--device cuda\ntests/perf", ["--device", "cuda", "tests/perf"]),
+        (
+            "-k 'a or b' $(touch owned) `touch owned` ; *",
+            ["-k", "a or b", "$(touch", "owned)", "`touch", "owned`", ";", "*"],
+        ),
+    ],
+)
+def test_the_gates_arguments_are_split_and_never_executed(job, arguments, words):
+    """Quotes keep blanks together, lines are joined."""
+    found = run(script_of("action.yml", "Gate"), {**job, "ARGUMENTS": arguments, "BUDGET": "20m", "STRICT": "true"})
+    options = ["--verdicts", f"{job['RUNNER_TEMP']}/llmperf/verdicts.json", "--budget", "20m", "--strict"]
+    assert found == (0, ["llmperf", "gate", *options, "--", *words])
+    assert_known(["gate", *options])
+    assert not Path("owned").exists()
+
+
+def test_arguments_that_cannot_be_split_stop_the_gate(job):
+    """Fewer tests than were meant must not pass for all of them."""
+    code, calls = run(script_of("action.yml", "Gate"), {**job, "ARGUMENTS": "-k 'a", "BUDGET": "", "STRICT": ""})
+    assert code
+    assert calls == []
+
+
+def test_a_gate_that_left_no_verdicts_is_told(job):
+    """And not those of an earlier job."""
+    assert run(script_of("action.yml", "Tell"), job) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("ids", "method", "place"),
+    [("", "POST", "repos/o/r/issues/5/comments"), ("11\n12", "PATCH", "repos/o/r/issues/comments/11")],
+    ids=["first", "later"],
+)
+def test_a_pull_request_has_one_comment_that_is_updated(job, ids, method, place):
+    """Found by the marker that its first line holds."""
+    Path(job["RUNNER_TEMP"]).mkdir()
+    write_verdicts(Path("verdicts.json"), SAMPLE)
+    environment = {**job, "VERDICTS": "verdicts.json", "NUMBER": "5", "IDS": ids}
+    code, calls = run(script_of("comment/action.yml", "Comment"), environment)
+    body = Path(job["RUNNER_TEMP"]) / "llmperf-comment.md"
+    assert code == 0
+    assert calls[-8:] == ["gh", "api", "--silent", "--method", method, place, "--field", f"body=@{body}"]
+    assert body.read_text(encoding="utf-8") == comment(SAMPLE)

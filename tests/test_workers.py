@@ -1,0 +1,290 @@
+"""One xdist worker a device: who measures where, what becomes of it, and what is refused.
+
+Two devices are made up: torch is said to see two, and the CPU stands for each. What a run records of its device tells
+which of them its process was given.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from perf_project import FAKE_CLOCK
+
+from pytest_llmperf.fresh import _pinned_to
+from pytest_llmperf.outcome import RunOutcome
+from pytest_llmperf.records.store import load_baseline
+from pytest_llmperf.workers import Controller, ModelScheduling
+
+TWO_DEVICES = """
+import pytest_llmperf.measure.device as device
+import pytest_llmperf.workplace as workplace
+
+given = []
+device._count = lambda kind: 2
+bench.resolve_device = lambda name: given.append(name) or "cpu"
+real = workplace.environment
+workplace.environment = lambda name: real(name) | {"device_uuid": given[-1]}
+"""
+
+TWO_MODELS = """
+import pytest
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("llm", ["fp32", "bf16"], indirect=True)
+def test_decode(llm, llmperf, batch_size):
+    llmperf.generate(llm, batch_size=batch_size)
+"""
+
+ONE_KILLS = """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("llm", ["fp32", "bf16"], indirect=True)
+def test_decode(llm, llmperf, number):
+    if number == 2 and llm.spec.quantization == "bf16":
+        os.kill(os.getpid(), 9)
+    llmperf.generate(llm)
+"""
+
+ON_BOTH = ("--device=cuda", "-n2")
+
+
+def devices_of(path):
+    """Where each run of a file was made, and of which tests."""
+    stored = load_baseline(path)
+    tests = {run.run_id: {cell.test for cell in stored.cells if cell.run == run.run_id} for run in stored.runs}
+    return [(run.environment["device_uuid"], tests[run.run_id]) for run in stored.runs]
+
+
+@pytest.fixture
+def two_devices(project):
+    project.write(TWO_MODELS, conftest=FAKE_CLOCK + TWO_DEVICES)
+    return project
+
+
+def test_each_worker_is_a_run_on_a_device_of_its_own(two_devices):
+    """Each model goes to one of them; the baseline gets two runs of one session, and each has a journal."""
+    result = two_devices.run(*ON_BOTH, "--llmperf-update")
+    assert result.ret == 0, result.outlines
+    result.assert_outcomes(passed=4)
+    result.stdout.fnmatch_lines(
+        ["llmperf workers: one each on cuda:0, cuda:1", "baseline updated: * holds 2 runs of 1 sessions"]
+    )
+    models = [{f"test_perf.py::test_decode[{model}-{size}]" for size in (1, 2)} for model in ("fp32", "bf16")]
+    found = sorted(devices_of(two_devices.baseline()))
+    assert [device for device, _ in found] == ["cuda:0", "cuda:1"]
+    assert sorted(map(sorted, (tests for _, tests in found))) == sorted(map(sorted, models))
+    journals = (two_devices.path / ".llmperf" / "runs").glob("*.jsonl")
+    assert sorted(entry for path in journals for entry in devices_of(path)) == found
+
+
+def test_fresh_runs_stay_on_their_workers_device(two_devices):
+    """Two suspects on two devices are each confirmed where they were measured."""
+    two_devices.write(TWO_MODELS.replace("[1, 2]", "[1]"), conftest=FAKE_CLOCK + TWO_DEVICES)
+    two_devices.record(1.0, 1.01, 0.99, 1.0, 1.005)
+    result = two_devices.run(*ON_BOTH, "--llmperf-confirm=1", step_ms=1.5)
+    assert result.ret == 1
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["TPOT 1.50 ms > 1.00 ms baseline: *; runs now: 1.50 ms, 1.50 ms)"])
+    runs = two_devices.path / ".llmperf"
+    first = {path.stem: devices_of(path) for path in (runs / "runs").glob("*.jsonl")}
+    again = {path.parent.name: devices_of(path) for path in (runs / "confirm").glob("*/*.jsonl")}
+    assert len(again) == 2
+    assert again == {run: first[run] for run in again}
+
+
+def test_a_worker_that_dies_is_replaced_on_its_device(two_devices):
+    """The test that killed it fails once, what is left of its model is measured on the same device by another run."""
+    two_devices.write(ONE_KILLS, conftest=FAKE_CLOCK + TWO_DEVICES)
+    result = two_devices.run(*ON_BOTH, "--llmperf-update")
+    assert result.ret == 1
+    result.assert_outcomes(passed=5, failed=1)
+    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; what was measured is kept in *.jsonl, *.jsonl*"])
+    journals = [devices_of(path) for path in (two_devices.path / ".llmperf" / "runs").glob("*.jsonl")]
+    of_model = [(device, test) for ((device, tests),) in journals for test in tests if "bf16" in test]
+    assert sorted(test for _, test in of_model) == [f"test_perf.py::test_decode[bf16-{number}]" for number in (1, 3)]
+    assert len(journals) == 3
+    assert len({device for device, _ in of_model}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--device=cuda", "-n3"], "3 workers would measure on 2 devices at once (cuda:0, cuda:1); *: use -n2"),
+        (["--device=cuda:1", "-n2"], "2 workers would measure on one device at once (cuda:1); *: use -n1"),
+        (["--device=cuda", "--dist=load", "--tx=3*popen"], "3 workers would measure on 2 devices at once *"),
+        (["--device=cuda", "-n2", "--llmperf-journal=one.jsonl"], "a journal is of one run, and 2 workers *"),
+        (["--device=cuda:1,cuda:2", "-n2"], "device 'cuda:2' is not here: *"),
+        (["--device=cuda:0,xpu:1", "-n2"], "unknown device 'cuda:0,xpu:1': expected *cuda:0,cuda:2*"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_workers_that_do_not_fit_are_refused_at_once(two_devices, arguments, line):
+    """One line, exit code 4, and no worker is started."""
+    result = two_devices.run(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: *{line}"])
+    assert "gw0" not in result.stdout.str()
+
+
+def test_a_worker_that_dies_over_what_it_held_back_fails_the_run(project):
+    """Its suspects were neither confirmed nor cleared, and xdist knows of no test that it died of."""
+    project.write()
+    project.record(1.0, 1.01, 0.99, 1.0, 1.005)
+    dying = (
+        "\nimport pytest_llmperf.confirm as confirm\nconfirm.run_replica = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+    )
+    project.write(conftest=FAKE_CLOCK + dying)
+    result = project.run("-n1", "--llmperf-confirm=1", "--llmperf-update", step_ms=1.5)
+    assert result.ret == 1
+    lines = [
+        "baseline NOT updated: a worker died*",
+        "failed: 1 tests began and were never reported: test_perf.py::*fp32[]]",
+    ]
+    result.stdout.fnmatch_lines(lines)
+
+
+def test_a_refusal_that_only_a_worker_can_make_is_one_line_too(project):
+    """Not an internal error, which xdist makes of it."""
+    project.write()
+    result = project.run("-n1", "--llmperf-model=./nowhere")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: model './nowhere' is not there: *"])
+    assert "INTERNALERROR" not in result.stderr.str() + result.stdout.str()
+
+
+class FakeNode(SimpleNamespace):
+    """A worker as its controller sees it, before and after it has started."""
+
+    def __init__(self, name: str) -> None:
+        channel = SimpleNamespace(setcallback=lambda callback: setattr(self, "tell", callback))
+        super().__init__(
+            gateway=SimpleNamespace(id=name, newchannel=lambda: channel),
+            config=SimpleNamespace(invocation_params=SimpleNamespace(args=["-n2"])),
+            workerinput={},
+            sent=[],
+            shutting_down=False,
+        )
+
+    __hash__ = object.__hash__
+
+    def send_runtest_some(self, indices) -> None:
+        self.sent += indices
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+@pytest.fixture
+def controller():
+    return Controller(["cuda:0", "cuda:2"], RunOutcome(compared=True))
+
+
+def started(controller, name):
+    node = FakeNode(name)
+    controller.pytest_configure_node(node)
+    return node
+
+
+def told(**changes):
+    return {"edited": "", "missing": [], "differences": [], "device_key": "h200", "models": {}} | changes
+
+
+def test_a_replacement_gets_the_device_that_became_free(controller):
+    """Never one that another worker has, however often xdist tells that a worker is down."""
+    first, second = (started(controller, name) for name in ("gw0", "gw1"))
+    assert [node.workerinput["llmperf_device"] for node in (first, second)] == ["cuda:0", "cuda:2"]
+    for _ in range(2):
+        controller.pytest_testnodedown(second)
+    third = started(controller, "gw2")
+    controller.pytest_testnodedown(first)
+    controller.pytest_testnodedown(second)
+    assert third.workerinput["llmperf_device"] == "cuda:2"
+    assert started(controller, "gw3").workerinput["llmperf_device"] == "cuda:0"
+
+
+def test_what_workers_found_is_taken_in_once(controller):
+    """Their devices have differences of their own; a worker without a perf test tells nothing."""
+    differences = {"gw0": "device_uuid: 1 -> 2", "gw1": "driver: 3 -> 4"}
+    for name, difference in differences.items():
+        node = started(controller, name)
+        node.tell(told(missing=["a"], differences=[difference]))
+        controller.pytest_xdist_node_collection_finished(node)
+    controller.pytest_testnodedown(node)
+    controller.pytest_xdist_node_collection_finished(started(controller, "gw2"))
+    assert controller._outcome.missing == ["a"]
+    assert controller._outcome.differences == list(differences.values())
+
+
+def test_workers_on_unlike_devices_are_refused(controller):
+    """Which test lands where is nobody's choice, and a baseline is of one device."""
+    first, second = (started(controller, name) for name in ("gw0", "gw1"))
+    first.tell(told())
+    second.tell(told(device_key="a100"))
+    controller.pytest_xdist_node_collection_finished(first)
+    with pytest.raises(pytest.UsageError, match="cuda:0 is h200, cuda:2 is a100; expected devices of one kind"):
+        controller.pytest_xdist_node_collection_finished(second)
+    assert first.shutting_down
+    assert second.shutting_down
+
+
+@pytest.fixture
+def scheduling(monkeypatch):
+    """Of a model with three tests, and of two with one."""
+    monkeypatch.setattr("xdist.scheduler.loadscope.parse_tx_spec_config", lambda config: ["popen"])
+    config, log = SimpleNamespace(option=SimpleNamespace(loadscopereorder=True)), SimpleNamespace(loadscopesched=print)
+    return ModelScheduling(config, log, dict(zip(TESTS, "aaabc", strict=True)))
+
+
+TESTS = ["a1", "a2", "a3", "b1", "c1"]
+
+
+def joined(scheduling, name):
+    node = FakeNode(name)
+    scheduling.add_node(node)
+    scheduling.add_node_collection(node, TESTS)
+    scheduling.schedule()
+    return node
+
+
+def test_what_a_lost_worker_had_left_is_given_out_without_what_killed_it(scheduling):
+    """The rest of the model's tests, once; a worker that has nothing left lost nothing."""
+    first = joined(scheduling, "gw0")
+    assert first.sent == [0, 1, 2]
+    scheduling.mark_test_complete(first, 0)
+    assert scheduling.remove_node(first) == "a2"
+    second = joined(scheduling, "gw1")
+    for index in second.sent:  # grows as tests are done
+        scheduling.mark_test_complete(second, index)
+    assert sorted(second.sent) == [2, 3, 4]
+    assert scheduling.remove_node(second) is None
+
+
+def test_a_replacement_gets_two_tests_at_once(scheduling):
+    """A worker starts a test when it has the next: with one alone both sides would wait for each other."""
+    first = joined(scheduling, "gw0")
+    for index in (0, 1):
+        scheduling.mark_test_complete(first, index)
+    assert scheduling.remove_node(first) == "a3"
+    early = FakeNode("gw1")
+    scheduling.add_node(early)
+    second = joined(scheduling, "gw2")
+    assert second.sent == [3, 4]
+    assert early.sent == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"llmperf_short_device": "cuda"}, ["--device=cuda:1"]),
+        ({"llmperf_device": "cuda"}, ["--llmperf-device=cuda:1"]),
+        ({"llmperf_device": "cuda", "llmperf_short_device": "cuda"}, ["--device=cuda:1", "--llmperf-device=cuda:1"]),
+        ({}, ["--llmperf-device=cuda:1"]),
+    ],
+    ids=["short", "long", "both", "ini"],
+)
+def test_a_fresh_process_is_pinned_by_the_option_that_was_given(given, expected):
+    """Whoever owns ``--device``, and wherever the options stand: the two never contradict each other."""
+    assert _pinned_to(SimpleNamespace(getoption=given.get), "cuda:1") == expected
