@@ -436,7 +436,7 @@ def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest offers no other way
     for one in entry.explanations:
-        report.sections.append((explanation_title(one), explanation_text(one, width)))
+        report.sections.append((f"llmperf: {explanation_title(one)}", explanation_text(one, width)))
 
 
 def _store_profiles(config: pytest.Config, running: Session) -> str:

@@ -54,7 +54,7 @@ def test_the_table_fits_and_steers_no_terminal(width):
     """Long names are folded."""
     (found,) = explanations([verdict()], *sides(), traces="/t")
     lines = explanation_text(found, width).splitlines()
-    assert explanation_title(found) == "llmperf: time per token in decode"
+    assert explanation_title(found) == "time per token in decode"
     assert lines[1].split() == ["operator", "where", "base", "now", "change", "calls"]
     assert [line.split() for line in lines if line.startswith("aten::mm")][1:] == [
         ["aten::mm", "host", "2.00", "ms", "3.90", "ms", "+1.90", "ms", "57", "->", "81"]

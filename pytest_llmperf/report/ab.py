@@ -49,7 +49,7 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
         yield printable(line)
     for entry in run.entries:
         for one in entry.explanations:
-            yield f"{explanation_title(one)}: {printable(entry.test)}"
+            yield f"{printable(entry.test)}: {explanation_title(one)}"
             yield explanation_text(one, table_width(), color=sys.stdout.isatty())
     for entry in run.entries:
         if entry.error:

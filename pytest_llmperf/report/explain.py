@@ -20,7 +20,7 @@ WORTH_MENTIONING = 0.01
 
 def explanation_title(explanation: Explanation) -> str:
     """What the table below is about."""
-    return f"llmperf: time per {STEPS[explanation.phase]} in {explanation.phase}"
+    return f"time per {STEPS[explanation.phase]} in {explanation.phase}"
 
 
 def explanation_text(explanation: Explanation, width: int, *, color: bool = False) -> str:

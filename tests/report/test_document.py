@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from report_data import TEST, evidence, result, workload
+from sample_verdicts import explanation
 
 from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
@@ -158,3 +159,15 @@ def test_cells_of_a_metric_that_is_not_known_here_are_shown_under_their_name():
     verdicts = verdicts.model_copy(update={"tests": [test.model_copy(update={"cells": [later]})]})
     assert "warp_factor" not in METRICS
     assert document(Evidence(verdicts=verdicts)).rows[0].metric == "warp_factor"
+
+
+def test_where_the_time_went_stands_with_its_test():
+    """As on the terminal."""
+    found = evidence()
+    first, *others = found.verdicts.tests
+    told = first.model_copy(update={"explanations": (explanation("aten::mm"),)})
+    verdicts = found.verdicts.model_copy(update={"tests": [told, *others]})
+    tests = document(dataclasses.replace(found, verdicts=verdicts)).tests
+    ((title, table),) = next(one for one in tests if one.test == first.test).explanations
+    assert title == "time per token in decode"
+    assert table.startswith("aten::mm +1.90 ms, 24 more calls\noperator ")
