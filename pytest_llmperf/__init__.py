@@ -16,6 +16,7 @@ from pytest_llmperf.errors import (
 if TYPE_CHECKING:
     from pytest_llmperf.measure.compiled import Compile
     from pytest_llmperf.measure.decode_graph import Graph
+    from pytest_llmperf.measure.device_timer import device_timer
     from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.records.frame import load_runs
 
@@ -30,6 +31,7 @@ __all__ = [
     "ModelSpec",
     "UsageError",
     "__version__",
+    "device_timer",
     "load_runs",
 ]
 
@@ -38,6 +40,7 @@ _HOMES = {
     "Compile": "pytest_llmperf.measure.compiled",
     "Graph": "pytest_llmperf.measure.decode_graph",
     "ModelSpec": "pytest_llmperf.models.spec",
+    "device_timer": "pytest_llmperf.measure.device_timer",
     "load_runs": "pytest_llmperf.records.frame",
 }
 

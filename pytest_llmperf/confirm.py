@@ -17,8 +17,10 @@ from pytest_llmperf.compare import CellKey
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.fresh import Ended, run_replica
 from pytest_llmperf.outcome import Entry, conclude, entry_of
+from pytest_llmperf.profiling import explained
 from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.report.terminal import write_now
 from pytest_llmperf.scratch import run_folder
 from pytest_llmperf.session import Session
 from pytest_llmperf.workplace import Workplace
@@ -124,7 +126,8 @@ class Confirmer:
         entries = [_with_errors(held.entry, replicas) for held in self._held]
         confirmed = self._workplace.confirmed(entries, [replica.values for replica in replicas])
         sound = [_if_sound(held.entry, entry, replicas) for held, entry in zip(self._held, confirmed, strict=True)]
-        self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in sound])
+        told = explained(sound, self._config, self._workplace)
+        self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in told])
 
     def _conclude(self, entries: Sequence[Entry]) -> None:
         for held, entry in zip(self._held, entries, strict=True):
@@ -135,17 +138,12 @@ class Confirmer:
         self._held.clear()
 
     def _replica(self, number: int, rounds: int) -> Replica:
-        self._say(f"llmperf: {len(self._held)} tests look slower: measuring them again, fresh run {number} of {rounds}")
+        looking = f"llmperf: {len(self._held)} tests look slower"
+        write_now(self._config, f"{looking}: measuring them again, fresh run {number} of {rounds}")
         folder = run_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
         journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
         ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)
         return Replica(Measured.read(journal), ended)
-
-    def _say(self, line: str) -> None:
-        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
-        if reporter:
-            reporter.ensure_newline()
-            reporter.write_line(line)
 
 
 def _log(item: pytest.Item, reports: Sequence[pytest.TestReport]) -> None:

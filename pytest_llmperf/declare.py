@@ -82,6 +82,8 @@ SETTINGS = (
            "0 lets it fail at once"),
     Option("timeout", "SECONDS", "", "Longest that loading a model or a test's body may take; 0 for no limit (default: "
            "for the body, three times the slowest run of the baseline)"),
+    Option("explain", "on|off", "on", "Profile what regressed once more, to tell where the time went, and what is "
+           "recorded, to have it to compare with; each in a fresh process of its own"),
     Option("fail-on", "OUTCOMES", "", "Outcomes that fail a test as well, comma-separated: inconclusive, new, missing, "
            "not_comparable, invalid, improved"),
     Option("baseline-ref", "REV", "", "Read the baseline as it is at this git revision, so that a pull request cannot "
@@ -100,6 +102,7 @@ _ACTIONS = (
     "inject",
     "only",
     "journal",
+    "profile",
     "json",
     "measure_only",
     "isolate",
@@ -158,6 +161,9 @@ def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],
                     help="Run only this perf test, by its name in the baseline; may be repeated")  # fmt: skip
     group.addoption("--llmperf-journal", metavar="FILE", help="Write what is measured here, a JSON line a test")
+    group.addoption("--llmperf-profile", metavar="DIR",
+                    help="Profile one more request of each workload, and write torch's traces here; with "
+                         "--llmperf-measure-only")  # fmt: skip
     group.addoption("--llmperf-isolate", action="store_true", help="Run each model's tests in a process of their own")
     group.addoption("--llmperf-tell", metavar="FILE",
                     help="Write phases and reports here as they come, for the process that isolates")  # fmt: skip

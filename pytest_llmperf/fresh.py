@@ -31,7 +31,7 @@ _WRITING_OPTIONS = (
     *("--junitxml", "--junit-xml", "--report-log", "--log-file", "--html", "--json-report-file", "--pastebin"),
     *("--benchmark-json", "--benchmark-save", "--benchmark-storage", "--cov-report", "--cov-config"),
     *("-n", "--numprocesses", "--maxprocesses", "--dist", "--tx", "--basetemp"),
-    *("--llmperf-json", "--llmperf-verdicts", "--llmperf-report", "--llmperf-confirm"),
+    *("--llmperf-json", "--llmperf-verdicts", "--llmperf-report", "--llmperf-confirm", "--llmperf-profile"),
 )
 
 

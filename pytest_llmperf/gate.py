@@ -150,8 +150,16 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
     cells = [_chosen(cell, found.get((cell.workload, cell.metric)), fail_on) for cell in test.cells]
     error = test.error or (second.error if second else "")
     failed = bool(error) or any(cell.fails for cell in cells)
-    reproduce = second.reproduce if second else test.reproduce
-    return test.model_copy(update={"cells": cells, "error": error, "failed": failed, "reproduce": reproduce})
+    reproduce, explanations = (second or test).reproduce, (second or test).explanations
+    return test.model_copy(
+        update={
+            "cells": cells,
+            "error": error,
+            "failed": failed,
+            "reproduce": reproduce,
+            "explanations": explanations,
+        }
+    )
 
 
 def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 ALL_METRICS = "*"
 
-JUDGING = frozenset({"baselines", "anchor", "baseline-ref", "fail-on", "confirm", "gate", "tolerate", "catch"})
+JUDGING = frozenset(
+    {"baselines", "anchor", "baseline-ref", "fail-on", "confirm", "gate", "tolerate", "catch", "explain"}
+)
 """Settings that change no figure."""
 
 _ALWAYS_OR_NEVER_FAILING = (Outcome.REGRESSED, Outcome.ERROR, Outcome.UNCHANGED)
@@ -136,6 +138,9 @@ class Options:
     injections: tuple[Factor | Burden, ...]
     json_folder: Path | None
     journal: Path | None
+    profile: Path | None
+    """Where the traces of profiled requests go; a run without has none."""
+    explain: bool
     only: frozenset[str]
     isolate: bool
     tell: Path | None
@@ -248,6 +253,8 @@ class Options:
             injections=tuple(parse_burden(text) or Factor.parse(text) for text in config.getoption("llmperf_inject")),
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
+            profile=_given_path(config, "llmperf_profile"),
+            explain=_switch("--llmperf-explain", value["explain"]),
             only=frozenset(config.getoption("llmperf_only")),
             isolate=config.getoption("llmperf_isolate") and not config.getoption("llmperf_tell"),
             tell=_given_path(config, "llmperf_tell"),
@@ -298,6 +305,8 @@ class Options:
             "--llmperf-baseline-ref: a baseline of another revision is read and never written: leave out "
             "--llmperf-update": self.updates and self.baseline_ref and not self.measure_only,
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
+            "--llmperf-profile: a profiled run is no measurement: add --llmperf-measure-only, and leave out "
+            "--llmperf-update": self.profile and (self.updates or not self.measure_only),
             f"--llmperf-base-url {self.base_url}: engine {self.engine!r} has no address: choose a server with "
             "--llmperf-engine": self.base_url and self.loads_models,
         }
@@ -468,6 +477,12 @@ def _whole(name: str, given: object, *, at_least: int = 1) -> int:
     if number is None or isinstance(given, bool | float) or number < at_least:
         raise UsageError(f"{name} {given!r}: expected a whole number of at least {at_least}")
     return int(number)
+
+
+def _switch(name: str, given: str) -> bool:
+    if given not in ("on", "off"):
+        raise UsageError(f"{name} {given!r}: expected on or off")
+    return given == "on"
 
 
 def _seconds(name: str, given: object) -> float:

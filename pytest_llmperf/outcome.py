@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
@@ -41,6 +42,8 @@ class Entry(BaseModel):
     """By metric key, where somebody else is to judge the test's cells."""
     expected: bool = False
     """The test is marked to fail: then its regressions fail nothing."""
+    explanations: list[Explanation] = []
+    """Where the time went of what regressed."""
     confirm_seconds: float = 0.0
     """This test's share of the time that fresh runs took to confirm what looked slower."""
 
@@ -107,6 +110,8 @@ class RunOutcome:
     missing: list[str] = field(default_factory=list)
     """Tests of the baseline that are not collected any more."""
     update: Update | None = None
+    profiles: str = ""
+    """What became of the operator profiles of what was recorded."""
     not_kept: str = ""
     """Why what was measured could not be written down."""
     place: tuple[str, ...] = ()

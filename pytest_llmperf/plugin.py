@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.options import Options, TestSettings
+    from pytest_llmperf.outcome import Entry
     from pytest_llmperf.session import Session
     from pytest_llmperf.workplace import PlannedTest, Workplace
 
@@ -161,7 +162,8 @@ def pytest_runtest_makereport(
 class Collector:
     """Registered on the controller of an active run: takes in what became of each test."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, config: pytest.Config, session: Session) -> None:
+        self._config = config
         self._session = session
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -170,6 +172,7 @@ class Collector:
 
         if entry := entry_of(report):
             self._session.collect(entry)
+            _explain(report, entry, self._config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -180,19 +183,27 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitC
         workplace.release()
     if running := config.stash.get(SESSION, None):
         running.finish(failed=session.testsfailed > 0, interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+        if running.outcome.update:
+            running.outcome.profiles = _store_profiles(config, running)
         if running.outcome.breach and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         if not config.option.collectonly:
             _write_outputs(session, running)
 
 
-def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    """Print the table and what was decided."""
-    session = config.stash.get(SESSION, None)
-    if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
-        from pytest_llmperf.report.terminal import write_summary
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_terminal_summary(
+    terminalreporter: Any, exitstatus: int, config: pytest.Config
+) -> Generator[None, object, object]:
+    """Print the table and what was decided, below what other plugins have to say, also where one of them raises."""
+    try:
+        return (yield)
+    finally:
+        session = config.stash.get(SESSION, None)
+        if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
+            from pytest_llmperf.report.terminal import write_summary
 
-        write_summary(terminalreporter, session.outcome)
+            write_summary(terminalreporter, session.outcome)
 
 
 @pytest.fixture(scope="session")
@@ -315,11 +326,22 @@ def _start_session(config: pytest.Config) -> None:
     )
     session = Session(options, config.rootpath, outcome)
     config.stash[SESSION] = session
-    config.pluginmanager.register(Collector(session), "llmperf-collector")
+    config.pluginmanager.register(Collector(config, session), "llmperf-collector")
+    _feed_pytest_benchmark(config, options)
     if workers:
         from pytest_llmperf.workers import Controller
 
         config.pluginmanager.register(Controller(devices[:workers], outcome), "llmperf-controller")
+
+
+def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
+    """Not from a process that measures for another one, which tells what it found there."""
+    if options.journal or config.getoption("benchmark_disable", None) is None:
+        return
+    from pytest_llmperf.integrations.pytest_benchmark import Bridge, is_wanted
+
+    if is_wanted(config):
+        config.pluginmanager.register(Bridge(config), "llmperf-benchmark")
 
 
 def _workers(config: pytest.Config) -> int:
@@ -402,6 +424,25 @@ def _is_searched(config: pytest.Config, file: str) -> bool:
         return False
     places = (config.invocation_params.dir / argument for argument in config.args)
     return any((config.rootpath / file).is_relative_to(place.resolve()) for place in places)
+
+
+def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> None:
+    """A section of a failed test: pytest shows it below what failed."""
+    if not entry.explanations:
+        return
+    from pytest_llmperf.report.explain import explanation_text, explanation_title
+    from pytest_llmperf.report.tables import PIPE_COLUMNS
+
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest offers no other way
+    for one in entry.explanations:
+        report.sections.append((f"llmperf: {explanation_title(one)}", explanation_text(one, width)))
+
+
+def _store_profiles(config: pytest.Config, running: Session) -> str:
+    from pytest_llmperf.profiling import store_profiles
+
+    return store_profiles(config, running)
 
 
 def _write_outputs(session: pytest.Session, running: Session) -> None:

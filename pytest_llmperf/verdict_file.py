@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import ValidationError, field_validator
 
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import Run, Workload
 from pytest_llmperf.records.store import Written, write_model
@@ -84,6 +85,8 @@ class TestVerdicts(Written):
     workloads: dict[str, Workload]
     cells: list[CellVerdict]
     reproduce: str
+    explanations: tuple[Explanation, ...] = ()
+    """Where the time went of what regressed, workload by workload."""
 
 
 class VerdictFile(Written):
@@ -177,6 +180,7 @@ def _test_verdicts(entry: Entry, command: Sequence[str], folder: str) -> TestVer
         workloads={result.workload.hash: result.workload for result in entry.results},
         cells=[_cell_verdict(verdict, fails=entry.failed and verdict in entry.failing) for verdict in entry.verdicts],
         reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
+        explanations=tuple(entry.explanations),
     )
 
 

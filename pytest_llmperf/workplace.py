@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,7 @@ from pytest_llmperf.outcome import Entry
 from pytest_llmperf.records.revision import file_at, head_commit, is_dirty, is_file_at
 from pytest_llmperf.records.schema import Baseline, CellRun, Run, TestResult
 from pytest_llmperf.records.store import baseline_path, check_writable, load_baseline, parse_baseline
+from pytest_llmperf.text import slug
 from pytest_llmperf.verdict.family import holm_family_sizes
 from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.metrics import METRICS
@@ -40,6 +42,9 @@ from pytest_llmperf.verdict.model import Limit, Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
 LEFT_TO_THE_GATE = "it looks slower: llmperf gate decides"
+
+PROFILED_WARMUP = 2
+"""Most warm-up requests where only a profile is wanted: the timed and the counted request warm up as well."""
 
 SLOWEST_RUNS = 3
 """How many times the slowest run of the baseline a test's body may take, where nobody says otherwise."""
@@ -144,9 +149,16 @@ class Workplace:
         return self.injected(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
-        """Measure, with what ``--llmperf-inject`` asks for put on top."""
-        burdens = self.options.burdens
-        result = self._bench.measure(loaded, plan, test=test, run_id=self.run.run_id, burdens=burdens)
+        """Measure, with what ``--llmperf-inject`` asks for put on top.
+
+        A run that profiles is for its profiles: it measures as little as it can.
+        """
+        traces = None
+        if folder := self.options.profile:
+            traces = folder / _trace_name(test, loaded.spec, plan)
+            plan = replace(plan, requests=1, warmup_cap=min(plan.warmup_cap, PROFILED_WARMUP))
+        burdens, run_id = self.options.burdens, self.run.run_id
+        result = self._bench.measure(loaded, plan, test=test, run_id=run_id, burdens=burdens, traces=traces)
         return self.injected(result)
 
     def injected(self, result: TestResult) -> TestResult:
@@ -201,7 +213,7 @@ class Workplace:
 
     def body_limit_s(self, test: str) -> float | None:
         """The longest that a test's body may take: as given, else three times the slowest run of the baseline."""
-        slowest = self._known.slowest_s(test)
+        slowest = None if self.options.profile else self._known.slowest_s(test)  # summing up a profile takes its time
         if self._timeouts[test] is not None or slowest is None:
             return self._timeouts[test] or None
         return max(SHORTEST_TIMEOUT_S, SLOWEST_RUNS * slowest)
@@ -298,6 +310,12 @@ class Workplace:
             what = "differs from" if present and text else "is not in" if present else "lacks what is in"
             self.edited = f"read from {revision}; the working tree's {path.name} {what} it"
         return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
+
+
+def _trace_name(test: str, spec: ModelSpec, plan: Plan) -> str:
+    """Readable, and one of its own for each workload of each test."""
+    digest = hashlib.sha256(f"{test} {spec} {plan}".encode()).hexdigest()[:12]
+    return f"{slug(test.rpartition('::')[2])[:80]}-{digest}"
 
 
 def _first(given: float | None, otherwise: float | None) -> float | None:

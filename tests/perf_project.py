@@ -11,6 +11,7 @@ QUICK = (
     "--llmperf-requests=2",
     "--llmperf-warmup=0",
     "--llmperf-confirm=0",
+    "--llmperf-explain=off",
 )
 
 FAKE_CLOCK = """

@@ -129,6 +129,7 @@ def test_record_runs_fresh_processes_and_appends_each(project):
         llmperf_output_tokens = 4
         llmperf_requests = 2
         llmperf_warmup = 0
+        llmperf_explain = off
     """
     project.pytester.makeini(options)
     project.monkeypatch.delenv("LLMPERF_SESSION_ID", raising=False)

@@ -17,7 +17,7 @@ def test_the_matrix_is_measured_by_events_with_allocator_peaks(project):
     result = project.pytester.runpytest_subprocess(
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--pyargs", "pytest_llmperf.suite",
         "--llmperf-quantization=bf16,fp16,nf4,nf4-dq,int8,int8-decomp", "--llmperf-batch-sizes=1,8",
-        "--llmperf-execution=generate,loop", "--llmperf-update", "--llmperf-force-update",
+        "--llmperf-execution=generate,loop", "--llmperf-update", "--llmperf-force-update", "--llmperf-explain=off",
     )  # fmt: skip
     assert result.ret == 0, result.outlines
     result.assert_outcomes(passed=24)
@@ -36,6 +36,7 @@ def test_identical_runs_agree_on_every_exact_metric(project):
     arguments = (
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-update", "--llmperf-force-update",
         f"--llmperf-gate={','.join(EXACT)}",
+        "--llmperf-explain=off",
     )  # fmt: skip
     project.write(conftest="")
     for _ in range(2):
@@ -181,6 +182,29 @@ def test_kernels_of_bitsandbytes_are_timed(project):
     )
     assert result.ret == 0, result.outlines
     assert result.parseoutcomes()["passed"] > 0
+
+
+def test_the_device_timer_sees_what_the_host_does_not_wait_for():
+    """A wait of the device, launched and not awaited, is in the time between two readings."""
+    from pytest_llmperf import device_timer
+
+    start = device_timer()
+    torch.cuda._sleep(50_000_000)
+    assert device_timer() - start > 0.01
+
+
+def test_a_profile_tells_kernels_beside_operators(project):
+    """By the device's own time, as CUPTI sees it."""
+    project.write(conftest="")
+    result = project.pytester.runpytest_subprocess(
+        "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-measure-only",
+        "--llmperf-profile=traces", "--llmperf-json=out",
+    )  # fmt: skip
+    assert result.ret == 0, result.outlines
+    (written,) = (project.path / "out").glob("*.json")
+    decode = json.loads(written.read_text())["results"][0]["profile"]["decode"]
+    assert {one.get("place", "host") for one in decode["operators"]} == {"host", "device"}
+    assert sum(one["self_ms"] for one in decode["operators"] if one.get("place") == "device") > 0
 
 
 def test_each_worker_has_a_gpu_of_its_own(project):

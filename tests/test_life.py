@@ -161,7 +161,9 @@ def test_an_improvement_is_banked_by_the_one_command_that_the_summary_names(reco
     assert words[:4] == ["llmperf", "accept", DECODE, "tpot"]
     recorded.monkeypatch.setenv("STEP_MS", "0.5")
     recorded.monkeypatch.delenv("LLMPERF_SESSION_ID")
-    banked = recorded.pytester.run(sys.executable, "-m", "pytest_llmperf", *words[1:], "-p", "no:benchmark")
+    banked = recorded.pytester.run(
+        sys.executable, "-m", "pytest_llmperf", *words[1:], "-p", "no:benchmark", "--llmperf-explain=off"
+    )
     assert banked.ret == 0, banked.outlines
     assert len(stored(recorded)["runs"]) == 7
     again = recorded.run(step_ms=0.5)

@@ -144,6 +144,7 @@ def test_a_hub_name_loads_and_its_commit_is_the_revision(project):
     result = project.pytester.runpytest_subprocess(
         "--llmperf", "--device=cpu", "--llmperf-model=somebody/tiny-llama", "--llmperf-output-tokens=3",
         "--llmperf-requests=1", "--llmperf-warmup=0", "--llmperf-update", "-p", "no:benchmark",
+        "--llmperf-explain=off",
     )  # fmt: skip
     assert result.ret == 0, result.outlines
     (workload,) = json.loads(project.baseline().read_text())["workloads"].values()

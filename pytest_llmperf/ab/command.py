@@ -17,12 +17,16 @@ from pytest_llmperf.ab.decide import Standing
 from pytest_llmperf.ab.effort import Effort, measure_until_decided
 from pytest_llmperf.ab.series import Series, environment_of
 from pytest_llmperf.ab.side import Recipe, prepare_side
-from pytest_llmperf.errors import UsageError
+from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.explanation import Profiles, explanations, slower
 from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.outcome import Entry, RunOutcome
+from pytest_llmperf.profiling import profiles_of
 from pytest_llmperf.records.environment import compare_environments
 from pytest_llmperf.report.ab import progress_lines, result_lines
-from pytest_llmperf.scratch import user_folder
+from pytest_llmperf.report.terminal import LONGEST_LIST
+from pytest_llmperf.scratch import run_folder, user_folder
+from pytest_llmperf.text import some
 from pytest_llmperf.verdict.paired import LOOKS
 from pytest_llmperf.verdict_file import verdict_file, write_verdicts
 
@@ -42,6 +46,8 @@ class Comparison:
     most_blocks: int = LOOKS[-1]
     restart: bool = False
     verdicts: Path | None = None
+    explain: bool = True
+    """Whether both sides of what regressed are profiled."""
 
 
 def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> RunOutcome:
@@ -67,6 +73,8 @@ def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> Ru
 
     standing = measure_until_decided(series, effort, tell)
     outcome = _outcome(series, standing)
+    if wanted.explain:
+        outcome.entries = _explained(outcome.entries, series, here, say)
     for line in result_lines(outcome, series.blocks, null_trip=standing.null_trip):
         say(line)
     return outcome
@@ -130,6 +138,25 @@ def _recipes(wanted: Comparison, differing: set[str]) -> list[Recipe]:
     names = {Path(name).name for name in differing}
     own = bool(names & {"pyproject.toml", "setup.py", "setup.cfg"}) or any("requirements" in name for name in names)
     return [replace(recipe, with_dependencies=own) for recipe in (wanted.base_recipe, wanted.head_recipe)]
+
+
+def _explained(entries: list[Entry], series: Series, here: Path, say: Callable[[str], None]) -> list[Entry]:
+    """Entries with what takes longer on head, of those that regressed in a time."""
+    tests = [entry.test for entry in entries if slower(entry.verdicts)]
+    if not tests:
+        return entries
+    say(f"llmperf ab: profiling what regressed, on both sides: {some(tests, LONGEST_LIST)}")
+    traces = ""
+    try:
+        folder = run_folder(here, "traces", entries[0].run.run_id)
+        base, head = (profiles_of(arm, *series.profile(arm, tests, folder / arm)) for arm in ("base", "head"))
+        traces = str(folder)
+    except (OSError, LlmperfError) as error:  # the verdicts stand all the same
+        base, head = Profiles("base", why_not=str(error)), Profiles("head")
+    return [
+        entry.model_copy(update={"explanations": explanations(entry.verdicts, base, head, traces=traces)})
+        for entry in entries
+    ]
 
 
 def _outcome(series: Series, standing: Standing) -> RunOutcome:

@@ -95,6 +95,21 @@ class Series:
         self.blocks.append(self._read(block))
         return self.blocks[-1]
 
+    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[Measured, Ended]:
+        """Run some tests of one side once more, under the profiler.
+
+        Args:
+            arm: ``base`` or ``head``.
+            tests: keys of the tests.
+            traces: folder for torch's traces.
+
+        Raises:
+            BaselineError: the process left a journal that cannot be read.
+        """
+        journal = self._folder / f"profile-{arm}.jsonl"
+        ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
+        return Measured.read(journal), ended
+
     def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
         ended = self._try(number, arm, tests)
         while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
@@ -106,14 +121,17 @@ class Series:
         return ended
 
     def _try(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
-        side, journal, log = self._sides[arm], self._path(number, f"{arm}.jsonl"), self._path(number, f"{arm}.log")
+        return self._start(arm, self._path(number, f"{arm}.jsonl"), _only(tests))
+
+    def _start(self, arm: str, journal: Path, more: Sequence[str]) -> Ended:
+        side, log = self._sides[arm], journal.with_suffix(".log")
         journal.unlink(missing_ok=True)
         log.unlink(missing_ok=True)
         arguments = [word for word in self._arguments[arm] if word not in self._absent[arm]]
         if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
             return Ended(pytest.ExitCode.NO_TESTS_COLLECTED, 0.0, log)
         return run_perf_tests(
-            [*arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *_only(tests)],
+            [*arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *more],
             python=side.python,
             folder=side.folder,
             environment=side.environment,

@@ -53,6 +53,7 @@ def _add_comparing(ab: argparse.ArgumentParser) -> None:
     ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
     ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
     ab.add_argument("--restart", action="store_true", help="forget the blocks of an interrupted comparison")
+    ab.add_argument("--no-explain", action="store_true", help="do not profile what regressed")
     ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
 
 
@@ -88,6 +89,7 @@ def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | Non
         most_blocks=options.blocks,
         restart=options.restart,
         verdicts=options.verdicts,
+        explain=not options.no_explain,
     )
 
 

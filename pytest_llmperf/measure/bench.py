@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.engines.choose import Choice, Wanted
@@ -16,10 +18,12 @@ from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
+from pytest_llmperf.measure.execution import Request
 from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
 from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Burden
 from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.measure.profile import profile_request
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
 from pytest_llmperf.measure.schedule import ServingPlan
@@ -28,7 +32,7 @@ from pytest_llmperf.measure.serving import measure_serving
 from pytest_llmperf.models.load import LoadedModel, load, misplaced, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
-from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.records.schema import PhaseProfile, TestResult
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.spec import ModelSpec
@@ -59,10 +63,19 @@ class Bench:
         self._own: Engine | None = None
         self._own_failure = ""
 
-    def measure(
-        self, loaded: LoadedModel, plan: Plan, *, test: str, run_id: str, burdens: Sequence[Burden] = ()
+    def measure(  # noqa: PLR0913  # what is measured, for whom, and what is done beside it
+        self,
+        loaded: LoadedModel,
+        plan: Plan,
+        *,
+        test: str,
+        run_id: str,
+        burdens: Sequence[Burden] = (),
+        traces: Path | None = None,
     ) -> TestResult:
         """Measure a plan on a loaded model, for one test of one run, with burdens on every request.
+
+        With ``traces``, one more request is profiled (see `profile_request`).
 
         Raises:
             MeasurementError: what was measured must not become a number, or measuring failed.
@@ -78,6 +91,7 @@ class Bench:
                 enter=self.progress.enter,
                 on_request=self.progress.tell_request,
                 burdens=burdens,
+                profile=partial(self._profile, traces),
             )
         self.progress.enter(TEST_BODY)
         measured = self._with_physics(measured, loaded, watched)
@@ -150,6 +164,12 @@ class Bench:
         conditions = {**seen.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
         update = {"conditions": conditions, "invalid": seen.objection(self.guards)}
         return result.model_copy(update={"observation": result.observation.model_copy(update=update)})
+
+    def _profile(self, traces: Path | None, request: Request, output_tokens: int) -> Mapping[str, PhaseProfile]:
+        if traces is None:
+            return {}
+        self.progress.enter("profile")
+        return profile_request(request, output_tokens, device=self.device, clock=self.clock, traces=traces)
 
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
         """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""

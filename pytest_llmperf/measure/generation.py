@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.request import RequestTimes, Run, time_request
 from pytest_llmperf.measure.warmup import warm_up
-from pytest_llmperf.records.schema import Warmup
+from pytest_llmperf.records.schema import PhaseProfile, Warmup
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,8 @@ class Measurement:
     """Whether operators could be counted."""
     figures: Sequence[Figure]
     """The execution's own, and what was profiled."""
+    profile: Mapping[str, PhaseProfile]
+    """By phase, where it was asked for."""
 
 
 WARMUP_TOKENS = 16
@@ -96,6 +98,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
     enter: Callable[[str], None] = lambda _phase: None,
     on_request: Callable[[RequestTimes], None] = lambda _times: None,
     burdens: Sequence[Burden] = (),
+    profile: Callable[[Request, int], Mapping[str, PhaseProfile]] = lambda _request, _output_tokens: {},
 ) -> Measurement:
     """Measure a loaded model.
 
@@ -108,6 +111,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         enter: told of each phase as it begins, outside of what is timed.
         on_request: told of each timed request when it has ended.
         burdens: work that each request does on top.
+        profile: profiles one more such request, if it is to be; the number is of output tokens.
 
     Raises:
         MeasurementError: fewer tokens were produced than asked for.
@@ -139,7 +143,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(opened, plan, partial(request, plan.output_tokens), device, enter)
-        profiled = activity_figures(
+        activity = activity_figures(
             request,
             output_tokens=plan.output_tokens,
             tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
@@ -147,7 +151,8 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
             clock=clock,
             enter=enter,
         )
-        figures = [*opened.figures(), *profiled]
+        figures = [*opened.figures(), *activity]
+        profiled = profile(request, plan.output_tokens)
     return Measurement(
         plan=asked,
         batch_size=plan.batch_size,
@@ -161,6 +166,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
         peaks=peaks,
         dispatches=opened.dispatches,
         figures=figures,
+        profile=profiled,
     )
 
 

@@ -44,6 +44,7 @@ def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *,
         observation=_observation(measured, loaded, test=test, run_id=run_id, workload=workload),
         cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
         samples=samples | {"itl_ms": list(chain.from_iterable(times.itl_ms for times in measured.requests))},
+        profile=dict(measured.profile),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pytest_llmperf.records.schema import Baseline, Run, TestResult
+from pytest_llmperf.records.schema import Baseline, PhaseProfile, Run, TestResult
 from pytest_llmperf.verdict.model import Limit
 
 _NOTE = '{"test":'
@@ -96,6 +96,13 @@ def journal_notes(path: Path) -> dict[str, Note]:
     lines = path.read_text(encoding="utf-8").splitlines()
     notes = [Note.model_validate_json(line) for line in lines if line.startswith(_NOTE) and line.endswith("}")]
     return {note.test: note for note in notes}
+
+
+def journal_profiles(path: Path) -> dict[tuple[str, str], dict[str, PhaseProfile]]:
+    """The profiles in a journal that was read before, by test and workload hash."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    results = _results([line for line in lines if '"profile":' in line])
+    return {(one.observation.test, one.workload.hash): one.profile for one in results if one.profile}
 
 
 def baseline_of(device_key: str, runs: list[Run], results: list[TestResult]) -> Baseline:

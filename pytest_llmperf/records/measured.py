@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from pytest_llmperf.records.journal import Note, journal_notes
-from pytest_llmperf.records.schema import Baseline, Run
+from pytest_llmperf.records.journal import Note, journal_notes, journal_profiles
+from pytest_llmperf.records.schema import Baseline, PhaseProfile, Run
 from pytest_llmperf.records.store import load_baseline
 
 
@@ -18,6 +18,8 @@ class Measured:
 
     baseline: Baseline | None
     notes: Mapping[str, Note]
+    profiles: Mapping[tuple[str, str], Mapping[str, PhaseProfile]] = field(default_factory=dict)
+    """By test and workload hash, then by phase, of a process that was to profile."""
 
     @cached_property
     def values(self) -> dict[tuple[str, str, str], int | float | str | None]:
@@ -44,4 +46,4 @@ class Measured:
         """
         if not journal.exists():
             return cls(None, {})
-        return cls(load_baseline(journal, injected=True), journal_notes(journal))
+        return cls(load_baseline(journal, injected=True), journal_notes(journal), journal_profiles(journal))

@@ -203,6 +203,48 @@ def _refuse_duplicates(what: str, keys: Iterable[object]) -> None:
         seen.add(key)
 
 
+class OperatorTime(_Stored):
+    """What one operator or kernel took of a step by itself, without what it called."""
+
+    name: Identifier
+    place: Literal["host", "device"] = "host"
+    self_ms: float
+    calls: float
+
+
+class PhaseProfile(_Stored):
+    """Where the time of a phase went, per step: of decode per token, of prefill per request.
+
+    ``wall_ms`` is the step by the host's clock; the operators of the host add up to it.
+    """
+
+    wall_ms: float
+    operators: list[OperatorTime]
+
+
+class StoredProfile(_Stored):
+    """The profile of one workload of one test, by phase, and the run that it was taken with."""
+
+    test: Identifier
+    workload: Identifier
+    run: Identifier
+    phases: dict[str, PhaseProfile]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Unique in a file."""
+        return (self.test, self.workload)
+
+
+class ProfileFile(_Stored):
+    """The latest profile of each workload of one device's baseline: the whole of one file."""
+
+    schema_version: Literal[1] = 1
+    device_key: Identifier
+    runs: list[Run] = []
+    profiles: list[StoredProfile] = []
+
+
 class TestResult(_Stored):
     """What one test adds to its run: a line of the journal, and what a worker sends to its controller."""
 
@@ -213,6 +255,8 @@ class TestResult(_Stored):
     cells: list[CellRun]
     samples: dict[str, list[float]] = {}
     """Per-request and per-token figures behind the cells, by metric key; kept out of baselines for their size."""
+    profile: dict[str, PhaseProfile] = {}
+    """Of one more request, by phase, where that was asked for."""
 
     def value(self, metric: str) -> int | float | str | None:
         """The figure of a metric, by name or key, in the metric's unit; ``None`` if it could not be measured.

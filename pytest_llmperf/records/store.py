@@ -76,7 +76,7 @@ def update_baseline(path: Path, change: Callable[[Baseline | None], Baseline]) -
     Raises:
         BaselineError: the file cannot be read, trusted, locked or written.
     """
-    with _locked(path):
+    with locked(path):
         changed = trim(change(load_baseline(path) if path.exists() else None))
         replace_file(path, dump_baseline(changed))
     return changed
@@ -100,16 +100,17 @@ def dump_baseline(baseline: Baseline) -> str:
     blocks = [
         f'"schema_version": {baseline.schema_version}',
         f'"device_key": {json.dumps(baseline.device_key)}',
-        _list_block("runs", baseline.runs, lambda run: (run.time, run.run_id)),
+        list_block("runs", baseline.runs, lambda run: (run.time, run.run_id)),
         _workload_block(baseline),
-        _list_block("observations", baseline.observations, lambda row: (row.test, row.workload, row.run)),
-        _list_block("cells", baseline.cells, lambda cell: cell.key),
-        _list_block("epochs", baseline.epochs, lambda row: (row.test, row.metric, row.time, row.reason)),
+        list_block("observations", baseline.observations, lambda row: (row.test, row.workload, row.run)),
+        list_block("cells", baseline.cells, lambda cell: cell.key),
+        list_block("epochs", baseline.epochs, lambda row: (row.test, row.metric, row.time, row.reason)),
     ]
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
-def _list_block(name: str, rows: Iterable[_Row], order: Callable[[_Row], tuple[str, ...]]) -> str:
+def list_block(name: str, rows: Iterable[_Row], order: Callable[[_Row], tuple[str, ...]]) -> str:
+    """One list of a file, a row a line, in that order."""
     lines = ",\n".join(_line(row) for row in sorted(rows, key=order))
     return f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []'
 
@@ -135,7 +136,7 @@ def _checked(name: str, read: Callable[[], Baseline]) -> Baseline:
     try:
         return read()
     except ValidationError as error:
-        raise BaselineError(f"{name}: {_first_problem(error)}. Restore it from version control") from error
+        raise BaselineError(f"{name}: {first_problem(error)}. Restore it from version control") from error
     except ValueError as error:
         raise BaselineError(f"{name}: {error}. Restore it from version control") from error
 
@@ -152,7 +153,7 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a measurement; expected a finite number")
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """Path, what was found and what was expected of the first of an error's problems."""
     problem = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in problem["loc"])
@@ -163,7 +164,12 @@ def _first_problem(error: ValidationError) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Read and replace a file alone; its folder is made.
+
+    Raises:
+        BaselineError: somebody else holds it for too long, or it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_TIMEOUT_S)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.outcome import RunOutcome
+from pytest_llmperf.report.explain import explanation_text, explanation_title
 from pytest_llmperf.report.results import change, outcome_text, short_name
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import plain_table, render
@@ -46,6 +47,10 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
     yield render(_table(run), table_width(), color=sys.stdout.isatty())
     for line in attention_lines(run.verdicts):
         yield printable(line)
+    for entry in run.entries:
+        for one in entry.explanations:
+            yield f"{printable(entry.test)}: {explanation_title(one)}"
+            yield explanation_text(one, table_width(), color=sys.stdout.isatty())
     for entry in run.entries:
         if entry.error:
             yield printable(f"error: {entry.test}: head: {entry.error}")

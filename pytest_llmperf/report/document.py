@@ -11,6 +11,7 @@ from pytest_llmperf.records.schema import CellRun, Observation, TestResult
 from pytest_llmperf.report import charts, compared
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.evidence import Evidence
+from pytest_llmperf.report.explain import explanation_text, explanation_title
 from pytest_llmperf.report.rows import SEVERITY, Row, is_known, rows, severity, shape
 from pytest_llmperf.report.terminal import counted
 from pytest_llmperf.verdict.judge import is_judged
@@ -18,6 +19,8 @@ from pytest_llmperf.verdict.metrics import METRICS, PRIMARY, Kind, Metric, prima
 from pytest_llmperf.verdict.model import Outcome, percent
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile
+
+TABLE_COLUMNS = 100
 
 Facts = Sequence[tuple[str, str]]
 """Names and what they stand for."""
@@ -52,6 +55,8 @@ class Test:
     error: str
     sentences: Sequence[tuple[str, str]]
     """Outcome and sentence of each cell that gates or moved."""
+    explanations: Sequence[tuple[str, str]]
+    """Title and table of each phase whose time is explained."""
     parts: Sequence[Part]
     reproduce: str
 
@@ -153,6 +158,7 @@ def _test(test: TestVerdicts, evidence: Evidence) -> Test:
         outcome=_outcome(test),
         error=test.error,
         sentences=[(cell.outcome.words, cell.sentence) for cell in sorted(telling, key=severity)],
+        explanations=[(explanation_title(one), explanation_text(one, TABLE_COLUMNS)) for one in test.explanations],
         parts=[_part(test, name, evidence) for name in hashes],
         reproduce=test.reproduce,
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from pytest_llmperf.report.explain import explanation_text, explanation_title
 from pytest_llmperf.report.results import change
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.text import printable, slug
@@ -32,6 +33,7 @@ LONGEST_TITLE = 255
 LONGEST_TEXT = 600
 """Characters of one name or sentence: a single one must not fill a comment."""
 LONGEST_LIST = 5
+TABLE_COLUMNS = 100
 
 _MOVED = (Outcome.REGRESSED, Outcome.IMPROVED)
 _WORST_FIRST = (
@@ -81,6 +83,7 @@ def _body(verdicts: VerdictFile, most_bytes: int) -> str:
     blocks = [
         Block("", list(_facts(verdicts)), ""),
         Block("<ul>\n", [_failure(test) for test in verdicts.tests if test.failed], "</ul>\n"),
+        _explanations_block(verdicts.tests),
         _cells_block(verdicts.tests),
         _reproduce_block(verdicts.tests),
     ]
@@ -141,6 +144,16 @@ def _failure(test: TestVerdicts) -> str:
 def _reasons(test: TestVerdicts) -> list[str]:
     """Why a test failed, a line each."""
     return [test.error] if test.error else [cell.sentence for cell in test.cells if cell.fails]
+
+
+def _explanations_block(tests: Sequence[TestVerdicts]) -> Block:
+    told = [
+        f"<p>{_code(test.test)}: {explanation_title(one)}</p>\n"
+        f"<pre>\n{escape(explanation_text(one, TABLE_COLUMNS))}\n</pre>\n"
+        for test in tests
+        for one in test.explanations
+    ]
+    return Block("<details><summary>Where the time went</summary>\n", told, "</details>\n")
 
 
 def _cells_block(tests: Sequence[TestVerdicts]) -> Block:

@@ -38,6 +38,14 @@ def write_summary(reporter: Any, run: RunOutcome) -> None:
         reporter.write_line(printable(line))
 
 
+def write_now(config: Any, line: str) -> None:
+    """Tell at once, on the terminal if there is one, what a run is at between and after its tests."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:
+        reporter.ensure_newline()
+        reporter.write_line(printable(line))
+
+
 def title(entries: list[Entry]) -> str:
     """The device, and whether the numbers are real."""
     device = entries[0].device_key if entries else "nothing measured"
@@ -195,3 +203,5 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
         runs = run.update.baseline.runs
         sessions = len({run.session_id for run in runs})
         yield f"baseline updated: {run.update.path} holds {len(runs)} runs of {sessions} sessions"
+        if run.profiles:
+            yield run.profiles

@@ -55,6 +55,12 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     assert {test.test: test.failed for test in found.tests} == {
         "test_perf.py::test_decode[1-fp32]": True, "test_perf.py::test_decode[2-fp32]": False,
     }  # fmt: skip
+    explained = {test.test: [one.phase for one in test.explanations] for test in found.tests}
+    assert explained == {"test_perf.py::test_decode[1-fp32]": ["decode"], "test_perf.py::test_decode[2-fp32]": []}
+    assert found.tests[0].explanations[0].operators
+    assert "llmperf ab: profiling what regressed, on both sides: test_perf.py::test_decode[1-fp32]" in said
+    assert "with base, " in said
+    assert {path.parent.name for path in (repository / ".llmperf" / "traces").glob("*/*/*.gz")} == {"base", "head"}
     assert git(repository, "status", "--porcelain") == "?? out.json"
     assert git(repository, "worktree", "list").count("\n") == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from pytest_llmperf.explanation import Explanation, OperatorChange
 from pytest_llmperf.records.schema import Run, Workload
 from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Outcome
@@ -34,6 +35,14 @@ def a_test(name, *cells, error="", file="tests/test_perf.py", line=7):
         test=name, file=file, line=line, error=error, failed=bool(error) or any(cell.fails for cell in cells),
         workloads={WORKLOAD.hash: WORKLOAD}, cells=list(cells), reproduce=f"pytest --llmperf '--llmperf-only={name}'",
     )  # fmt: skip
+
+
+def explanation(name):
+    """An operator that takes longer, and is called more often."""
+    grown = OperatorChange(name=name, place="host", base_ms=2.0, now_ms=3.9, base_calls=57, now_calls=81)
+    return Explanation(
+        workload="w", phase="decode", base="baseline of c0ffee", base_ms=4.0, now_ms=6.0, operators=(grown,)
+    )
 
 
 def verdict_file(*tests, **more):

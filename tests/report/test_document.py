@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 from report_data import TEST, evidence, result, workload
+from sample_verdicts import explanation
 
 from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
@@ -166,3 +167,15 @@ def test_a_run_that_decided_nothing_is_no_pass():
         update={"tests": [], "failed": False, "decided": 0, "total": 0, "outcomes": {}, "run": None}
     )
     assert document(Evidence(verdicts=verdicts)).conclusion == "Nothing was verified"
+
+
+def test_where_the_time_went_stands_with_its_test():
+    """As on the terminal."""
+    found = evidence()
+    first, *others = found.verdicts.tests
+    told = first.model_copy(update={"explanations": (explanation("aten::mm"),)})
+    verdicts = found.verdicts.model_copy(update={"tests": [told, *others]})
+    tests = document(dataclasses.replace(found, verdicts=verdicts)).tests
+    ((title, table),) = next(one for one in tests if one.test == first.test).explanations
+    assert title == "time per token in decode"
+    assert table.startswith("aten::mm +1.90 ms, 24 more calls\noperator ")

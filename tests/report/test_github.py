@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_verdicts import SAMPLE, a_test, cell, verdict_file
+from sample_verdicts import SAMPLE, a_test, cell, explanation, verdict_file
 
 from pytest_llmperf.report.github import CUT, comment, summary, workflow_commands
 from pytest_llmperf.verdict.model import Outcome
@@ -125,3 +125,14 @@ def test_a_test_that_is_written_outside_of_the_repository_has_no_line():
     """As the ready-made suite is."""
     broken = verdict_file(a_test("pytest_llmperf.suite::t", error="ValueError", file="", line=3))
     assert workflow_commands(broken).startswith("::error title=pytest_llmperf.suite%3A%3At::ValueError\n")
+
+
+def test_where_the_time_went_is_a_table_that_nothing_breaks_out_of():
+    """Kernels have names made of templates, and mangled ones."""
+    failed = a_test("test_one", cell(Outcome.REGRESSED)).model_copy(
+        update={"explanations": (explanation("gemv<float, 4>(@them) </pre>\n\n# x"),)}
+    )
+    page = seen(comment(verdict_file(failed)))
+    (table,) = (text for text, tags in page.texts if "gemv<float, 4>" in text and "pre" in tags)
+    assert "gemv<float, 4>(@them) </pre>\\n\\n# x +1.90 ms, 24 more calls" in table
+    assert "h1" not in page.tags

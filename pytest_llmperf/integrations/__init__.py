@@ -1,0 +1,1 @@
+"""What joins this plugin to others: loaded only where the other one is there."""

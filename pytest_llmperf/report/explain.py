@@ -1,0 +1,80 @@
+"""Why a test got slower, as text: a line that says it, and a table of operators and kernels on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from pytest_llmperf.explanation import Explanation, OperatorChange
+from pytest_llmperf.report.tables import plain_table, render
+from pytest_llmperf.text import printable, some
+from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.verdict.sentence import format_value
+
+STEPS = {"prefill": "request", "decode": "token"}
+MENTIONED = 3
+WORTH_MENTIONING = 0.01
+"""Of the step's time on the base: what takes that much longer is named."""
+
+
+def explanation_title(explanation: Explanation) -> str:
+    """What the table below is about."""
+    return f"time per {STEPS[explanation.phase]} in {explanation.phase}"
+
+
+def explanation_text(explanation: Explanation, width: int, *, color: bool = False) -> str:
+    """The explanation in at most ``width`` columns, as far as words allow."""
+    return "\n".join(_lines(explanation, width, color=color))
+
+
+def headline(explanation: Explanation) -> str:
+    """What takes longer, in one line: ``aten::mm +1.90 ms, 24 more calls``."""
+    if explanation.reason:
+        return printable(f"not explained: {explanation.reason}")
+    least_ms = WORTH_MENTIONING * (explanation.base_ms or 0.0)
+    grown = [one for one in explanation.operators if one.difference_ms > max(least_ms, 0.0)]
+    told = [f"{one.name} {_change(one)}{_more_calls(one)}" for one in grown]
+    return some(told, MENTIONED) or "no operator takes longer"
+
+
+def _lines(explanation: Explanation, width: int, *, color: bool) -> Iterator[str]:
+    yield headline(explanation)
+    if explanation.reason:
+        return
+    table = plain_table()
+    table.add_column("operator", overflow="fold")
+    on_device = any(one.place == "device" for one in explanation.operators)
+    for heading in (*(["where"] if on_device else []), "base", "now", "change", "calls"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in explanation.operators:
+        place = [Text(one.place)] if on_device else []
+        figures = (_time(one.base_ms), _time(one.now_ms), _change(one), _calls(one))
+        table.add_row(Text(printable(one.name)), *place, *map(Text, figures))
+    yield render(table, width, color=color)
+    base, now = _time(explanation.base_ms), _time(explanation.now_ms)
+    step = STEPS[explanation.phase]
+    yield printable(f"a profiled {step}: {base} with {explanation.base}, {now} now; profiling itself takes time")
+    if explanation.traces:
+        yield printable(f"traces: {explanation.traces}")
+
+
+def _time(ms: float | None) -> str:
+    return "-" if ms is None else format_value(METRICS["tpot_ms"], ms)
+
+
+def _change(one: OperatorChange) -> str:
+    return f"{'-' if one.difference_ms < 0 else '+'}{_time(abs(one.difference_ms))}"
+
+
+def _calls(one: OperatorChange) -> str:
+    """As many as there are, and where they changed, as there were: ``57 -> 81``."""
+    before, after = ("-" if count is None else f"{count:.3g}" for count in (one.base_calls, one.now_calls))
+    return after if before == after else f"{before} -> {after}"
+
+
+def _more_calls(one: OperatorChange) -> str:
+    more = f"{abs(one.more_calls):.3g}"
+    if more == "0":
+        return ""
+    return f", {more} {'more' if one.more_calls > 0 else 'fewer'} call{'s' * (more != '1')}"

@@ -1,0 +1,146 @@
+"""A regression that is confirmed is explained by profiles: one kept beside the baseline, and one of now."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from perf_project import FAKE_CLOCK
+
+from pytest_llmperf import profiling
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.records.profiles import keep_profiles, load_profiles, profiles_path
+from pytest_llmperf.records.schema import OperatorTime, PhaseProfile, Run
+from pytest_llmperf.verdict_file import read_verdicts
+
+QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
+MORE_PRODUCTS = "--llmperf-inject=work:+150%"
+"""By the tests' clock a step takes 1 ms and a product an eighth: twelve of them."""
+
+DIES = """
+import sys
+
+if any(word.startswith("--llmperf-profile") for word in sys.argv):
+    raise RuntimeError("no")
+"""
+
+
+def test_from_a_recorded_run_to_an_explained_regression(project):
+    """The profile is recorded once a session, compared when a test regressed, told below its failure, and written."""
+    project.write()
+    project.record(*QUIET_MACHINE)
+    recording = ("--llmperf-update", "--llmperf-measure-only", "--llmperf-explain=on")
+    result = project.run(*recording, session="today")
+    result.stdout.fnmatch_lines(["operator profiles of 1 workloads kept: */baselines/profiles/*.json"])
+    result = project.run(*recording, session="today")
+    result.stdout.no_fnmatch_line("operator profiles*")
+    result = project.run(
+        "--llmperf-confirm=1", "--llmperf-explain=on", MORE_PRODUCTS, "--llmperf-verdicts=out.json", step_ms=1.5
+    )
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([
+        "llmperf: profiling test_perf.py::test_decode[[]fp32]",
+        "TPOT 1.50 ms > 1.00 ms baseline: *",
+        "*- llmperf: time per token in decode -*",
+        "operator * base * now * change * calls",
+        "aten::mm * 15 -> 27",
+        "a profiled token: *",
+        "traces: */.llmperf/traces/*",
+    ])  # fmt: skip
+    (test,) = read_verdicts(project.path / "out.json").tests
+    (explained,) = test.explanations
+    (products,) = (one for one in explained.operators if one.name == "aten::mm")
+    assert (products.base_calls, products.now_calls) == (15, 27)
+    assert products.difference_ms > 0
+    assert {path.name.rpartition("-")[2] for path in (project.path / ".llmperf/traces").glob("*/*.gz")} == {
+        "prefill.json.gz", "decode.json.gz",
+    }  # fmt: skip
+
+
+def test_a_regression_without_a_stored_profile_says_what_would_store_one(project):
+    """The verdict is as it was; nothing is profiled."""
+    project.write()
+    project.record(*QUIET_MACHINE)
+    result = project.run("--llmperf-confirm=1", "--llmperf-explain=on", step_ms=1.5)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([
+        "TPOT 1.50 ms > 1.00 ms baseline: *", "not explained: baseline: no profile of it is stored; recording a run *",
+    ])  # fmt: skip
+    assert not (project.path / ".llmperf" / "traces").exists()
+
+
+def test_a_profiled_run_measures_little_and_writes_traces(project):
+    """``--llmperf-profile`` by itself: one timed request, and the profile beside the figures."""
+    project.write()
+    assert project.run("--llmperf-measure-only", "--llmperf-profile=traces", "--llmperf-json=out").ret == 0
+    assert len(list((project.path / "traces").iterdir())) == 2
+    (written,) = (project.path / "out").glob("*.json")
+    (result,) = json.loads(written.read_text())["results"]
+    assert result["observation"]["requests"] == 1
+    assert {one["name"] for one in result["profile"]["decode"]["operators"]} >= {"aten::mm", "(outside of operators)"}
+
+
+@pytest.mark.parametrize("more", [(), ("--llmperf-measure-only", "--llmperf-update")], ids=["compared", "recorded"])
+def test_a_profiled_run_is_never_taken_for_a_measurement(project, more):
+    """Before anything is loaded."""
+    project.write()
+    result = project.run("--llmperf-profile=traces", *more)
+    assert result.ret == 4
+    result.stderr.fnmatch_lines(["*--llmperf-profile: a profiled run is no measurement: add --llmperf-measure-only*"])
+
+
+def run(name="now", **more):
+    facts = {"session_id": "s", "time": "t", "commit": "c", "dirty": False, "environment": {"torch": "2.13"}}
+    return Run(run_id=name, **(facts | more))
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """With profiles that a run of commit ``c`` stored."""
+    path = profiles_path(tmp_path, "cpu")
+    phases = {"decode": PhaseProfile(wall_ms=1.0, operators=[OperatorTime(name="aten::mm", self_ms=1.0, calls=1.0)])}
+    keep_profiles(path, "cpu", run("then"), {("test", "w"): phases}, of={("test", "w")})
+    options = SimpleNamespace(baselines=tmp_path, baseline_ref=None, explain=True)
+    return SimpleNamespace(options=options, device_key="cpu", run=run(), path=path)
+
+
+def test_the_stored_side_is_named_and_comes_from_a_like_environment(workplace, tmp_path):
+    """Otherwise it says why there is none."""
+    config = SimpleNamespace(rootpath=tmp_path)
+    stored = profiling._stored(config, workplace)
+    assert (stored.name, list(stored.found)) == ("baseline of c", [("test", "w")])
+    workplace.run = run(environment={"torch": "2.14"})
+    assert profiling._stored(config, workplace).why_not == "its profiles are of another environment"
+    workplace.path.write_text("{}")
+    with pytest.raises(BaselineError):
+        profiling._stored(config, workplace)
+
+
+@pytest.mark.parametrize(
+    ("now", "known"),
+    [
+        (run(session_id="later"), True),
+        (run(commit="d"), False),
+        (run(dirty=True), False),
+        (run(environment={"torch": "2.14"}), False),
+    ],
+    ids=["same commit", "another commit", "edited", "another environment"],
+)
+def test_what_was_profiled_at_this_commit_is_not_profiled_again(workplace, now, known):
+    """A run of five costs one profiled process."""
+    file = load_profiles(workplace.path)
+    assert profiling._is_of(file.runs[0], now) is known
+    edited = run(dirty=True, session_id="one")
+    assert profiling._is_of(edited, run(dirty=True, session_id="one"))
+    assert not profiling._is_of(edited, run(dirty=True, session_id="two"))
+
+
+def test_a_profiled_process_that_dies_says_so_and_changes_no_verdict(project):
+    """What recording measured is kept, too."""
+    project.write(conftest=DIES + FAKE_CLOCK)
+    result = project.run("--llmperf-update", "--llmperf-measure-only", "--llmperf-explain=on")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines([
+        "baseline updated: *", "operator profiles NOT kept: not profiled: exit code 4, *no*profile.log)",
+    ])  # fmt: skip

@@ -1,0 +1,104 @@
+"""Two profiles side by side, and what is said of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_llmperf.explanation import Profiles, explanations
+from pytest_llmperf.measure.profile import OTHERS, OUTSIDE
+from pytest_llmperf.records.schema import OperatorTime, PhaseProfile
+from pytest_llmperf.report.explain import explanation_text, explanation_title, headline
+from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Verdict
+
+KERNEL = "void gemv<float, 4>(at::Tensor const&)\x1b[31m"
+
+
+def verdict(metric="tpot_ms", outcome=Outcome.REGRESSED, **more):
+    cell = Cell(test="test", metric=METRICS[metric], limit=Limit(tolerate=0.02, catch=0.05, floor=0.0, gates=True),
+                value=2.0, workload="w")  # fmt: skip
+    return Verdict(cell=cell, outcome=outcome, kind=cell.metric.kind, **more)
+
+
+def profile(wall_ms, *operators):
+    times = [OperatorTime(name=name, place=place, self_ms=ms, calls=calls) for name, place, ms, calls in operators]
+    return PhaseProfile(wall_ms=wall_ms, operators=times)
+
+
+BASE = profile(4.0, ("aten::mm", "host", 2.0, 57.0), (OUTSIDE, "host", 1.5, 0.0), ("aten::cat", "host", 0.3, 8.0),
+               ("aten::add", "host", 0.2, 1.0), (KERNEL, "device", 1.0, 57.0))  # fmt: skip
+NOW = profile(6.3, ("aten::mm", "host", 3.9, 81.0), (OUTSIDE, "host", 1.51, 0.0), ("aten::add", "host", 0.21, 1.0),
+              ("aten::copy_", "host", 0.5, 1.0), (KERNEL, "device", 1.4, 57.0))  # fmt: skip
+
+
+def sides(base=BASE, now=NOW, phase="decode"):
+    return Profiles("baseline of c0ffee", {("test", "w"): {phase: base}}), Profiles(
+        "now", {("test", "w"): {phase: now}}
+    )
+
+
+def test_what_takes_longer_comes_first():
+    """Gone and new operators have their whole time as difference; what hardly changed has no row."""
+    (found,) = explanations([verdict()], *sides())
+    assert [(one.name, round(one.difference_ms, 3), one.more_calls) for one in found.operators] == [
+        ("aten::mm", 1.9, 24.0), ("aten::copy_", 0.5, 1.0), (KERNEL, 0.4, 0.0), ("aten::cat", -0.3, -8.0),
+    ]  # fmt: skip
+    assert headline(found) == (
+        "aten::mm +1.90 ms, 24 more calls, aten::copy_ +500 us, 1 more call, "
+        "void gemv<float, 4>(at::Tensor const&)\\x1b[31m +400 us"
+    )
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_fits_and_steers_no_terminal(width):
+    """Long names are folded."""
+    (found,) = explanations([verdict()], *sides(), traces="/t")
+    lines = explanation_text(found, width).splitlines()
+    assert explanation_title(found) == "time per token in decode"
+    assert lines[1].split() == ["operator", "where", "base", "now", "change", "calls"]
+    assert [line.split() for line in lines if line.startswith("aten::mm")][1:] == [
+        ["aten::mm", "host", "2.00", "ms", "3.90", "ms", "+1.90", "ms", "57", "->", "81"]
+    ]
+    assert all(len(line) <= width for line in lines[1:-2])
+    assert not any("\x1b" in line for line in lines)
+    assert lines[-2].startswith("a profiled token: 4.00 ms with baseline of c0ffee, 6.30 ms now")
+    assert lines[-1] == "traces: /t"
+
+
+def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
+    """Its share there is not known, and no more than the smallest that is named."""
+    (found,) = explanations(
+        [verdict()], *sides(base=profile(4.0, ("aten::mm", "host", 3.0, 57.0), (OTHERS, "host", 1.0, 9.0)))
+    )
+    copy = next(one for one in found.operators if one.name == "aten::copy_")
+    assert (copy.base_ms, copy.base_calls) == (None, None)
+    assert "- -> 1" in explanation_text(found, 100)
+
+
+def test_nothing_grew():
+    """As where the machine was slower, or a figure was multiplied."""
+    (found,) = explanations([verdict()], *sides(now=BASE))
+    assert headline(found) == "no operator takes longer"
+
+
+def test_each_phase_has_its_own():
+    """TTFT is prefill; two metrics of one phase are explained once."""
+    base, now = sides(phase="prefill")
+    found = explanations([verdict("ttft_ms"), verdict("tpot_ms"), verdict("e2e_ms")], base, now)
+    assert [(one.phase, one.reason) for one in found] == [
+        ("prefill", ""), ("decode", "baseline of c0ffee: it was not profiled")
+    ]  # fmt: skip
+    assert explanation_text(found[1], 80) == "not explained: baseline of c0ffee: it was not profiled"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        verdict(outcome=Outcome.UNCHANGED), verdict("weights_bytes"), verdict("operators_per_token"),
+        verdict("call_ms"), verdict("output_tokens_per_s"), verdict(against="v1.0"),
+    ],
+    ids=["unchanged", "bytes", "counted", "callable", "served", "anchored"],
+)  # fmt: skip
+def test_only_times_that_fail_now_are_explained(other):
+    """And of these, times of a request; the anchor's profile is not kept."""
+    assert explanations([other], *sides()) == []

@@ -1,0 +1,146 @@
+"""Perf tests in pytest-benchmark's table and files, and its fixture by the device's clock."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("pytest_benchmark")
+
+WORKLOADS = """
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_ways(llm, llmperf):
+    generate, loop = (llmperf.generate(llm, execution=name) for name in ("generate", "loop"))
+    llmperf.speedup(loop, over=generate)
+
+def test_call(cuda_timer):
+    cuda_timer(sum, [1, 2], repetitions=3)
+
+def test_memory(peak_memory):
+    pass
+"""
+
+
+def written(project, name="out.json"):
+    return json.loads((project.path / name).read_text())
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
+def test_each_workload_that_has_times_is_a_benchmark(project, workers):
+    """In seconds, several to a test, told apart in words; a ratio has no rounds. xdist changes nothing."""
+    project.write(WORKLOADS)
+    result = project.run("--benchmark-json=out.json", "--benchmark-group-by=group", *workers, step_ms=2.0)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 2 tests *", "*test_ways[[]fp32] execution=loop*2.0000*"])
+    found = written(project)
+    rows = {row["name"]: row for row in found["benchmarks"]}
+    assert list(rows) == ["test_ways[fp32] execution=generate", "test_ways[fp32] execution=loop", "test_call"]
+    assert [row["group"] for row in rows.values()] == ["llmperf TPOT", "llmperf TPOT", "llmperf call"]
+    loop = rows["test_ways[fp32] execution=loop"]
+    assert loop["stats"]["data"] == pytest.approx([0.002, 0.002])
+    assert loop["stats"]["rounds"] == 2
+    assert (loop["param"], loop["params"]["batch_size"], loop["options"]) == ("fp32", 1, {"timer": "fake"})
+    assert loop["extra_info"]["operators_per_token"] > 0
+    assert loop["fullname"].startswith(f"test_perf.py::test_ways[fp32]@{found['llmperf']['device_key']}/")
+    assert found["llmperf"]["run"]["environment"]["torch"] == torch.__version__
+
+
+def test_what_was_saved_is_compared_with_the_next_run(project):
+    """By the other plugin, which fails by its own rule: ours compare nothing here."""
+    project.write()
+    storage = ("--benchmark-storage=file://./saved", "--llmperf-measure-only")
+    assert project.run("--benchmark-autosave", "--benchmark-save-data", *storage).ret == 0
+    (saved,) = (project.path / "saved").rglob("*.json")
+    result = project.run("--benchmark-compare", "--benchmark-compare-fail=mean:10%", *storage, step_ms=1.5)
+    result.stdout.fnmatch_lines(["test_decode[[]fp32] (0001_*", "test_decode[[]fp32] (NOW)*"])
+    assert "Performance has regressed" in result.stdout.str() + result.stderr.str()
+    result.stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 2 tests *", "llmperf: 1 tests measured, 0 errors*"])
+    listed = project.pytester.run(sys.executable, "-m", "pytest_benchmark", "compare", str(saved))
+    listed.stdout.fnmatch_lines(["*test_decode[[]fp32] *"])
+
+
+def test_another_workload_is_another_benchmark(project):
+    """More tokens are more work: its comparison would call that slower."""
+    project.write()
+    storage = ("--benchmark-storage=file://./saved", "--llmperf-measure-only")
+    project.run("--benchmark-autosave", *storage)
+    result = project.run("--benchmark-compare", "--llmperf-output-tokens=3", *storage)
+    result.stdout.no_fnmatch_line("*(NOW)*")
+
+
+def test_a_histogram_is_drawn(project):
+    """With what that plugin needs for it."""
+    pytest.importorskip("pygal")
+    project.write()
+    assert project.run("--benchmark-histogram=drawn").ret == 0
+    assert list(project.path.glob("drawn*.svg"))
+
+
+@pytest.mark.parametrize(
+    "argument", ["-pno:benchmark", "--benchmark-disable", "--benchmark-skip"], ids=["absent", "disabled", "skipping"]
+)
+def test_where_nobody_wants_benchmarks_there_are_none(project, argument):
+    """The perf tests run all the same."""
+    project.write()
+    result = project.run(argument)
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("* benchmark *: 1 tests*")
+
+
+def test_benchmark_only_keeps_the_perf_tests(project):
+    """They have no fixture of that plugin, and are benchmarks."""
+    project.write()
+    result = project.run("--benchmark-only")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 1 tests *"])
+
+
+def test_what_failed_has_no_row_and_what_was_injected_is_marked(project):
+    """As everywhere."""
+    project.write(
+        "import pytest\n\n"
+        "@pytest.mark.parametrize('llm', ['fp32'], indirect=True)\n"
+        "@pytest.mark.parametrize('ends', ['well', 'badly\\x1b[31m'])\n"
+        "def test_one(llm, llmperf, ends):\n    llmperf.generate(llm)\n    assert ends == 'well'\n"
+    )
+    project.run("--benchmark-json=out.json", "--llmperf-inject=sleep:1ms")
+    assert [(row["name"], row["group"]) for row in written(project)["benchmarks"]] == [
+        ("test_one[well-fp32]", "llmperf TPOT INJECTED sleep:1ms")
+    ]
+
+
+def test_a_benchmark_uses_the_device_clock_where_its_test_asks_for_it(pytester, monkeypatch):
+    """Without ``--llmperf``; a test that does not ask is left alone."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
+    pytester.makepyfile("""
+        import pytest
+        import pytest_llmperf
+
+        @pytest.mark.benchmark(timer=pytest_llmperf.device_timer, max_time=0.01)
+        def test_asks(benchmark):
+            assert benchmark(sum, [1, 2]) == 3
+
+        @pytest.mark.benchmark(max_time=0.01)
+        def test_does_not(benchmark):
+            benchmark(sum, [1, 2])
+    """)
+    result = pytester.runpytest_inprocess("--benchmark-json=out.json")
+    result.assert_outcomes(passed=2)
+    rows = json.loads((pytester.path / "out.json").read_text())["benchmarks"]
+    assert ["device_timer" in row["options"]["timer"] for row in rows] == [True, False]
+    assert all(row["stats"]["min"] > 0 for row in rows)
+
+
+def test_the_device_timer_is_a_timer_that_the_command_line_can_name(pytester):
+    """``--benchmark-timer`` imports it by its dotted name; asking for it imports no torch."""
+    statement = "import sys, pytest_llmperf; pytest_llmperf.device_timer; assert 'torch' not in sys.modules"
+    assert pytester.run(sys.executable, "-c", statement).ret == 0
+    pytester.makepyfile("def test_speed(benchmark): benchmark(sum, [1])")
+    result = pytester.runpytest_inprocess("--benchmark-timer=pytest_llmperf.device_timer", "--benchmark-max-time=0.01")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["benchmark: *timer=*device_timer*"])
