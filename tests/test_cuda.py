@@ -71,6 +71,21 @@ def test_a_decode_is_profiled_and_its_device_read():
     bench.models.release()
 
 
+def test_requests_are_served_and_their_memory_is_followed(project):
+    """By every scheduler; the allocator's peaks are read although the work is another thread's."""
+    project.pytester.makeconftest("")
+    result = project.pytester.runpytest_subprocess(
+        "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--pyargs", "pytest_llmperf.suite.serving",
+        "--llmperf-quantization=bf16,nf4,int8", "--llmperf-throughput-lengths=8-64", "--llmperf-update",
+        "--llmperf-force-update", "--llmperf-explain=off",
+    )  # fmt: skip
+    result.assert_outcomes(passed=6)
+    stored = json.loads(project.baseline().read_text())
+    peaks = [cell for cell in stored["cells"] if cell["metric"].startswith("serving_peak")]
+    assert len(peaks) == 3 * 4 * 3
+    assert all(cell["value"] > 0 for cell in peaks)
+
+
 def test_clocks_are_read_where_nvml_tells_them():
     """Under load they are those of a device that works."""
     from pytest_llmperf.measure.guards import watch
