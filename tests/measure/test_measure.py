@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock as clocks
-from pytest_llmperf.measure.bench import default_model
 from pytest_llmperf.measure.clock import EventClock, HostClock, SynchronizedClock, clock_for
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
 from pytest_llmperf.measure.device import check_device_name, resolve_device
@@ -26,6 +25,7 @@ from pytest_llmperf.measure.prompt import digest, random_prompt
 from pytest_llmperf.measure.request import time_request
 from pytest_llmperf.measure.warmup import WINDOW, warm_up
 from pytest_llmperf.models.load import load
+from pytest_llmperf.models.source import default_model
 from pytest_llmperf.records.environment import FIELDS
 from pytest_llmperf.text import printable, slug
 
