@@ -1,4 +1,4 @@
-"""Profiled runs: fresh processes of their own, so that no profiler is in a process that measures.
+"""Profiled runs: fresh processes of their own, so that what a profiler leaves behind is in none whose times count.
 
 Of tests that regressed they tell where the time went; of tests that were recorded they are kept beside the baseline, to
 be compared with then.

@@ -25,6 +25,7 @@ import pytest
         (["--llmperf-inject=tpot:+5%", "--llmperf-update"], "*injected numbers never enter a baseline*"),
         (["--llmperf-inject=tpot:+5%", "--llmperf-measure-only"], "*nothing can turn red*"),
         (["--llmperf-update", "--llmperf-update-new-only"], "*choose one*"),
+        (["--llmperf-explain=maybe"], "*--llmperf-explain 'maybe': expected on or off*"),
         (["--llmperf-force-update"], "*--llmperf-force-update needs --llmperf-update*"),
         (["--llmperf-requests=0"], "*--llmperf-requests '0': expected a whole number of at least 1*"),
         (["--llmperf-output-tokens=many"], "*--llmperf-output-tokens 'many': expected a whole number*"),

@@ -39,8 +39,11 @@ def test_each_workload_that_has_times_is_a_benchmark(project, workers):
     result.stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 2 tests *", "*test_ways[[]fp32] execution=loop*2.0000*"])
     found = written(project)
     rows = {row["name"]: row for row in found["benchmarks"]}
-    assert list(rows) == ["test_ways[fp32] execution=generate", "test_ways[fp32] execution=loop", "test_call"]
-    assert [row["group"] for row in rows.values()] == ["llmperf TPOT", "llmperf TPOT", "llmperf call"]
+    assert {name: row["group"] for name, row in rows.items()} == {
+        "test_ways[fp32] execution=generate": "llmperf TPOT",
+        "test_ways[fp32] execution=loop": "llmperf TPOT",
+        "test_call": "llmperf call",
+    }
     loop = rows["test_ways[fp32] execution=loop"]
     assert loop["stats"]["data"] == pytest.approx([0.002, 0.002])
     assert loop["stats"]["rounds"] == 2

@@ -215,7 +215,7 @@ class OperatorTime(_Stored):
 class PhaseProfile(_Stored):
     """Where the time of a phase went, per step: of decode per token, of prefill per request.
 
-    ``wall_ms`` is the step by the host's clock; the operators of the host add up to it.
+    ``wall_ms`` is the step by the host's clock. Each figure is the median of a few requests.
     """
 
     wall_ms: float
