@@ -14,6 +14,12 @@ from perf_project import DECODE_TEST, FAKE_CLOCK, QUICK
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 
+INNER = (
+    "-p no:hypothesispytest",  # it takes a second and a half at each end
+    "--llmperf-guards=none",  # they would see the other tests
+    "-W ignore::pytest.PytestUnraisableExceptionWarning",  # what an earlier inner run left open
+)
+
 _recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
 
 
@@ -25,9 +31,9 @@ class Project:
         self.monkeypatch = monkeypatch
         self.path = pytester.path
         monkeypatch.setenv("COLUMNS", "200")
-        # Hypothesis takes a second and a half at each end; guards would see the other tests.
-        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest --llmperf-guards=none")
-        for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID"):
+        monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(INNER))
+        # pytest-benchmark would find the xdist that runs these tests.
+        for name in ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID", "PYTEST_XDIST_WORKER"):
             monkeypatch.delenv(name, raising=False)
 
     def write(self, test: str = DECODE_TEST, *, conftest: str = FAKE_CLOCK) -> None:

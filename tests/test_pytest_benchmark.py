@@ -120,6 +120,7 @@ def test_what_failed_has_no_row_and_what_was_injected_is_marked(project):
 def test_a_benchmark_uses_the_device_clock_where_its_test_asks_for_it(pytester, monkeypatch):
     """Without ``--llmperf``; a test that does not ask is left alone."""
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makepyfile("""
         import pytest
         import pytest_llmperf
