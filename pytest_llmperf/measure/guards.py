@@ -62,7 +62,8 @@ class Watch:
         self._conditions: tuple[HostConditions, GpuConditions | None]
 
     def close(self) -> None:
-        """Read for the last time."""
+        """Read for the last time; of serving, the timed requests are the last phase."""
+        self.enter("")
         self._conditions = self._host.conditions(), self.gpu.conditions() if self.gpu else None
 
     def enter(self, phase: str) -> None:

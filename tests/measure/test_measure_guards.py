@@ -113,13 +113,14 @@ def test_processor_time_only_grows_and_own_time_is_busy():
     assert end.busy >= start.busy
 
 
-def test_the_timed_requests_are_the_span(monkeypatch):
+@pytest.mark.parametrize("after", [("prefill", "decode"), ()], ids=["generation", "serving"])
+def test_the_timed_requests_are_the_span(monkeypatch, after):
     """Warming up and counting are not: what others took then does not count."""
     times = iter([ProcessorTime(0.0, 0.0, 0.0), ProcessorTime(10.0, 6.0, 2.0)])
     monkeypatch.setattr(host, "processor_time", lambda: next(times))
     progress = Progress("cpu")
     with watch("cpu", progress) as watched:
-        for phase in ("warm-up", TIMED_REQUESTS, "prefill", "decode"):
+        for phase in ("warm-up", TIMED_REQUESTS, *after):
             progress.enter(phase)
     assert progress.watchers == []
     assert watched.seen(observation(), misplaced="").host.other_processes_cpu_share == 0.4
