@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 SUITE = "pytest_llmperf.suite"
-MODULES = ("test_quantization", "kernels")
+MODULES = ("test_quantization", "serving", "kernels", "speedup")
 START, END = "start and collection", "end"
 
 

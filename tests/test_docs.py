@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from pytest_llmperf.cli import _parser as cli_parser
 from pytest_llmperf.declare import SETTINGS
 from pytest_llmperf.records.environment import FIELDS
 from pytest_llmperf.records.store import load_baseline
@@ -29,6 +32,23 @@ def test_every_option_and_command_that_is_named_exists(page):
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"--llmperf-[a-z-]+", text)) <= ACTIONS | {option.flag for option in SETTINGS}
     assert set(re.findall(r"`llmperf ([a-z]+)", text)) <= COMMANDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_llmperf_command_that_is_shown_can_be_typed(page):
+    """The command line takes it as it stands, its options and their number of words."""
+    for line in re.findall(r"^ *(?:- run: |- )?(llmperf [a-z]+ .*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        own, _, rest = line.partition("  #")[0].partition(" -- ")
+        options, more = cli_parser().parse_known_args(shlex.split(own)[1:])
+        assert options.passes_on == "all" or not more, line
+        assert options.passes_on or not rest, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_yaml_that_is_shown_can_be_read(page):
+    """Workflows are copied."""
+    for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        assert isinstance(yaml.safe_load(text), dict | list)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
