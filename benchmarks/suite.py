@@ -1,8 +1,9 @@
 """What the ready-made suite costs on this machine's CPU, by part: where the seconds of each of its modules go.
 
-Each module runs once in a fresh process with the default options. Everything between a phase's beginning and the next
-one's counts for it: warm-up is all warm-up requests, ``load`` holds no imports and no building of synthetic models,
-which are part of ``setup``.
+Each module runs once in a fresh process, with the options of the ini file where this is started. One module alone, with
+options of pytest behind it: ``python benchmarks/suite.py serving --llmperf-quantization nf4``. Everything between a
+phase's beginning and the next one's counts for it: warm-up is all warm-up requests, ``load`` holds no imports and no
+building of synthetic models, which are part of ``setup``.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ class Parts:
         self.enter(END)
 
 
-def measure_module(module: str) -> None:
+def measure_module(module: str, *options: str) -> None:
     """Run one module of the suite in this process and print where its time went."""
     start = time.perf_counter()
     parts = Parts(start)
     with tempfile.TemporaryDirectory() as folder:
         status = pytest.main(
-            ["-q", "-p", "no:cacheprovider", f"--rootdir={folder}", "--llmperf", "--device=cpu",
-             f"--llmperf-baselines={folder}", "--pyargs", f"{SUITE}.{module}"], plugins=[parts]
+            ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark", f"--rootdir={folder}", "--llmperf", "--device=cpu",
+             f"--llmperf-baselines={folder}", *options, "--pyargs", f"{SUITE}.{module}"], plugins=[parts]
         )  # fmt: skip
     parts.enter("")
     whole = time.perf_counter() - start
@@ -65,7 +66,7 @@ def measure_module(module: str) -> None:
 def main() -> None:
     """Every module in a process of its own, or the one that is named in this process."""
     if sys.argv[1:]:
-        measure_module(sys.argv[1])
+        measure_module(*sys.argv[1:])
     else:
         for module in MODULES:
             subprocess.run([sys.executable, Path(__file__), module], check=True)
