@@ -13,6 +13,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def first_line(told: object) -> str:
+    """The first line of an error, or of what it told: libraries put advice and traces below it."""
+    return str(told).strip().partition("\n")[0]
+
+
 def some(names: Sequence[str], most: int) -> str:
     """The first few of many names, printable, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -19,6 +19,7 @@ from pytest_llmperf.measure.execution import check_produced, library_generate
 from pytest_llmperf.measure.generation import measuring_conditions
 from pytest_llmperf.models.attention import attention_of
 from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.text import first_line
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
@@ -199,7 +200,7 @@ class _SetUp:
         try:
             return loaded.model.init_continuous_batching(generation_config=drawing, continuous_batching_config=config)
         except (AttributeError, NotImplementedError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise UsageError(
                 f"transformers {version('transformers')} cannot serve {loaded.spec} side by side: {reason}: choose the "
                 "naive scheduler, or another attention"
@@ -258,7 +259,7 @@ class _Schedule:
     def _take(self, result: Any) -> None:
         number, sent = self._sent[result.request_id]
         if result.error is not None:
-            raise MeasurementError(f"request {number} failed: {str(result.error).strip().partition(chr(10))[0]}")
+            raise MeasurementError(f"request {number} failed: {first_line(result.error)}")
         ask, produced = self._asks[number], len(result.generated_tokens)
         stamps = [stamp - self._begin for stamp in result.timestamps]
         if not produced == len(stamps) == ask.output_tokens:

@@ -10,8 +10,9 @@ from functools import partial
 from typing import Any
 
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
-from pytest_llmperf.measure.figures import Figure
+from pytest_llmperf.measure.figures import NO_DECODE, Figure
 from pytest_llmperf.measure.kineto import mark, profiler
+from pytest_llmperf.text import first_line
 
 FIGURES = ("kernel_launches_per_token", "syncs_per_token", "host_share")
 
@@ -96,14 +97,14 @@ def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is c
         return []
     tokens = min(output_tokens, MOST_TOKENS)
     if tokens == 1 or tpot_ms is None:
-        return _none("one output token has no decode: ask for two or more")
+        return _none(NO_DECODE)
     if reason := _why_not():
         return _none(reason)
     enter("profiled request")
     try:
         found = activity_of(_profile(partial(request, tokens), clock))
     except (RuntimeError, ValueError) as error:
-        return _none(f"torch's profiler: {str(error).strip().partition(chr(10))[0]}")
+        return _none(f"torch's profiler: {first_line(error)}")
     if not found.kernels:
         return _none("torch's profiler saw no kernel: may this process use CUPTI?")
     steps = tokens - 1

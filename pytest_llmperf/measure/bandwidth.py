@@ -6,7 +6,7 @@ from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.figures import Figure
+from pytest_llmperf.measure.figures import NO_DECODE, Figure
 from pytest_llmperf.measure.timer import copy_bandwidth
 from pytest_llmperf.measure.timing import MS_PER_S
 from pytest_llmperf.models.registry import free_memory
@@ -54,7 +54,7 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
 def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwidth: bool) -> str:
     config = model.config.get_text_config()
     reasons = {
-        "one output token has no decode: ask for two or more": not has_decode,
+        NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
         "a kind of cache that is not known here": measured.counts.kv_cache_bytes is None,
         "a mixture of experts reads some of its weights": any(getattr(config, name, None) for name in _EXPERTS),

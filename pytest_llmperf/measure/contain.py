@@ -13,6 +13,7 @@ from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.measure.progress import Progress
 from pytest_llmperf.models.load import forget_locals
 from pytest_llmperf.models.registry import free_memory
+from pytest_llmperf.text import first_line
 
 REMIND_S = 5.0
 """Seconds between a time limit's signals: the first may come where Python swallows what is raised (in a callback of the
@@ -40,7 +41,7 @@ def contained(progress: Progress, device: str, *, phase: str, limit_s: float | N
 
 def one_line(error: Exception, progress: Progress) -> str:
     """What was raised, when, and with how much memory in use."""
-    return f"{type(error).__name__} {progress.moment()}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__} {progress.moment()}: {first_line(error)}"
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

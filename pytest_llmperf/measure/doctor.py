@@ -20,6 +20,7 @@ from pytest_llmperf.measure.machine import (
 )
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, compute_dtype
+from pytest_llmperf.text import first_line
 
 
 @dataclass(frozen=True)
@@ -121,5 +122,5 @@ def _compile(device: str) -> Finding:
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # noqa: BLE001  # whatever a compiler raises is the finding
-        return Finding("torch.compile", False, str(error).strip().partition("\n")[0])
+        return Finding("torch.compile", False, first_line(error))
     return Finding("torch.compile", True, "")

@@ -10,6 +10,9 @@ from pytest_llmperf.records.reduce import TAIL_REQUESTS, percentile, summarize
 from pytest_llmperf.records.schema import CellRun, Workload
 from pytest_llmperf.verdict.metrics import METRICS
 
+NO_DECODE = "one output token has no decode: ask for two or more"
+"""Why a request of a single token has no figure of decode."""
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError
+from pytest_llmperf.text import first_line
 
 _SYNCHRONIZES = "called a synchronizing CUDA operation"
 _EMPTY = "The CUDA Graph is empty"
@@ -163,4 +164,4 @@ def _copied_random_state(device: str) -> Iterator[None]:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.executions import find_execution
-from pytest_llmperf.measure.figures import Figure, cells_of, gap_percentiles, memory_figures, timed
+from pytest_llmperf.measure.figures import NO_DECODE, Figure, cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.generation import Measurement
 from pytest_llmperf.measure.memory import Peak
 from pytest_llmperf.measure.request import RequestTimes
@@ -33,7 +33,7 @@ def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *,
     workload = _workload(measured, loaded)
     samples = _request_samples(measured.requests)
     figures = (
-        *(timed(metric, values, lacking=_NO_DECODE) for metric, values in samples.items()),
+        *(timed(metric, values, lacking=NO_DECODE) for metric, values in samples.items()),
         *_informative(measured, facts),
         *_memory(measured, facts),
         *_counted(measured),
@@ -96,14 +96,11 @@ def _request_samples(requests: list[RequestTimes]) -> dict[str, list[float]]:
     }
 
 
-_NO_DECODE = "one output token has no decode: ask for two or more"
-
-
 def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("load_ms", facts.load_ms)
     yield from _rates(measured)
     gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
-    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=_NO_DECODE)
+    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=NO_DECODE)
 
 
 def _rates(measured: Measurement) -> Iterator[Figure]:
@@ -114,14 +111,14 @@ def _rates(measured: Measurement) -> Iterator[Figure]:
     if decode:
         yield Figure("decode_tokens_per_s", summarize(decode).value, count=len(decode))
     else:
-        yield Figure("decode_tokens_per_s", None, _NO_DECODE)
+        yield Figure("decode_tokens_per_s", None, NO_DECODE)
 
 
 def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("weights_bytes", facts.weights_bytes)
     kv_bytes = measured.counts.kv_cache_bytes
     yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "a kind of cache that is not known here")
-    no_decode = Peak(None, None, None, _NO_DECODE)
+    no_decode = Peak(None, None, None, NO_DECODE)
     for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
         yield from memory_figures(phase, peak)
 
@@ -129,5 +126,5 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
 def _counted(measured: Measurement) -> Iterator[Figure]:
     operators = measured.counts.operators_per_token
     if operators is not None or measured.dispatches:
-        yield Figure("operators_per_token", operators, "" if operators is not None else _NO_DECODE)
+        yield Figure("operators_per_token", operators, "" if operators is not None else NO_DECODE)
     yield Figure("token_digest", measured.counts.token_digest)
