@@ -179,13 +179,8 @@ class LlmPerf:
 
     def _keep(self, measured: TestResult) -> TestResult:
         __tracebackhide__ = True
-        result = _with_elapsed(measured, time.monotonic() - self._start)
-        if any(result.workload == earlier.workload for earlier in self.results):
-            raise MeasurementError(
-                f"{self._test} measured one workload twice; expected each once: parametrize it, or raise requests="
-            )
-        self.results.append(result)
-        return result
+        twice = f"{self._test} measured one workload twice; expected each once: parametrize it, or raise requests="
+        return _add(self.results, measured, since=self._start, twice=twice)
 
     def _prompt(self, given: _Words | None, input_tokens: int | None) -> Prompt:
         """The test's own, else the run's; a test that gives a length means random ids."""
@@ -227,12 +222,8 @@ class CallRecorder:
             )
         guards = self._workplace.options.guards
         measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)
-        result = _with_elapsed(self._workplace.injected(measured), time.monotonic() - self._start)
-        if any(result.workload == earlier.workload for earlier in self.results):
-            raise MeasurementError(
-                f"{self._test} timed {timing.name} twice with like arguments; expected each once: give name="
-            )
-        self.results.append(result)
+        twice = f"{self._test} timed {timing.name} twice with like arguments; expected each once: give name="
+        _add(self.results, self._workplace.injected(measured), since=self._start, twice=twice)
         self.lines.append(f"{timing.name}: {timing}")
 
 
@@ -259,9 +250,19 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
     found.rss_bytes, found.reason = peak.rss_bytes, peak.reason
 
 
-def _with_elapsed(result: TestResult, seconds: float) -> TestResult:
-    observation = result.observation.model_copy(update={"elapsed_s": round(seconds, 3)})
-    return result.model_copy(update={"observation": observation})
+def _add(results: list[TestResult], measured: TestResult, *, since: float, twice: str) -> TestResult:
+    """Add what a test measured, with the seconds that it has taken so far.
+
+    Raises:
+        MeasurementError: the test measured that workload before; ``twice`` is what is told.
+    """
+    __tracebackhide__ = True
+    if any(measured.workload == earlier.workload for earlier in results):
+        raise MeasurementError(twice)
+    elapsed_s = round(time.monotonic() - since, 3)
+    observation = measured.observation.model_copy(update={"elapsed_s": elapsed_s})
+    results.append(measured.model_copy(update={"observation": observation}))
+    return results[-1]
 
 
 def _first(*choices: int | None) -> int:
