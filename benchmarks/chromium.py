@@ -86,7 +86,7 @@ class Browser:
         while not self.run(condition):
             if time.monotonic() > end:
                 raise TimeoutError(f"{condition} is not true after {seconds} s; the page says: {self.problems}")
-            time.sleep(0.05)
+            time.sleep(0.05)  # the page has to come to it
 
     def run(self, expression: str) -> Any:
         """The value of an expression of JavaScript.

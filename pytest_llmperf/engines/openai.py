@@ -161,7 +161,7 @@ class OpenAIEngine:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(ask)) for ask in asks]
-        except ExceptionGroup as failures:
+        except ExceptionGroup as failures:  # the first to fail ended the others
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 

@@ -9,7 +9,9 @@ from importlib.util import find_spec
 
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.measure.clock import SynchronizedClock, clock_for
+from pytest_llmperf.measure.compiled import INDUCTOR
 from pytest_llmperf.measure.device import resolve_device
+from pytest_llmperf.measure.dynamo import obstacle
 from pytest_llmperf.measure.machine import (
     NvmlUnavailableError,
     ask_nvml,
@@ -20,7 +22,6 @@ from pytest_llmperf.measure.machine import (
 )
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, compute_dtype
-from pytest_llmperf.text import first_line
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,9 @@ def _attentions() -> Iterator[Finding]:
 
 
 def _compile(device: str) -> Finding:
-    import torch
-
     needed = "triton" if device.startswith(("cuda", "xpu")) else "a C++ compiler"
     missing = (
         find_spec("triton") is None if needed == "triton" else not (shutil.which("g++") or shutil.which("clang++"))
     )
-    if missing:
-        return Finding("torch.compile", False, f"{needed} is not installed")
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    except Exception as error:  # noqa: BLE001  # whatever a compiler raises is the finding
-        return Finding("torch.compile", False, first_line(error))
-    return Finding("torch.compile", True, "")
+    reason = f"{needed} is not installed" if missing else obstacle(device, INDUCTOR)
+    return Finding("torch.compile", not reason, reason)
