@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from report_data import baseline
 from sample_verdicts import SAMPLE
 
 from pytest_llmperf.cli import _parser
+from pytest_llmperf.records.store import dump_baseline, load_baseline
 from pytest_llmperf.report.github import comment
 from pytest_llmperf.verdict_file import write_verdicts
 
@@ -59,7 +61,7 @@ def test_no_expression_is_written_into_a_shell_line(text):
 def test_every_llmperf_command_is_one(text):
     """With options that it has."""
     script = "\n".join(step.get("run", "") for step in steps(text))
-    for line in re.findall(r"^ *llmperf (.*)", script, re.MULTILINE):
+    for line in re.findall(r"^ *llmperf (.*?)(?: \|\|)?$", script, re.MULTILINE):
         assert_known(shlex.split(line.partition(" -- ")[0]))
 
 
@@ -118,6 +120,7 @@ def job(tmp_path, monkeypatch):
 LLMPERF = """
 printf '%s\\n' "llmperf" "$@" >> "$CALLS"
 if [ "$1" = gate ]; then exit "${GATE:-0}"; fi
+if [[ "$*" == *html* && -n "$PAGE" ]]; then exit "$PAGE"; fi
 exec "$PYTHON" -m pytest_llmperf "$@"
 """
 GH = """
@@ -133,7 +136,7 @@ def run(script: str, environment: dict[str, str]) -> tuple[int, list[str]]:
 
 
 def script_of(action: str, step: str) -> str:
-    (found,) = [one["run"] for one in steps((ROOT / action).read_text(encoding="utf-8")) if one["name"] == step]
+    found, *_ = [one["run"] for one in steps((ROOT / action).read_text(encoding="utf-8")) if one.get("name") == step]
     return found
 
 
@@ -167,6 +170,41 @@ def test_arguments_that_cannot_be_split_stop_the_gate(job):
 def test_a_gate_that_left_no_verdicts_is_told(job):
     """And not those of an earlier job."""
     assert run(script_of("action.yml", "Tell"), job) == (1, [])
+
+
+def test_what_the_gate_tells_is_in_its_artifact(job):
+    """Verdicts, page and what was kept; annotations and summary beside it."""
+    folder = Path(job["RUNNER_TEMP"]) / "llmperf"
+    write_verdicts(folder / "verdicts.json", SAMPLE)
+    Path(".llmperf/runs").mkdir(parents=True)
+    code, _ = run(script_of("action.yml", "Tell"), {**job, "GITHUB_STEP_SUMMARY": "summary.md"})
+    assert code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["kept", "report.html", "verdicts.json"]
+    assert "<script" in (folder / "report.html").read_text(encoding="utf-8")
+    assert Path("summary.md").read_text(encoding="utf-8").startswith("\n### llmperf: FAILED")
+
+
+def test_a_gate_that_can_make_no_page_tells_so_and_goes_on(job, capfd):
+    """Without the extra, for one; it is no reason to fail a pull request."""
+    write_verdicts(Path(job["RUNNER_TEMP"]) / "llmperf" / "verdicts.json", SAMPLE)
+    code, _ = run(script_of("action.yml", "Tell"), {**job, "GITHUB_STEP_SUMMARY": "summary.md", "PAGE": "4"})
+    assert code == 0
+    assert "::notice title=llmperf::the artifact has no report.html" in capfd.readouterr().out
+
+
+def test_what_main_recorded_joins_what_is_there(job):
+    """A device that is new, one that is known, and the latest profiles."""
+    recorded = Path(job["RUNNER_TEMP"]) / "recorded"
+    (recorded / "profiles").mkdir(parents=True)
+    (recorded / "profiles" / "fake.json").write_text("{}", encoding="utf-8")
+    Path("baselines").mkdir()
+    for path in (recorded / "new.json", recorded / "known.json", Path("baselines", "known.json")):
+        path.write_text(dump_baseline(baseline()), encoding="utf-8")
+    code, _ = run(script_of(".github/workflows/perf-baseline.yml", "Merge"), job)
+    assert code == 0
+    assert len(load_baseline(Path("baselines", "new.json")).runs) == 12
+    assert len(load_baseline(Path("baselines", "known.json")).runs) == 12
+    assert Path("baselines", "profiles", "fake.json").exists()
 
 
 @pytest.mark.parametrize(
