@@ -1,4 +1,7 @@
-"""Sessions: ``perf`` (the main job), ``tests``, ``vllm``, ``lint``, ``docs``, ``benchmarks``. Each sets itself up."""
+"""Sessions: ``perf`` (the main job), ``tests``, ``vllm``, ``lint``, ``docs``, ``commands``, ``benchmarks``.
+
+Each sets itself up.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,13 @@ def docs(session: nox.Session) -> None:
     session.install(*CONSTRAINTS, ".", *DOCS)
     quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}  # 1.x is pinned
     session.run("mkdocs", "build", "--strict", *session.posargs, env=quiet)
+
+
+@nox.session
+def commands(session: nox.Session) -> None:
+    """Run every command that the documentation shows; arguments are passed on to pytest."""
+    session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "tests/shown_commands.py", *session.posargs)
 
 
 @nox.session

@@ -19,6 +19,7 @@ from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.fresh import run_perf_tests, without_outputs
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.scratch import scratch_folder
+from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import (
@@ -113,7 +114,7 @@ def combined(screened: VerdictFile, compared: VerdictFile, *, fail_on: frozenset
 
 def final_line(found: VerdictFile) -> str:
     """What the gate says at its end."""
-    return f"llmperf gate: {conclusion(found)}"
+    return f"llmperf gate: {conclusion(found)}" + (f"; {printable(found.breach)}" if found.breach else "")
 
 
 def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | None]:

@@ -23,7 +23,7 @@ from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, load_baseline, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
 from pytest_llmperf.scratch import make_room, scratch_folder
-from pytest_llmperf.text import slug, some
+from pytest_llmperf.text import short_name, slug, some
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import VerdictFile, verdict_file, write_verdicts
 
@@ -209,7 +209,7 @@ def _write_json(folder: Path, entry: Entry) -> None:
 def _file_name(test: str, result: TestResult) -> str:
     """Readable parameters, and a digest of test and workload: functions of one name in two files are two files."""
     workload = result.workload
-    function = test.rpartition("::")[2].partition("[")[0]
+    function = short_name(test).partition("[")[0]
     lengths = f"b{workload.batch_size}-{workload.input_tokens}in-{workload.output_tokens}out"
     digest = hashlib.sha256(f"{test} {workload.hash}".encode()).hexdigest()[:12]
     return "-".join((slug(function), slug(workload.model), workload.quantization, lengths, workload.execution, digest))

@@ -13,6 +13,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def short_name(test: str) -> str:
+    """A test's name without its file and class; its parameters may hold colons: ``test_decode[aten::mm]``."""
+    name, bracket, parameters = test.partition("[")
+    return f"{name.rpartition('::')[2]}{bracket}{parameters}"
+
+
 def first_line(told: object) -> str:
     """The first line of an error, or of what it told: libraries put advice and traces below it."""
     return str(told).strip().partition("\n")[0]

@@ -10,6 +10,7 @@ from pathlib import Path
 from posixpath import join, normpath
 from typing import Literal
 
+import pytest
 from pydantic import ValidationError, field_validator
 
 from pytest_llmperf.errors import BaselineError
@@ -121,12 +122,12 @@ def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, fol
         folder: of the project in its repository.
     """
     first = run.entries[0] if run.entries else None
-    outcomes = run.outcomes
+    outcomes, breach = run.outcomes, run.breach or _unexplained(run, exit_code)
     return VerdictFile(
         tool=f"pytest-llmperf {version('pytest-llmperf')}",
         exit_code=exit_code,
-        failed=run.failed or bool(run.breach),
-        breach=run.breach,
+        failed=run.failed or bool(breach),
+        breach=breach,
         device_key=first.device_key if first else "",
         run=first.run if first else None,
         injected=first.injected if first else [],
@@ -137,6 +138,17 @@ def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, fol
         differences=run.differences,
         tests=[_test_verdicts(entry, command, folder) for entry in run.entries],
     )
+
+
+def _unexplained(run: RunOutcome, exit_code: int) -> str:
+    """Why pytest failed where no verdict says so: a fixture's teardown, say, or another plugin. Never a pass."""
+    if exit_code == pytest.ExitCode.OK or (exit_code == pytest.ExitCode.TESTS_FAILED and run.failed):
+        return ""
+    if exit_code == pytest.ExitCode.INTERRUPTED:
+        return "the run was interrupted"
+    if exit_code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        return "no perf test was run"
+    return f"pytest ended with exit code {exit_code}, for a reason that is no verdict: see its output"
 
 
 def decided(outcomes: Counter[Outcome]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -115,6 +116,18 @@ def test_the_stored_side_is_named_and_comes_from_a_like_environment(workplace, t
     workplace.path.write_text("{}")
     with pytest.raises(BaselineError):
         profiling._stored(config, workplace)
+
+
+def test_the_stored_side_is_that_of_the_revision_whose_baseline_was_read(workplace, tmp_path):
+    """Whatever became of the file since; a revision without one is as no file."""
+    for command in (["init"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-m", "one"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
+    config = SimpleNamespace(rootpath=tmp_path)
+    workplace.options.baseline_ref = "HEAD"
+    workplace.path.write_text("{}")
+    assert list(profiling._stored(config, workplace).found) == [("test", "w")]
+    workplace.device_key = "another"
+    assert profiling._stored(config, workplace).why_not == profiling.NO_PROFILE
 
 
 @pytest.mark.parametrize(

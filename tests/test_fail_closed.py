@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from contextlib import suppress
 
 import jsonschema
 import pytest
 from perf_project import DECODE_TEST, FAKE_CLOCK
 
+from pytest_llmperf.report.github import comment, workflow_commands
 from pytest_llmperf.verdict_file import read_verdicts
 
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
@@ -237,3 +239,25 @@ def test_verdicts_that_cannot_be_written_fail_the_run(recorded):
     result = recorded.run("--llmperf-verdicts=file/verdicts.json")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["what was measured could not be kept: cannot write verdicts *"])
+
+
+ENDS = {
+    "teardown": (
+        "@pytest.fixture(autouse=True)\ndef leaks():\n    yield\n    raise RuntimeError('leaked')",
+        "exit code 1",
+    ),
+    "interrupted": ("def test_then(llmperf):\n    raise KeyboardInterrupt", "the run was interrupted"),
+}
+
+
+@pytest.mark.parametrize(("more", "breach"), ENDS.values(), ids=ENDS)
+def test_a_run_that_failed_for_another_reason_never_reads_as_passed(recorded, more, breach):
+    """In the verdict file, and so in whatever is made from it."""
+    recorded.write(f"{DECODE_TEST}\n\n{more}")
+    with suppress(KeyboardInterrupt):
+        assert recorded.run("--llmperf-verdicts=verdicts.json", step_ms=1.0).ret
+    found = read_verdicts(recorded.path / "verdicts.json")
+    assert (found.failed, found.decided > 0) == (True, True)
+    assert breach in found.breach
+    assert comment(found).splitlines()[1].startswith("### llmperf: FAILED: ")
+    assert f"::error title=llmperf::{found.breach}" in workflow_commands(found)

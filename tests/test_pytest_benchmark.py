@@ -78,7 +78,6 @@ def test_another_workload_is_another_benchmark(project):
 
 def test_a_histogram_is_drawn(project):
     """With what that plugin needs for it."""
-    pytest.importorskip("pygal")
     project.write()
     assert project.run("--benchmark-histogram=drawn").ret == 0
     assert list(project.path.glob("drawn*.svg"))

@@ -18,7 +18,7 @@ from pytest_benchmark.stats import Metadata
 
 from pytest_llmperf.outcome import Entry, entry_of
 from pytest_llmperf.records.schema import Scalar, TestResult
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import printable, short_name
 from pytest_llmperf.verdict.metrics import PRIMARIES, Metric
 
 MS_PER_S = 1e3
@@ -94,11 +94,11 @@ def rows_of(entry: Entry) -> Iterator[Row]:
 
 def _row(entry: Entry, result: TestResult, metric: Metric, label: str) -> Row:
     test = printable(entry.test)
-    _, bracket, param = test.rpartition("::")[2].partition("[")
+    _, bracket, param = short_name(test).partition("[")
     injected = f" INJECTED {', '.join(entry.injected)}" if entry.injected else ""
     figures = {cell.metric: cell.value for cell in result.cells if cell.value is not None}
     return Row(
-        name=f"{test.rpartition('::')[2]}{label}",
+        name=f"{short_name(test)}{label}",
         fullname=f"{test}@{entry.device_key}/{result.workload.hash}",
         group=f"llmperf {metric.title}{injected}",
         param=param.removesuffix("]") if bracket else None,

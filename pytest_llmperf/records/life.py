@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.records.schema import Baseline, Epoch, Run
 from pytest_llmperf.records.window import with_cells
-from pytest_llmperf.text import printable, some
+from pytest_llmperf.text import printable, short_name, some
 from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
 
 LONGEST_LIST = 5
@@ -28,7 +28,7 @@ def find_tests(baseline: Baseline, pattern: str) -> list[str]:
     if pattern in names:
         return [pattern]
     if "*" in pattern or "?" in pattern:
-        found = [name for name in names if _fits(name, pattern) or _fits(name.rpartition("::")[2], pattern)]
+        found = [name for name in names if _fits(name, pattern) or _fits(short_name(name), pattern)]
     else:
         found = [name for name in names if name.endswith((f"::{pattern}", f"/{pattern}"))]
         if len(found) > 1:
@@ -136,7 +136,7 @@ def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
     """What somebody may have meant; a test is known by its last part as well."""
-    parts = {part: whole for whole in known for part in (whole, whole.rpartition("::")[2])}
+    parts = {part: whole for whole in known for part in (whole, short_name(whole))}
     near = list(dict.fromkeys(parts[part] for part in difflib.get_close_matches(name, parts)))
     if near:
         return f"did you mean {some(near, LONGEST_LIST)}?"

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from pytest_llmperf.outcome import RunOutcome
 from pytest_llmperf.report.explain import explanation_text, explanation_title
-from pytest_llmperf.report.results import change, outcome_text, short_name
+from pytest_llmperf.report.results import change, outcome_text
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import plain_table, render
 from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
-from pytest_llmperf.text import printable, some
+from pytest_llmperf.text import printable, short_name, some
 from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.paired import next_look
 from pytest_llmperf.verdict.sentence import format_value

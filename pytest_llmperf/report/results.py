@@ -11,7 +11,7 @@ from rich.text import Text
 from pytest_llmperf.outcome import Entry
 from pytest_llmperf.records.schema import TestResult, Workload
 from pytest_llmperf.report.tables import plain_table
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import printable, short_name
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value
@@ -107,11 +107,6 @@ def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, explai
 
 def _primary(result: TestResult) -> Metric:
     return primary_metric(cell.metric for cell in result.cells)
-
-
-def short_name(test: str) -> str:
-    """A test's name without its file."""
-    return test.rpartition("::")[2]
 
 
 def change(verdict: Verdict | CellVerdict | None) -> str:

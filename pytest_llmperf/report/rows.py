@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.report.charts import figure
-from pytest_llmperf.report.results import change, short_name
+from pytest_llmperf.report.results import change
+from pytest_llmperf.text import short_name
 from pytest_llmperf.verdict.metrics import METRICS, Metric
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.sentence import format_value

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.report.results import short_name
 from pytest_llmperf.report.tables import PIPE_COLUMNS, plain_table, render
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import printable, short_name
 
 if TYPE_CHECKING:
     from rich.table import Table

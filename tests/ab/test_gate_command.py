@@ -158,6 +158,14 @@ def test_a_comparison_answers_what_the_screen_left_open(first, second, outcome, 
     assert (found.failed, found.exit_code) == (failed, int(failed))
 
 
+def test_a_screen_that_failed_for_another_reason_fails_the_gate():
+    """Whatever the comparison says of what the screen left open."""
+    screened = verdicts(a=[cell(Outcome.INCONCLUSIVE)]).model_copy(update={"breach": "a teardown"})
+    found = combined(screened, verdicts(a=[cell(Outcome.UNCHANGED)]), fail_on=frozenset())
+    assert (found.failed, found.exit_code) == (True, 1)
+    assert final_line(found) == "llmperf gate: FAILED: 1 of 1 gating cells decided: 1 unchanged; a teardown"
+
+
 def test_what_stays_open_fails_where_that_is_asked_and_never_reads_as_a_pass():
     """The gate's own ``--fail-on``, over both stages."""
     screened = verdicts(a=[cell(Outcome.INCONCLUSIVE)])

@@ -1,0 +1,204 @@
+"""Every command that the documentation shows is run, in order, in a project such as it speaks of: ``nox -s commands``.
+
+It takes minutes, so plain ``pytest`` does not collect it. The tutorial is run by ``test_tutorial.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pytest_llmperf.models.synthetic import prepare
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "baselines" / "README.md"]
+PROGRAMS = r"(?:llmperf|pytest|pytest-benchmark|pip|nox|python|transformers|torchrun|vllm|curl) "
+NOT_HERE = {
+    r"pip (un)?install": "the sessions of nox install",
+    r".*--llmperf-engine vllm": "nox -s vllm",
+    r"vllm serve": "several GPUs or nodes: not run, docs/scale.md says so",
+    r".*10\.0\.0\.1": "several nodes: not run, docs/scale.md says so",
+    r"pytest .*-n [24]$": "several GPUs: tests/test_workers.py, by devices that are made up",
+    r".*--llmperf-revision": "the hub: tests/models/test_model_source.py, by a cache that is made up",
+    r"curl": "a Pushgateway: tests/report/test_exports.py parses what is sent",
+    r"torchrun|transformers serve|.*--llmperf-engine openai": "below, server and client together",
+}
+STANDS_FOR = {
+    r"--device cuda": "--device cpu",
+    r"ORG/NAME": "models/NAME",
+    r"\bTEST\b": "'test_decode[nf4]'",
+}
+TESTS = """
+import pytest
+
+
+@pytest.mark.parametrize("llm", ["fp32", "nf4"], indirect=True)
+def test_decode(llm, llmperf):
+    llmperf.generate(llm)
+"""
+# Exact metrics decide at once, whatever else the machine does meanwhile.
+SETTINGS = """
+[pytest]
+testpaths = tests
+llmperf_model = synthetic:tiny
+llmperf_quantization = nf4
+llmperf_input_tokens = 4
+llmperf_output_tokens = 4
+llmperf_requests = 2
+llmperf_warmup = 1
+llmperf_serve_requests = 2
+llmperf_throughput_sequences = 2
+llmperf_guards = none
+llmperf_gate = operators_per_token
+"""
+PREPARED = """
+git init --quiet --initial-branch main
+git add .
+git commit --quiet --message one
+git tag v1.0
+llmperf record --runs 2 --device cpu
+git add .
+git commit --quiet --message baseline
+mkdir perf
+cp -R baselines perf/baselines
+pytest --llmperf --device cpu --llmperf-verdicts verdicts.json --llmperf-journal run.jsonl
+git switch --quiet --create work
+"""
+
+
+def shown(page: Path) -> list[str]:
+    """Commands in blocks of code, in workflows, and in tables whose last column is one."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    blocks = [
+        *(block for language, block in fenced if language in ("", "sh", "yaml")),
+        *re.findall(r"^ {4,}(?=\w).*$", text, re.MULTILINE),
+        *re.findall(r"(?<=\| `)[^`]+(?=` \|$)", text, re.MULTILINE),
+    ]
+    lines = [line.strip().removeprefix("- ").removeprefix("run: ") for block in blocks for line in block.splitlines()]
+    commands = [line.partition(" #")[0].strip() for line in lines if re.match(PROGRAMS, line)]
+    return [re.sub(r" {2,}", " ", command) for command in dict.fromkeys(commands)]
+
+
+def runs_here(command: str) -> bool:
+    return not any(re.match(pattern, command) for pattern in NOT_HERE)
+
+
+def as_typed(command: str) -> str:
+    for name, thing in STANDS_FOR.items():
+        command = re.sub(name, thing, command)
+    return command
+
+
+RUN = [page for page in PAGES if page.name != "tutorial.md" and any(map(runs_here, shown(page)))]
+
+
+@pytest.fixture(scope="module")
+def environment(model_cache, tmp_path_factory) -> dict[str, str]:
+    """A shell's, in no CI, with this environment's programs before others."""
+    names = ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID", "LLMPERF_SESSION_ID", "PYTEST_XDIST_WORKER")
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    temporary = tmp_path_factory.mktemp("runner")
+    author = {f"GIT_{role}_{what}": "a@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return {
+        **kept,
+        **author,
+        "PATH": path,
+        "RUNNER_TEMP": str(temporary),
+        "GITHUB_STEP_SUMMARY": str(temporary / "summary.md"),
+    }
+
+
+@pytest.fixture(scope="module")
+def prepared(environment, tmp_path_factory) -> Path:
+    """A project with a baseline, verdicts, a model of its own, and a branch beside ``main``."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "tests" / "perf").mkdir(parents=True)
+    (folder / "tests" / "perf" / "test_perf.py").write_text(TESTS, encoding="utf-8")
+    (folder / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
+    (folder / ".gitignore").write_text("models/\ncheckpoints/\n.llmperf/\n__pycache__/\n", encoding="utf-8")
+    for place in ("models/NAME", "checkpoints/latest"):
+        shutil.copytree(prepare("synthetic:tiny"), folder / place)
+    run(PREPARED, folder, environment)
+    return folder
+
+
+@pytest.fixture
+def project(prepared, tmp_path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "project")
+
+
+def run(script: str, folder: Path, environment: dict[str, str]) -> None:
+    """By the shell, up to the first command that fails."""
+    command = ["bash", "-euo", "pipefail", "-c", script]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, f"{script}\n{ended.stdout}\n{ended.stderr}"
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_the_commands_of_a_page_end_well(page, project, environment):
+    """In the order in which they stand."""
+    for command in filter(runs_here, shown(page)):
+        run(as_typed(command), project, environment)
+
+
+def servers() -> list[tuple[str, str]]:
+    """Each server on one machine, with the command that measures it: the next on the page, or else the last."""
+    commands = shown(ROOT / "docs" / "scale.md")
+    clients = {at: one for at, one in enumerate(commands) if re.match(r"pytest .*127\.0\.0\.1", one)}
+    starts = {at: one for at, one in enumerate(commands) if re.match(r"transformers serve|torchrun", one)}
+    return [(one, clients[min((c for c in clients if c > at), default=max(clients))]) for at, one in starts.items()]
+
+
+@pytest.mark.parametrize(("server", "client"), servers(), ids=lambda command: command.split()[0])
+def test_a_server_is_measured_as_the_page_shows(server, client, project, environment):
+    """On a port that is free."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    (project / "docs").symlink_to(ROOT / "docs")
+    server, client = (as_typed(command).replace("8000", str(port)) for command in (server, client))
+    with serving(server, port, project, environment):
+        # The server has one model, the project's settings name another; serve_tp.py does not sample.
+        run(f"{client} -o llmperf_model= --pyargs pytest_llmperf.suite.serving -k schedulers", project, environment)
+
+
+@contextmanager
+def serving(command: str, port: int, folder: Path, environment: dict[str, str]) -> Iterator[None]:
+    """While the server runs."""
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment, stdout=log,
+                                  stderr=log, start_new_session=True)  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not answers(port):
+            assert server.poll() is None, (folder / "server.log").read_text()
+            assert time.monotonic() < deadline, (folder / "server.log").read_text()
+            time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as trial:
+        return trial.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_what_does_not_run_here_is_shown():
+    """An exception that nothing needs any more is removed."""
+    commands = [command for page in PAGES for command in shown(page)]
+    assert [pattern for pattern in NOT_HERE if not any(re.match(pattern, command) for command in commands)] == []
