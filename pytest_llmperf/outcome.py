@@ -15,7 +15,7 @@ from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
-from pytest_llmperf.verdict.sentence import sentence
+from pytest_llmperf.verdict.sentence import sentence, short_sentence
 
 
 class Entry(BaseModel):
@@ -212,6 +212,13 @@ def entry_of(report: pytest.TestReport) -> Entry | None:
 
 
 def failure_text(failing: Sequence[Verdict], injected: Sequence[str]) -> str:
-    """One line for each verdict that fails a test."""
+    """One line, for pytest's short summary: the first verdict that fails a test, and how far the others went.
+
+    The run's own summary has a sentence of each.
+    """
+    if not failing:
+        return ""
+    first, *others = failing
+    also = f"; also {', '.join(map(short_sentence, others))}" if others else ""
     mark = f" [injected {', '.join(injected)}]" if injected else ""
-    return "\n".join(printable(f"{sentence(verdict)}{mark}") for verdict in failing)
+    return printable(f"{sentence(first)}{also}{mark}")

@@ -78,7 +78,20 @@ def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
 def test_nothing_grew():
     """As where the machine was slower, or a figure was multiplied."""
     (found,) = explanations([verdict()], *sides(now=BASE))
+    assert headline(found) == "under the profiler a token takes no longer: the machine, or noise"
+    (found,) = explanations([verdict()], *sides(now=BASE.model_copy(update={"wall_ms": 5.0})))
     assert headline(found) == "no operator takes longer"
+
+
+def test_what_grew_a_little_everywhere_is_named_too():
+    """Ten operators of 0.9 % each are 9 % together."""
+    names = [f"aten::op{number}" for number in range(10)]
+    base = profile(4.0, *((name, "host", 0.4, 1000.0) for name in names))
+    now = profile(4.36, *((name, "host", 0.436, 2000.0) for name in names))
+    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    assert headline(found).startswith("aten::op0 +36.0 us, 1,000 more calls, aten::op1 +36.0 us")
+    assert headline(found).endswith(" and 7 more")
+    assert "1,000 -> 2,000" in explanation_text(found, 80)
 
 
 def test_each_phase_has_its_own():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -67,6 +68,19 @@ def test_a_slower_decode_turns_its_own_test_red(project):
     failed = r"FAILED test_perf.py::test_decode\[fp32\] - TPOT 1.5\d ms > 1.0\d ms baseline: "
     numbers = r"×1.5\d* \[1\.\d+, 1\.\d+\], limit ×1.05 .*5 runs in 5 sessions.*"
     result.stdout.re_match_lines([failed + numbers])
+
+
+def test_two_regressions_of_one_test_are_one_line(project):
+    """In CI, too, where pytest does not cut."""
+    project.write(changed())
+    project.record(*QUIET_MACHINE)
+    project.write(changed(EXTRA_PRODUCT.strip()))
+    project.monkeypatch.setenv("CI", "1")
+    result = project.run(step_ms=1.5)
+    (line,) = (line for line in result.outlines if line.startswith("FAILED"))
+    assert re.search(r"TPOT 1.5\d ms > 1.0\d ms baseline: .*\); also .*operators / token ×1\.\d+$", line)
+    told = result.outlines[result.outlines.index(line) + 1]
+    assert told.startswith("=")
 
 
 @pytest.mark.parametrize("strict", [True, False])

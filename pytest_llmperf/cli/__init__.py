@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
+from typing import NoReturn
 
 from pytest_llmperf.cli import baselines, comparing, machine, reporting
 from pytest_llmperf.errors import LlmperfError, UsageError
@@ -34,6 +36,7 @@ Completion in the shell, as for pytest: pip install argcomplete; eval "$(registe
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, what pytest returned, or 4 for what the user has to mend."""
+    _escape_what_cannot_be_written()
     parser = _parser()
     _complete(parser)
     own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))
@@ -58,6 +61,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+class Parser(argparse.ArgumentParser):
+    """Ends as pytest does where an option is wrong; argparse's own code is that of an interruption."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it below the usage."""
+        self.print_usage(sys.stderr)
+        self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
+
+
+def _escape_what_cannot_be_written() -> None:
+    """An encoding without ``×`` must not end a command, least of all with the code of a regression."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell where it asks what could come next; pytest is completed in the same way."""
     if "_ARGCOMPLETE" in os.environ:
@@ -73,7 +92,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="llmperf",
         description="Performance regression testing of LLM inference.",
         epilog=FIRST_STEPS,

@@ -78,8 +78,11 @@ def trace_memory(device: str, phase: str) -> Iterator[Trace]:
     trace.enter(phase)
     try:
         yield trace
-    finally:
-        trace.close()
+    except BaseException:
+        with contextlib.suppress(Exception):  # a phase may be half begun, and what ended it is what is to be told
+            trace.close()
+        raise
+    trace.close()
 
 
 _UNREADABLE_ON_CPU = {

@@ -171,14 +171,20 @@ def locked(path: Path) -> Iterator[None]:
         BaselineError: somebody else holds it for too long, or it cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_TIMEOUT_S)
-        with lock:
+        with FileLock(_lock_path(path), timeout=LOCK_TIMEOUT_S):
             yield
     except TimeoutError as error:
         raise BaselineError(f"{path} is locked by another process for more than {LOCK_TIMEOUT_S:.0f} s") from error
     except OSError as error:
         raise BaselineError(f"cannot write baseline {path}: {error.strerror or error}") from error
+
+
+def _lock_path(path: Path) -> Path:
+    """In a folder that git ignores: whoever adds the baselines means the baselines."""
+    folder = path.parent / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    return folder / f"{path.name}.lock"
 
 
 class Written(BaseModel):

@@ -55,8 +55,8 @@ class Test:
     error: str
     sentences: Sequence[tuple[str, str]]
     """Outcome and sentence of each cell that gates or moved."""
-    explanations: Sequence[tuple[str, str]]
-    """Title and table of each phase whose time is explained."""
+    explanations: Sequence[tuple[str, Sequence[str]]]
+    """Title and lines of each phase whose time is explained."""
     parts: Sequence[Part]
     reproduce: str
 
@@ -158,7 +158,9 @@ def _test(test: TestVerdicts, evidence: Evidence) -> Test:
         outcome=_outcome(test),
         error=test.error,
         sentences=[(cell.outcome.words, cell.sentence) for cell in sorted(telling, key=severity)],
-        explanations=[(explanation_title(one), explanation_text(one, TABLE_COLUMNS)) for one in test.explanations],
+        explanations=[
+            (explanation_title(one), explanation_text(one, TABLE_COLUMNS).split("\n")) for one in test.explanations
+        ],
         parts=[_part(test, name, evidence) for name in hashes],
         reproduce=test.reproduce,
     )

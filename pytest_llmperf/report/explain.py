@@ -15,7 +15,7 @@ from pytest_llmperf.verdict.sentence import format_value
 STEPS = {"prefill": "request", "decode": "token"}
 MENTIONED = 3
 WORTH_MENTIONING = 0.01
-"""Of the step's time on the base: what takes that much longer is named."""
+"""Of the step's time on the base: what takes that much longer is named; where nothing does, what grew at all."""
 
 
 def explanation_title(explanation: Explanation) -> str:
@@ -32,10 +32,13 @@ def headline(explanation: Explanation) -> str:
     """What takes longer, in one line: ``aten::mm +1.90 ms, 24 more calls``."""
     if explanation.reason:
         return printable(f"not explained: {explanation.reason}")
-    least_ms = WORTH_MENTIONING * (explanation.base_ms or 0.0)
-    grown = [one for one in explanation.operators if one.difference_ms > max(least_ms, 0.0)]
-    told = [f"{one.name} {_change(one)}{_more_calls(one)}" for one in grown]
-    return some(told, MENTIONED) or "no operator takes longer"
+    base_ms, now_ms = explanation.base_ms or 0.0, explanation.now_ms or 0.0
+    if now_ms <= base_ms:
+        return f"under the profiler a {STEPS[explanation.phase]} takes no longer: the machine, or noise"
+    longer = [one for one in explanation.operators if one.difference_ms > 0]
+    told = [one for one in longer if one.difference_ms > WORTH_MENTIONING * base_ms] or longer
+    named = [f"{one.name} {_change(one)}{_more_calls(one)}" for one in told]
+    return some(named, MENTIONED) or "no operator takes longer"
 
 
 def _lines(explanation: Explanation, width: int, *, color: bool) -> Iterator[str]:
@@ -69,12 +72,17 @@ def _change(one: OperatorChange) -> str:
 
 def _calls(one: OperatorChange) -> str:
     """As many as there are, and where they changed, as there were: ``57 -> 81``."""
-    before, after = ("-" if count is None else f"{count:.3g}" for count in (one.base_calls, one.now_calls))
+    before, after = ("-" if count is None else _count(count) for count in (one.base_calls, one.now_calls))
     return after if before == after else f"{before} -> {after}"
 
 
 def _more_calls(one: OperatorChange) -> str:
-    more = f"{abs(one.more_calls):.3g}"
+    more = _count(abs(one.more_calls))
     if more == "0":
         return ""
     return f", {more} {'more' if one.more_calls > 0 else 'fewer'} call{'s' * (more != '1')}"
+
+
+def _count(calls: float) -> str:
+    """A mean over tokens, to three digits; whole where that is no fewer."""
+    return f"{calls:.3g}" if calls < 100 else f"{calls:,.0f}"  # noqa: PLR2004  # three digits

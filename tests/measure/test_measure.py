@@ -284,6 +284,20 @@ def test_memory_is_followed_to_the_end_of_a_block_that_raises():
     assert trace.peaks["second"].allocated_bytes is not None
 
 
+def test_what_raised_is_told_although_the_phase_had_not_begun(monkeypatch):
+    """A time limit may strike between two phases."""
+    with pytest.raises(TimeoutError, match="too long"), trace_memory("cpu", "first") as trace:  # noqa: PT012  # so it is
+        monkeypatch.setattr(trace._device, "enter", raising(TimeoutError("too long")))
+        trace.enter("second")
+
+
+def raising(error):
+    def fail():
+        raise error
+
+    return fail
+
+
 def test_fake_tensors_have_no_memory(recwarn):
     """What torch.compile leaves behind is not counted, and not asked for its address, which would warn."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 
 import pytest
@@ -149,7 +150,15 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failure):
     with pytest.raises((BaselineError, KeyboardInterrupt)):
         update_baseline(path, lambda _old: one_run(2))
     assert path.read_text() == before
-    assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["b.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".locks", "b.json"]
+
+
+def test_git_sees_the_baseline_and_no_lock(tmp_path):
+    """Whoever adds the folder adds what it is for."""
+    update_baseline(tmp_path / "b.json", lambda _old: one_run(1))
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    seen = subprocess.run(["git", "status", "-s"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    assert seen.split() == ["??", "b.json"]
 
 
 def test_updates_at_once_are_all_kept(tmp_path):

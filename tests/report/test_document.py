@@ -12,6 +12,7 @@ from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.document import Document, document
 from pytest_llmperf.report.evidence import Evidence
+from pytest_llmperf.report.webpage import render
 
 FIRST = f"{TEST}[nf4-1]"
 
@@ -176,6 +177,9 @@ def test_where_the_time_went_stands_with_its_test():
     told = first.model_copy(update={"explanations": (explanation("aten::mm"),)})
     verdicts = found.verdicts.model_copy(update={"tests": [told, *others]})
     tests = document(dataclasses.replace(found, verdicts=verdicts)).tests
-    ((title, table),) = next(one for one in tests if one.test == first.test).explanations
+    ((title, lines),) = next(one for one in tests if one.test == first.test).explanations
     assert title == "time per token in decode"
-    assert table.startswith("aten::mm +1.90 ms, 24 more calls\noperator ")
+    assert lines[0] == "aten::mm +1.90 ms, 24 more calls"
+    assert lines[1].startswith("operator ")
+    page = render(document(dataclasses.replace(found, verdicts=verdicts)))
+    assert "aten::mm +1.90 ms, 24 more calls\noperator " in page
