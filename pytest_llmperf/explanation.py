@@ -59,7 +59,7 @@ class Explanation(Written):
     operators: tuple[OperatorChange, ...] = ()
     """The largest differences, what takes longer first."""
     traces: str = ""
-    """The folder where torch's traces are kept."""
+    """The folder where torch's traces are kept, in the project."""
     reason: str = ""
 
 
@@ -88,7 +88,7 @@ def explanations(verdicts: Sequence[Verdict], base: Profiles, now: Profiles, *, 
         verdicts: of one test.
         base: what it was compared with.
         now: what it is.
-        traces: where the traces lie.
+        traces: where the traces lie, in the project.
     """
     wanted = dict.fromkeys((verdict.cell.test, verdict.cell.workload, _phase(verdict)) for verdict in slower(verdicts))
     return [_explanation(key, base, now, traces) for key in wanted]

@@ -86,7 +86,7 @@ def store_profiles(config: pytest.Config, session: Session) -> str:
 
 
 def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Profiles, str]:
-    """The profiles of some of a run's tests, and the folder of their traces; of no tests, none.
+    """The profiles of some of a run's tests, and the folder of their traces in the project; of no tests, none.
 
     Raises:
         OSError: the scratch folder cannot be written.
@@ -98,7 +98,7 @@ def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Pro
     folder = run_folder(config.rootpath, "traces", run.run_id)
     journal = folder / "profile.jsonl"
     ended = run_replica(config, tests, journal, session_id=run.session_id, extra=[f"--llmperf-profile={folder}"])
-    return profiles_of("now", Measured.read(journal), ended), str(folder)
+    return profiles_of("now", Measured.read(journal), ended), folder.relative_to(config.rootpath).as_posix()
 
 
 def profiles_of(name: str, measured: Measured, ended: Ended) -> Profiles:

@@ -47,7 +47,7 @@ def test_from_a_recorded_run_to_an_explained_regression(project):
         "operator * base * now * change * calls",
         "aten::mm * 15 -> 27",
         "a profiled token: *",
-        "traces: */.llmperf/traces/*",
+        "traces: .llmperf/traces/*",
     ])  # fmt: skip
     (test,) = read_verdicts(project.path / "out.json").tests
     (explained,) = test.explanations

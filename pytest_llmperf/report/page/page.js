@@ -115,7 +115,7 @@ function drawing(trace, index) {
     case "points":
       return [{ ...common, mode: "markers", marker: { ...marker, symbol: trace.role === "now" ? "diamond" : "circle" } }];
     case "path":
-      return [{ ...common, mode: `lines+markers${trace.labels.length ? "+text" : ""}`, textposition: "top center", line, marker }];
+      return [{ ...common, mode: `lines+markers${trace.labels.length ? "+text" : ""}`, textposition: "top center", cliponaxis: false, line, marker }];
     case "bars":
       return [{ ...common, type: "bar", marker: { color: shade } }];
     case "box":
