@@ -153,7 +153,6 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Judge a perf test when it ends, and fail its own report."""
-    _show_own_frames(item, call)
     report = yield
     if WORKPLACE in item.config.stash and (call.when == "call" or (call.when == "setup" and report.failed)):
         _judge(item, report)
@@ -454,13 +453,6 @@ def _write_outputs(session: pytest.Session, running: Session) -> None:
     except LlmperfError as error:
         running.outcome.not_kept = str(error)
         session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-
-
-def _show_own_frames(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """What we raise says what is wrong: of a hundred frames of torch above it, those of the test's file are enough."""
-    if call.excinfo and isinstance(call.excinfo.value, LlmperfError):
-        own = call.excinfo.traceback.filter(lambda entry: Path(entry.path) == item.path)
-        call.excinfo.traceback = own or call.excinfo.traceback
 
 
 def _planned(item: pytest.Item) -> PlannedTest:

@@ -36,7 +36,7 @@ NOT_HERE = {
 }
 STANDS_FOR = {
     r"--device cuda": "--device cpu",
-    r"ORG/NAME": "models/NAME",
+    r"ORG/NAME": '"$MODEL"',
     r"\bTEST\b": "'test_decode[nf4]'",
 }
 TESTS = """
@@ -116,6 +116,7 @@ def environment(model_cache, tmp_path_factory) -> dict[str, str]:
         **kept,
         **author,
         "PATH": path,
+        "MODEL": str(prepare("synthetic:tiny")),
         "RUNNER_TEMP": str(temporary),
         "GITHUB_STEP_SUMMARY": str(temporary / "summary.md"),
     }
@@ -128,9 +129,8 @@ def prepared(environment, tmp_path_factory) -> Path:
     (folder / "tests" / "perf").mkdir(parents=True)
     (folder / "tests" / "perf" / "test_perf.py").write_text(TESTS, encoding="utf-8")
     (folder / "pytest.ini").write_text(SETTINGS, encoding="utf-8")
-    (folder / ".gitignore").write_text("models/\ncheckpoints/\n.llmperf/\n__pycache__/\n", encoding="utf-8")
-    for place in ("models/NAME", "checkpoints/latest"):
-        shutil.copytree(prepare("synthetic:tiny"), folder / place)
+    (folder / ".gitignore").write_text("checkpoints/\n.llmperf/\n__pycache__/\n", encoding="utf-8")
+    shutil.copytree(environment["MODEL"], folder / "checkpoints" / "latest")
     run(PREPARED, folder, environment)
     return folder
 
