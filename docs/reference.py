@@ -1,25 +1,77 @@
-"""Pages that are made from the code while the documentation is built: options, metrics, file formats and the API."""
+"""Pages that are made from the code while the documentation is built.
+
+mkdocs-gen-files runs this file; a test calls its functions, with nothing of mkdocs installed.
+"""
 
 from __future__ import annotations
 
+import argparse
+import ast
+import inspect
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from itertools import pairwise
 from typing import Any, Self
 
-import mkdocs_gen_files
+import pytest
+from pydantic import BaseModel
 
 import pytest_llmperf
+from pytest_llmperf import cli, plugin
+from pytest_llmperf.ab.tally import SelftestFile
 from pytest_llmperf.declare import SETTINGS, Option, add_device_option, add_options
-from pytest_llmperf.plugin import MARKER
-from pytest_llmperf.records.schema import Baseline
+from pytest_llmperf.options import TestSettings
+from pytest_llmperf.outcome import Entry
+from pytest_llmperf.records.frame import COLUMNS, TYPES
+from pytest_llmperf.records.journal import Header, Note
+from pytest_llmperf.records.schema import Baseline, ProfileFile, TestResult
 from pytest_llmperf.verdict.metrics import METRICS, Metric
 from pytest_llmperf.verdict_file import VerdictFile
 
+PYTESTS = "what pytest returned, where the command runs it"
+FAILED = "a regression or a test that failed (`ab`, `gate`); a false alarm or a missed slowdown (`selftest`)"
 
-def write(page: str, lines: Iterable[str]) -> None:
-    """One page of the reference."""
-    with mkdocs_gen_files.open(f"reference/{page}.md", "w") as file:
-        file.write("\n".join(lines) + "\n")
+EXIT_CODES: Mapping[int, tuple[str, str]] = {
+    pytest.ExitCode.OK: (
+        'nothing failed; the last line says how many cells were decided, and "Nothing was verified." if none was',
+        "the same",
+    ),
+    pytest.ExitCode.TESTS_FAILED: (
+        "a test regressed or failed, an outcome that was asked to fail came up, or a run could not be recorded",
+        f"{FAILED}; {PYTESTS}",
+    ),
+    cli.INTERRUPTED: (
+        "interrupted, or a test file could not be imported; what was measured is kept",
+        f"interrupted; {PYTESTS}",
+    ),
+    pytest.ExitCode.INTERNAL_ERROR: ("an error inside pytest or a plugin", PYTESTS),
+    cli.USAGE_ERROR: (
+        "a wrong option, marker, device or model, or a baseline that cannot be trusted",
+        "what you have to mend: a wrong option, an unusable file, a revision that does not build",
+    ),
+    pytest.ExitCode.NO_TESTS_COLLECTED: ("no perf test was selected", PYTESTS),
+    6: ("more warnings than pytest's own `--max-warnings` allows", PYTESTS),
+}
+"""Of ``pytest --llmperf``, and of ``llmperf``."""
+
+FILES: Mapping[str, tuple[str, type[BaseModel]]] = {
+    "Baseline": ("`baselines/DEVICE.json`. `llmperf schema` prints this schema.", Baseline),
+    "Operator profiles": ("`baselines/profiles/DEVICE.json`, beside the baseline.", ProfileFile),
+    "Verdicts": (
+        "Written by `--llmperf-verdicts` and `llmperf gate --verdicts`. `llmperf schema verdicts` prints this schema.",
+        VerdictFile,
+    ),
+    "Measured workload": ("Written by `--llmperf-json`: one file a workload, its samples included.", Entry),
+    "Selftest": ("Written by `llmperf selftest --json`.", SelftestFile),
+    "Journal: first line": (
+        "`.llmperf/runs/RUN.jsonl`, or where `--llmperf-journal` says: a JSON text a line. The first is this one.",
+        Header,
+    ),
+    "Journal: result": ("A line for each workload that a test measured.", TestResult),
+    "Journal: note": ('A line for each test; it begins with `{"test":`.', Note),
+}
+"""Where each file comes from, and the model that it is written from."""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -28,27 +80,51 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
 
 
+def code(*words: str) -> str:
+    """Words as code; nothing where there are none."""
+    text = " ".join(filter(None, words))
+    return f"`{text}`" if text else ""
+
+
 def options() -> Iterator[str]:
-    """Every option of pytest's command line and ini file, and the marker."""
+    """Every option of pytest's command line and ini file."""
+    declared = Declared.all()
+    known = {word for option in SETTINGS for word in (option.flag, option.ini)}
     yield "# Options\n"
-    yield "The command line decides over the ini file, the marker over both.\n\n## Settings\n"
-    yield from table(("option", "ini", "default", ""), map(setting, SETTINGS))
+    yield "The command line decides over the ini file, the [marker](fixtures.md#marker) over both.\n\n## Settings\n"
+    yield from table(("option", "ini", "default", "meaning"), map(setting, SETTINGS))
+    yield "\n## Other settings of the ini file\n"
+    inis = ((code(name), code(default), text) for name, default, text in declared.inis if name not in known)
+    yield from table(("ini", "default", "meaning"), inis)
     yield "\n## Actions\n"
-    yield from table(("option", ""), actions())
-    yield f"\n## Marker\n\n`@pytest.mark.{MARKER}`"
+    actions = ((code(name, value), text) for name, value, text in declared.options if name not in known)
+    yield from table(("option", "meaning"), actions)
 
 
 def setting(option: Option) -> tuple[str, str, str, str]:
     """One row."""
-    default = f"`{option.default}`" if option.default else ""
-    return f"`{option.flag} {option.metavar}`", f"`{option.ini}`", default, option.help.replace("%%", "%")
+    return code(option.flag, option.metavar), code(option.ini), code(option.default), plain(option.help)
+
+
+def plain(text: str | None) -> str:
+    """A help text as argparse shows it."""
+    return (text or "").replace("%%", "%")
 
 
 class Declared:
-    """Takes down what is declared to pytest's parser."""
+    """Takes down what is declared to pytest's parser: names, then metavars or defaults, then what they mean."""
 
     def __init__(self) -> None:
         self.options: list[tuple[str, str, str]] = []
+        self.inis: list[tuple[str, str, str]] = []
+
+    @classmethod
+    def all(cls) -> Self:
+        """All that the plugin declares."""
+        declared: Any = cls()
+        add_options(declared)
+        add_device_option(declared)
+        return declared  # type: ignore[no-any-return]  # it stood for pytest's parser
 
     def getgroup(self, *_words: str) -> Self:
         """A group's options are taken down here as well."""
@@ -56,21 +132,72 @@ class Declared:
 
     def addoption(self, name: str, *, help: str, metavar: str = "", **_more: object) -> None:  # noqa: A002  # pytest's
         """One option of the command line."""
-        self.options.append((name, metavar, help))
+        self.options.append((name, metavar, plain(help)))
 
-    def addini(self, *_words: object, **_more: object) -> None:
+    def addini(self, name: str, help: str, *, default: object, **_more: object) -> None:  # noqa: A002  # pytest's
         """One option of the ini file."""
+        self.inis.append((name, str(default or ""), help))
 
 
-def actions() -> Iterator[tuple[str, str]]:
-    """Options that are no settings."""
-    declared: Any = Declared()
-    add_options(declared)
-    add_device_option(declared)
-    settings = {option.flag for option in SETTINGS}
-    for name, metavar, text in declared.options:
-        if name not in settings:
-            yield f"`{name} {metavar}`".replace(" `", "`"), text.replace("%%", "%")
+def fixtures() -> Iterator[str]:
+    """Every fixture, and the marker with its keywords."""
+    yield "# Fixtures and marker\n"
+    for name in filter(plugin.PERF_FIXTURES.__contains__, vars(plugin)):
+        fixture = getattr(plugin, name)
+        yield f"## `{name}`\n\n{inspect.getdoc(fixture)}\n\nGives `{fixture.__annotations__['return']}`.\n"
+    yield f"## Marker\n\n`@pytest.mark.{plugin.MARKER.partition(':')[0]}`"
+    yield "\nOn a module, a class or a test; the nearest decides. Each keyword replaces what the run's options say.\n"
+    meanings = field_docstrings(TestSettings)
+    yield from table(("keyword", "meaning"), ((code(one.name), meanings[one.name]) for one in fields(TestSettings)))
+
+
+def field_docstrings(owner: type) -> dict[str, str]:
+    """What stands below each field of a class."""
+    (definition,) = ast.parse(inspect.getsource(owner)).body
+    return {
+        field.target.id: inspect.cleandoc(ast.literal_eval(below.value))
+        for field, below in pairwise(getattr(definition, "body", ()))
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr)
+    }
+
+
+def commands() -> Iterator[str]:
+    """Every command of ``llmperf`` with its options."""
+    yield "# Commands\n"
+    yield "`llmperf COMMAND --help` prints the same. What each returns: [exit codes](exit-codes.md)."
+    for parser, text in command_parsers():
+        yield f"\n## `{parser.prog}`\n\n{text}\n\n```console\n{usage(parser)}\n```\n"
+        if parser.description:
+            yield f"{plain(parser.description)}\n"
+        yield from table(("argument", "meaning"), arguments(parser))
+
+
+def command_parsers() -> Iterator[tuple[argparse.ArgumentParser, str]]:
+    """The parser of each command, and what the command does."""
+    (commands,) = (one for one in cli._parser()._actions if isinstance(one, argparse._SubParsersAction))  # noqa: SLF001  # argparse has no public way
+    for one in commands._choices_actions:  # noqa: SLF001  # same
+        yield commands.choices[one.dest], plain(one.help)
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    """In one line, however wide the terminal is that this is made in."""
+    return " ".join(parser.format_usage().removeprefix("usage: ").split())
+
+
+def arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """A row each."""
+    for action in parser._actions:  # noqa: SLF001  # argparse has no public way
+        choices = "|".join(map(str, action.choices or ()))
+        value = "" if action.nargs == 0 else str(action.metavar or choices or action.dest.upper())
+        if action.dest != "help":
+            yield code(", ".join(action.option_strings), value), plain(action.help)
+
+
+def exit_codes() -> Iterator[str]:
+    """What the exit codes mean."""
+    yield "# Exit codes\n"
+    rows = ((str(int(number)), *meanings) for number, meanings in sorted(EXIT_CODES.items()))
+    yield from table(("code", "`pytest --llmperf`", "`llmperf`"), rows)
 
 
 def metrics() -> Iterator[str]:
@@ -89,10 +216,14 @@ def row(metric: Metric) -> tuple[str, ...]:
 
 
 def files() -> Iterator[str]:
-    """JSON Schemas of what is written."""
-    for title, model in (("Baseline", Baseline), ("Verdicts", VerdictFile)):
-        yield f"# {title}\n" if title == "Baseline" else f"\n# {title}\n"
-        yield f"```json\n{json.dumps(model.model_json_schema(), indent=1)}\n```"
+    """JSON Schemas of what is written, and the columns of what is exported."""
+    yield "# Files\n"
+    for title, (where, model) in FILES.items():
+        yield f"## {title}\n\n{where}\n\n```json\n{json.dumps(model.model_json_schema(), indent=1)}\n```\n"
+    yield "## Columns of an export\n\nWritten by `llmperf export`; `env_*` columns follow, one for each field of the "
+    yield "environment. Control characters in texts are escaped.\n"
+    columns = ((code(name), TYPES[name], meaning) for name, meaning in COLUMNS.items())
+    yield from table(("column", "type", "meaning"), columns)
 
 
 def api() -> Iterator[str]:
@@ -105,5 +236,25 @@ def api() -> Iterator[str]:
         yield f"::: pytest_llmperf.{path}\n"
 
 
-for page, lines in {"options": options(), "metrics": metrics(), "files": files(), "api": api()}.items():
-    write(page, lines)
+PAGES: Mapping[str, Callable[[], Iterator[str]]] = {
+    "options": options,
+    "fixtures": fixtures,
+    "commands": commands,
+    "exit-codes": exit_codes,
+    "metrics": metrics,
+    "files": files,
+    "api": api,
+}
+
+
+def write_pages() -> None:
+    """Put them beside the written ones."""
+    import mkdocs_gen_files
+
+    for page, lines in PAGES.items():
+        with mkdocs_gen_files.open(f"reference/{page}.md", "w") as file:
+            file.write("\n".join(lines()) + "\n")
+
+
+if __name__ == "<run_path>":  # what runpy calls a file that it runs
+    write_pages()

@@ -32,7 +32,9 @@ _WRITING_OPTIONS = (
     *("--benchmark-json", "--benchmark-save", "--benchmark-storage", "--cov-report", "--cov-config"),
     *("-n", "--numprocesses", "--maxprocesses", "--dist", "--tx", "--basetemp"),
     *("--llmperf-json", "--llmperf-verdicts", "--llmperf-report", "--llmperf-confirm", "--llmperf-profile"),
+    *("--llmperf-journal", "--llmperf-tell"),
 )
+_WRITING_WITH_OR_WITHOUT_A_NAME = ("--cov", "--debug", "--benchmark-histogram", "--benchmark-cprofile-dump")
 
 
 @dataclass(frozen=True)
@@ -181,5 +183,6 @@ def _outputs() -> argparse.ArgumentParser:
         parser.add_argument(flag, action="store_true")
     for flag in _WRITING_OPTIONS:
         parser.add_argument(flag, action="append")
-    parser.add_argument("--cov", action="append", nargs="?")
+    for flag in _WRITING_WITH_OR_WITHOUT_A_NAME:
+        parser.add_argument(flag, action="append", nargs="?")
     return parser

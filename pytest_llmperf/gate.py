@@ -38,6 +38,7 @@ BRANCH_VARIABLES = ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "C
 COMMON_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 
 _OPEN = frozenset({Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NOT_COMPARABLE, Outcome.INVALID})
+_NOT_COMPARED = (Outcome.NEW, Outcome.NOT_COMPARABLE)
 _SCREENED = (0, 1)
 
 
@@ -138,12 +139,17 @@ def _compare(wanted: Gate, base: str, tests: Sequence[str], here: Path, say: Cal
     only = [f"--llmperf-only={test}" for test in tests]
     comparison = replace(wanted.comparison, base=base, head=None, arguments=[*wanted.comparison.arguments, *only])
     outcome = compare(comparison, here=here, say=say)
-    command = ["llmperf", "ab", base, "--", *wanted.comparison.arguments]
+    command = ["llmperf", "ab", base, "--", *without_outputs(wanted.comparison.arguments)]
     return verdict_file(outcome, command=command, exit_code=int(outcome.failed))
 
 
 def _is_open(cell: CellVerdict) -> bool:
-    return cell.counts and METRICS[cell.metric].kind is Kind.TIMED and cell.outcome in _OPEN
+    return cell.counts and METRICS[cell.metric].kind is Kind.TIMED and _may_be_answered(cell)
+
+
+def _may_be_answered(cell: CellVerdict) -> bool:
+    """Whether the stored baseline had no answer that the merge base could give: it knows nothing of an anchor."""
+    return cell.outcome in _OPEN and not cell.against
 
 
 def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozenset[Outcome]) -> TestVerdicts:
@@ -164,7 +170,7 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
 
 
 def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:
-    """The comparison's answer wherever the stored baseline had none."""
-    cell = second if second and first.outcome in _OPEN and second.outcome.decided else first
+    """The comparison's answer wherever the stored baseline had none, or why it came to none."""
+    cell = second if second and second.outcome not in _NOT_COMPARED and _may_be_answered(first) else first
     asked = cell.counts and cell.outcome in fail_on
     return cell.model_copy(update={"fails": cell.fails or asked})

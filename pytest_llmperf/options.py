@@ -271,6 +271,7 @@ class Options:
             command_line_layer=_layer(config.getoption),
         )
         options._refuse_contradictions()
+        _refuse_misled_root(config, options.model)
         for spec in options.specs:
             check_attention(spec)
         for name in options.executions:
@@ -317,21 +318,22 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class TestSettings:
-    """What ``@pytest.mark.llmperf(...)`` may say.
-
-    ``gate`` names the metrics that may fail the test. ``tolerate`` and ``catch`` are relative changes: ``0.03``,
-    ``"3%"``, or a mapping from metric to either. ``requests``, ``warmup`` and
-    ``timeout`` (in seconds) replace the run's.
-    """
+    """What ``@pytest.mark.llmperf(...)`` may say; ``None`` leaves it to the run."""
 
     __test__ = False  # pytest would collect a class of this name
 
     gate: str | tuple[str, ...] | list[str] | None = None
+    """Metrics that may fail the test: names, comma-separated or in a list; ``"none"`` for none."""
     tolerate: float | str | Mapping[str, float | str] | None = None
+    """Slowdown or growth that is accepted: ``0.03`` or ``"3%"``, or a mapping from metric to either."""
     catch: float | str | Mapping[str, float | str] | None = None
+    """Slowdown or growth that must be caught, in the same forms."""
     requests: int | None = None
+    """Measured requests."""
     warmup: int | None = None
+    """Most warm-up requests."""
     timeout: float | None = None
+    """Seconds that the test's body may take; 0 for no limit."""
 
     @classmethod
     def from_markers(cls, markers: list[pytest.Mark]) -> TestSettings:
@@ -555,6 +557,18 @@ def _compile(mode: str, dynamo: str) -> Compile:
     from pytest_llmperf.measure.dynamo import parse_settings
 
     return Compile(mode=mode, dynamo=parse_settings(dynamo))
+
+
+def _refuse_misled_root(config: pytest.Config, model: str | None) -> None:
+    """Before it knows our options, pytest takes a path behind one for a place of tests, and finds another root."""
+    here = config.invocation_params.dir
+    if model not in config.invocation_params.args or not Path(model).is_dir() or config.inipath:
+        return
+    if not Path(model).resolve().is_relative_to(here):
+        raise UsageError(
+            f"--llmperf-model: pytest took {model} for a place of tests, and {config.rootpath} for the root of the "
+            f"project: write --llmperf-model={model}"
+        )
 
 
 def _given_path(config: pytest.Config, option: str) -> Path | None:

@@ -98,6 +98,8 @@ class Update:
     path: Path
     baseline: Baseline | None = None
     refusal: str = ""
+    failed: bool = False
+    """Whether it was tried, and the file could not be read, locked or written."""
 
 
 @dataclass
@@ -157,6 +159,8 @@ class RunOutcome:
             return f"{len(self.unreported)} tests began and were never reported: {some(list(self.unreported), 3)}"
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"{len(self.missing)} tests of the baseline are missing"
+        if self.update and self.update.failed:
+            return "the baseline could not be updated"
         if self.disturbed and self.update and self.update.refusal:
             return "a run that was disturbed is not recorded: make the machine quiet and run it again"
         if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):

@@ -90,7 +90,7 @@ class Session:
         try:
             self.outcome.update = Update(path=path, baseline=update_baseline(path, self._appended))
         except LlmperfError as error:
-            self.outcome.update = Update(path=path, refusal=str(error))
+            self.outcome.update = Update(path=path, refusal=str(error), failed=True)
 
     def write_outputs(self, *, arguments: Sequence[str], exit_code: int) -> None:
         """Write the files that were asked for, of a run that has finished.

@@ -30,6 +30,14 @@ def some(names: Sequence[str], most: int) -> str:
     return ", ".join(map(printable, names[:most])) + more
 
 
+HASH_DIGITS = 8
+
+
+def short_hash(digest: str) -> str:
+    """The first digits of a commit's or a digest's hash: enough to tell it from others."""
+    return digest[:HASH_DIGITS]
+
+
 def slug(name: str) -> str:
     """A device's name as part of a file's name: lower case, without marks, clock rates and filler words."""
     plain = re.sub(r"\((?:r|tm)\)|@.*|\b(?:cpu|processor|with)\b|\b\d+-core\b", " ", name.lower())

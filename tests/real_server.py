@@ -35,7 +35,7 @@ def real_server(command: Sequence[str], log: Path, **environment: str) -> Iterat
         _wait_for(f"http://127.0.0.1:{port}/health", server, log)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
-        _end(server)
+        end(server)
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
@@ -49,7 +49,8 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"{server.args} did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
-def _end(server: subprocess.Popen[bytes]) -> None:
+def end(server: subprocess.Popen[bytes]) -> None:
+    """Asked first: torchrun has workers in groups of their own, and ends them itself."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, kind)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from real_server import end
 
 from pytest_llmperf.models.synthetic import prepare
 
@@ -36,6 +36,7 @@ NOT_HERE = {
 }
 STANDS_FOR = {
     r"--device cuda": "--device cpu",
+    r"--llmperf-model ORG/NAME": '--llmperf-model="$MODEL"',  # a hub's name is no path
     r"ORG/NAME": '"$MODEL"',
     r"\bTEST\b": "'test_decode[nf4]'",
 }
@@ -189,8 +190,7 @@ def serving(command: str, port: int, folder: Path, environment: dict[str, str]) 
             time.sleep(0.2)
         yield
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        end(server)
 
 
 def answers(port: int) -> bool:

@@ -44,6 +44,17 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
     assert "Traceback" not in result.stderr.str() + result.stdout.str()
 
 
+def test_a_folder_that_pytest_takes_for_the_root_is_told(project, tmp_path_factory):
+    """It would read its settings from there, and name the tests and look for baselines from there."""
+    project.write()
+    model = tmp_path_factory.mktemp("model")
+    wrong = project.pytester.runpytest_inprocess("--llmperf", "--llmperf-model", str(model))
+    assert wrong.ret == pytest.ExitCode.USAGE_ERROR
+    wrong.stderr.fnmatch_lines([f"ERROR: --llmperf-model: pytest took {model} for *: write --llmperf-model={model}"])
+    right = project.pytester.runpytest_inprocess("--llmperf", f"--llmperf-model={model}")
+    right.stderr.fnmatch_lines([f"ERROR: model '{model}' has no config.json: *"])
+
+
 def test_a_device_that_is_not_here_is_named_with_what_is(project):
     """Known only once torch is asked, still before anything is measured."""
     import torch

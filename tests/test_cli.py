@@ -37,6 +37,17 @@ def test_show_prints_cells_runs_spread_and_what_the_baseline_can_find(recorded, 
     assert " ttft " not in out
 
 
+def test_show_fits_eighty_columns(recorded, capsys, monkeypatch):
+    """Each test is named once, above its metrics, which have a line each."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["show", "--all"]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("test_decode" in line for line in lines) == 1
+    metrics = [line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    assert len(metrics) == len({*metrics}) > 8
+
+
 def test_show_all_lists_every_judged_metric(recorded, capsys):
     """``--all`` adds those that explain, the digest among them."""
     assert main(["show", "--all", str(recorded.baseline())]) == 0

@@ -261,3 +261,27 @@ def test_a_run_that_failed_for_another_reason_never_reads_as_passed(recorded, mo
     assert breach in found.breach
     assert comment(found).splitlines()[1].startswith("### llmperf: FAILED: ")
     assert f"::error title=llmperf::{found.breach}" in workflow_commands(found)
+
+
+FULL_DISK = """
+import pytest_llmperf.session as session
+from pytest_llmperf.errors import BaselineError
+
+
+def full(*_):
+    raise BaselineError("cannot write baseline b.json: No space left on device")
+
+
+session.update_baseline = full
+"""
+
+
+def test_a_baseline_that_cannot_be_written_fails_the_run(project):
+    """``llmperf record`` must not go on as if it had recorded."""
+    project.write(conftest=FAKE_CLOCK + FULL_DISK)
+    result = project.run("--llmperf-update", "--llmperf-measure-only")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines([
+        "baseline NOT updated: cannot write baseline b.json: No space left on device",
+        "failed: the baseline could not be updated",
+    ])  # fmt: skip

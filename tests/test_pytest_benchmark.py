@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import pygal  # noqa: F401  # for good: it replaces what finds plugins, and an inner run would take that away again
 import pytest
 import torch
 
@@ -74,6 +75,37 @@ def test_another_workload_is_another_benchmark(project):
     project.run("--benchmark-autosave", *storage)
     result = project.run("--benchmark-compare", "--llmperf-output-tokens=3", *storage)
     result.stdout.no_fnmatch_line("*(NOW)*")
+
+
+@pytest.mark.parametrize(
+    ("asked", "heading", "first"),
+    [
+        ((), "Name (time in ms) *Median *IQR *Rounds", "test_ways*=generate *"),
+        (("--benchmark-columns=min,max",), "Name (time in ms) *Min *Max*", "test_ways*=generate *"),
+        (("--benchmark-sort=name",), "Name (time in ms) *Median *IQR *Rounds", "test_ways*=generate *"),
+    ],
+    ids=["plain", "columns", "sort"],
+)
+def test_its_table_is_small_unless_asked_otherwise(project, asked, heading, first):
+    """It stands above ours, which has the verdicts."""
+    project.write(WORKLOADS)
+    found = project.run(*asked)
+    found.stdout.fnmatch_lines([heading, "----*", first])
+    start = next(at for at, line in enumerate(found.outlines) if line.startswith("Name (time"))
+    assert all(len(line) <= 85 for line in found.outlines[start : start + 5])
+
+
+def test_quiet_runs_have_no_table_and_save_all_the_same(project):
+    """As ours has none."""
+    project.write()
+    storage = ("--benchmark-storage=file://./saved", "--llmperf-measure-only", "-q")
+    found = project.run("--benchmark-autosave", *storage)
+    found.stdout.no_fnmatch_line("*llmperf TPOT*")
+    assert list((project.path / "saved").rglob("*.json"))
+    found = project.run("--benchmark-compare", "--benchmark-compare-fail=mean:10%", *storage, step_ms=1.5)
+    assert "Performance has regressed" in found.stdout.str() + found.stderr.str()
+    assert project.run("--benchmark-histogram=drawn", *storage).ret == 0
+    assert list(project.path.glob("drawn*.svg"))
 
 
 def test_a_histogram_is_drawn(project):

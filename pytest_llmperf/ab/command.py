@@ -23,6 +23,7 @@ from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.profiling import profiles_of
 from pytest_llmperf.records.environment import compare_environments
+from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.report.ab import progress_lines, result_lines
 from pytest_llmperf.report.terminal import LONGEST_LIST
 from pytest_llmperf.scratch import run_folder, user_folder
@@ -86,7 +87,7 @@ def compare_and_exit(wanted: Comparison, *, here: Path, say: Callable[[str], Non
     code = int(outcome.failed)
     if wanted.verdicts:
         command = ["llmperf", "ab", wanted.base, *([wanted.head] if wanted.head else []), "--"]
-        found = verdict_file(outcome, command=[*command, *wanted.arguments], exit_code=code)
+        found = verdict_file(outcome, command=[*command, *without_outputs(wanted.arguments)], exit_code=code)
         write_verdicts(wanted.verdicts, found)
     return code
 
@@ -171,6 +172,7 @@ def _outcome(series: Series, standing: Standing) -> RunOutcome:
             test=test,
             device_key=head.baseline.device_key,
             run=head.run,
+            results=_results(head.baseline, test),
             verdicts=verdicts,
             error=standing.error(test),
         )
@@ -179,3 +181,16 @@ def _outcome(series: Series, standing: Standing) -> RunOutcome:
     found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
     differences = [str(difference) for difference in found]
     return RunOutcome(compared=True, entries=entries, missing=standing.missing, differences=differences)
+
+
+def _results(head: Baseline, test: str) -> list[TestResult]:
+    """What head measured of a test in the first block, which measures all tests."""
+    return [
+        TestResult(
+            workload=head.workloads[one.workload],
+            observation=one,
+            cells=[cell for cell in head.cells if (cell.test, cell.workload) == (test, one.workload)],
+        )
+        for one in head.observations
+        if one.test == test
+    ]

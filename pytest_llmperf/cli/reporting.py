@@ -61,7 +61,7 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> int:
         raise UsageError(f"--journal and --baselines are for --format html; found --format {options.format}")
     text = writer(found)
     if options.output:
-        options.output.write_text(text, encoding="utf-8")
+        options.output.write_text(text, encoding="utf-8", newline="\n")
     else:
         say(text.removesuffix("\n"))
     return 0
@@ -81,5 +81,6 @@ def _append_summary(found: VerdictFile, path: Path) -> None:
     from pytest_llmperf.report.github import SUMMARY_BYTES, summary
 
     taken = path.stat().st_size if path.exists() else 0
+    text = summary(found, SUMMARY_BYTES - taken - 1)
     with path.open("a", encoding="utf-8") as file:
-        file.write("\n" + summary(found, SUMMARY_BYTES - taken - 1))
+        file.write(f"\n{text}")

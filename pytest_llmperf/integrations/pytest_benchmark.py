@@ -3,8 +3,8 @@
 Its unit is the second. Each workload that was timed is one benchmark, whose rounds are the samples of its TPOT, or of
 its call. What has no such samples, as a ratio has not, is left out.
 
-`Metadata`, the plugin's registered name and its attributes ``benchmarks``, ``skip`` and ``only`` are not documented as
-an interface; tests hold them against the installed version.
+`Metadata`, the plugin's registered name and the attributes of its session that are used here are not documented as an
+interface; tests hold them against the installed version.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from pytest_llmperf.text import printable, short_name
 from pytest_llmperf.verdict.metrics import PRIMARIES, Metric
 
 MS_PER_S = 1e3
+
+COLUMNS = ("median", "iqr", "rounds")
+"""What fits a terminal, of a table that stands above another one."""
+OTHERS_SORT = "min"
+"""How it sorts where nobody asked."""
 
 
 def is_wanted(config: pytest.Config) -> bool:
@@ -45,6 +50,17 @@ class Bridge:
     def pytest_collection_modifyitems(self) -> None:
         """Perf tests are benchmarks without its fixture: ``--benchmark-only`` must not skip them."""
         self._benchmarks.only = False
+
+    def pytest_sessionstart(self) -> None:
+        """Make its table small where nobody asked for a larger one; at ``-q`` there is none, as of ours."""
+        session, asked = self._benchmarks, self._config.option
+        if not asked.benchmark_columns:
+            session.columns = COLUMNS
+        if asked.benchmark_sort == OTHERS_SORT:
+            session.sort = "fullname"
+        # Its histograms are drawn while its table is.
+        if self._config.get_verbosity() < 0 and not (session.verbose or session.histogram):
+            session.quiet = True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add what a test has measured."""
@@ -130,4 +146,5 @@ def _labels(results: Sequence[TestResult]) -> list[str]:
 
 
 def _fields(result: TestResult) -> dict[str, Scalar]:
-    return result.workload.model_dump(exclude={"settings"}) | result.workload.settings
+    fields = result.workload.model_dump(exclude={"settings"}) | result.workload.settings
+    return {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}

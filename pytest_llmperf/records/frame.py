@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import BaselineError, MissingDependency, UsageError
 from pytest_llmperf.records.schema import Baseline, CellRun, Run, Scalar, Workload
 from pytest_llmperf.records.store import baseline_files, load_baseline
+from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.metrics import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Row = dict[str, Scalar]
 
 COLUMNS: dict[str, str] = {
     "device_key": "device that the file belongs to",
@@ -37,25 +40,30 @@ COLUMNS: dict[str, str] = {
 }
 """Every column and what it holds; ``env_*`` columns follow, one for each field of the environment."""
 
+TYPES: dict[str, str] = {
+    **dict.fromkeys(COLUMNS, "string"),
+    **dict.fromkeys(("value", "mean_log", "mad_log"), "float64"),
+    **dict.fromkeys(("count", "batch_size", "input_tokens", "output_tokens"), "int64"),
+    "time": "datetime64[us, UTC]",
+    "dirty": "boolean",
+}
+"""Of the same columns where they are exported: also of one that holds nothing, so that files can be put together."""
+
 
 def load_runs(path: str | Path) -> pd.DataFrame:
     """Every cell of every run under ``path`` (a baseline file, a run's journal, or a folder of them).
 
     Returns:
-        One row a cell and run, with the columns of :data:`COLUMNS` and ``env_*``.
+        One row a cell and run, with the columns of an export and ``env_*``.
 
     Raises:
         BaselineError: there is none, or one cannot be read or trusted.
     """
-    import pandas as pd
-
-    rows = [row for file in baseline_files(Path(path)) for row in _rows(load_baseline(file))]
-    frame = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
-    return frame.assign(time=pd.to_datetime(frame["time"], utc=True, format="ISO8601"))
+    return _frame(_rows(path))
 
 
 def export_runs(source: str | Path, target: Path) -> int:
-    """Write :func:`load_runs` of ``source`` as ``.csv`` or ``.parquet``.
+    """Write what ``load_runs`` gives of ``source`` as ``.csv`` or ``.parquet``, its texts printable.
 
     Returns:
         The number of rows written.
@@ -66,7 +74,7 @@ def export_runs(source: str | Path, target: Path) -> int:
     """
     if target.suffix not in {".csv", ".parquet"}:
         raise UsageError(f"cannot export to {target}: expected a name ending in .csv or .parquet")
-    frame = load_runs(source)
+    frame = _frame(map(_printable, _rows(source))).astype(TYPES)
     try:
         if target.suffix == ".csv":
             frame.to_csv(target, index=False)
@@ -79,13 +87,28 @@ def export_runs(source: str | Path, target: Path) -> int:
     return len(frame)
 
 
-def _rows(baseline: Baseline) -> Iterator[dict[str, Scalar]]:
-    runs = {run.run_id: run for run in baseline.runs}
-    for cell in baseline.cells:
-        yield _row(baseline, cell, runs[cell.run])
+def _frame(rows: Iterable[Row]) -> pd.DataFrame:
+    import pandas as pd
+
+    made = list(rows)
+    frame = pd.DataFrame(made, columns=None if made else list(COLUMNS))
+    return frame.assign(time=pd.to_datetime(frame["time"], utc=True, format="ISO8601"))
 
 
-def _row(baseline: Baseline, cell: CellRun, run: Run) -> dict[str, Scalar]:
+def _printable(row: Row) -> Row:
+    """A file is looked at in a terminal too."""
+    return {printable(name): printable(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _rows(path: str | Path) -> Iterator[Row]:
+    for file in baseline_files(Path(path)):
+        baseline = load_baseline(file)
+        runs = {run.run_id: run for run in baseline.runs}
+        for cell in baseline.cells:
+            yield _row(baseline, cell, runs[cell.run])
+
+
+def _row(baseline: Baseline, cell: CellRun, run: Run) -> Row:
     metric, workload = METRICS.get(cell.metric), baseline.workloads[cell.workload]
     is_text = isinstance(cell.value, str)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -18,7 +19,7 @@ from pytest_llmperf.report.tables import plain_table, render
 from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
 from pytest_llmperf.text import printable, short_name, some
 from pytest_llmperf.verdict.model import Verdict
-from pytest_llmperf.verdict.paired import next_look
+from pytest_llmperf.verdict.paired import LOOKS, next_look
 from pytest_llmperf.verdict.sentence import format_value
 
 if TYPE_CHECKING:
@@ -35,11 +36,16 @@ def progress_lines(
     waiting = [verdict for verdict in waiting if not verdict.outcome.decided]
     state = f"{len(standing.undecided)} of {len(standing.tests)} tests undecided"
     ahead = f", next look after block {look}" if look and waiting else ""
-    left = f", {max(0.0, left_s) / 60:.0f} min of the budget left" if left_s is not None else ""
+    left = f", {_left(left_s)} of the budget left" if left_s is not None else ""
     yield f"block {len(blocks)} of at most {most} took {blocks[-1].seconds:.0f} s: {state}{ahead}{left}"
     for verdict in waiting:
         name = f"{short_name(verdict.cell.test)} {verdict.cell.metric.name}"
-        yield printable(f"  {name}: {change(verdict)} after {_blocks(verdict.blocks)}")
+        told = verdict if verdict.blocks >= LOOKS[0] else replace(verdict, interval=None)
+        yield printable(f"  {name}: {change(told)} after {_blocks(verdict.blocks)}")
+
+
+def _left(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{max(0.0, seconds):.0f} s"  # noqa: PLR2004  # a minute
 
 
 def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip: str) -> Iterator[str]:
@@ -59,7 +65,7 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
     yield from map(printable, _disturbed_lines(blocks))
     if run.differences:
         yield printable(f"base and head differ in {', '.join(run.differences)}")
-    yield f"null control: {null_trip or 'base beside base does not differ'}"
+    yield printable(f"null control: {null_trip or 'base beside base does not differ'}")
     seconds = sum(block.seconds for block in blocks)
     yield f"measured {_blocks(len(blocks))} of three fresh processes in {seconds:.0f} s"
     yield decided_line(run)

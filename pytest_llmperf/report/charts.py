@@ -14,6 +14,7 @@ from typing import Literal
 from pytest_llmperf.history import Series
 from pytest_llmperf.records.reduce import percentile
 from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.text import short_hash
 from pytest_llmperf.verdict.metrics import METRICS, Metric
 from pytest_llmperf.verdict.sentence import format_value, scale_of
 
@@ -21,7 +22,6 @@ MOST_POINTS = 256
 """More along one axis are not told apart, and make the file large: neighbours are put together."""
 
 DIGITS = 5
-COMMIT_DIGITS = 8
 LONGEST_LABEL = 40
 
 PHASES = ("load", "prefill", "decode", "serving")
@@ -269,7 +269,7 @@ def _points(series: Series, axis: Axis) -> Trace:
         role="baseline",
         x=[float(at) for at in range(len(series.points))],
         y=axis.scaled(point.value for point in series.points),
-        labels=[f"{one.time} {(one.commit or '')[:COMMIT_DIGITS]} runs: {one.runs}" for one in series.points],
+        labels=[f"{one.time} {short_hash(one.commit or '')} runs: {one.runs}" for one in series.points],
     )
 
 

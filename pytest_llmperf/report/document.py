@@ -12,6 +12,7 @@ from pytest_llmperf.report import charts, compared
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.evidence import Evidence
 from pytest_llmperf.report.explain import explanation_text, explanation_title
+from pytest_llmperf.report.results import shown_value
 from pytest_llmperf.report.rows import SEVERITY, Row, is_known, rows, severity, shape
 from pytest_llmperf.report.terminal import counted
 from pytest_llmperf.verdict.judge import is_judged
@@ -223,8 +224,8 @@ def _measured(evidence: Evidence) -> Iterator[compared.Measured]:
     for test in evidence.verdicts.tests:
         for name, workload in test.workloads.items():
             result = evidence.result_of.get((test.test, name))
-            found = {cell.metric: cell.value for cell in test.cells if cell.workload == name}
-            figures = found | (_values(result) if result else {})
+            judged = {cell.metric: shown_value(cell) for cell in test.cells if cell.workload == name}
+            figures = (_values(result) if result else {}) | judged
             yield compared.Measured(test.test, workload, charts.figures(figures))
 
 

@@ -7,24 +7,27 @@ Names of tests and models, and what a test raised, come from the pull request. I
 from __future__ import annotations
 
 import os
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from pytest_llmperf.errors import UsageError
 from pytest_llmperf.report.explain import explanation_text, explanation_title
-from pytest_llmperf.report.results import change
+from pytest_llmperf.report.results import change, figure_text, shown_value
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.text import printable, slug
 from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Outcome, number
-from pytest_llmperf.verdict.sentence import format_value
+from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile
 
 COMMENT_BYTES = 65_536
 """GitHub's limit for a comment, which it counts in characters: no more of these than of bytes."""
 SUMMARY_BYTES = 1024**2
 """GitHub's limit for what one step adds to the summary."""
-CUT = "<p>Cut here, at the size that GitHub takes: the verdict file among the run's artifacts has the rest.</p>\n"
+FAILURES_SHARE = 0.5
+"""Of a body's bytes: the list of what failed leaves room for the table, whose first rows tell the same in short."""
 
 MOST_ERRORS = 10
 """What GitHub shows of one level and step."""
@@ -36,6 +39,7 @@ LONGEST_LIST = 5
 TABLE_COLUMNS = 100
 
 _MOVED = (Outcome.REGRESSED, Outcome.IMPROVED)
+_UNDECIDED = (Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.NOT_COMPARABLE)
 _WORST_FIRST = (
     *(Outcome.REGRESSED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.NOT_COMPARABLE, Outcome.NEW),
     *(Outcome.MISSING, Outcome.ERROR, Outcome.IMPROVED, Outcome.UNCHANGED),
@@ -50,6 +54,8 @@ class Block:
     opening: str
     rows: Sequence[str]
     closing: str
+    share: float = 1.0
+    """How much of the whole body it may take."""
 
 
 def comment(verdicts: VerdictFile) -> str:
@@ -59,7 +65,11 @@ def comment(verdicts: VerdictFile) -> str:
 
 
 def summary(verdicts: VerdictFile, most_bytes: int = SUMMARY_BYTES) -> str:
-    """The same for the summary of a step, which takes more."""
+    """The same for the summary of a step, which takes more.
+
+    Raises:
+        UsageError: there is not even room to say how the run ended.
+    """
     return _body(verdicts, most_bytes)
 
 
@@ -78,30 +88,35 @@ def workflow_commands(verdicts: VerdictFile) -> str:
 
 
 def _body(verdicts: VerdictFile, most_bytes: int) -> str:
-    """What failed, then every cell, the worst first, then how to repeat it."""
-    heading = f"### llmperf: {conclusion(verdicts)}\n\n"
+    """What failed and what is open, then every cell, the worst first, then where the time went and how to repeat it."""
+    heading, cut = f"### llmperf: {conclusion(verdicts)}\n\n", _cut_line(os.environ)
+    room = most_bytes - _bytes(heading) - _bytes(cut)
+    if room < 0:
+        raise UsageError(
+            f"no room: GitHub takes {SUMMARY_BYTES} bytes of a step's summary, of which {max(0, most_bytes)} are left; "
+            "tell the verdicts in a step of their own"
+        )
     blocks = [
         Block("", list(_facts(verdicts)), ""),
-        Block("<ul>\n", [_failure(test) for test in verdicts.tests if test.failed], "</ul>\n"),
-        _explanations_block(verdicts.tests),
+        _failures_block(verdicts.tests),
+        _undecided_block(verdicts.tests),
         _cells_block(verdicts.tests),
+        _explanations_block(verdicts.tests),
         _reproduce_block(verdicts.tests),
     ]
-    return heading + _fitted(blocks, most_bytes - len(heading))
+    text, whole = _fitted(blocks, room)
+    return f"{heading}{text}{'' if whole else cut}"
 
 
-def _fitted(blocks: Iterable[Block], most_bytes: int) -> str:
-    """Whole rows in order, as many as there is room for."""
-    text, left = "", most_bytes - len(CUT)
+def _fitted(blocks: Iterable[Block], most_bytes: int) -> tuple[str, bool]:
+    """Whole rows in order, as many as there is room for, and whether these are all."""
+    text, left, whole = "", most_bytes, True
     for block in blocks:
-        left -= len(block.opening) + len(block.closing)
-        count = _fitting(block.rows, left)
-        left -= sum(map(_bytes, block.rows[:count]))
-        if count:
-            text += f"{block.opening}{''.join(block.rows[:count])}{block.closing}"
-        if count < len(block.rows):
-            return text + CUT
-    return text
+        frame = _bytes(block.opening + block.closing)
+        count = _fitting(block.rows, min(left, int(block.share * most_bytes)) - frame)
+        shown = f"{block.opening}{''.join(block.rows[:count])}{block.closing}" if count else ""
+        text, left, whole = text + shown, left - _bytes(shown), whole and count == len(block.rows)
+    return text, whole
 
 
 def _fitting(rows: Sequence[str], most_bytes: int) -> int:
@@ -123,7 +138,8 @@ def _facts(verdicts: VerdictFile) -> Iterator[str]:
     if verdicts.breach:
         yield f"<p><b>failed</b>: {_code(verdicts.breach)}</p>\n"
     if verdicts.missing:
-        yield f"<p>{len(verdicts.missing)} tests of the baseline are missing: {_codes(verdicts.missing)}</p>\n"
+        count = _count(verdicts.missing, "test")
+        yield f"<p>Missing: {count} of the baseline: {_codes(verdicts.missing)}</p>\n"
     if verdicts.differences:
         yield f"<p>This machine differs from the baseline's: {_codes(verdicts.differences)}</p>\n"
 
@@ -137,13 +153,47 @@ def _run_link(environ: Mapping[str, str]) -> str:
     return f'<a href="{server}/{repository}/actions/runs/{run}">run and artifacts</a>'
 
 
+def _cut_line(environ: Mapping[str, str]) -> str:
+    link = _run_link(environ)
+    return f"<p>Cut to the size that GitHub takes: the verdict file has the rest{link and f', see {link}'}.</p>\n"
+
+
+def _failures_block(tests: Sequence[TestVerdicts]) -> Block:
+    failed = [_failure(test) for test in tests if test.failed]
+    return Block(f"<p>{_count(failed, 'test')} failed:</p>\n<ul>\n", failed, "</ul>\n", FAILURES_SHARE)
+
+
 def _failure(test: TestVerdicts) -> str:
-    return f"<li>{_code(test.test)}<br>{'<br>'.join(map(_code, _reasons(test)))}</li>\n"
+    return f"<li>{_code(test.test)}<br>{_codes(_reasons(test), '<br>')}</li>\n"
 
 
 def _reasons(test: TestVerdicts) -> list[str]:
     """Why a test failed, a line each."""
     return [test.error] if test.error else [cell.sentence for cell in test.cells if cell.fails]
+
+
+def _undecided_block(tests: Sequence[TestVerdicts]) -> Block:
+    """Why cells that gate have no answer, the commonest reason first."""
+    groups: defaultdict[tuple[Outcome, str], list[str]] = defaultdict(list)
+    for cell in (cell for test in tests for cell in test.cells if cell.counts and cell.outcome in _UNDECIDED):
+        reason = _reason(cell)
+        groups[cell.outcome, re.sub(r"\d[\d.e-]*", "0", reason)].append(reason)  # what can be found differs by cell
+    found = sorted(groups.items(), key=lambda group: -len(group[1]))
+    rows = [_undecided_row(outcome, reasons) for (outcome, _), reasons in found[:LONGEST_LIST]]
+    if more := found[LONGEST_LIST:]:
+        rows.append(f"<li>{_count(more, 'more reason')}</li>\n")
+    return Block("<p>Not decided:</p>\n<ul>\n", rows, "</ul>\n")
+
+
+def _undecided_row(outcome: Outcome, reasons: Sequence[str]) -> str:
+    such_as = "such as " if len({*reasons}) > 1 else ""
+    return f"<li>{_count(reasons, 'cell')} {outcome.words}: {such_as}{_code(reasons[0])}</li>\n"
+
+
+def _reason(cell: CellVerdict) -> str:
+    """What the sentence says after the outcome; the whole of it where that is elsewhere."""
+    words = cell.outcome.words
+    return re.split(f"; {words}: |: {words}, ", cell.sentence, maxsplit=1)[-1]
 
 
 def _explanations_block(tests: Sequence[TestVerdicts]) -> Block:
@@ -176,17 +226,10 @@ def _row(test: TestVerdicts, cell: CellVerdict) -> str:
     word = f"<b>{cell.outcome.words}</b>" if cell.fails else cell.outcome.words
     word += "" if cell.counts else ", does not gate"
     word += f" since {_code(cell.against)}" if cell.against else ""
-    baseline = "-" if cell.baseline is None else format_value(metric, cell.baseline)
-    figures = (baseline, format_value(metric, _now(cell)), change(cell))
+    baseline = "-" if cell.baseline is None else figure_text(metric, cell.baseline)
+    figures = (baseline, figure_text(metric, shown_value(cell)), change(cell))
     numbers = "".join(f'<td align="right">{escape(printable(figure))}</td>' for figure in figures)
     return f"<tr><td>{word}</td><td>{_code(test.test)}</td><td>{metric.title}</td>{numbers}</tr>\n"
-
-
-def _now(cell: CellVerdict) -> float | str | None:
-    """What the ratio is of: where fresh runs confirmed the first one, the mean of all."""
-    if cell.candidates and cell.ratio is not None:
-        return number(cell.baseline) * cell.ratio
-    return cell.value
 
 
 def _empty_row(test: TestVerdicts) -> str:
@@ -216,9 +259,13 @@ def _data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _codes(texts: Sequence[str]) -> str:
+def _count(found: Sequence[object], what: str) -> str:
+    return f"{len(found)} {what}{'s' * (len(found) != 1)}"
+
+
+def _codes(texts: Sequence[str], separator: str = ", ") -> str:
     more = f" and {len(texts) - LONGEST_LIST} more" if len(texts) > LONGEST_LIST else ""
-    return ", ".join(map(_code, texts[:LONGEST_LIST])) + more
+    return separator.join(map(_code, texts[:LONGEST_LIST])) + more
 
 
 def _code(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from rich.table import Table
@@ -10,10 +11,10 @@ from rich.text import Text
 
 from pytest_llmperf.outcome import Entry
 from pytest_llmperf.records.schema import TestResult, Workload
-from pytest_llmperf.report.tables import plain_table
-from pytest_llmperf.text import printable, short_name
+from pytest_llmperf.report.tables import Outline, plain_table
+from pytest_llmperf.text import printable, short_hash, short_name
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
-from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.model import Outcome, Verdict, number
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict_file import CellVerdict
 
@@ -33,30 +34,45 @@ OTHER_COLOR = "yellow"
 Row = tuple[Entry, TestResult]
 
 
-def results_table(entries: Iterable[Entry], *, wide: bool, every: bool = False) -> Table:
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What there is room for, and what was asked for."""
+
+    wide: bool
+    verbosity: int
+    explaining: Sequence[str]
+    """Keys of metrics that have a column of their own."""
+
+
+def results_table(entries: Iterable[Entry], *, wide: bool, verbosity: int = 0) -> Outline:
     """The table of a run.
 
     Args:
         entries: what became of its tests.
         wide: whether there is room for what explains the figure.
-        every: whether each figure that is judged has a row, instead of the one that a workload is measured for.
+        verbosity: 0 for the figure that a workload is measured for; 1 adds what gates or moved, 2 all that is judged.
     """
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
     results = [result for _, result in rows]
     titles = {_primary(result).title for result in results}
-    explaining = [key for key in EXPLAINING if wide and not every and any(one.cell(key) for one in results)]
+    explaining = [key for key in EXPLAINING if wide and not verbosity and any(one.cell(key) for one in results)]
+    layout = _Layout(wide=wide, verbosity=verbosity, explaining=explaining)
+    outline = Outline(_empty_table(titles.pop() if len(titles) == 1 and not verbosity else "figure", explaining))
+    for model, members in groupby(rows, key=_group):
+        outline.add_line(Text(model, style="bold"))
+        for entry, result in members:
+            _add(outline, entry, result, layout)
+    return outline
+
+
+def _empty_table(figure: str, explaining: Iterable[str]) -> Table:
     table = plain_table()
     table.add_column("test", overflow="fold")
-    for heading in (titles.pop() if len(titles) == 1 and not every else "figure", "baseline", "change"):
+    for heading in (figure, "baseline", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     for key in explaining:
         table.add_column(METRICS[key].title.removeprefix("decode "), justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
-    for model, members in groupby(rows, key=_group):
-        table.add_row(Text(model, style="bold"))
-        for entry, result in members:
-            for cells in _rows(entry, result, explaining, every=every):
-                table.add_row(*cells)
     return table
 
 
@@ -79,26 +95,44 @@ def _model(workload: Workload) -> str:
     return " ".join(dict.fromkeys(words)) + engine
 
 
-def _rows(entry: Entry, result: TestResult, explaining: Sequence[str], *, every: bool) -> Iterator[list[Text]]:
-    verdicts = [
-        verdict
-        for verdict in entry.verdicts
-        if verdict.cell.workload == result.workload.hash and verdict.cell.metric.key in METRICS and not verdict.against
-    ]
-    primary = _primary(result)
-    of_primary = next((verdict for verdict in verdicts if verdict.cell.metric.key == primary.key), None)
+def _add(outline: Outline, entry: Entry, result: TestResult, layout: _Layout) -> None:
+    """One row for what is measured; with more verbosity a row for each metric, below the test's name."""
+    primary, verdicts = _primary(result), _verdicts(entry, result)
+    of_primary = next((one for one in verdicts if one.cell.metric.key == primary.key and not one.against), None)
     several = f" {result.workload.execution}" if len(entry.results) > 1 else ""
     name = Text(printable(short_name(entry.test) + several))
-    yield [name, *_figures(primary, result, of_primary, explaining), _verdict_text(entry, result, of_primary)]
-    for verdict in verdicts if every else ():
-        if verdict is not of_primary:
-            metric = verdict.cell.metric
-            yield [Text(f"  {metric.title}"), *_figures(metric, result, verdict, ()), outcome_text(verdict.outcome)]
+    others = [one for one in verdicts if one is not of_primary and _is_shown(one, layout.verbosity)]
+    if not others:
+        outcome = _worst_text(entry, result, of_primary, named=layout.wide)
+        outline.table.add_row(name, *_figures(primary, result, of_primary, layout.explaining), outcome)
+        return
+    outline.add_line(name)
+    outline.table.add_row(f"  {primary.title}", *_figures(primary, result, of_primary), _own_text(entry, of_primary))
+    for verdict in others:
+        metric, label = verdict.cell.metric, Text(printable(f"  {verdict.cell.metric.title}{since(verdict)}"))
+        outline.table.add_row(label, *_figures(metric, result, verdict), outcome_text(verdict.outcome))
 
 
-def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, explaining: Sequence[str]) -> Iterator[Text]:
-    yield Text(format_value(metric, result.value(metric.key)))
-    yield Text(format_value(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
+def _verdicts(entry: Entry, result: TestResult) -> list[Verdict]:
+    return [
+        verdict
+        for verdict in entry.verdicts
+        if verdict.cell.workload == result.workload.hash and verdict.cell.metric.key in METRICS
+    ]
+
+
+def _is_shown(verdict: Verdict, verbosity: int) -> bool:
+    """Beside the primary metric what gates or moved; with more verbosity all but what this device cannot measure."""
+    if verbosity > 1:
+        return verdict.cell.value is not None or verdict.outcome is not Outcome.NEW
+    return verbosity > 0 and (verdict.counts or verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED))
+
+
+def _figures(
+    metric: Metric, result: TestResult, verdict: Verdict | None, explaining: Sequence[str] = ()
+) -> Iterator[Text]:
+    yield Text(figure_text(metric, shown_value(verdict) if verdict else result.value(metric.key)))
+    yield Text(figure_text(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
     yield Text(change(verdict))
     for key in explaining:
         cell = result.cell(key)
@@ -107,6 +141,18 @@ def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, explai
 
 def _primary(result: TestResult) -> Metric:
     return primary_metric(cell.metric for cell in result.cells)
+
+
+def shown_value(verdict: Verdict | CellVerdict) -> float | str | None:
+    """What the change is of: where fresh runs confirmed the first one, the mean of all."""
+    if verdict.candidates and verdict.ratio is not None:
+        return number(verdict.baseline) * verdict.ratio
+    return verdict.value if isinstance(verdict, CellVerdict) else verdict.cell.value
+
+
+def figure_text(metric: Metric, value: float | str | None) -> str:
+    """A figure that is to stand in a column: of a digest, its beginning."""
+    return short_hash(value) if isinstance(value, str) else format_value(metric, value)
 
 
 def change(verdict: Verdict | CellVerdict | None) -> str:
@@ -123,14 +169,19 @@ def _percent(ratio: float) -> str:
     return f"{points:+.1f}" if abs(points) < 10 else f"{points:+.0f}"  # noqa: PLR2004  # two digits are enough
 
 
-def _verdict_text(entry: Entry, result: TestResult, primary: Verdict | None) -> Text:
+def _worst_text(entry: Entry, result: TestResult, primary: Verdict | None, *, named: bool) -> Text:
+    """The worst of what fails the test, with the metrics if they are to be named; else the primary one's outcome."""
+    failing = [verdict for verdict in entry.failing if verdict.cell.workload == result.workload.hash]
+    if entry.error or not failing:
+        return _own_text(entry, primary)
+    worst = min((verdict.outcome for verdict in failing), key=[*Outcome].index)
+    names = ", ".join(changed(verdict) for verdict in failing if verdict.outcome is worst)
+    return Text(f"{worst.words}: {names}" if named else worst.words, style=COLORS[Outcome.REGRESSED])
+
+
+def _own_text(entry: Entry, primary: Verdict | None) -> Text:
     if entry.error:
         return Text("error", style=COLORS[Outcome.ERROR])
-    failing = [verdict for verdict in entry.failing if verdict.cell.workload == result.workload.hash]
-    if failing:
-        worst = min((verdict.outcome for verdict in failing), key=[*Outcome].index)
-        names = ", ".join(changed(verdict) for verdict in failing if verdict.outcome is worst)
-        return Text(f"{worst.words}: {names}", style=COLORS[Outcome.REGRESSED])
     return Text("measured") if primary is None else outcome_text(primary.outcome)
 
 
@@ -141,4 +192,9 @@ def outcome_text(outcome: Outcome) -> Text:
 
 def changed(verdict: Verdict) -> str:
     """The metric, and since when it changed where that is not the present baseline."""
-    return verdict.cell.metric.name + (f" since {printable(verdict.against)}" if verdict.against else "")
+    return verdict.cell.metric.name + printable(since(verdict))
+
+
+def since(verdict: Verdict | CellVerdict) -> str:
+    """Since when it changed, where that is not the present baseline."""
+    return f" since {verdict.against}" if verdict.against else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.report.charts import figure
-from pytest_llmperf.report.results import change
+from pytest_llmperf.report.results import change, shown_value, since
 from pytest_llmperf.text import short_name
 from pytest_llmperf.verdict.metrics import METRICS, Metric
 from pytest_llmperf.verdict.model import Outcome
@@ -47,9 +47,9 @@ def rows(test: TestVerdicts) -> Iterator[Row]:
             test=test.test,
             name=short_name(test.test),
             workload=shape(workload) if workload else "",
-            metric=metric.title + (f" since {cell.against}" if cell.against else ""),
+            metric=metric.title + since(cell),
             baseline=NOTHING if cell.baseline is None else format_value(metric, cell.baseline),
-            now=format_value(metric, cell.value),
+            now=format_value(metric, shown_value(cell)),
             change=change(cell),
             limit=_limit(cell, metric),
             outcome=cell.outcome.words,
@@ -82,7 +82,7 @@ def _error_row(test: TestVerdicts) -> Row:
 
 
 def _order(cell: CellVerdict) -> dict[str, float]:
-    found = {"verdict": severity(cell), "baseline": cell.baseline, "now": cell.value, "change": cell.ratio}
+    found = {"verdict": severity(cell), "baseline": cell.baseline, "now": shown_value(cell), "change": cell.ratio}
     return {column: value for column, part in found.items() if (value := figure(part)) is not None}
 
 

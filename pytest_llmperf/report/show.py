@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from statistics import median, stdev
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from pytest_llmperf.compare import Comparison
-from pytest_llmperf.records.schema import Baseline, Workload
-from pytest_llmperf.report.tables import PIPE_COLUMNS, plain_table, render
+from pytest_llmperf.records.schema import Baseline
+from pytest_llmperf.report.results import figure_text
+from pytest_llmperf.report.rows import shape
+from pytest_llmperf.report.tables import PIPE_COLUMNS, Outline, plain_table, render, wrapped
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.exact import limit_value, varies
 from pytest_llmperf.verdict.metrics import Kind
-from pytest_llmperf.verdict.model import Cell
+from pytest_llmperf.verdict.model import Cell, evidence
 from pytest_llmperf.verdict.screen import screen
 from pytest_llmperf.verdict.sentence import format_value
 
@@ -26,24 +30,26 @@ if TYPE_CHECKING:
 
 
 def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iterator[str]:
-    """A baseline as a table: one row a cell, over the runs that may be compared with the latest one."""
+    """A baseline as a table: below each test a row a metric, over the runs that may be compared with the latest one."""
     sessions = len({run.session_id for run in baseline.runs})
-    yield printable(f"{name}: {baseline.device_key}, {len(baseline.runs)} runs in {sessions} sessions")
+    yield printable(f"{name}: {baseline.device_key}, {evidence(len(baseline.runs), sessions)}")
     if not baseline.runs:
         return
     latest = max(baseline.runs, key=lambda run: run.time)
     comparison = Comparison(baseline, latest.environment)
-    table = plain_table()
-    table.add_column("test", overflow="fold")
-    table.add_column("metric", overflow="fold")
+    cells = [cell for cell in comparison.stored_cells.values() if cell.window and (every_metric or cell.limit.gates)]
+    outline = Outline(plain_table())
+    outline.table.add_column("metric", overflow="fold")
     for heading in ("runs", "sessions", "median", "spread", "finds"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for (_, workload, _), cell in comparison.stored_cells.items():
-        if cell.window and (every_metric or cell.limit.gates):
-            label = f"{cell.test} {_shape(baseline.workloads[workload])}"
-            table.add_row(*map(Text, map(printable, (label, *_row(cell, comparison)))))
-    yield render(table, table_width(), color=False)
-    yield "spread: standard deviation between runs. finds: smallest change for the worse found 9 times in 10."
+        outline.table.add_column(heading, justify="right", no_wrap=True)
+    for (test, workload), members in groupby(cells, key=lambda cell: (cell.test, cell.workload)):
+        heading = printable(f"{test}: {shape(baseline.workloads[workload])}")
+        outline.add_line(Text(wrapped(heading, table_width())))
+        for cell in members:
+            outline.table.add_row(*map(Text, map(printable, _row(cell, comparison))))
+    yield outline.render(table_width(), color=False)
+    yield "spread: standard deviation between runs"
+    yield "finds: smallest change for the worse that is found 9 times in 10"
 
 
 def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
@@ -58,9 +64,9 @@ def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
 
 
 def _row(cell: Cell, comparison: Comparison) -> tuple[str, ...]:
-    counts = (cell.metric.name, str(len(cell.window)), str(cell.sessions))
+    counts = (f"  {cell.metric.name}", str(len(cell.window)), str(cell.sessions))
     if cell.metric.kind is Kind.IDENTITY:
-        return (*counts, str(cell.window[-1].value), "-", "-")
+        return (*counts, figure_text(cell.metric, cell.window[-1].value), "-", "-")
     middle = median(cell.figures)
     return (*counts, format_value(cell.metric, middle), _spread(cell), _finds(cell, comparison))
 
@@ -82,10 +88,7 @@ def _finds(cell: Cell, comparison: Comparison) -> str:
     return f"+{100 * found.mde:.0f} %"
 
 
-def _shape(workload: Workload) -> str:
-    return f"({workload.model}, {workload.input_tokens} in, {workload.output_tokens} out)"
-
-
 def table_width() -> int:
-    """The terminal's width; wide where output goes elsewhere."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_COLUMNS
+    """The terminal's width, or what ``COLUMNS`` says; wide where output goes elsewhere."""
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS")
+    return shutil.get_terminal_size().columns if known else PIPE_COLUMNS

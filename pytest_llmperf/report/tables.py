@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from textwrap import fill
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 PIPE_COLUMNS = 160
 """Width where output is not a terminal: wide enough that nothing is cut."""
@@ -16,7 +18,35 @@ def plain_table(title: str = "") -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left")
 
 
-def render(table: Table, width: int, *, color: bool) -> str:
+_PLACE = "\ue000"
+"""Stands where a line will: a character that `printable` lets into no other row."""
+
+
+class Outline:
+    """A table with lines above its rows that take no part in the widths of its columns."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self._lines: list[Text] = []
+
+    def add_line(self, line: Text) -> None:
+        """Add a line that may take the whole width."""
+        self._lines.append(line)
+        self.table.add_row(_PLACE)
+
+    def render(self, width: int, *, color: bool) -> str:
+        """All of it as text of at most ``width`` columns."""
+        lines = iter(self._lines)
+        rows = render(self.table, width, color=color).split("\n")
+        return "\n".join(render(next(lines), width, color=color) if row == _PLACE else row for row in rows)
+
+
+def wrapped(line: str, width: int) -> str:
+    """A long line as several of at most ``width`` columns, all but the first indented."""
+    return fill(line, width, subsequent_indent=" " * 4, break_on_hyphens=False)
+
+
+def render(table: RenderableType, width: int, *, color: bool) -> str:
     """The table as text of at most ``width`` columns."""
     target = io.StringIO()
     console = Console(

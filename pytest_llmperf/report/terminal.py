@@ -10,7 +10,6 @@ from typing import Any
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.report.results import WIDE_COLUMNS, changed, results_table
-from pytest_llmperf.report.tables import render
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
@@ -24,7 +23,8 @@ RECORD = "llmperf record --runs 5"
 def write_summary(reporter: Any, run: RunOutcome) -> None:
     """Write the summary of a run to pytest's terminal reporter.
 
-    ``-v`` adds a row for each figure that is judged, ``-q`` leaves the table out, ``-qq`` all but what was decided.
+    ``-v`` adds a row for each figure that gates or moved, ``-vv`` for each that is judged; ``-q`` leaves the table out,
+    ``-qq`` all but what was decided.
     """
     width, color = reporter._tw.fullwidth, reporter._tw.hasmarkup  # noqa: SLF001  # pytest offers no other way
     if reporter.verbosity < -1:
@@ -32,18 +32,21 @@ def write_summary(reporter: Any, run: RunOutcome) -> None:
         return
     reporter.section(title(run.entries), bold=True)
     if reporter.verbosity >= 0 and any(entry.results for entry in run.entries):
-        table = results_table(run.entries, wide=width >= WIDE_COLUMNS, every=reporter.verbosity > 0)
-        reporter.write_line(render(table, width, color=color))
+        table = results_table(run.entries, wide=width >= WIDE_COLUMNS, verbosity=reporter.verbosity)
+        reporter.write_line(table.render(width, color=color))
     for line in summary_lines(run):
         reporter.write_line(printable(line))
 
 
 def write_now(config: Any, line: str) -> None:
-    """Tell at once, on the terminal if there is one, what a run is at between and after its tests."""
+    """Tell at once, on the terminal if there is one, what a run is at between and after its tests; not at ``-qq``."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if reporter:
-        reporter.ensure_newline()
-        reporter.write_line(printable(line))
+    if reporter is None or reporter.verbosity < -1:
+        return
+    reporter.ensure_newline()
+    if reporter._tw.width_of_current_line:  # noqa: SLF001  # dots at -q are no line to pytest's own method
+        reporter.write_line("")
+    reporter.write_line(printable(line))
 
 
 def title(entries: list[Entry]) -> str:

@@ -1,57 +1,53 @@
-"""Changes of level as a table."""
+"""Changes of level as lines of text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-
-from rich.text import Text
+from itertools import groupby
 
 from pytest_llmperf.history import Change, Series
 from pytest_llmperf.report.show import table_width
-from pytest_llmperf.report.tables import plain_table, render
-from pytest_llmperf.text import printable
+from pytest_llmperf.report.tables import wrapped
+from pytest_llmperf.text import printable, short_hash
 from pytest_llmperf.verdict.change_points import FEWEST_POINTS
 from pytest_llmperf.verdict.sentence import format_value
 
-COMMIT_DIGITS = 8
-HEADINGS = ("runs", "points", "since", "commits", "before", "after", "change")
-
 
 def change_lines(series: Sequence[Series], *, name: str) -> Iterator[str]:
-    """A baseline's change points: a row each, and a row for each cell that has none."""
+    """A baseline's change points: below each test a line each, and one for all its cells that have none."""
     yield printable(f"{name}: {len(series)} cells, {sum(len(one.changes) for one in series)} changes")
-    table = plain_table()
-    table.add_column("test", overflow="fold")
-    table.add_column("metric", overflow="fold")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("accepted", overflow="fold")
-    for one in series:
-        for row in _rows(one):
-            table.add_row(*map(Text, map(printable, row)))
-    yield render(table, table_width(), color=False)
-    yield f"A point is a session's runs at one commit; changes are looked for from {FEWEST_POINTS} points on."
+    for line in _lines(series):
+        yield wrapped(printable(line), table_width())
+    yield f"A point is a session's runs at one commit; to find a change takes {FEWEST_POINTS} of them."
 
 
-def _rows(series: Series) -> Iterator[tuple[str, ...]]:
-    runs = sum(point.runs for point in series.points)
-    cell = (series.cell.test, series.cell.metric.name, str(runs), str(len(series.points)))
-    if not series.changes:
-        yield (*cell, "none found" if series.is_long_enough else "too few", "-", "-", "-", "-", "")
-    for change in series.changes:
-        yield (*cell, *_change(series, change))
+def _lines(series: Sequence[Series]) -> Iterator[str]:
+    for (test, _), members in groupby(series, key=lambda one: (one.cell.test, one.workload)):
+        cells = [*members]
+        points = max((one.points for one in cells), key=len)
+        yield f"{test}: {sum(point.runs for point in points)} runs, {len(points)} points"
+        for one in cells:
+            yield from (f"  {_told(one, change)}" for change in one.changes)
+        yield from _calm_lines(cells)
 
 
-def _change(series: Series, change: Change) -> tuple[str, ...]:
-    return (
-        change.first.time[:16].replace("T", " "),
-        f"{_short(change.last.commit)}..{_short(change.first.commit)}",
-        format_value(series.cell.metric, change.before),
-        format_value(series.cell.metric, change.after),
-        f"{100 * (change.after / change.before - 1):+.1f} %",
-        change.accepted,
-    )
+def _calm_lines(cells: Sequence[Series]) -> Iterator[str]:
+    """Cells without a change, named together."""
+    calm = [one for one in cells if not one.changes]
+    for words, long_enough in (("no change", True), ("too few points", False)):
+        names = [one.cell.metric.name for one in calm if one.is_long_enough is long_enough]
+        if names:
+            yield f"  {words}: {', '.join(names)}"
 
 
-def _short(commit: str | None) -> str:
-    return commit[:COMMIT_DIGITS] if commit else "?"
+def _told(series: Series, change: Change) -> str:
+    metric, percent = series.cell.metric, 100 * (change.after / change.before - 1)
+    levels = f"{format_value(metric, change.before)} -> {format_value(metric, change.after)}"
+    since = change.first.time[:16].replace("T", " ")
+    accepted = f", accepted: {change.accepted}" if change.accepted else ""
+    return f"{metric.name} {percent:+.1f} %: {levels} since {since}, {_commits(change)}{accepted}"
+
+
+def _commits(change: Change) -> str:
+    """As ``git log`` takes them."""
+    return "..".join(short_hash(point.commit) if point.commit else "?" for point in (change.last, change.first))

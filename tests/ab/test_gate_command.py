@@ -7,6 +7,7 @@ from perf_project import FAKE_CLOCK, QUICK
 from repository import commit, git
 
 from pytest_llmperf.cli import main
+from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.gate import combined, final_line, open_tests
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts
@@ -108,11 +109,12 @@ def test_what_ends_a_comparison_from_outside_is_one_line(repository, monkeypatch
     assert (main(["ab", "main"]), capfd.readouterr().err) == ending
 
 
-def cell(outcome, metric="tpot_ms", *, value=5.0, gates=True):
+def cell(outcome, metric="tpot_ms", *, value=5.0, gates=True, blocks=0, against="", sentence=""):  # noqa: PLR0913  # a cell has that many
     return CellVerdict(
         metric=metric, unit="ms", workload="w", outcome=outcome, gates=gates, fails=outcome is Outcome.REGRESSED,
         value=value, baseline=None, ratio=None, interval=None, limit_ratio=None, tolerate=0.02, catch=0.05,
-        minimum_detectable_effect=None, p_value=None, runs=0, sessions=0, blocks=0, candidates=[], sentence="",
+        minimum_detectable_effect=None, p_value=None, runs=0, sessions=0, blocks=blocks, candidates=[],
+        against=against, sentence=sentence,
     )  # fmt: skip
 
 
@@ -127,8 +129,23 @@ def verdicts(**tests):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "writes",
+    [
+        ["--llmperf-journal=run.jsonl"], ["--llmperf-journal", "run.jsonl"], ["--llmperf-report=page.html"],
+        ["--llmperf-verdicts=v.json"], ["--llmperf-json=figures"], ["--llmperf-profile=traces"], ["--llmperf-update"],
+        ["--junitxml=j.xml"], ["--junit-xml", "j.xml"], ["--benchmark-json=b.json"], ["--benchmark-save=b"],
+        ["--benchmark-autosave"], ["--benchmark-histogram=pictures"], ["--benchmark-cprofile-dump"], ["--debug=d.log"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_neither_an_inner_run_nor_a_command_to_repeat_writes_what_the_first_run_wrote(writes):
+    """It would overwrite the evidence."""
+    assert without_outputs(["tests/perf", *writes, "--device=cpu"]) == ["tests/perf", "--device=cpu"]
+
+
 def test_what_is_open_is_timed_and_gates():
-    """Exact cells, cells that explain, and cells that have no value here are not worth a block."""
+    """Exact cells, cells that explain, that have no value here, or that an anchor leaves open are not worth a block."""
     screened = verdicts(
         a=[cell(Outcome.INCONCLUSIVE)],
         b=[cell(Outcome.UNCHANGED), cell(Outcome.NEW, "operators_per_token")],
@@ -136,6 +153,7 @@ def test_what_is_open_is_timed_and_gates():
         d=[cell(Outcome.NEW, value=None)],
         e=[cell(Outcome.NOT_COMPARABLE)],
         f=[cell(Outcome.INVALID)],
+        g=[cell(Outcome.INCONCLUSIVE, against="v1.0")],
     )
     assert open_tests(screened) == ["a", "e", "f"]
 
@@ -156,6 +174,41 @@ def test_a_comparison_answers_what_the_screen_left_open(first, second, outcome, 
     found = combined(verdicts(a=[cell(first)]), verdicts(a=[cell(second)]), fail_on=frozenset())
     assert found.tests[0].cells[0].outcome is outcome
     assert (found.failed, found.exit_code) == (failed, int(failed))
+
+
+@pytest.mark.parametrize(("outcome", "blocks"), [(Outcome.INCONCLUSIVE, 24), (Outcome.INVALID, 0)])
+def test_what_the_blocks_left_open_is_told_in_their_words(outcome, blocks):
+    """And not as what the gate is about to decide: not either where each block was disturbed, so that none counts."""
+    screened = verdicts(a=[cell(Outcome.INCONCLUSIVE, sentence="it looks slower: llmperf gate decides")])
+    compared = verdicts(a=[cell(outcome, blocks=blocks, sentence="after 24 blocks, the last look")])
+    (found,) = combined(screened, compared, fail_on=frozenset()).tests[0].cells
+    assert (found.outcome, found.blocks, found.sentence) == (outcome, blocks, "after 24 blocks, the last look")
+
+
+@pytest.mark.parametrize("screened", [Outcome.UNCHANGED, Outcome.REGRESSED, Outcome.IMPROVED])
+def test_what_the_screen_decided_stays_decided(screened):
+    """However long the blocks of another cell of its test went on."""
+    found = combined(
+        verdicts(a=[cell(screened)]), verdicts(a=[cell(Outcome.INCONCLUSIVE, blocks=24)]), fail_on=frozenset()
+    )
+    assert (found.tests[0].cells[0].outcome, found.tests[0].cells[0].blocks) == (screened, 0)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.NEW, Outcome.NOT_COMPARABLE])
+def test_a_cell_that_was_not_compared_keeps_what_the_screen_said(outcome):
+    """A test that base has not, or has with another workload."""
+    screened = verdicts(a=[cell(Outcome.INCONCLUSIVE, sentence="the screen's")])
+    found = combined(screened, verdicts(a=[cell(outcome)]), fail_on=frozenset())
+    assert found.tests[0].cells[0].sentence == "the screen's"
+
+
+def test_the_merge_base_does_not_speak_for_an_anchor():
+    """Ten changes of one per cent are each unchanged beside the merge base."""
+    screened = verdicts(a=[cell(Outcome.INCONCLUSIVE), cell(Outcome.INCONCLUSIVE, against="v1.0")])
+    found = combined(screened, verdicts(a=[cell(Outcome.UNCHANGED, blocks=4)]), fail_on=frozenset())
+    assert [(one.outcome, one.against) for one in found.tests[0].cells] == [
+        (Outcome.UNCHANGED, ""), (Outcome.INCONCLUSIVE, "v1.0"),
+    ]  # fmt: skip
 
 
 def test_a_screen_that_failed_for_another_reason_fails_the_gate():

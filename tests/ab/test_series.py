@@ -8,12 +8,14 @@ import pytest
 from repository import PlayedRuns
 
 from pytest_llmperf.ab import series as series_module
+from pytest_llmperf.ab.command import _outcome
 from pytest_llmperf.ab.decide import Standing
 from pytest_llmperf.ab.series import Series, block_orders
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.report.ab import _disturbed_lines
 from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict_file import verdict_file
 
 NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
 
@@ -73,6 +75,20 @@ def test_four_quiet_blocks_decide(start, slowdown, outcome):
     assert standing.undecided == []
     assert standing.null_trip == ""
     assert next(v.blocks for v in standing.verdicts if v.cell.metric.name == "tpot") == 4
+
+
+def test_the_verdict_file_has_the_workloads_that_head_measured(start):
+    """Each test its own, for the page and the exports; one that head could not measure has none."""
+
+    def of(arm, number):
+        return figures()(arm, number) | {"t.py::b": ValueError("no such layer")}
+
+    series, _ = start(of)
+    tests = verdict_file(_outcome(series, measure(series, 4)), command=["llmperf", "ab", "main"], exit_code=0).tests
+    assert {test.test: [one.model for one in test.workloads.values()] for test in tests} == {
+        "t.py::a": ["m"], "t.py::b": [],
+    }  # fmt: skip
+    assert {cell.workload for cell in tests[0].cells} == {*tests[0].workloads}
 
 
 def test_before_the_first_look_nothing_is_decided(start):

@@ -18,7 +18,7 @@ WORKLOAD = Workload(
 )  # fmt: skip
 
 
-def cell(outcome, metric="tpot_ms", *, value=4.2, baseline=4.0, gates=True, candidates=(), **more):  # noqa: PLR0913  # a cell has that many
+def cell(outcome, metric="tpot_ms", *, value=4.2, baseline=4.0, gates=True, candidates=(), sentence="", **more):  # noqa: PLR0913  # a cell has that many
     compared = outcome in {Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED, Outcome.INCONCLUSIVE}
     ratio = fmean(candidates or [value]) / baseline if compared else None
     return CellVerdict(
@@ -26,7 +26,8 @@ def cell(outcome, metric="tpot_ms", *, value=4.2, baseline=4.0, gates=True, cand
         fails=gates and outcome is Outcome.REGRESSED, value=value, baseline=baseline if compared else None, ratio=ratio,
         interval=Bounds(low=ratio * 0.9, high=ratio * 1.1, level=0.95) if ratio else None, limit_ratio=1.02,
         tolerate=0.02, catch=0.05, minimum_detectable_effect=None, p_value=None, runs=5, sessions=5, blocks=0,
-        candidates=list(candidates), sentence=f"{METRICS[metric].title} {outcome.value} of a sentence", **more,
+        candidates=list(candidates), **more,
+        sentence=sentence or f"{METRICS[metric].title} {outcome.value} of a sentence",
     )  # fmt: skip
 
 
@@ -72,7 +73,8 @@ SAMPLE = verdict_file(
         cell(Outcome.REGRESSED, value=9.0, candidates=[9.0, 6.0, 6.0]),
         cell(Outcome.REGRESSED, "decode_tokens_per_s", value=1000.0, baseline=1500.0, gates=False),
         cell(Outcome.REGRESSED, "weights_bytes", value=3 * 2**30, baseline=2**30, against="v1.0"),
-        cell(Outcome.INCONCLUSIVE, "ttft_ms", value=50.0, baseline=49.0),
+        cell(Outcome.INCONCLUSIVE, "ttft_ms", value=50.0, baseline=49.0,
+             sentence=f"TTFT 50.0 ms, baseline 49.0 ms: ×1.02; inconclusive: base differs in ttft of {HOSTILE}"),
     ),
     a_test("test_perf.py::test_broken", error=f"ValueError: {HOSTILE}"),
     missing=[f"test_perf.py::test_gone[{HOSTILE}]"],

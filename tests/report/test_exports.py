@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import jsonschema
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from perf_project import DECODE_TEST
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families as text_families
+from report_data import baseline, evidence
 from sample_verdicts import HOSTILE, SAMPLE, WORKLOAD, a_test, cell, verdict_file
 
+from pytest_llmperf.ab.tally import SelftestFile, add_up
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.outcome import Entry
+from pytest_llmperf.records.frame import COLUMNS, TYPES, export_runs
+from pytest_llmperf.records.journal import Header, Journal, Note
+from pytest_llmperf.records.schema import Baseline, TestResult
+from pytest_llmperf.records.store import dump_baseline
 from pytest_llmperf.report.exports import bencher, custom_bigger_is_better, custom_smaller_is_better
 from pytest_llmperf.report.openmetrics import openmetrics
 from pytest_llmperf.verdict.metrics import METRICS, Better
@@ -42,6 +54,35 @@ BENCHER_SCHEMA = {
     "patternProperties": {".+": {"type": "object", "patternProperties": {".+": _METRIC}}},
 }
 """https://bencher.dev/bmf.json"""
+
+XUNIT2 = {
+    "testsuites": ({"name"}, {"testsuite"}),
+    "testsuite": (
+        {"name", "errors", "failures", "skipped", "tests", "time", "timestamp", "hostname"},
+        {"testcase"},
+    ),
+    "testcase": ({"classname", "name", "time"}, {"properties", "failure"}),
+    "properties": (set(), {"property"}),
+    "property": ({"name", "value"}, set()),
+    "failure": ({"message"}, set()),
+}
+"""Of what pytest writes for these tests: each element's attributes, and what it may hold."""
+
+PARQUET = pa.schema([
+    *((name, "string") for name in ("device_key", "run_id", "session_id")),
+    ("time", pa.timestamp("us", tz="UTC")),
+    ("commit", "string"),
+    ("dirty", "bool"),
+    *((name, "string") for name in ("test", "metric", "unit")),
+    ("value", "double"),
+    ("text", "string"),
+    ("count", "int64"),
+    *((name, "double") for name in ("mean_log", "mad_log")),
+    *((name, "string") for name in ("reason", "workload", "engine", "model", "revision", "quantization", "dtype",
+                                    "attention", "execution")),
+    *((name, "int64") for name in ("batch_size", "input_tokens", "output_tokens")),
+    *((name, "string") for name in ("sampling", "prompt_sha256", "settings")),
+])  # fmt: skip
 
 WRITERS = (custom_smaller_is_better, custom_bigger_is_better, bencher, openmetrics)
 
@@ -121,3 +162,95 @@ def test_what_must_not_reach_a_dashboard_is_refused(write, verdicts, message):
     """Numbers that were made up, and a run that measured nothing: an empty file would look like a quiet day."""
     with pytest.raises(UsageError, match=message):
         write(verdicts)
+
+
+TESTS = (
+    DECODE_TEST
+    + """
+def test_call(cuda_timer):
+    cuda_timer(len, "words", repetitions=2)
+
+def test_broken(llmperf):
+    raise RuntimeError("no kernel")
+"""
+)
+
+
+def test_junits_file_is_as_pytest_writes_it_with_figures_as_properties(project):
+    """Nothing beside the elements that readers of xunit2 know; each figure is a number, but for the digest."""
+    project.write(TESTS)
+    assert project.run("--junitxml=junit.xml").ret == 1
+    root = ET.parse(project.path / "junit.xml").getroot()  # noqa: S314  # our own file
+    assert root.tag == "testsuites"
+    for element in root.iter():
+        attributes, children = XUNIT2[element.tag]
+        assert set(element.attrib) == attributes
+        assert {child.tag for child in element} <= children
+    found = {case.get("name"): properties_of(case) for case in root.iter("testcase")}
+    assert set(found) == {"test_decode[fp32]", "test_call", "test_broken"}
+    assert set(found["test_call"]) == {"call_ms"}
+    assert {"tpot_ms", "weights_bytes", "token_digest"} <= set(found["test_decode[fp32]"]) <= set(METRICS)
+    assert found["test_broken"] == {}
+    for figures in found.values():
+        assert all(float(figure) >= 0 for name, figure in figures.items() if name != "token_digest")
+
+
+def properties_of(case: ET.Element) -> dict[str, str]:
+    return {one.get("name"): one.get("value") for one in case.iterfind("properties/property")}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A file of twelve runs."""
+    path = tmp_path / "fake.json"
+    path.write_text(dump_baseline(baseline()))
+    return path
+
+
+def narrow(schema: pa.Schema) -> pa.Schema:
+    """Whichever width of texts this pandas writes."""
+    texts = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in schema]
+    return pa.schema(texts)
+
+
+def test_parquet_has_the_documented_columns_and_types(source, tmp_path):
+    """Whatever is in them: nobody measured logarithms here."""
+    assert export_runs(source, tmp_path / "runs.parquet") == len(baseline().cells)
+    schema = narrow(pq.read_schema(tmp_path / "runs.parquet").remove_metadata())
+    environment = [(name, "string") for name in ("env_torch", "env_device_name")]
+    assert schema == pa.schema([*PARQUET, *pa.schema(environment)])
+    assert pq.read_table(tmp_path / "runs.parquet")["mean_log"].null_count == len(baseline().cells)
+
+
+def test_a_baseline_without_runs_has_the_same_columns(tmp_path):
+    """Files of several devices are put together."""
+    (tmp_path / "fake.json").write_text(dump_baseline(Baseline(device_key="fake")))
+    assert export_runs(tmp_path / "fake.json", tmp_path / "runs.parquet") == 0
+    assert narrow(pq.read_schema(tmp_path / "runs.parquet").remove_metadata()) == PARQUET
+
+
+def test_csv_has_the_documented_columns_and_reads_as_their_types(source, tmp_path):
+    """Numbers parse as numbers, and texts are what they were."""
+    export_runs(source, tmp_path / "runs.csv")
+    kinds = {name: kind for name, kind in TYPES.items() if name != "time"}
+    found = pd.read_csv(tmp_path / "runs.csv", dtype=kinds, parse_dates=["time"])
+    assert list(found.columns) == [*COLUMNS, "env_torch", "env_device_name"]
+    assert {name: str(found[name].dtype) for name in kinds} == kinds
+    assert str(found["time"].dtype).startswith("datetime64")
+    export_runs(source, tmp_path / "runs.parquet")
+    other = pd.read_parquet(tmp_path / "runs.parquet")
+    for name in ("test", "metric", "value", "text", "batch_size", "prompt_sha256"):
+        assert found[name].dropna().tolist() == other[name].dropna().tolist()
+
+
+def test_json_files_are_as_the_reference_says(tmp_path):
+    """Journal, ``--llmperf-json`` and the selftest's; defaults that are left out are not required."""
+    made = evidence()
+    journal = Journal(tmp_path / "run.jsonl", device_key="fake", run=made.verdicts.run)
+    journal.append(made.results[0])
+    journal.append_note(Note(test="t", error="RuntimeError"))
+    entry = Entry(test="t", device_key="fake", run=made.verdicts.run, results=made.results)
+    selftest = add_up([], [0.05], tool="pytest-llmperf 0", device_key="fake", kind="sleep")
+    lines = [*journal.path.read_text().splitlines(), entry.model_dump_json(), selftest.model_dump_json()]
+    for line, model in zip(lines, (Header, TestResult, Note, Entry, SelftestFile), strict=True):
+        jsonschema.validate(json.loads(line), model.model_json_schema())

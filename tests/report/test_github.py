@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from sample_verdicts import SAMPLE, a_test, cell, explanation, verdict_file
 
-from pytest_llmperf.report.github import CUT, comment, summary, workflow_commands
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.report.github import comment, summary, workflow_commands
 from pytest_llmperf.verdict.model import Outcome
 
 GOLDEN = Path(__file__).parent / "golden"
+CUT = "<p>Cut to the size that GitHub takes: the verdict file has the rest"
 ENVIRONMENT = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "o/r", "GITHUB_RUN_ID": "7"}
 
 
@@ -81,15 +83,78 @@ def test_a_body_is_cut_at_githubs_limit_with_what_failed_first(write, most):
     fine = [a_test(f"t.py::test_{number}", *[cell(Outcome.UNCHANGED)] * 20) for number in range(1000)]
     body = write(verdict_file(*fine, a_test("t.py::test_slow", cell(Outcome.REGRESSED, value=9.0))))
     assert most * 0.9 < len(body.encode()) <= most
-    assert body.endswith(CUT)
+    assert body.endswith(f'{CUT}, see <a href="https://github.com/o/r/actions/runs/7">run and artifacts</a>.</p>\n')
     assert 0 < body.index("test_slow") < body.index("test_1")
-    assert "actions/runs/7" in body
     assert "table" in seen(body).tags
 
 
-def test_what_the_step_wrote_before_counts_against_the_limit():
+def test_outside_of_a_workflow_what_is_cut_links_nowhere(monkeypatch):
+    """There is no run to name."""
+    monkeypatch.delenv("GITHUB_RUN_ID")
+    assert summary(SAMPLE, 2000).endswith(f"{CUT}.</p>\n")
+
+
+def test_explanations_leave_the_table_its_room():
+    """However many there are, and however long."""
+    told = tuple(explanation(f"aten::{'x' * 500}_{number}") for number in range(200))
+    slow = a_test("t.py::test_slow", cell(Outcome.REGRESSED, value=9.0)).model_copy(update={"explanations": told})
+    body = comment(verdict_file(slow, *[a_test("t.py::test_fine", cell(Outcome.UNCHANGED))] * 100))
+    assert body.count("<tr><td>unchanged</td>") == 100
+    assert body.index("</table>") < body.index("Where the time went")
+    assert "pre" in seen(body).tags
+
+
+def test_what_failed_leaves_the_table_its_room():
+    """Half of the body; how many failed is told all the same, and the table has them first."""
+    slow = [a_test(f"t.py::test_{'x' * 500}_{number}", cell(Outcome.REGRESSED, value=9.0)) for number in range(1000)]
+    body = comment(verdict_file(*slow))
+    assert "<p>1000 tests failed:</p>" in body
+    assert 20_000 < body.index("</ul>") < 33_000
+    assert body.count("<tr><td><b>regressed</b></td>") > 30
+    assert len(body.encode()) <= 65_536
+
+
+def test_one_test_that_failed_in_many_cells_leaves_room_for_the_others():
+    """Its first few, and how many more there are."""
+    many = a_test("t.py::test_many", *[cell(Outcome.REGRESSED, sentence="x" * 600)] * 200)
+    body = comment(verdict_file(many, a_test("t.py::test_other", cell(Outcome.REGRESSED))))
+    assert body.count("x" * 600) == 5
+    assert "</code> and 195 more</li>" in body
+    assert "<li><code>t.py::test_other</code>" in body
+
+
+@pytest.mark.parametrize("most", [2000, 700, 400])
+def test_what_the_step_wrote_before_counts_against_the_limit(most):
     """GitHub drops the whole of a summary that is too long."""
-    assert len(summary(SAMPLE, 2000).encode()) <= 2000
+    assert len(summary(SAMPLE, most).encode()) <= most
+
+
+@pytest.mark.parametrize("most", [200, 50, 0, -1])
+def test_a_step_that_wrote_all_that_github_takes_has_no_room_for_a_summary(most):
+    """Which is said, and not left to GitHub, which would drop what the step wrote as well."""
+    with pytest.raises(UsageError, match=f"of which {max(0, most)} are left; tell the verdicts in a step of their own"):
+        summary(SAMPLE, most)
+
+
+def test_why_cells_are_undecided_is_told_by_reason_before_the_table():
+    """The commonest first, those that differ in a figure together, and no more than a few."""
+    young = (
+        "TPOT 4.20 ms, baseline 4.00 ms: ×1.05; inconclusive: this baseline finds {} % or more (2 runs in 1 session)"
+    )
+    cells = [cell(Outcome.INCONCLUSIVE, sentence=young.format(share)) for share in (7.9, 12)]
+    cells += [cell(Outcome.INVALID, sentence=f"TPOT: invalid, {letter} neighbour @them") for letter in "abcdef"]
+    cells += [cell(Outcome.NOT_COMPARABLE, sentence="TPOT 4.20 ms: not comparable, workload dtype: a -> b")] * 3
+    cells += [cell(Outcome.INCONCLUSIVE, gates=False, sentence="TPOT: inconclusive, unimportant")]
+    body = comment(verdict_file(a_test("t", *cells)))
+    told = body[body.index("<p>Not decided:</p>") : body.index("<details>")]
+    assert told.splitlines()[2:-1] == [
+        "<li>3 cells not comparable: <code>workload dtype: a -&gt; b</code></li>",
+        "<li>2 cells inconclusive: such as <code>this baseline finds 7.9 % or more (2 runs in 1 session)</code></li>",
+        "<li>1 cell invalid: <code>a neighbour @them</code></li>",
+        "<li>1 cell invalid: <code>b neighbour @them</code></li>",
+        "<li>1 cell invalid: <code>c neighbour @them</code></li>",
+        "<li>3 more reasons</li>",
+    ]
 
 
 def test_more_errors_than_github_shows_are_counted_in_the_last():

@@ -10,6 +10,7 @@ from sample_verdicts import SAMPLE
 
 from pytest_llmperf.cli import main
 from pytest_llmperf.cli.reporting import FORMATS
+from pytest_llmperf.report.github import SUMMARY_BYTES
 from pytest_llmperf.verdict_file import read_verdicts, write_verdicts
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -56,6 +57,19 @@ def test_the_summary_is_appended_where_github_says(verdicts, monkeypatch):
     assert target.read_text(encoding="utf-8") == "before\n"
     assert main(["report", str(verdicts), "--summary"]) == 0
     assert target.read_text(encoding="utf-8").startswith("before\n\n### llmperf: FAILED: ")
+
+
+def test_a_summary_that_has_no_room_is_one_line_and_leaves_the_file_alone(verdicts, monkeypatch, capsys):
+    """GitHub would drop all that the step wrote."""
+    target = verdicts.parent / "summary"
+    target.write_text("x" * (SUMMARY_BYTES - 100), encoding="utf-8")
+    monkeypatch.setenv(SUMMARY, str(target))
+    assert main(["report", str(verdicts), "--summary"]) == 4
+    assert capsys.readouterr().err == (
+        "llmperf: no room: GitHub takes 1048576 bytes of a step's summary, of which 99 are left; "
+        "tell the verdicts in a step of their own\n"
+    )
+    assert target.stat().st_size == SUMMARY_BYTES - 100
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,133 @@
+"""What a run says on a terminal of any width, and how much of it at which verbosity."""
+
+from __future__ import annotations
+
+from io import StringIO
+from types import SimpleNamespace
+
+import pytest
+import report_data  # its tests_of, imported by name, would be a test
+from _pytest.terminal import TerminalReporter
+from report_data import baseline, result, run_record, verdicts_of
+
+from pytest_llmperf.compare import Comparison, Confirmed
+from pytest_llmperf.outcome import Entry
+from pytest_llmperf.report.ab import progress_lines
+from pytest_llmperf.report.results import results_table
+from pytest_llmperf.report.rows import rows
+from pytest_llmperf.report.terminal import write_now
+from pytest_llmperf.verdict.metrics import METRICS, Kind
+from pytest_llmperf.verdict.model import Cell, Interval, Limit, Outcome, Verdict
+
+ALONE = Confirmed()
+
+
+def entries(*, model: str = "synthetic:tiny", confirmed: Confirmed = ALONE) -> list[Entry]:
+    """A run of which nf4 takes half as long again as its baseline."""
+    now = run_record("now", 20)
+    comparison = Comparison(baseline(model=model), now.environment)
+    found = []
+    for test, ran in report_data.tests_of(model=model, name="tests/test_perf.py::test_decode"):
+        one = result(test, ran, now.run_id, 1.65 if ran.quantization == "nf4" else 1.1)
+        verdicts = comparison.verdicts(one, Limit.of, lambda key: confirmed if key[2] == "tpot_ms" else ALONE)
+        found.append(Entry(test=test, device_key="fake", run=now, results=[one], verdicts=verdicts))
+    return found
+
+
+def table(width: int, *, verbosity: int = 0, color: bool = False, **more) -> list[str]:
+    found = results_table(entries(**more), wide=width > 80, verbosity=verbosity)
+    return found.render(width, color=color).splitlines()
+
+
+@pytest.mark.parametrize("verbosity", [0, 1, 2])
+@pytest.mark.parametrize("width", [80, 160])
+def test_no_line_is_longer_than_the_terminal_is_wide(width, verbosity):
+    """The name of a model takes the whole width, and no column's."""
+    long = f"{'organization/' * 3}model"
+    lines = table(width, verbosity=verbosity, model=long)
+    assert max(map(len, lines)) <= width
+    assert f"{long} nf4 sdpa" in lines
+    assert sum("test_decode[nf4-1]" in line for line in lines) == 1
+
+
+def test_a_narrow_table_says_the_outcome_and_a_wide_one_of_what():
+    """The sentence below the table names the metric as well."""
+    assert table(80)[2].endswith("]  regressed")
+    assert table(160)[2].endswith("  regressed: tpot")
+
+
+def test_more_verbosity_names_metrics_and_then_all_that_could_be_measured():
+    """First what gates or moved; of a digest its beginning."""
+    metrics = {number: [line[:24].strip() for line in table(160, verbosity=number)[3:7]] for number in (0, 1, 2)}
+    assert metrics[1] == ["TPOT", "weights", "decode peak allocated", "decode rate"]
+    assert "token digest" not in " ".join(table(160, verbosity=1))
+    assert "5e1f" in next(line for line in table(160, verbosity=2) if "token digest" in line)
+
+
+def test_colour_is_for_terminals():
+    """None where the text goes elsewhere."""
+    assert "\x1b[31mregressed" in "\n".join(table(80, color=True))
+    assert "\x1b" not in "\n".join(table(80))
+
+
+def test_after_fresh_runs_the_figure_is_what_the_change_is_of():
+    """The mean of all runs, in the table, in the rows of a page and in their order."""
+    found = entries(confirmed=Confirmed((1.45, 1.45), 1))
+    line = results_table(found, wide=False).render(80, color=False).splitlines()[2]
+    assert " 1.51 ms   1.10 ms  +38% [" in line
+    row = next(row for row in rows(verdicts_of(found).tests[0]) if row.metric == "TPOT")
+    assert row.now == "1.51 ms"
+    assert row.order["now"] == pytest.approx(row.order["baseline"] * row.order["change"])
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "said"), [(0, "F\nllmperf: slower\n"), (-1, "F\nllmperf: slower\n"), (-2, "F")], ids=["", "-q", "-qq"]
+)
+def test_a_note_between_tests_has_a_line_of_its_own(verbosity, said, request, monkeypatch):
+    """Behind the dots that pytest prints at ``-q``, too; whoever wants silence gets it."""
+    monkeypatch.setattr(request.config.option, "verbose", verbosity)
+    target = StringIO()
+    reporter = TerminalReporter(request.config, target)
+    reporter.write("F")
+    write_now(SimpleNamespace(pluginmanager=SimpleNamespace(get_plugin=lambda _: reporter)), "llmperf: slower")
+    assert target.getvalue() == said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told", "untold"),
+    [
+        ((), "test_decode[[]fp32[]] *1.00 ms*", "*token digest*"),
+        (("-v",), "  TPOT *1.00 ms*", "*token digest*"),
+        (("-vv",), "  token digest *", "*n/a*"),
+        (("-q",), "llmperf: 1 tests, *", "*TPOT*"),
+        (("-qq",), "llmperf: 1 tests, *", "*llmperf: cpu*"),
+    ],
+    ids=["plain", "-v", "-vv", "-q", "-qq"],
+)
+def test_each_verbosity_has_its_lines(project, arguments, told, untold):
+    """In a terminal of 80 columns, where both tables fit."""
+    project.write()
+    project.record(1.00, 1.00, 1.00)
+    project.monkeypatch.setenv("COLUMNS", "80")
+    found = project.run(*arguments)
+    found.stdout.fnmatch_lines([told])
+    found.stdout.no_fnmatch_line(untold)
+    start = next((at for at, line in enumerate(found.outlines) if line.startswith("synthetic:tiny")), None)
+    assert (start is None) is any(word.startswith("-q") for word in arguments)
+    assert all(len(line) <= 80 for line in found.outlines if " ms " in line and line.startswith((" ", "test_")))
+
+
+@pytest.mark.parametrize(("blocks", "change"), [(3, "+50%"), (4, "+50% [+20, +80]")])
+def test_a_comparison_tells_no_interval_before_its_first_look(blocks, change):
+    """So few blocks say nothing of it yet."""
+    limit, metric = Limit.of(METRICS["tpot_ms"]), METRICS["tpot_ms"]
+    verdict = Verdict(
+        cell=Cell(test="t.py::test_decode", metric=metric, limit=limit, value=1.5), outcome=Outcome.INCONCLUSIVE,
+        kind=Kind.TIMED, ratio=1.5, interval=Interval(low=1.2, high=1.8, level=0.95), blocks=blocks,
+    )  # fmt: skip
+    standing = SimpleNamespace(verdicts=[verdict], tests=["t.py::test_decode"], undecided=["t.py::test_decode"])
+    measured = [SimpleNamespace(seconds=3.0)] * blocks
+    first, line = progress_lines(standing, measured, most=24, left_s=45.0)
+    assert first.endswith(", 45 s of the budget left")
+    assert line == f"  test_decode tpot: {change} after {blocks} blocks"
+    assert next(progress_lines(standing, measured, most=24, left_s=119.0)).endswith(", 2 min of the budget left")
