@@ -68,10 +68,12 @@ class Entry(BaseModel):
         """Whether fresh runs must confirm one of the verdicts before it may fail the test."""
         return not self.error and any(verdict.suspect for verdict in self.verdicts)
 
-    def suspended(self, reason: str) -> Entry:
-        """The same with what looks slower inconclusive, for that reason."""
+    def suspended(self, reason: str, *, anchored: str = "") -> Entry:
+        """The same with what looks slower inconclusive, for that reason; since an anchor for the other, if given."""
         verdicts = [
-            replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason) if verdict.suspect else verdict
+            replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=(verdict.against and anchored) or reason)
+            if verdict.suspect
+            else verdict
             for verdict in self.verdicts
         ]
         return self.model_copy(update={"verdicts": verdicts})

@@ -42,6 +42,7 @@ from pytest_llmperf.verdict.model import Limit, Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
 LEFT_TO_THE_GATE = "it looks slower: llmperf gate decides"
+LEFT_TO_FRESH_RUNS = "it looks slower, which a screen does not confirm: pytest --llmperf does"
 
 PROFILED_WARMUP = 2
 """Most warm-up requests where only a profile is wanted: the timed and the counted request warm up as well."""
@@ -183,7 +184,7 @@ class Workplace:
             limits=self._limits(test) if self.options.journal else {},
             error=error,
         )
-        return entry.suspended(LEFT_TO_THE_GATE) if self.options.screen else entry
+        return entry.suspended(LEFT_TO_THE_GATE, anchored=LEFT_TO_FRESH_RUNS) if self.options.screen else entry
 
     def confirmed(self, entries: Sequence[Entry], runs: Sequence[Mapping[CellKey, float]]) -> list[Entry]:
         """Entries judged anew, with what fresh runs measured of them beside their own figures.

@@ -55,6 +55,15 @@ def test_what_is_slower_since_the_release_is_confirmed_by_fresh_runs(released):
     result.stdout.fnmatch_lines(["test_decode*1.25 ms*1.25 ms*regressed: tpot since v1"])
 
 
+def test_a_screen_leaves_creep_open_and_says_who_decides(released):
+    """The gate's comparison with the merge base cannot: nothing became slower there."""
+    result = released.run("--llmperf-anchor=v1", "--llmperf-screen", step_ms=1.25)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(
+        ["inconclusive: *tpot since v1*looks slower, which a screen does not confirm: pytest *"]
+    )
+
+
 def test_a_run_as_fast_as_the_release_passes(released):
     """An improvement against the release is no news, and is not to be banked."""
     released.record(*QUIET_MACHINE)
