@@ -110,6 +110,8 @@ class RunOutcome:
 
     compared: bool
     """Whether verdicts were asked for at all."""
+    device_key: str = ""
+    """Of the device that the tests were to run on, before any has."""
     entries: list[Entry] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     """Tests of the baseline that are not collected any more."""
@@ -132,6 +134,7 @@ class RunOutcome:
 
     def take(self, found: Mapping[str, Any]) -> None:
         """Take in what was found where the tests were measured."""
+        self.device_key = found.get("device_key", self.device_key)
         self.missing = found.get("missing", self.missing)
         self.edited = found.get("edited", self.edited)
         self.differences = list(dict.fromkeys((*self.differences, *found.get("differences", ()))))

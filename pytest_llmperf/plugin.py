@@ -365,6 +365,7 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
     _choose_runner(config, workplace, planned)
     _show_progress(config, workplace)
     found = {
+        "device_key": workplace.device_key,
         "edited": workplace.edited,
         "missing": _missing(config, workplace),
         "differences": [str(difference) for difference in workplace.comparison.all_differences()],
@@ -375,7 +376,7 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
         from pytest_llmperf.workers import tell_controller
 
         models = {name: repr(test.spec) for name, test in planned.items()}
-        tell_controller(config, found | {"device_key": workplace.device_key, "models": models})
+        tell_controller(config, found | {"models": models})
 
 
 def _show_progress(config: pytest.Config, workplace: Workplace) -> None:

@@ -128,7 +128,7 @@ def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, fol
         exit_code=exit_code,
         failed=run.failed or bool(breach),
         breach=breach,
-        device_key=first.device_key if first else "",
+        device_key=first.device_key if first else run.device_key,
         run=first.run if first else None,
         injected=first.injected if first else [],
         outcomes={outcome: outcomes[outcome] for outcome in Outcome if outcomes[outcome]},

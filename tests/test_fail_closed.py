@@ -241,6 +241,14 @@ def test_verdicts_that_cannot_be_written_fail_the_run(recorded):
     result.stdout.fnmatch_lines(["what was measured could not be kept: cannot write verdicts *"])
 
 
+def test_a_run_that_measured_nothing_is_of_its_device_all_the_same(recorded):
+    """Its comment takes the place of what an earlier run said of that device."""
+    recorded.write(SKIPPED)
+    recorded.run("--llmperf-verdicts=verdicts.json")
+    found = read_verdicts(recorded.path / "verdicts.json")
+    assert (found.tests, found.device_key) == ([], recorded.baseline().stem)
+
+
 ENDS = {
     "teardown": (
         "@pytest.fixture(autouse=True)\ndef leaks():\n    yield\n    raise RuntimeError('leaked')",

@@ -21,13 +21,14 @@ def add_commands(commands: Any) -> None:
 
 def _add_files(commands: Any) -> None:
     show = commands.add_parser("show", help="print baselines as a table")
-    show.add_argument("paths", nargs="*", type=Path, default=[DEFAULT_BASELINES], metavar="FILE_OR_FOLDER")
+    show.add_argument("paths", nargs="*", type=Path, default=[DEFAULT_BASELINES], metavar="FILE_OR_FOLDER",
+                      help="(default: baselines)")  # fmt: skip
     show.add_argument("--all", action="store_true", help="every metric, not only those that gate by default")
     show.set_defaults(run=_show)
 
     merge = commands.add_parser("merge", help="join baselines and kept runs of one device")
-    merge.add_argument("paths", nargs="+", type=Path, metavar="FILE")
-    merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    merge.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="a baseline, or a journal of .llmperf/runs")
+    merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="baseline to write")
     merge.set_defaults(run=_merge)
 
     record = commands.add_parser(
@@ -39,12 +40,14 @@ def _add_files(commands: Any) -> None:
     record.set_defaults(run=_record, passes_on="all")
 
     export = commands.add_parser("export", help="write every cell of every run as CSV or Parquet")
-    export.add_argument("source", type=Path, metavar="FILE_OR_FOLDER")
-    export.add_argument("target", type=Path, metavar="OUT.csv|OUT.parquet")
+    export.add_argument("source", type=Path, metavar="FILE_OR_FOLDER", help="baselines, or journals")
+    export.add_argument("target", type=Path, metavar="OUT.csv|OUT.parquet", help="its ending says which")
     export.set_defaults(run=_export)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of baseline or verdict files")
-    schema.add_argument("of", nargs="?", choices=("baseline", "verdicts"), default="baseline")
+    schema.add_argument(
+        "of", nargs="?", choices=("baseline", "verdicts"), default="baseline", help="(default: baseline)"
+    )
     schema.set_defaults(run=_schema)
 
 
@@ -73,8 +76,17 @@ def _add_life(commands: Any) -> None:
         description="What is removed fits everything that is given.",
     )
     prune.add_argument("tests", nargs="*", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
-    prune.add_argument("--run", action="append", default=[], dest="runs", metavar="ID")
-    prune.add_argument("--session", action="append", default=[], dest="sessions", metavar="ID")
+    prune.add_argument(
+        "--run", action="append", default=[], dest="runs", metavar="ID", help="only this run; may be repeated"
+    )
+    prune.add_argument(
+        "--session",
+        action="append",
+        default=[],
+        dest="sessions",
+        metavar="ID",
+        help="only this session; may be repeated",
+    )
     prune.add_argument("--before", default="", metavar="DATE", help="only runs that started before it (UTC)")
     prune.add_argument("--dry-run", action="store_true", help="say what would go, and leave the file alone")
     prune.set_defaults(run=_prune)
