@@ -53,7 +53,6 @@ def test_from_a_recorded_run_to_an_explained_regression(project):
     (explained,) = test.explanations
     (products,) = (one for one in explained.operators if one.name == "aten::mm")
     assert (products.base_calls, products.now_calls) == (15, 27)
-    assert products.difference_ms > 0
     assert {path.name.rpartition("-")[2] for path in (project.path / ".llmperf/traces").glob("*/*.gz")} == {
         "prefill.json.gz", "decode.json.gz",
     }  # fmt: skip

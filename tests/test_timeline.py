@@ -55,6 +55,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "baselines").mkdir()
     (tmp_path / "baselines" / "cpu-test.json").write_text(dump_baseline(baseline(figures, epochs=[step])))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
     return tmp_path
 
 
