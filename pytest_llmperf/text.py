@@ -24,6 +24,11 @@ def first_line(told: object) -> str:
     return str(told).strip().partition("\n")[0]
 
 
+def plural(number: int, noun: str) -> str:
+    """So many of them: ``1 run``, ``2 runs``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def some(names: Sequence[str], most: int) -> str:
     """The first few of many names, printable, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

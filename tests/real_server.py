@@ -9,9 +9,10 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 START_S = 240.0
 STOP_S = 20.0
@@ -20,36 +21,46 @@ STOP_S = 20.0
 @contextmanager
 def real_server(command: Sequence[str], log: Path, **environment: str) -> Iterator[str]:
     """The base URL of ``command --host HOST --port PORT`` once its /health answers; ended with the block."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    listening = [*command, "--host", "127.0.0.1", "--port", str(port)]
+    with running(listening, log, ready=lambda: _is_healthy(url), env={**os.environ, **environment}):
+        yield f"{url}/v1"
+
+
+def free_port() -> int:
+    """One that nobody listens on at the moment."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def running(command: Sequence[str], log: Path, *, ready: Callable[[], bool], **how: Any) -> Iterator[None]:
+    """A server from when it is ready to the block's end; ``how`` goes to `subprocess.Popen`."""
     with log.open("wb") as output:
-        server = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment},
-            start_new_session=True,  # vllm serve has processes of its own: they are ended together
-        )
+        # vllm serve has processes of its own: they are ended together
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **how)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/health", server, log)
-        yield f"http://127.0.0.1:{port}/v1"
+        deadline = time.monotonic() + START_S
+        while not ready():
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command} did not start: {log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.1)  # a server tells nobody that it is ready
+        yield
     finally:
-        end(server)
+        _end(server)
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while server.poll() is None and time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310  # http on loopback
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise RuntimeError(f"{server.args} did not start: {log.read_text(errors='replace')[-2000:]}")
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  # http on loopback
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
-def end(server: subprocess.Popen[bytes]) -> None:
+def _end(server: subprocess.Popen[bytes]) -> None:
     """Asked first: torchrun has workers in groups of their own, and ends them itself."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         try:

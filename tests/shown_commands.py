@@ -5,19 +5,14 @@ It takes minutes, so plain ``pytest`` does not collect it. The tutorial is run b
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from real_server import end
+from real_server import free_port, running
+from user_shell import run_script, user_environment
 
 from pytest_llmperf.models.synthetic import prepare
 
@@ -107,20 +102,13 @@ RUN = [page for page in PAGES if page.name != "tutorial.md" and any(map(runs_her
 
 @pytest.fixture(scope="module")
 def environment(model_cache, tmp_path_factory) -> dict[str, str]:
-    """A shell's, in no CI, with this environment's programs before others."""
-    names = ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID", "LLMPERF_SESSION_ID", "PYTEST_XDIST_WORKER")
-    kept = {name: value for name, value in os.environ.items() if name not in names}
+    """A user's, with what a step of GitHub's has, too."""
     temporary = tmp_path_factory.mktemp("runner")
-    author = {f"GIT_{role}_{what}": "a@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return {
-        **kept,
-        **author,
-        "PATH": path,
-        "MODEL": str(prepare("synthetic:tiny")),
-        "RUNNER_TEMP": str(temporary),
-        "GITHUB_STEP_SUMMARY": str(temporary / "summary.md"),
-    }
+    return user_environment(
+        MODEL=str(prepare("synthetic:tiny")),
+        RUNNER_TEMP=str(temporary),
+        GITHUB_STEP_SUMMARY=str(temporary / "summary.md"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +130,8 @@ def project(prepared, tmp_path) -> Path:
 
 
 def run(script: str, folder: Path, environment: dict[str, str]) -> None:
-    """By the shell, up to the first command that fails."""
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    """It has to end well."""
+    ended = run_script(script, folder, environment)
     assert ended.returncode == 0, f"{script}\n{ended.stdout}\n{ended.stderr}"
 
 
@@ -166,33 +153,15 @@ def servers() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("server", "client"), servers(), ids=lambda command: command.split()[0])
 def test_a_server_is_measured_as_the_page_shows(server, client, project, environment):
     """On a port that is free."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     (project / "docs").symlink_to(ROOT / "docs")
     server, client = (as_typed(command).replace("8000", str(port)) for command in (server, client))
-    with serving(server, port, project, environment):
+    command, log = ["bash", "-c", f"exec {server}"], project / "server.log"
+    with running(command, log, ready=lambda: answers(port), cwd=project, env=environment):
         # The server has one model, the project's settings name another; serve_tp.py does not sample. On a busy machine
         # the few tokens of the project's tests arrive all at once, which has no TPOT.
         settings = "-o llmperf_model= -o llmperf_output_tokens=32"
         run(f"{client} {settings} --pyargs pytest_llmperf.suite.serving -k schedulers", project, environment)
-
-
-@contextmanager
-def serving(command: str, port: int, folder: Path, environment: dict[str, str]) -> Iterator[None]:
-    """While the server runs."""
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, env=environment, stdout=log,
-                                  stderr=log, start_new_session=True)  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not answers(port):
-            assert server.poll() is None, (folder / "server.log").read_text()
-            assert time.monotonic() < deadline, (folder / "server.log").read_text()
-            time.sleep(0.2)
-        yield
-    finally:
-        end(server)
 
 
 def answers(port: int) -> bool:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from user_shell import run_script, user_environment
 
 TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
 BLOCK = re.compile(
@@ -30,6 +29,8 @@ def blocks(text: str) -> Iterator[Block]:
 
 def test_the_tutorial_does_what_it_says(model_cache, tmp_path):
     """Each shell block ends with the exit code that it announces, 0 where it announces none."""
+    # Other tests run beside this one: guards would see them, and so would every time.
+    environment = user_environment(PYTEST_ADDOPTS="--llmperf-guards=none --llmperf-gate=operators_per_token")
     commands = 0
     for block in blocks(TUTORIAL.read_text(encoding="utf-8")):
         if block.title:
@@ -38,19 +39,6 @@ def test_the_tutorial_does_what_it_says(model_cache, tmp_path):
         elif block.kind == "sh" and not block.note.startswith("not run"):
             commands += 1
             expected = int(block.note.removeprefix("exit code ") or 0)
-            ended = run(block.text, tmp_path)
+            ended = run_script(block.text, tmp_path, environment)
             assert ended.returncode == expected, f"{block.text}\n{ended.stdout}\n{ended.stderr}"
     assert commands == 8
-
-
-def run(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """By the shell, up to the first command that fails, with this environment's programs before others."""
-    names = ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID", "LLMPERF_SESSION_ID")
-    environment = {name: value for name, value in os.environ.items() if name not in names}
-    # Other tests run beside this one: guards would see them, and so would every time.
-    environment["PYTEST_ADDOPTS"] = "--llmperf-guards=none --llmperf-gate=operators_per_token"
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    for role in ("AUTHOR", "COMMITTER"):
-        environment |= {f"GIT_{role}_NAME": "A", f"GIT_{role}_EMAIL": "a@example.com"}
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

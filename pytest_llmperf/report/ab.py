@@ -17,7 +17,7 @@ from pytest_llmperf.report.results import change, outcome_text
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import plain_table, render
 from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
-from pytest_llmperf.text import printable, short_name, some
+from pytest_llmperf.text import plural, printable, short_name, some
 from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.paired import LOOKS, next_look
 from pytest_llmperf.verdict.sentence import format_value
@@ -41,7 +41,7 @@ def progress_lines(
     for verdict in waiting:
         name = f"{short_name(verdict.cell.test)} {verdict.cell.metric.name}"
         told = verdict if verdict.blocks >= LOOKS[0] else replace(verdict, interval=None)
-        yield printable(f"  {name}: {change(told)} after {_blocks(verdict.blocks)}")
+        yield printable(f"  {name}: {change(told)} after {plural(verdict.blocks, 'block')}")
 
 
 def _left(seconds: float) -> str:
@@ -67,7 +67,7 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
         yield printable(f"base and head differ in {', '.join(run.differences)}")
     yield printable(f"null control: {null_trip or 'base beside base does not differ'}")
     seconds = sum(block.seconds for block in blocks)
-    yield f"measured {_blocks(len(blocks))} of three fresh processes in {seconds:.0f} s"
+    yield f"measured {plural(len(blocks), 'block')} of three fresh processes in {seconds:.0f} s"
     yield decided_line(run)
 
 
@@ -104,7 +104,3 @@ def _row(verdict: Verdict) -> Iterator[Text]:
     yield Text(change(verdict))
     yield Text(str(verdict.blocks))
     yield outcome_text(verdict.outcome)
-
-
-def _blocks(count: int) -> str:
-    return f"{count} block{'s' * (count != 1)}"

@@ -17,7 +17,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.report.explain import explanation_text, explanation_title
 from pytest_llmperf.report.results import change, figure_text, shown_value
 from pytest_llmperf.report.terminal import conclusion
-from pytest_llmperf.text import printable, slug
+from pytest_llmperf.text import plural, printable, slug
 from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile
@@ -138,7 +138,7 @@ def _facts(verdicts: VerdictFile) -> Iterator[str]:
     if verdicts.breach:
         yield f"<p><b>failed</b>: {_code(verdicts.breach)}</p>\n"
     if verdicts.missing:
-        count = _count(verdicts.missing, "test")
+        count = plural(len(verdicts.missing), "test")
         yield f"<p>Missing: {count} of the baseline: {_codes(verdicts.missing)}</p>\n"
     if verdicts.differences:
         yield f"<p>This machine differs from the baseline's: {_codes(verdicts.differences)}</p>\n"
@@ -160,7 +160,7 @@ def _cut_line(environ: Mapping[str, str]) -> str:
 
 def _failures_block(tests: Sequence[TestVerdicts]) -> Block:
     failed = [_failure(test) for test in tests if test.failed]
-    return Block(f"<p>{_count(failed, 'test')} failed:</p>\n<ul>\n", failed, "</ul>\n", FAILURES_SHARE)
+    return Block(f"<p>{plural(len(failed), 'test')} failed:</p>\n<ul>\n", failed, "</ul>\n", FAILURES_SHARE)
 
 
 def _failure(test: TestVerdicts) -> str:
@@ -181,13 +181,13 @@ def _undecided_block(tests: Sequence[TestVerdicts]) -> Block:
     found = sorted(groups.items(), key=lambda group: -len(group[1]))
     rows = [_undecided_row(outcome, reasons) for (outcome, _), reasons in found[:LONGEST_LIST]]
     if more := found[LONGEST_LIST:]:
-        rows.append(f"<li>{_count(more, 'more reason')}</li>\n")
+        rows.append(f"<li>{plural(len(more), 'more reason')}</li>\n")
     return Block("<p>Not decided:</p>\n<ul>\n", rows, "</ul>\n")
 
 
 def _undecided_row(outcome: Outcome, reasons: Sequence[str]) -> str:
     such_as = "such as " if len({*reasons}) > 1 else ""
-    return f"<li>{_count(reasons, 'cell')} {outcome.words}: {such_as}{_code(reasons[0])}</li>\n"
+    return f"<li>{plural(len(reasons), 'cell')} {outcome.words}: {such_as}{_code(reasons[0])}</li>\n"
 
 
 def _reason(cell: CellVerdict) -> str:
@@ -257,10 +257,6 @@ def _command(level: str, message: str, **properties: str) -> str:
 
 def _data(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def _count(found: Sequence[object], what: str) -> str:
-    return f"{len(found)} {what}{'s' * (len(found) != 1)}"
 
 
 def _codes(texts: Sequence[str], separator: str = ", ") -> str:

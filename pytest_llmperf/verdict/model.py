@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.metrics import Kind, Metric
 
 
@@ -49,7 +50,7 @@ def number(value: float | str | None) -> float:
 
 def evidence(runs: int, sessions: int) -> str:
     """How much a verdict rests on: ``5 runs in 1 session``."""
-    return f"{runs} run{'s' * (runs != 1)} in {sessions} session{'s' * (sessions != 1)}"
+    return f"{plural(runs, 'run')} in {plural(sessions, 'session')}"
 
 
 def percent(share: float) -> str:

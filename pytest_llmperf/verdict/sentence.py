@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.exact import limit_value
 from pytest_llmperf.verdict.metrics import Kind, Metric
 from pytest_llmperf.verdict.model import Interval, Outcome, Verdict, evidence, number, percent
@@ -134,7 +135,7 @@ def _conclusion(verdict: Verdict) -> str:
 
 def _basis(verdict: Verdict) -> str:
     if verdict.kind is not Kind.TIMED:
-        return f"{verdict.kind}, {verdict.runs} run{'s' * (verdict.runs != 1)}"
+        return f"{verdict.kind}, {plural(verdict.runs, 'run')}"
     words = ["varies between identical runs"] if verdict.cell.metric.kind is Kind.EXACT else []
     if verdict.outcome in _MOVED and verdict.p_value is not None:
         words.append(f"p={verdict.p_value:.1g}")
@@ -149,7 +150,7 @@ def _candidates(verdict: Verdict) -> str:
 
 def _compared(verdict: Verdict) -> str:
     if verdict.blocks:
-        return f"{verdict.blocks} paired block{'s' * (verdict.blocks != 1)}"
+        return plural(verdict.blocks, "paired block")
     return evidence(verdict.runs, verdict.sessions)
 
 
