@@ -17,8 +17,12 @@ OF_DECODE = frozenset({"tpot_ms", "e2e_ms", "decode_tokens_per_s"})
 """Metrics whose time is that of a phase of a request; that of a callable or of many requests is not profiled."""
 
 MOST_ROWS, FEWEST_ROWS = 10, 3
+MOST_RECOUNTED = 5
+"""Rows kept for what is called more or less often, however small its time: calls are exact, one profile's times not."""
 LEAST_SHARE = 0.005
 """Of the base's step: smaller differences have a row only where there is no larger one."""
+LEAST_RECOUNT = 0.005
+"""Of the base's calls: a smaller change would not show in three digits."""
 
 
 class OperatorChange(Written):
@@ -38,8 +42,11 @@ class OperatorChange(Written):
 
     @property
     def more_calls(self) -> float:
-        """How many calls there are more now."""
-        return (self.now_calls or 0.0) - (self.base_calls or 0.0)
+        """How many calls there are more now, as far as both sides tell."""
+        if self.name == OTHERS or self.base_calls is None or self.now_calls is None:
+            return 0.0
+        more = self.now_calls - self.base_calls
+        return more if abs(more) > LEAST_RECOUNT * self.base_calls else 0.0
 
 
 class Explanation(Written):
@@ -57,7 +64,7 @@ class Explanation(Written):
     """The step by the host's clock."""
     now_ms: float | None = None
     operators: tuple[OperatorChange, ...] = ()
-    """The largest differences, what takes longer first."""
+    """The largest differences and what is called more or less often, what takes longer first."""
     traces: str = ""
     """The folder where torch's traces are kept, in the project."""
     reason: str = ""
@@ -137,5 +144,7 @@ def _looked_up(side: PhaseProfile, name: str, place: Literal["host", "device"]) 
 
 def _largest(changes: Sequence[OperatorChange], least_ms: float) -> list[OperatorChange]:
     ordered = sorted(changes, key=lambda one: -abs(one.difference_ms))
-    large = [one for one in ordered if abs(one.difference_ms) >= least_ms][:MOST_ROWS]
-    return sorted(large or ordered[:FEWEST_ROWS], key=lambda one: -one.difference_ms)
+    recounted = [one for one in ordered if one.more_calls][:MOST_RECOUNTED]
+    large = [one for one in ordered if abs(one.difference_ms) >= least_ms and one not in recounted]
+    shown = [*recounted, *large][:MOST_ROWS] or ordered[:FEWEST_ROWS]
+    return sorted(shown, key=lambda one: -one.difference_ms)

@@ -30,6 +30,7 @@ class Controller:
 
     def __init__(self, devices: Sequence[str], outcome: RunOutcome) -> None:
         self._devices = devices
+        self._free = list(reversed(devices))
         self._outcome = outcome
         self._device_of: dict[WorkerController, str] = {}
         self._told: dict[WorkerController, dict[str, Any]] = {}
@@ -43,10 +44,9 @@ class Controller:
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Give a worker a device that no other has, and the run's arguments for the fresh processes that it starts.
 
-        A worker that takes the place of a crashed one has another name, and gets the device that became free.
+        A worker that takes the place of a crashed one has another name, and gets the device that became free last.
         """
-        taken = self._device_of.values()
-        self._device_of[node] = next(device for device in self._devices if device not in taken)
+        self._device_of[node] = self._free.pop()
         channel = node.gateway.newchannel()
         channel.setcallback(partial(self._told.__setitem__, node))
         node.workerinput |= {
@@ -57,7 +57,8 @@ class Controller:
 
     def pytest_testnodedown(self, node: WorkerController) -> None:
         """A worker that is gone needs its device no more. xdist tells of some twice."""
-        self._device_of.pop(node, None)
+        if node in self._device_of:
+            self._free.append(self._device_of.pop(node))
 
     def pytest_xdist_node_collection_finished(self, node: WorkerController) -> None:
         """Take in what a worker told when it had collected, before any test is given out."""

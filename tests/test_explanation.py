@@ -71,7 +71,7 @@ def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
         [verdict()], *sides(base=profile(4.0, ("aten::mm", "host", 3.0, 57.0), (OTHERS, "host", 1.0, 9.0)))
     )
     copy = next(one for one in found.operators if one.name == "aten::copy_")
-    assert (copy.base_ms, copy.base_calls) == (None, None)
+    assert (copy.base_ms, copy.base_calls, copy.more_calls) == (None, None, 0.0)
     assert "- -> 1" in explanation_text(found, 100)
 
 
@@ -81,6 +81,32 @@ def test_nothing_grew():
     assert headline(found) == "under the profiler a token takes no longer: the machine, or noise"
     (found,) = explanations([verdict()], *sides(now=BASE.model_copy(update={"wall_ms": 5.0})))
     assert headline(found) == "no operator takes longer"
+
+
+def test_what_is_called_more_often_is_named_however_noisy_the_times_are():
+    """Calls are exact; the others are a sum of whatever is small, and a mean's last digits are none."""
+    noisy = [(f"aten::op{number}", "host", 0.5 + number, 1000.0) for number in range(12)]
+    base = profile(90.0, *noisy, ("aten::mm", "host", 0.2, 15.0), (OTHERS, "host", 0.1, 82.0))
+    quieter = [(name, place, ms / 2, calls + 0.1) for name, place, ms, calls in noisy]
+    now = profile(50.0, *quieter, ("aten::mm", "host", 0.1, 27.0), (OTHERS, "host", 0.1, 118.0))
+    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    assert len(found.operators) == 10
+    assert [(one.name, one.more_calls) for one in found.operators if one.more_calls] == [("aten::mm", 12.0)]
+    assert headline(found) == "under the profiler a token takes no longer: aten::mm, 12 more calls"
+    (found,) = explanations([verdict()], *sides(base=base, now=now.model_copy(update={"wall_ms": 95.0})))
+    assert headline(found) == "aten::mm -100 us, 12 more calls"
+
+
+def test_all_that_is_called_more_often_leaves_room_for_what_takes_longer():
+    """As with other kernels everywhere: ten rows, and the largest difference is among them."""
+    many = [(f"aten::op{number}", "host", 0.01, 1.0) for number in range(20)]
+    base = profile(4.0, *many, ("aten::mm", "host", 2.0, 15.0), ("aten::cat", "host", 1.0, 3.0))
+    now = profile(6.0, *((*one[:3], 2.0) for one in many), ("aten::mm", "host", 3.9, 15.0))
+    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    names = [one.name for one in found.operators]
+    assert names[0] == "aten::mm"
+    assert names[-1] == "aten::cat"
+    assert len(names) == 6
 
 
 def test_what_grew_a_little_everywhere_is_named_too():

@@ -38,12 +38,21 @@ def test_decode(llm, llmperf, batch_size):
 
 ONE_KILLS = """
 import os
+import pathlib
+import time
 import pytest
+
+OTHER_ENDS = pathlib.Path(__file__).with_name("other_ends")
+"A worker begins its last test when it is told that it gets no more: none of the other model's."
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("llm", ["fp32", "bf16"], indirect=True)
 def test_decode(llm, llmperf, number):
+    if number == 3 and llm.spec.quantization == "fp32":
+        OTHER_ENDS.touch()
     if number == 2 and llm.spec.quantization == "bf16":
+        for _ in range(600):
+            OTHER_ENDS.exists() or time.sleep(0.1)
         os.kill(os.getpid(), 9)
     llmperf.generate(llm)
 """
@@ -193,7 +202,7 @@ def told(**changes):
 
 
 def test_a_replacement_gets_the_device_that_became_free(controller):
-    """Never one that another worker has, however often xdist tells that a worker is down."""
+    """Never one that another worker has, however often xdist tells that a worker is down; of two, its predecessor's."""
     first, second = (started(controller, name) for name in ("gw0", "gw1"))
     assert [node.workerinput["llmperf_device"] for node in (first, second)] == ["cuda:0", "cuda:2"]
     for _ in range(2):
@@ -202,7 +211,8 @@ def test_a_replacement_gets_the_device_that_became_free(controller):
     controller.pytest_testnodedown(first)
     controller.pytest_testnodedown(second)
     assert third.workerinput["llmperf_device"] == "cuda:2"
-    assert started(controller, "gw3").workerinput["llmperf_device"] == "cuda:0"
+    controller.pytest_testnodedown(third)
+    assert [started(controller, name).workerinput["llmperf_device"] for name in ("gw3", "gw4")] == ["cuda:2", "cuda:0"]
 
 
 def test_what_workers_found_is_taken_in_once(controller):

@@ -15,7 +15,7 @@ from pytest_llmperf.verdict.sentence import format_value
 STEPS = {"prefill": "request", "decode": "token"}
 MENTIONED = 3
 WORTH_MENTIONING = 0.01
-"""Of the step's time on the base: what takes that much longer is named; where nothing does, what grew at all."""
+"""Of the step's time on the base: what takes that much longer is named, as is what is called more; else what grew."""
 
 
 def explanation_title(explanation: Explanation) -> str:
@@ -34,9 +34,11 @@ def headline(explanation: Explanation) -> str:
         return printable(f"not explained: {explanation.reason}")
     base_ms, now_ms = explanation.base_ms or 0.0, explanation.now_ms or 0.0
     if now_ms <= base_ms:
-        return f"under the profiler a {STEPS[explanation.phase]} takes no longer: the machine, or noise"
-    longer = [one for one in explanation.operators if one.difference_ms > 0]
-    told = [one for one in longer if one.difference_ms > WORTH_MENTIONING * base_ms] or longer
+        more = [f"{one.name}{_more_calls(one)}" for one in explanation.operators if one.more_calls > 0]
+        no_longer = f"under the profiler a {STEPS[explanation.phase]} takes no longer"
+        return f"{no_longer}: {some(more, MENTIONED) or 'the machine, or noise'}"
+    grew = [one for one in explanation.operators if one.difference_ms > 0 or one.more_calls > 0]
+    told = [one for one in grew if one.difference_ms > WORTH_MENTIONING * base_ms or one.more_calls > 0] or grew
     named = [f"{one.name} {_change(one)}{_more_calls(one)}" for one in told]
     return some(named, MENTIONED) or "no operator takes longer"
 
