@@ -208,7 +208,7 @@ def test_isolated_tests_that_look_slower_are_confirmed(project):
     project.record(1.0, 1.01, 0.99, 1.0, 1.005)
     result = project.run("--llmperf-isolate", "--llmperf-confirm=1", step_ms=1.5)
     result.assert_outcomes(failed=3)
-    result.stdout.fnmatch_lines(["TPOT 1.50 ms*runs now: 1.50 ms, 1.50 ms)"])
+    result.stdout.fnmatch_lines(["TPOT ×1.*: 1.50 ms*runs now: 1.50 ms, 1.50 ms)"])
 
 
 STUCK = "__import__('signal').pthread_sigmask(0, [14]) or time.sleep(60)"

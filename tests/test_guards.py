@@ -48,7 +48,7 @@ def test_a_guard_that_is_left_out_only_reads(busy):
     """What it would have objected to is in the record."""
     result = busy.run("--llmperf-guards=clocks,tenants", "--llmperf-json=out", "--llmperf-gate=tpot", step_ms=5.0)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*TPOT 5.00 ms > 1.00 ms baseline*"])
+    result.stdout.fnmatch_lines(["*TPOT ×* 5.00 ms > 1.00 ms baseline*"])
     (file,) = (busy.path / "out").glob("*.json")
     observation = json.loads(file.read_text())["results"][0]["observation"]
     assert observation["conditions"]["other_processes_cpu_share"] == 0.41

@@ -96,7 +96,7 @@ def test_fresh_runs_stay_on_their_workers_device(two_devices):
     result = two_devices.run(*ON_BOTH, "--llmperf-confirm=1", step_ms=1.5)
     assert result.ret == 1
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["TPOT 1.50 ms > 1.00 ms baseline: *; runs now: 1.50 ms, 1.50 ms)"])
+    result.stdout.fnmatch_lines(["TPOT ×1.* 1.50 ms > 1.00 ms baseline*; runs now: 1.50 ms, 1.50 ms)"])
     runs = two_devices.path / ".llmperf"
     first = {path.stem: devices_of(path) for path in (runs / "runs").glob("*.jsonl")}
     again = {path.parent.name: devices_of(path) for path in (runs / "confirm").glob("*/*.jsonl")}

@@ -26,21 +26,22 @@ _MOVED = {Outcome.REGRESSED, Outcome.IMPROVED}
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict in one line, such as ``TPOT 6.42 ms > 4.21 ms baseline: ×1.525 [1.31, 1.78], limit ×1.02 (...)``."""
+    """The verdict in one line, such as ``TPOT ×1.525 [1.31, 1.78]: 6.42 ms > 4.21 ms baseline, limit ×1.02 (...)``.
+
+    What matters most is first: a terminal may cut it.
+    """
     if verdict.outcome not in _COMPARED:
         text = _not_compared(verdict)
-    elif verdict.kind is Kind.IDENTITY:
-        text = f"{_head(verdict)}{_since(verdict)}{_conclusion(verdict)}"
     else:
-        text = f"{_head(verdict)}{_since(verdict)}{_figures(verdict)}{_conclusion(verdict)}"
+        text = f"{_moved(verdict)}{_limit(verdict)}{_conclusion(verdict)}"
     return " ".join(text.split())
 
 
 def short_sentence(verdict: Verdict) -> str:
     """What moved and by how much, to stand in a list: ``TTFT ×1.898``; without a ratio, both values."""
-    if verdict.ratio is None or verdict.kind is Kind.IDENTITY:
-        return f"{_head(verdict)}{_since(verdict)}"
-    return f"{verdict.cell.metric.title} ×{_ratio(verdict.ratio, 3)}{_since(verdict)}"
+    if _has_ratio(verdict):
+        return _change(verdict)
+    return f"{verdict.cell.metric.title} {_values(verdict)}{_since(verdict)}"
 
 
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
@@ -78,16 +79,30 @@ def _since(verdict: Verdict) -> str:
     return f" since {verdict.against}" if verdict.against else ""
 
 
-def _head(verdict: Verdict) -> str:
-    title, metric, now, baseline = verdict.cell.metric.title, verdict.cell.metric, _now(verdict), verdict.baseline
+def _has_ratio(verdict: Verdict) -> bool:
+    return verdict.ratio is not None and verdict.kind is not Kind.IDENTITY
+
+
+def _moved(verdict: Verdict) -> str:
+    if _has_ratio(verdict):
+        return f"{_change(verdict, _bounds(verdict.interval))}: {_values(verdict)}"
+    return short_sentence(verdict)
+
+
+def _change(verdict: Verdict, bounds: str = "") -> str:
+    return f"{verdict.cell.metric.title} ×{_ratio(number(verdict.ratio), 3)}{bounds}{_since(verdict)}"
+
+
+def _values(verdict: Verdict) -> str:
+    metric, now, baseline = verdict.cell.metric, _now(verdict), verdict.baseline
     if baseline is None:
-        return f"{title} {format_value(metric, now)}"
+        return format_value(metric, now)
     if verdict.kind is Kind.IDENTITY and verdict.outcome is Outcome.REGRESSED:
-        return f"{title} {now}, not {baseline} as in the baseline"
+        return f"{now}, not {baseline} as in the baseline"
     if verdict.outcome not in _MOVED:
-        return f"{title} {format_value(metric, now)}, baseline {format_value(metric, baseline)}"
+        return f"{format_value(metric, now)}, baseline {format_value(metric, baseline)}"
     left, right = _told_apart(metric, number(now), number(baseline))
-    return f"{title} {left} {'>' if number(now) > number(baseline) else '<'} {right} baseline"
+    return f"{left} {'>' if number(now) > number(baseline) else '<'} {right} baseline"
 
 
 def _now(verdict: Verdict) -> float | str | None:
@@ -106,17 +121,12 @@ def _told_apart(metric: Metric, now: float, baseline: float) -> tuple[str, str]:
     return left, right
 
 
-def _figures(verdict: Verdict) -> str:
-    ratio = "" if verdict.ratio is None else f"×{_ratio(verdict.ratio, 3)}{_bounds(verdict.interval)}"
-    limit = "" if verdict.outcome is Outcome.INCONCLUSIVE else _limit(verdict)
-    figures = ", ".join(filter(None, [ratio, limit]))
-    return figures and f": {figures}"
-
-
 def _limit(verdict: Verdict) -> str:
+    if verdict.kind is Kind.IDENTITY or verdict.outcome is Outcome.INCONCLUSIVE:
+        return ""
     if verdict.kind is Kind.EXACT:
-        return f"limit {format_value(verdict.cell.metric, limit_value(verdict.cell))}"
-    return "" if verdict.limit_ratio is None else f"limit ×{verdict.limit_ratio:.4g}"
+        return f", limit {format_value(verdict.cell.metric, limit_value(verdict.cell))}"
+    return "" if verdict.limit_ratio is None else f", limit ×{verdict.limit_ratio:.4g}"
 
 
 def _bounds(interval: Interval | None) -> str:

@@ -74,7 +74,7 @@ SAMPLE = verdict_file(
         cell(Outcome.REGRESSED, "decode_tokens_per_s", value=1000.0, baseline=1500.0, gates=False),
         cell(Outcome.REGRESSED, "weights_bytes", value=3 * 2**30, baseline=2**30, against="v1.0"),
         cell(Outcome.INCONCLUSIVE, "ttft_ms", value=50.0, baseline=49.0,
-             sentence=f"TTFT 50.0 ms, baseline 49.0 ms: ×1.02; inconclusive: base differs in ttft of {HOSTILE}"),
+             sentence=f"TTFT ×1.02: 50.0 ms, baseline 49.0 ms; inconclusive: base differs in ttft of {HOSTILE}"),
     ),
     a_test("test_perf.py::test_broken", error=f"ValueError: {HOSTILE}"),
     missing=[f"test_perf.py::test_gone[{HOSTILE}]"],

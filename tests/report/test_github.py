@@ -139,7 +139,7 @@ def test_a_step_that_wrote_all_that_github_takes_has_no_room_for_a_summary(most)
 def test_why_cells_are_undecided_is_told_by_reason_before_the_table():
     """The commonest first, those that differ in a figure together, and no more than a few."""
     young = (
-        "TPOT 4.20 ms, baseline 4.00 ms: ×1.05; inconclusive: this baseline finds {} % or more (2 runs in 1 session)"
+        "TPOT ×1.05: 4.20 ms, baseline 4.00 ms; inconclusive: this baseline finds {} % or more (2 runs in 1 session)"
     )
     cells = [cell(Outcome.INCONCLUSIVE, sentence=young.format(share)) for share in (7.9, 12)]
     cells += [cell(Outcome.INVALID, sentence=f"TPOT: invalid, {letter} neighbour @them") for letter in "abcdef"]

@@ -55,7 +55,7 @@ def test_a_run_writes_its_report(project):
     for words in (
         "INJECTED tpot:+50%",
         "test_perf.py::test_decode[fp32]",
-        "TPOT 1.50 ms > 1.00 ms baseline",
+        ": 1.50 ms > 1.00 ms baseline",
         "operators / token",
         "--llmperf-only=test_perf.py::test_decode[fp32]",
         "Linux",

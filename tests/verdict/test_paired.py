@@ -132,7 +132,7 @@ class TestFigures:
     def test_sentence_counts_blocks(self):
         """A person reads blocks where blocks were compared."""
         line = sentence(judged(blocks_of([1.1, 1.11, 1.1, 1.09, 1.1, 1.12, 1.1, 1.1])))
-        assert line.startswith("TPOT 4.41 ms > 4.00 ms baseline: ×1.102 [1.096, 1.107], limit ×1.02 (p=")
+        assert line.startswith("TPOT ×1.102 [1.096, 1.107]: 4.41 ms > 4.00 ms baseline, limit ×1.02 (p=")
         assert line.endswith("8 paired blocks)")
 
     def test_only_gating_cells_fail(self):

@@ -25,64 +25,64 @@ MEMORY, COUNTER, DIGEST = "decode_peak_allocated_bytes", "operators_per_token", 
     [
         (
             make_cell(6.42, RUNS),
-            "TPOT 6.42 ms > 4.21 ms baseline: ×1.525 [1.38, 1.69], limit ×1.02 (p=2e-06, 5 runs in 1 session)",
+            "TPOT ×1.525 [1.38, 1.69]: 6.42 ms > 4.21 ms baseline, limit ×1.02 (p=2e-06, 5 runs in 1 session)",
         ),
         (
             make_cell(4.21, RUNS),
             (
-                "TPOT 4.21 ms, baseline 4.21 ms: ×1.000 [0.90, 1.11]; "
+                "TPOT ×1.000 [0.90, 1.11]: 4.21 ms, baseline 4.21 ms; "
                 "inconclusive: this baseline finds 26 % or more (5 runs in 1 session)"
             ),
         ),
         (
             make_cell(4.9, RUNS, tolerate=0.0),
             (
-                "TPOT 4.90 ms, baseline 4.21 ms: ×1.164 [1.05, 1.29]; "
+                "TPOT ×1.164 [1.05, 1.29]: 4.90 ms, baseline 4.21 ms; "
                 "inconclusive: this baseline finds 26 % or more (5 runs in 1 session)"
             ),
         ),
         (
             make_cell(4.21, *TEN_SESSIONS),
-            "TPOT 4.21 ms, baseline 4.21 ms: ×1.000 [0.995, 1.005], limit ×1.02; unchanged (10 runs in 10 sessions)",
+            "TPOT ×1.000 [0.995, 1.005]: 4.21 ms, baseline 4.21 ms, limit ×1.02; unchanged (10 runs in 10 sessions)",
         ),
         (
             make_cell(3.0, RUNS),
             (
-                "TPOT 3.00 ms < 4.21 ms baseline: ×0.713 [0.64, 0.79], limit ×1.02; "
+                "TPOT ×0.713 [0.64, 0.79]: 3.00 ms < 4.21 ms baseline, limit ×1.02; "
                 "improved (p=2e-05, 5 runs in 1 session)"
             ),
         ),
         (
             make_cell(100.0, [150.0, 152.0, 151.0, 149.0], metric="decode_tokens_per_s"),
             (
-                "decode rate 100 tokens/s < 150 tokens/s baseline: ×0.664 [0.60, 0.74], limit ×0.9804 "
+                "decode rate ×0.664 [0.60, 0.74]: 100 tokens/s < 150 tokens/s baseline, limit ×0.9804 "
                 "(p=3e-06, 4 runs in 1 session)"
             ),
         ),
         (
             make_cell(475, [467] * 5, metric=COUNTER),
-            "operators / token 475 > 467 baseline: ×1.017, limit 467 (exact, 5 runs)",
+            "operators / token ×1.017: 475 > 467 baseline, limit 467 (exact, 5 runs)",
         ),
         (
             make_cell(467.0004, [467], metric=COUNTER),
-            "operators / token 467.0004 > 467 baseline: ×1.000, limit 467 (exact, 1 run)",
+            "operators / token ×1.000: 467.0004 > 467 baseline, limit 467 (exact, 1 run)",
         ),
         (
             make_cell(467, [467] * 5, metric=COUNTER),
-            "operators / token 467, baseline 467: ×1.000, limit 467; unchanged (exact, 5 runs)",
+            "operators / token ×1.000: 467, baseline 467, limit 467; unchanged (exact, 5 runs)",
         ),
         (
             make_cell(312 * MIB, [248 * MIB] * 5, metric=MEMORY),
-            "decode peak allocated 312 MiB > 248 MiB baseline: ×1.258, limit 264 MiB (exact, 5 runs)",
+            "decode peak allocated ×1.258: 312 MiB > 248 MiB baseline, limit 264 MiB (exact, 5 runs)",
         ),
         (
             make_cell(312 * MIB, [0] * 5, metric=MEMORY),
-            "decode peak allocated 312 MiB > 0 B baseline: limit 16.0 MiB (exact, 5 runs)",
+            "decode peak allocated 312 MiB > 0 B baseline, limit 16.0 MiB (exact, 5 runs)",
         ),
         (
             make_cell(1000 * MIB, [400 * MIB, 450 * MIB], metric=MEMORY),
             (
-                "decode peak allocated 1000 MiB > 424 MiB baseline: ×2.357 [1.99, 2.79], limit ×1.038 "
+                "decode peak allocated ×2.357 [1.99, 2.79]: 1000 MiB > 424 MiB baseline, limit ×1.038 "
                 "(varies between identical runs, p=1e-06, 2 runs in 1 session)"
             ),
         ),
@@ -125,7 +125,7 @@ def test_flagged_line_names_what_is_missing() -> None:
     """A cell that the screen flags and cannot confirm says which level it missed."""
     verdict = judge(make_cell(5.4, RUNS), family_size=1000)
     assert sentence(verdict) == (
-        "TPOT 5.40 ms, baseline 4.21 ms: ×1.283 [1.16, 1.42]; inconclusive: "
+        "TPOT ×1.283 [1.16, 1.42]: 5.40 ms, baseline 4.21 ms; inconclusive: "
         "flagged by the screen, not confirmed: p=0.0002, needs 1e-05 (5 runs in 1 session)"
     )
 
@@ -133,7 +133,7 @@ def test_flagged_line_names_what_is_missing() -> None:
 def test_confirmed_line_holds_the_mean_of_all_runs() -> None:
     """With confirmations the two numbers still divide to the ratio."""
     line = sentence(judge(make_cell(6.42, RUNS), confirmations=[6.3, 6.2]))
-    assert line.startswith("TPOT 6.31 ms > 4.21 ms baseline: ×1.498 ")
+    assert line.startswith("TPOT ×1.498 [1.36, 1.66]: 6.31 ms > 4.21 ms baseline, ")
 
 
 def test_verdicts_of_others_have_a_line() -> None:
@@ -184,8 +184,8 @@ def test_extremes_stay_one_short_line(value: Any, window: Sequence[float], metri
 def test_a_verdict_on_an_anchor_says_since_when():
     """Whatever its outcome; the rest of the sentence stays."""
     since = [
-        (make_cell(6.42, RUNS), "TPOT 6.42 ms > 4.21 ms baseline since v1: ×1.525 [1.38, 1.69], limit ×1.02 ("),
-        (make_cell(4.21, RUNS), "TPOT 4.21 ms, baseline 4.21 ms since v1: ×1.000"),
+        (make_cell(6.42, RUNS), "TPOT ×1.525 [1.38, 1.69] since v1: 6.42 ms > 4.21 ms baseline, limit ×1.02 ("),
+        (make_cell(4.21, RUNS), "TPOT ×1.000 [0.90, 1.11] since v1: 4.21 ms, baseline 4.21 ms; "),
         (make_cell(6.42), "TPOT 6.42 ms since v1: new, no baseline"),
     ]
     for cell, start in since:
