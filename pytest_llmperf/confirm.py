@@ -23,6 +23,7 @@ from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.report.terminal import write_now
 from pytest_llmperf.scratch import run_folder
 from pytest_llmperf.session import Session
+from pytest_llmperf.text import plural
 from pytest_llmperf.workplace import Workplace
 
 RunTest = Callable[[pytest.Item, pytest.Item | None], list[pytest.TestReport]]
@@ -138,8 +139,8 @@ class Confirmer:
         self._held.clear()
 
     def _replica(self, number: int, rounds: int) -> Replica:
-        looking = f"llmperf: {len(self._held)} tests look slower"
-        write_now(self._config, f"{looking}: measuring them again, fresh run {number} of {rounds}")
+        slower = f"{plural(len(self._held), 'test')} that looked slower"
+        write_now(self._config, f"llmperf: measuring again {slower}: fresh run {number} of {rounds}")
         folder = run_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
         journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
         ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)

@@ -19,7 +19,7 @@ from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.fresh import run_perf_tests, without_outputs
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.scratch import scratch_folder
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import plural, printable
 from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import (
@@ -64,7 +64,9 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
         return code
     found, tests = screened, open_tests(screened)
     if tests:
-        say(f"llmperf gate: {len(tests)} of {len(screened.tests)} tests are open: comparing them with {base[:12]}")
+        say(
+            f"llmperf gate: {len(tests)} of {plural(len(screened.tests), 'test')} left open: comparing with {base[:12]}"
+        )
         found = combined(screened, _compare(wanted, base, tests, here, say), fail_on=wanted.fail_on)
     say(final_line(found))
     if wanted.comparison.verdicts:

@@ -13,7 +13,7 @@ from pytest_llmperf.records.life import Condemned, find_tests, next_epochs, with
 from pytest_llmperf.records.revision import head_commit
 from pytest_llmperf.records.schema import Baseline, Epoch
 from pytest_llmperf.records.store import baseline_files, baseline_path, load_baseline, update_baseline
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import plural, printable
 from pytest_llmperf.verdict.metrics import METRICS, find_metric
 
 LONGEST_REASON = 2000
@@ -130,7 +130,7 @@ def tell_history(
         yield from change_lines(series, name=str(file))
         if plot:
             write_plot(series, plot, title=str(file))
-            yield f"{plot}: {len(series)} cells"
+            yield f"{plot}: {plural(len(series), 'cell')}"
 
 
 def selecting(tests: list[str]) -> list[str]:

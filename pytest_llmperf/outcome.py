@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
-from pytest_llmperf.text import printable, some
+from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
 
@@ -161,9 +161,9 @@ class RunOutcome:
     def breach(self) -> str:
         """What fails the run although it failed no test; empty if nothing does."""
         if self.unreported:
-            return f"{len(self.unreported)} tests began and were never reported: {some(list(self.unreported), 3)}"
+            return f"no report of {plural(len(self.unreported), 'test')} that began: {some(list(self.unreported), 3)}"
         if self.missing and Outcome.MISSING in self.fail_on:
-            return f"{len(self.missing)} tests of the baseline are missing"
+            return f"no result of {plural(len(self.missing), 'test')} of the baseline"
         if self.update and self.update.failed:
             return "the baseline could not be updated"
         if self.disturbed and self.update and self.update.refusal:

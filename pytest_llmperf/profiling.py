@@ -30,7 +30,7 @@ from pytest_llmperf.records.schema import ProfileFile, Run
 from pytest_llmperf.report.terminal import write_now
 from pytest_llmperf.scratch import run_folder
 from pytest_llmperf.session import Session
-from pytest_llmperf.text import some
+from pytest_llmperf.text import plural, some
 from pytest_llmperf.workplace import Workplace
 
 NO_PROFILE = "no profile of it is stored; recording a run stores those of llmperf.generate"
@@ -82,7 +82,7 @@ def store_profiles(config: pytest.Config, session: Session) -> str:
         keep_profiles(path, entries[0].device_key, run, found.found, of=of)
     except (OSError, LlmperfError) as error:
         return f"operator profiles NOT kept: {error}"
-    return f"operator profiles of {len(found.found)} workloads kept: {path}"
+    return f"operator profiles of {plural(len(found.found), 'workload')} kept: {path}"
 
 
 def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Profiles, str]:

@@ -23,7 +23,7 @@ from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, load_baseline, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
 from pytest_llmperf.scratch import make_room, scratch_folder
-from pytest_llmperf.text import short_name, slug, some
+from pytest_llmperf.text import plural, short_name, slug, some
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import VerdictFile, verdict_file, write_verdicts
 
@@ -141,7 +141,7 @@ class Session:
         invalid = sum(
             verdict.outcome is Outcome.INVALID for entry in self.outcome.entries for verdict in entry.verdicts
         )
-        return f"{invalid} cells are invalid" if invalid else ""
+        return plural(invalid, "invalid cell") if invalid else ""
 
     def _where_kept(self) -> str:
         paths = [str(journal.path) for journal in self.journals.values()]

@@ -47,7 +47,7 @@ def test_another_dtype_is_another_test_or_not_comparable(project):
     project.record(1.0)
     source = (project.path / "test_perf.py").read_text()
     (project.path / "test_perf.py").write_text(source.replace('["fp32"]', '["bf16"]'))
-    project.run(step_ms=9.0).stdout.fnmatch_lines(["missing: 1 tests*fp32*", "*Nothing was verified.*"])
+    project.run(step_ms=9.0).stdout.fnmatch_lines(["missing: 1 test of *fp32*", "*Nothing was verified.*"])
     (project.path / "test_perf.py").write_text(source.replace('["fp32"]', '["bf16"], ids=["fp32"]'))
     result = project.run(step_ms=9.0)
     assert result.ret == 0

@@ -42,7 +42,7 @@ def test_identical_runs_agree_on_every_exact_metric(project):
     for _ in range(2):
         result = project.pytester.runpytest_subprocess(*arguments)
         assert result.ret == 0, result.outlines
-    result.stdout.fnmatch_lines(["llmperf: 1 tests, 7 of 7 gating cells decided: 7 unchanged"])
+    result.stdout.fnmatch_lines(["llmperf: 1 test, 7 of 7 gating cells decided: 7 unchanged"])
 
 
 def test_a_decode_is_profiled_and_its_device_read():

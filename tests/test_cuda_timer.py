@@ -65,7 +65,7 @@ def test_other_arguments_are_not_compared(project):
     project.write(KERNEL_TEST.replace("torch.ones(size, size)", "torch.ones(size, 2 * size).mT @ torch.ones(size, 3)"
                                       ).replace("matrix, matrix", "matrix.mT, matrix"))  # fmt: skip
     result = project.run()
-    result.stdout.fnmatch_lines(["not comparable: 1 cells of 1 tests (call): workload arguments: float32?8, 8?, *"])
+    result.stdout.fnmatch_lines(["not comparable: 1 cell of 1 test (call): workload arguments: float32?8, 8?, *"])
 
 
 def test_the_fixture_makes_a_perf_test(project):

@@ -33,7 +33,7 @@ def test_from_a_recorded_run_to_an_explained_regression(project):
     project.record(*QUIET_MACHINE)
     recording = ("--llmperf-update", "--llmperf-measure-only", "--llmperf-explain=on")
     result = project.run(*recording, session="today")
-    result.stdout.fnmatch_lines(["operator profiles of 1 workloads kept: */baselines/profiles/*.json"])
+    result.stdout.fnmatch_lines(["operator profiles of 1 workload kept: */baselines/profiles/*.json"])
     result = project.run(*recording, session="today")
     result.stdout.no_fnmatch_line("operator profiles*")
     result = project.run(

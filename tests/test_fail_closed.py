@@ -89,7 +89,7 @@ def other_driver(data):
 @pytest.mark.parametrize(
     ("test", "conftest", "line"),
     [
-        (RENAMED, FAKE_CLOCK, "missing: 1 tests of the baseline*test_decode*"),
+        (RENAMED, FAKE_CLOCK, "missing: 1 test of the baseline*test_decode*"),
         (SKIPPED, FAKE_CLOCK, "llmperf: 0 tests, 0 of 0 gating cells decided: none. Nothing was verified."),
         (RAISES, FAKE_CLOCK, "error: *test_decode*: RuntimeError: out of luck"),
         (DECODE_TEST, NAN_CLOCK, "error: *test_decode*nan*"),
@@ -111,7 +111,7 @@ def test_what_ran_otherwise_is_told_and_fails_where_that_is_asked(recorded, test
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (one_sample, "inconclusive: 1 cells of 1 tests (tpot)*"),
+        (one_sample, "inconclusive: 1 cell of 1 test (tpot)*"),
         (other_driver, "not comparable: *cpu_model: another machine's -> *"),
     ],
     ids=["one-sample", "another-machine"],
@@ -139,7 +139,7 @@ def test_a_missing_test_is_told_under_xdist_too(recorded):
     recorded.write(RENAMED)
     result = recorded.run("-n1", "--llmperf-fail-on=missing")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["missing: 1 tests of the baseline*", "failed: 1 tests of the baseline are missing"])
+    result.stdout.fnmatch_lines(["missing: 1 test of the baseline*", "failed: no result of 1 test of the baseline"])
 
 
 def test_fail_on_chooses(recorded):

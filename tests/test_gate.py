@@ -44,7 +44,7 @@ def test_a_device_without_baseline_is_new_and_never_a_pass(project):
     project.write()
     result = project.run()
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["*llmperf record --runs 5*", "llmperf: 1 tests, 0 of * Nothing was verified."])
+    result.stdout.fnmatch_lines(["*llmperf record --runs 5*", "llmperf: 1 test, 0 of * Nothing was verified."])
 
 
 def test_an_update_is_appended_and_the_next_run_compares(project):
@@ -53,7 +53,7 @@ def test_an_update_is_appended_and_the_next_run_compares(project):
     assert project.run("--llmperf-update").ret == 0
     result = project.run("--llmperf-update")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["baseline updated: * holds 2 runs of 1 sessions"])
+    result.stdout.fnmatch_lines(["baseline updated: * holds 2 runs of 1 session"])
     assert len(json.loads(project.baseline().read_text())["runs"]) == 2
     result.stdout.no_fnmatch_line("*Nothing was verified*")
 
@@ -257,7 +257,7 @@ def test_a_missing_test_of_the_baseline_is_told(project):
     project.write(project.pytester.path.joinpath("test_perf.py").read_text().replace("test_decode", "test_renamed"))
     result = project.run()
     result.stdout.fnmatch_lines(
-        ["missing: 1 tests of the baseline *test_decode[[]fp32[]]. Gone for good? llmperf prune 'test_perf.py::*"]
+        ["missing: 1 test of the baseline, *test_decode[[]fp32[]]. Gone for good? llmperf prune 'test_perf.py::*"]
     )
 
 

@@ -39,7 +39,7 @@ def test_a_disturbed_test_is_neither_regressed_nor_unchanged(busy):
     result = busy.run(LOAD, step_ms=5.0)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
-        [f"invalid: 1 cells of 1 tests (tpot): {TEST}: {WHY}", "llmperf: 1 tests, 5 of 6 gating cells decided: *"]
+        [f"invalid: 1 cell of 1 test (tpot): {TEST}: {WHY}", "llmperf: 1 test, 5 of 6 gating cells decided: *"]
     )
     assert busy.run(LOAD, "--llmperf-strict", step_ms=5.0).ret == 1
 
@@ -77,7 +77,7 @@ def test_recording_ends_with_a_disturbed_run(busy, capfd, monkeypatch):
     assert main(["record", "--runs", "2", *QUICK[1:], LOAD]) == 1
     told = capfd.readouterr().out
     assert "baseline NOT updated: the run was disturbed" in told
-    assert "llmperf record: run 1 ended with exit code 1; 0 runs were recorded before it" in told
+    assert "llmperf record: run 1 ended with exit code 1; 0 runs recorded before it" in told
 
 
 def test_a_disturbed_fresh_run_confirms_and_clears_nothing(busy):
@@ -86,7 +86,7 @@ def test_a_disturbed_fresh_run_confirms_and_clears_nothing(busy):
     result = busy.run(LOAD, "--llmperf-confirm=1", step_ms=1.5)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
-        [f"inconclusive: 1 cells of 1 tests (tpot): it looks slower, and fresh run 1 of 1 was disturbed: {WHY}"]
+        [f"inconclusive: 1 cell of 1 test (tpot): it looks slower, and fresh run 1 of 1 was disturbed: {WHY}"]
     )
 
 
@@ -114,5 +114,5 @@ def test_guards_of_a_project_stand_in_its_ini_file(busy):
     """The command line goes before."""
     busy.monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
     busy.pytester.makeini("[pytest]\nllmperf_guards = load\n")
-    busy.run().stdout.fnmatch_lines(["invalid: 1 cells of 1 tests (tpot): *"])
+    busy.run().stdout.fnmatch_lines(["invalid: 1 cell of 1 test (tpot): *"])
     busy.run("--llmperf-guards=none").stdout.no_fnmatch_line("invalid: *")

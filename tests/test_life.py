@@ -193,7 +193,7 @@ def test_a_file_that_is_gone_is_told_where_it_was_looked_for(recorded, arguments
     recorded.baseline().write_text(text.replace(OTHER, "pytest_llmperf.suite.test_quantization::test_decode[fp32]"))
     result = recorded.run(*arguments)
     line = (
-        "missing: 1 tests of the baseline *perf/test_gone.py::test_decode[[]fp32[]]*llmperf prune 'perf/test_gone.py::*"
+        "missing: 1 test of the baseline, *perf/test_gone.py::test_decode[[]fp32[]]*llmperf prune 'perf/test_gone.py::*"
     )
     if told:
         result.stdout.fnmatch_lines([line])

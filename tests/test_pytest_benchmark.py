@@ -63,7 +63,7 @@ def test_what_was_saved_is_compared_with_the_next_run(project):
     result = project.run("--benchmark-compare", "--benchmark-compare-fail=mean:10%", *storage, step_ms=1.5)
     result.stdout.fnmatch_lines(["test_decode[[]fp32] (0001_*", "test_decode[[]fp32] (NOW)*"])
     assert "Performance has regressed" in result.stdout.str() + result.stderr.str()
-    result.stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 2 tests *", "llmperf: 1 tests measured, 0 errors*"])
+    result.stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 2 tests *", "llmperf: 1 test measured, 0 errors*"])
     listed = project.pytester.run(sys.executable, "-m", "pytest_benchmark", "compare", str(saved))
     listed.stdout.fnmatch_lines(["*test_decode[[]fp32] *"])
 

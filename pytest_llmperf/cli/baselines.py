@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_llmperf.cli.say import say
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.text import plural
 
 DEFAULT_BASELINES = Path("baselines")
 
@@ -118,7 +119,7 @@ def _merge(options: argparse.Namespace, _rest: list[str]) -> int:
 
     merged = reduce(merge, [load_baseline(path) for path in options.paths])
     written = update_baseline(options.output, lambda _old: merged)
-    say(f"{options.output}: {len(written.runs)} runs, {len(written.cells)} cells")
+    say(f"{options.output}: {plural(len(written.runs), 'run')}, {plural(len(written.cells), 'cell')}")
     return 0
 
 
@@ -136,7 +137,7 @@ def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -
         say(f"llmperf {command}: run {number} of {runs}")
         code = run_perf_tests(arguments).exit_code
         if code:
-            kept = f"{number - 1} runs were recorded before it"
+            kept = f"{plural(number - 1, 'run')} recorded before it"
             say(f"llmperf {command}: run {number} ended with exit code {code}; {kept}")
             return code
     return 0

@@ -20,7 +20,7 @@ from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, locate
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.records.schema import Scalar
-from pytest_llmperf.text import printable
+from pytest_llmperf.text import plural, printable
 
 _UNQUANTIZED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 """Names of quantizations by dtype."""
@@ -163,7 +163,9 @@ class _Pass:
         if outputs:
             self._progress_s = moment_s
         elif moment_s - self._progress_s > _STALL_S:
-            raise MeasurementError(f"vLLM produced nothing for {_STALL_S:g} s, {len(self.running)} requests under way")
+            raise MeasurementError(
+                f"vLLM produced nothing for {_STALL_S:g} s, {plural(len(self.running), 'request')} under way"
+            )
         for output in outputs:
             one = self.running[output.request_id]
             one.counts.append(len(output.outputs[0].token_ids))

@@ -61,7 +61,8 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
         if entry.error:
             yield printable(f"error: {entry.test}: head: {entry.error}")
     if run.missing:
-        yield printable(f"missing: {len(run.missing)} tests of base are not on head: {some(run.missing, LONGEST_LIST)}")
+        missing = f"{plural(len(run.missing), 'test')} of base, not on head: {some(run.missing, LONGEST_LIST)}"
+        yield printable(f"missing: {missing}")
     yield from map(printable, _disturbed_lines(blocks))
     if run.differences:
         yield printable(f"base and head differ in {', '.join(run.differences)}")

@@ -14,7 +14,7 @@ from typing import Literal
 from pytest_llmperf.history import Series
 from pytest_llmperf.records.reduce import percentile
 from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.text import short_hash
+from pytest_llmperf.text import plural, short_hash
 from pytest_llmperf.verdict.metrics import METRICS, Metric
 from pytest_llmperf.verdict.sentence import format_value, scale_of
 
@@ -135,7 +135,7 @@ def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | Non
         x="token",
         y=f"gap before it ({axis.unit})",
         summary=f"median gap {_range(axis, map(median, columns))} over tokens 2 to {positions + 1}, "
-        f"{result.observation.requests} requests",
+        f"{plural(result.observation.requests, 'request')}",
         traces=traces,
         from_zero=True,
         wide=True,
@@ -147,9 +147,9 @@ def distribution(
 ) -> Chart | None:
     """This run's requests beside the runs of the baseline, and this session's runs where there are several."""
     groups: dict[str, tuple[Role, Sequence[float]]] = {
-        f"baseline: {len(window)} runs": ("baseline", window),
-        f"this session: {len(runs)} runs": ("other", runs),
-        f"this run: {len(samples)} requests": ("now", samples),
+        f"baseline: {plural(len(window), 'run')}": ("baseline", window),
+        f"this session: {plural(len(runs), 'run')}": ("other", runs),
+        f"this run: {plural(len(samples), 'request')}": ("now", samples),
     }
     shown = {name: (role, values) for name, (role, values) in groups.items() if values}
     if sum(len(values) for _, values in shown.values()) < 2:  # noqa: PLR2004  # one figure has no distribution

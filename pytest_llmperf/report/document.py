@@ -15,6 +15,7 @@ from pytest_llmperf.report.explain import explanation_text, explanation_title
 from pytest_llmperf.report.results import shown_value
 from pytest_llmperf.report.rows import SEVERITY, Row, is_known, rows, severity, shape
 from pytest_llmperf.report.terminal import counted
+from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.metrics import METRICS, PRIMARY, Kind, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, percent
@@ -133,7 +134,7 @@ def _conclusion(verdicts: VerdictFile) -> str:
         return f"Failed: {verdicts.breach}"
     if verdicts.failed:
         return f"{sum(test.failed for test in verdicts.tests)} of {len(verdicts.tests)} tests failed"
-    return f"{len(verdicts.tests)} tests passed" if verdicts.decided else "Nothing was verified"
+    return f"{plural(len(verdicts.tests), 'test')} passed" if verdicts.decided else "Nothing was verified"
 
 
 def _run_facts(verdicts: VerdictFile) -> Facts:
@@ -237,7 +238,7 @@ def _conditions(seen: Observation) -> Iterator[tuple[str, str]]:
     yield "clock", seen.clock
     yield "requests", str(seen.requests) + (f", {seen.disturbed_requests} disturbed" if seen.disturbed_requests else "")
     steady = "steady" if seen.warmup.steady else "never became steady"
-    yield "warm-up", f"{seen.warmup.requests} requests, {steady}" if seen.warmup.requests else "none"
+    yield "warm-up", f"{plural(seen.warmup.requests, 'request')}, {steady}" if seen.warmup.requests else "none"
     if seen.invalid:
         yield "invalid", seen.invalid
     yield from _flat(seen.conditions)

@@ -209,7 +209,7 @@ def _explanations_block(tests: Sequence[TestVerdicts]) -> Block:
 def _cells_block(tests: Sequence[TestVerdicts]) -> Block:
     cells = [(test, cell) for test in tests for cell in test.cells if _is_shown(cell)]
     cells.sort(key=lambda pair: (not pair[1].fails, not pair[1].counts, _WORST_FIRST.index(pair[1].outcome)))
-    opening = f"<details><summary>{len(cells)} cells</summary>\n<table>\n<tr>{_HEADINGS}</tr>\n"
+    opening = f"<details><summary>{plural(len(cells), 'cell')}</summary>\n<table>\n<tr>{_HEADINGS}</tr>\n"
     empty = [_empty_row(test) for test in tests if not (test.cells or test.error or test.workloads)]
     return Block(opening, [*(_row(test, cell) for test, cell in cells), *empty], "</table>\n</details>\n")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.report.tables import PIPE_COLUMNS, plain_table, render
-from pytest_llmperf.text import printable, short_name
+from pytest_llmperf.text import plural, printable, short_name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,7 +18,7 @@ def trial_line(trial: Trial, *, number: int, of: int) -> str:
     """One line for one comparison."""
     found = f"{trial.found} of {len(trial.cells)} cells regressed"
     exact = f" and {len(trial.exact_alarms)} exact ones" if trial.exact_alarms else ""
-    cost = f"{trial.blocks} blocks, {trial.seconds / 60:.1f} min"
+    cost = f"{plural(trial.blocks, 'block')}, {trial.seconds / 60:.1f} min"
     cut = "; ended by the budget, not counted" if trial.cut else ""
     null = f"; null control: {trial.null_trip}" if trial.null_trip else ""
     return printable(f"{_size(trial.size)}, {number} of {of}: {found}{exact} ({cost}{cut}{null})")

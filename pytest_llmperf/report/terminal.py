@@ -10,7 +10,7 @@ from typing import Any
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.report.results import WIDE_COLUMNS, changed, results_table
-from pytest_llmperf.text import printable, some
+from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
 from pytest_llmperf.verdict_file import VerdictFile, decided
@@ -87,11 +87,11 @@ def decided_line(run: RunOutcome) -> str:
     """How many cells that can fail were decided, and how many were not. Never reads as a pass when none was."""
     if not run.compared:
         errors = sum(bool(entry.error) for entry in run.entries)
-        return f"llmperf: {len(run.entries)} tests measured, {errors} errors, nothing compared"
+        return f"llmperf: {plural(len(run.entries), 'test')} measured, {plural(errors, 'error')}, nothing compared"
     outcomes = run.outcomes
     total = sum(outcomes.values())
     answered = decided(outcomes)
-    verdict = f"llmperf: {len(run.entries)} tests, {answered} of {total} gating cells decided"
+    verdict = f"llmperf: {plural(len(run.entries), 'test')}, {answered} of {total} gating cells decided"
     return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
 
 
@@ -127,7 +127,8 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
         metrics = ", ".join(sorted(set(map(changed, members))))
         tests = sorted({member.cell.test for member in members})
         names = f"{some(tests, LONGEST_LIST)}: " if outcome is Outcome.INVALID else ""
-        yield f"{outcome.words}: {len(members)} cells of {len(tests)} tests ({metrics}): {names}{reason}"
+        cells = f"{plural(len(members), 'cell')} of {plural(len(tests), 'test')}"
+        yield f"{outcome.words}: {cells} ({metrics}): {names}{reason}"
 
 
 def _group(verdict: Verdict) -> str:
@@ -163,7 +164,7 @@ def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
     costs = [entry.confirm_seconds for entry in entries if entry.confirm_seconds]
     if costs:
-        yield f"confirmation: {len(costs)} tests measured again in fresh processes, {sum(costs):.0f} s"
+        yield f"confirmation: {plural(len(costs), 'test')} measured again in fresh processes, {sum(costs):.0f} s"
 
 
 def _is_unsteady(result: TestResult) -> bool:
@@ -175,7 +176,8 @@ def _missing_line(run: RunOutcome) -> str:
     count, few = len(run.missing), len(run.missing) <= LONGEST_LIST
     command = _command(run, "prune", *(run.missing if few else ["TEST"]))
     names = some(run.missing, LONGEST_LIST)
-    return f"missing: {count} tests of the baseline are not among those collected: {names}. Gone for good? {command}"
+    missing = f"{plural(count, 'test')} of the baseline, not among those collected: {names}"
+    return f"missing: {missing}. Gone for good? {command}"
 
 
 def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
@@ -205,6 +207,6 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
     elif run.update.baseline is not None:
         runs = run.update.baseline.runs
         sessions = len({run.session_id for run in runs})
-        yield f"baseline updated: {run.update.path} holds {len(runs)} runs of {sessions} sessions"
+        yield f"baseline updated: {run.update.path} holds {plural(len(runs), 'run')} of {plural(sessions, 'session')}"
         if run.profiles:
             yield run.profiles

@@ -8,14 +8,15 @@ from itertools import groupby
 from pytest_llmperf.history import Change, Series
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import wrapped
-from pytest_llmperf.text import printable, short_hash
+from pytest_llmperf.text import plural, printable, short_hash
 from pytest_llmperf.verdict.change_points import FEWEST_POINTS
 from pytest_llmperf.verdict.sentence import format_value
 
 
 def change_lines(series: Sequence[Series], *, name: str) -> Iterator[str]:
     """A baseline's change points: below each test a line each, and one for all its cells that have none."""
-    yield printable(f"{name}: {len(series)} cells, {sum(len(one.changes) for one in series)} changes")
+    changes = sum(len(one.changes) for one in series)
+    yield printable(f"{name}: {plural(len(series), 'cell')}, {plural(changes, 'change')}")
     for line in _lines(series):
         yield wrapped(printable(line), table_width())
     yield f"A point is a session's runs at one commit; to find a change takes {FEWEST_POINTS} of them."
@@ -25,7 +26,7 @@ def _lines(series: Sequence[Series]) -> Iterator[str]:
     for (test, _), members in groupby(series, key=lambda one: (one.cell.test, one.workload)):
         cells = [*members]
         points = max((one.points for one in cells), key=len)
-        yield f"{test}: {sum(point.runs for point in points)} runs, {len(points)} points"
+        yield f"{test}: {plural(sum(point.runs for point in points), 'run')}, {plural(len(points), 'point')}"
         for one in cells:
             yield from (f"  {_told(one, change)}" for change in one.changes)
         yield from _calm_lines(cells)

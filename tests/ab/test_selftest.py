@@ -179,7 +179,7 @@ def test_a_budget_ends_it_with_what_is_known(project, model_cache):
         "--json=found.json", "--", "-p", "no:benchmark",
     )  # fmt: skip
     assert result.ret == 1, result.errlines
-    result.stdout.fnmatch_lines(["A/A, 1 of 1: 0 of 1 cells regressed (1 blocks, *; ended by the budget, not counted)"])
+    result.stdout.fnmatch_lines(["A/A, 1 of 1: 0 of 1 cells regressed (1 block, *; ended by the budget, not counted)"])
     result.stdout.fnmatch_lines(
         ["llmperf selftest: failed: no A/A cell was decided: allow more --budget or --blocks, *"]
     )

@@ -176,7 +176,7 @@ def test_several_tokens_a_step_have_no_gaps(fake):
     ("given", "message"),
     [
         ([[1], [2, 3]], r"vLLM produced 3 tokens, expected 2: another length is not the same work"),
-        (iter(lambda: None, 0), r"vLLM produced nothing for 60 s, 1 requests under way"),
+        (iter(lambda: None, 0), r"vLLM produced nothing for 60 s, 1 request under way"),
         (iter([]), r"vLLM failed: StopIteration"),
     ],
     ids=["another length", "a stall", "a failure"],

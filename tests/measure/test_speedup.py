@@ -37,7 +37,7 @@ def test_a_ratio_over_another_workload_is_another_figure(project):
     assert ratio["execution"] == "loop"
     project.write(TWO_WAYS.format(ratio="generate, over=loop"))
     result = project.run()
-    result.stdout.fnmatch_lines(["not comparable: 1 cells of 1 tests (speedup): *speedup_over*"])
+    result.stdout.fnmatch_lines(["not comparable: 1 cell of 1 test (speedup): *speedup_over*"])
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,8 @@ def test_a_note_between_tests_has_a_line_of_its_own(verbosity, said, request, mo
         ((), "test_decode[[]fp32[]] *1.00 ms*", "*token digest*"),
         (("-v",), "  TPOT *1.00 ms*", "*token digest*"),
         (("-vv",), "  token digest *", "*n/a*"),
-        (("-q",), "llmperf: 1 tests, *", "*TPOT*"),
-        (("-qq",), "llmperf: 1 tests, *", "*llmperf: cpu*"),
+        (("-q",), "llmperf: 1 test, *", "*TPOT*"),
+        (("-qq",), "llmperf: 1 test, *", "*llmperf: cpu*"),
     ],
     ids=["plain", "-v", "-vv", "-q", "-qq"],
 )
