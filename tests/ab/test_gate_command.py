@@ -25,7 +25,7 @@ import pytest
 def test_decode(llm, llmperf, batch_size):
     llmperf.generate(llm, batch_size=batch_size)
 """
-ARGUMENTS = [*QUICK[1:], "-p", "no:cacheprovider"]
+ARGUMENTS = [*QUICK[1:], "--llmperf-guards=none", "-p", "no:cacheprovider"]
 
 
 @pytest.fixture
