@@ -64,9 +64,8 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
         return code
     found, tests = screened, open_tests(screened)
     if tests:
-        say(
-            f"llmperf gate: {len(tests)} of {plural(len(screened.tests), 'test')} left open: comparing with {base[:12]}"
-        )
+        left_open = f"{len(tests)} of {plural(len(screened.tests), 'test')} left open"
+        say(f"llmperf gate: {left_open}: comparing with {base[:12]}")
         found = combined(screened, _compare(wanted, base, tests, here, say), fail_on=wanted.fail_on)
     say(final_line(found))
     if wanted.comparison.verdicts:
