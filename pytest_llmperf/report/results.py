@@ -18,9 +18,6 @@ from pytest_llmperf.verdict.model import Outcome, Verdict, number
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict_file import CellVerdict
 
-WIDE_COLUMNS = 110
-"""Terminal width from which the explaining metrics have room."""
-
 EXPLAINING = ("ttft_ms", "decode_tokens_per_s", "decode_peak_allocated_bytes", "operators_per_token")
 
 COLORS = {
@@ -36,28 +33,39 @@ Row = tuple[Entry, TestResult]
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """What there is room for, and what was asked for."""
+    """What is shown of each row."""
 
-    wide: bool
     verbosity: int
-    explaining: Sequence[str]
+    explaining: Sequence[str] = ()
     """Keys of metrics that have a column of their own."""
+    named: bool = False
+    """Whether a verdict names the metrics that fail the test."""
 
 
-def results_table(entries: Iterable[Entry], *, wide: bool, verbosity: int = 0) -> Outline:
-    """The table of a run.
+def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -> Outline:
+    """The table of a run, with as much as fits of what explains its figures.
 
     Args:
         entries: what became of its tests.
-        wide: whether there is room for what explains the figure.
+        width: columns that there are.
         verbosity: 0 for the figure that a workload is measured for; 1 adds what gates or moved, 2 all that is judged.
     """
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
-    results = [result for _, result in rows]
-    titles = {_primary(result).title for result in results}
-    explaining = [key for key in EXPLAINING if wide and not verbosity and any(one.cell(key) for one in results)]
-    layout = _Layout(wide=wide, verbosity=verbosity, explaining=explaining)
-    outline = Outline(_empty_table(titles.pop() if len(titles) == 1 and not verbosity else "figure", explaining))
+    tables = (_table(rows, layout) for layout in _layouts(rows, verbosity))
+    return next((table for table in tables if table.fits(width)), _table(rows, _Layout(verbosity=verbosity)))
+
+
+def _layouts(rows: Iterable[Row], verbosity: int) -> Iterator[_Layout]:
+    """The richest first. Lines below the table tell what a verdict does not name."""
+    explaining = [key for key in EXPLAINING if not verbosity and any(result.cell(key) for _, result in rows)]
+    for named in (True, False):
+        yield _Layout(verbosity=verbosity, explaining=explaining, named=named)
+
+
+def _table(rows: Sequence[Row], layout: _Layout) -> Outline:
+    titles = {_primary(result).title for _, result in rows}
+    figure = titles.pop() if len(titles) == 1 and not layout.verbosity else "figure"
+    outline = Outline(_empty_table(figure, layout.explaining))
     for model, members in groupby(rows, key=_group):
         outline.add_line(Text(model, style="bold"))
         for entry, result in members:
@@ -103,7 +111,7 @@ def _add(outline: Outline, entry: Entry, result: TestResult, layout: _Layout) ->
     name = Text(printable(short_name(entry.test) + several))
     others = [one for one in verdicts if one is not of_primary and _is_shown(one, layout.verbosity)]
     if not others:
-        outcome = _worst_text(entry, result, of_primary, named=layout.wide)
+        outcome = _worst_text(entry, result, of_primary, named=layout.named)
         outline.table.add_row(name, *_figures(primary, result, of_primary, layout.explaining), outcome)
         return
     outline.add_line(name)

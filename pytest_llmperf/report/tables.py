@@ -6,6 +6,7 @@ import io
 from textwrap import fill
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,7 @@ def plain_table(title: str = "") -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left")
 
 
+_UNBOUNDED = 1_000_000
 _PLACE = "\ue000"
 """Stands where a line will: a character that `printable` lets into no other row."""
 
@@ -34,6 +36,11 @@ class Outline:
         self._lines.append(line)
         self.table.add_row(_PLACE)
 
+    def fits(self, width: int) -> bool:
+        """Whether its columns have room in ``width`` without a cell that is folded or cut."""
+        console = _console(io.StringIO(), _UNBOUNDED, color=False)
+        return Measurement.get(console, console.options, self.table).maximum <= width
+
     def render(self, width: int, *, color: bool) -> str:
         """All of it as text of at most ``width`` columns."""
         lines = iter(self._lines)
@@ -49,7 +56,12 @@ def wrapped(line: str, width: int) -> str:
 def render(table: RenderableType, width: int, *, color: bool) -> str:
     """The table as text of at most ``width`` columns."""
     target = io.StringIO()
-    console = Console(
+    _console(target, width, color=color).print(table)
+    return "\n".join(line.rstrip() for line in target.getvalue().splitlines())
+
+
+def _console(target: io.StringIO, width: int, *, color: bool) -> Console:
+    return Console(
         file=target,
         width=width,
         force_terminal=color,
@@ -58,5 +70,3 @@ def render(table: RenderableType, width: int, *, color: bool) -> str:
         markup=False,
         emoji=False,
     )
-    console.print(table)
-    return "\n".join(line.rstrip() for line in target.getvalue().splitlines())

@@ -9,7 +9,7 @@ from typing import Any
 
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.report.results import WIDE_COLUMNS, changed, results_table
+from pytest_llmperf.report.results import changed, results_table
 from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
@@ -32,7 +32,7 @@ def write_summary(reporter: Any, run: RunOutcome) -> None:
         return
     reporter.section(title(run.entries), bold=True)
     if reporter.verbosity >= 0 and any(entry.results for entry in run.entries):
-        table = results_table(run.entries, wide=width >= WIDE_COLUMNS, verbosity=reporter.verbosity)
+        table = results_table(run.entries, width=width, verbosity=reporter.verbosity)
         reporter.write_line(table.render(width, color=color))
     for line in summary_lines(run):
         reporter.write_line(printable(line))

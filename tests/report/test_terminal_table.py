@@ -35,7 +35,7 @@ def entries(*, model: str = "synthetic:tiny", confirmed: Confirmed = ALONE) -> l
 
 
 def table(width: int, *, verbosity: int = 0, color: bool = False, **more) -> list[str]:
-    found = results_table(entries(**more), wide=width > 80, verbosity=verbosity)
+    found = results_table(entries(**more), width=width, verbosity=verbosity)
     return found.render(width, color=color).splitlines()
 
 
@@ -48,6 +48,18 @@ def test_no_line_is_longer_than_the_terminal_is_wide(width, verbosity):
     assert max(map(len, lines)) <= width
     assert f"{long} nf4 sdpa" in lines
     assert sum("test_decode[nf4-1]" in line for line in lines) == 1
+
+
+def test_columns_are_left_out_before_a_name_is_folded():
+    """At each width a row is a line; the wider, the more is told."""
+    found = entries()
+    tables = {
+        width: results_table(found, width=width).render(width, color=False).splitlines() for width in range(80, 120)
+    }
+    assert len({len(lines) for lines in tables.values()}) == 1
+    assert all(max(map(len, lines)) <= width for width, lines in tables.items())
+    told = [("rate" in lines[0], "regressed: tpot" in lines[2]) for lines in tables.values()]
+    assert list(dict.fromkeys(told)) == [(False, False), (True, False), (True, True)]
 
 
 def test_a_narrow_table_says_the_outcome_and_a_wide_one_of_what():
@@ -73,7 +85,7 @@ def test_colour_is_for_terminals():
 def test_after_fresh_runs_the_figure_is_what_the_change_is_of():
     """The mean of all runs, in the table, in the rows of a page and in their order."""
     found = entries(confirmed=Confirmed((1.45, 1.45), 1))
-    line = results_table(found, wide=False).render(80, color=False).splitlines()[2]
+    line = results_table(found, width=80).render(80, color=False).splitlines()[2]
     assert " 1.51 ms   1.10 ms  +38% [" in line
     row = next(row for row in rows(verdicts_of(found).tests[0]) if row.metric == "TPOT")
     assert row.now == "1.51 ms"
