@@ -81,7 +81,7 @@ SETTINGS = (
     Option("confirm", "N", "2", "Fresh processes in which a slower cell is measured again before its test may fail; "
            "0 lets it fail at once"),
     Option("timeout", "SECONDS", "", "Longest that loading a model or a test's body may take; 0 for no limit (default: "
-           "for the body, three times the slowest run of the baseline)"),
+           "for the body, ten times the slowest run of the baseline)"),
     Option("explain", "on|off", "on", "Profile what regressed once more, to tell where the time went, and what is "
            "recorded, to have it to compare with; each in a fresh process of its own"),
     Option("fail-on", "OUTCOMES", "", "Outcomes that fail a test as well, comma-separated: inconclusive, new, missing, "

@@ -47,8 +47,9 @@ LEFT_TO_FRESH_RUNS = "it looks slower, which a screen does not confirm: pytest -
 PROFILED_WARMUP = 2
 """Most warm-up requests where only a profile is wanted: the timed and the counted request warm up as well."""
 
-SLOWEST_RUNS = 3
-"""How many times the slowest run of the baseline a test's body may take, where nobody says otherwise."""
+SLOWEST_RUNS = 10
+"""How many times the slowest run of the baseline a test's body may take, where nobody says otherwise: requests that are
+disturbed are made three times over, and what got three times slower is a regression to be told, not a hang."""
 SHORTEST_TIMEOUT_S = 10.0
 """No limit that comes from a baseline is shorter: what happens once a process must not look like a hang."""
 
@@ -213,7 +214,7 @@ class Workplace:
         return self._timeouts[test] or None
 
     def body_limit_s(self, test: str) -> float | None:
-        """The longest that a test's body may take: as given, else three times the slowest run of the baseline."""
+        """The longest that a test's body may take: as given, else ten times the slowest run of the baseline."""
         slowest = None if self.options.profile else self._known.slowest_s(test)  # summing up a profile takes its time
         if self._timeouts[test] is not None or slowest is None:
             return self._timeouts[test] or None
