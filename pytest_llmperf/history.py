@@ -11,7 +11,7 @@ from statistics import geometric_mean
 
 from pytest_llmperf.compare import Comparison
 from pytest_llmperf.records.life import find_tests
-from pytest_llmperf.records.schema import Baseline, Epoch, Run
+from pytest_llmperf.records.schema import Baseline, Epoch, Run, Workload
 from pytest_llmperf.verdict.change_points import FEWEST_POINTS, change_points
 from pytest_llmperf.verdict.metrics import Metric
 from pytest_llmperf.verdict.model import Cell, number
@@ -47,7 +47,7 @@ class Series:
     """One cell over all runs that may be compared with the latest one, whatever was accepted in between."""
 
     cell: Cell
-    workload: str
+    workload: Workload
     points: Sequence[Point]
     epochs: Sequence[Epoch]
 
@@ -99,7 +99,12 @@ def series_of(
     latest = max(baseline.runs, key=lambda run: run.time)
     cells = Comparison(baseline.model_copy(update={"epochs": []}), latest.environment).stored_cells
     return [
-        Series(cell=cell, workload=workload, points=_points(baseline, cell), epochs=_epochs(baseline, cell))
+        Series(
+            cell=cell,
+            workload=baseline.workloads[workload],
+            points=_points(baseline, cell),
+            epochs=_epochs(baseline, cell),
+        )
         for (_, workload, _), cell in cells.items()
         if (tests is None or cell.test in tests)
         and (cell.metric == metric if metric else every_metric or cell.limit.gates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -64,7 +65,7 @@ def test_a_step_is_told_with_time_commits_levels_and_reason(folder, capsys):
     assert main(["history"]) == 0
     out = capsys.readouterr().out
     (row,) = (line for line in out.splitlines() if " tpot " in line)
-    assert f"{TEST}: 40 runs, 20 points" in out
+    assert re.search(rf"{re.escape(TEST)}: synthetic:.* out.*: 40 runs, 20 points", out)
     for word in (
         "2026-01-11 00:00",
         "09cccccc..10cccccc",

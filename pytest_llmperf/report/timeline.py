@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from pytest_llmperf.history import Change, Series
+from pytest_llmperf.report.rows import shape
 from pytest_llmperf.report.show import table_width
 from pytest_llmperf.report.tables import wrapped
 from pytest_llmperf.text import plural, printable, short_hash
@@ -23,10 +24,11 @@ def change_lines(series: Sequence[Series], *, name: str) -> Iterator[str]:
 
 
 def _lines(series: Sequence[Series]) -> Iterator[str]:
-    for (test, _), members in groupby(series, key=lambda one: (one.cell.test, one.workload)):
+    for (test, workload), members in groupby(series, key=lambda one: (one.cell.test, one.workload)):
         cells = [*members]
         points = max((one.points for one in cells), key=len)
-        yield f"{test}: {plural(sum(point.runs for point in points), 'run')}, {plural(len(points), 'point')}"
+        length = f"{plural(sum(point.runs for point in points), 'run')}, {plural(len(points), 'point')}"
+        yield f"{test}: {shape(workload)}: {length}"
         for one in cells:
             yield from (f"  {_told(one, change)}" for change in one.changes)
         yield from _calm_lines(cells)
