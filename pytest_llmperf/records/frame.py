@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = dict[str, Scalar]
+
+_FORMULA_SIGNS = ("=", "+", "-", "@")
 
 COLUMNS: dict[str, str] = {
     "device_key": "device that the file belongs to",
@@ -65,6 +67,9 @@ def load_runs(path: str | Path) -> pd.DataFrame:
 def export_runs(source: str | Path, target: Path) -> int:
     """Write what ``load_runs`` gives of ``source`` as ``.csv`` or ``.parquet``, its texts printable.
 
+    In CSV a text that a spreadsheet would take for a formula has an apostrophe before it
+    (https://owasp.org/www-community/attacks/CSV_Injection).
+
     Returns:
         The number of rows written.
 
@@ -74,9 +79,10 @@ def export_runs(source: str | Path, target: Path) -> int:
     """
     if target.suffix not in {".csv", ".parquet"}:
         raise UsageError(f"cannot export to {target}: expected a name ending in .csv or .parquet")
-    frame = _frame(map(_printable, _rows(source))).astype(TYPES)
+    as_csv = target.suffix == ".csv"
+    frame = _frame(_each_text(row, _inert if as_csv else printable) for row in _rows(source)).astype(TYPES)
     try:
-        if target.suffix == ".csv":
+        if as_csv:
             frame.to_csv(target, index=False)
         else:
             frame.to_parquet(target, index=False)
@@ -95,9 +101,13 @@ def _frame(rows: Iterable[Row]) -> pd.DataFrame:
     return frame.assign(time=pd.to_datetime(frame["time"], utc=True, format="ISO8601"))
 
 
-def _printable(row: Row) -> Row:
-    """A file is looked at in a terminal too."""
-    return {printable(name): printable(value) if isinstance(value, str) else value for name, value in row.items()}
+def _each_text(row: Row, change: Callable[[str], str]) -> Row:
+    return {change(name): change(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _inert(text: str) -> str:
+    """A text that neither a terminal nor a spreadsheet acts on."""
+    return f"'{printable(text)}" if text.startswith(_FORMULA_SIGNS) else printable(text)
 
 
 def _rows(path: str | Path) -> Iterator[Row]:

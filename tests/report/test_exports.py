@@ -243,6 +243,19 @@ def test_csv_has_the_documented_columns_and_reads_as_their_types(source, tmp_pat
         assert found[name].dropna().tolist() == other[name].dropna().tolist()
 
 
+@pytest.mark.parametrize("sign", "=+-@")
+def test_a_spreadsheet_runs_no_text_of_csv(tmp_path, sign):
+    """Who names a file in a pull request names a test; Parquet is no spreadsheet's."""
+    name = f"{sign}HYPERLINK(1)"
+    stored = baseline()
+    cells = [cell.model_copy(update={"test": name}) for cell in stored.cells]
+    (tmp_path / "fake.json").write_text(dump_baseline(stored.model_copy(update={"cells": cells})))
+    for target in ("runs.csv", "runs.parquet"):
+        export_runs(tmp_path / "fake.json", tmp_path / target)
+    assert set(pd.read_csv(tmp_path / "runs.csv")["test"]) == {f"'{name}"}
+    assert set(pd.read_parquet(tmp_path / "runs.parquet")["test"]) == {name}
+
+
 def test_json_files_are_as_the_reference_says(tmp_path):
     """Journal, ``--llmperf-json`` and the selftest's; defaults that are left out are not required."""
     made = evidence()
