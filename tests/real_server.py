@@ -54,7 +54,7 @@ def running(command: Sequence[str], log: Path, *, ready: Callable[[], bool], **h
 
 def _is_healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  # http on loopback
+        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  # http on loopback; one that hangs is asked again
             return True
     except (urllib.error.URLError, OSError):
         return False

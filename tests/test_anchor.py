@@ -92,7 +92,7 @@ def test_a_test_that_the_release_did_not_have_is_new(released):
     source = (released.path / "test_perf.py").read_text()
     released.write(source.replace("test_decode", "test_young"))
     result = released.run("--llmperf-anchor=v1")
-    result.stdout.fnmatch_lines(["new: * of 1 test (*tpot since v1*): not in that baseline"])
+    result.stdout.fnmatch_lines(["new: * cells of 1 test (*tpot since v1*): not in that baseline"])
 
 
 @pytest.mark.parametrize(
@@ -114,4 +114,4 @@ def test_a_release_without_a_baseline_of_this_device_is_told(released):
     git(released.path, "tag", "v0")
     result = released.run("--llmperf-anchor=v0", step_ms=1.25)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["new: * of 1 test (*tpot since v0*): not in that baseline"])
+    result.stdout.fnmatch_lines(["new: * cells of 1 test (*tpot since v0*): not in that baseline"])

@@ -42,7 +42,7 @@ def test_from_a_recorded_run_to_an_explained_regression(project):
     assert result.ret == 1
     result.stdout.fnmatch_lines([
         "llmperf: profiling test_perf.py::test_decode[[]fp32]",
-        "TPOT ×1.* 1.50 ms > 1.00 ms baseline*",
+        "TPOT ×1.* [[]*[]]: 1.50 ms > 1.00 ms baseline, *",
         "*- llmperf: time per token in decode -*",
         "operator * base * now * change * calls",
         "aten::mm * 15 -> 27",
@@ -65,7 +65,7 @@ def test_a_regression_without_a_stored_profile_says_what_would_store_one(project
     result = project.run("--llmperf-confirm=1", "--llmperf-explain=on", step_ms=1.5)
     assert result.ret == 1
     result.stdout.fnmatch_lines([
-        "TPOT ×1.* 1.50 ms > 1.00 ms baseline*",
+        "TPOT ×1.* [[]*[]]: 1.50 ms > 1.00 ms baseline, *",
         "not explained: baseline: no profile of it is stored; recording a run *",
     ])  # fmt: skip
     assert not (project.path / ".llmperf" / "traces").exists()

@@ -217,7 +217,7 @@ def test_the_verdict_file_holds_the_evidence(recorded):
     cell = next(cell for cell in test.cells if cell.metric == "tpot_ms")
     assert (cell.outcome, cell.fails, cell.value, cell.runs, cell.sessions) == ("regressed", True, 1.5, 5, 5)
     assert cell.ratio == pytest.approx(1.5, rel=0.01)
-    assert ": 1.50 ms > 1.00 ms baseline" in cell.sentence
+    assert re.match(r"TPOT ×1\.\d+ \[.*\]: 1\.50 ms > 1\.00 ms baseline", cell.sentence)
     assert found.run is not None
     assert found.run.environment["torch"]
 

@@ -78,7 +78,9 @@ def test_two_regressions_of_one_test_are_one_line(project):
     project.monkeypatch.setenv("CI", "1")
     result = project.run(step_ms=1.5)
     (line,) = (line for line in result.outlines if line.startswith("FAILED"))
-    assert re.search(r"TPOT ×1.* 1.5\d ms > 1.0\d ms baseline, .*\); also .*operators / token ×1\.\d+$", line)
+    assert re.search(
+        r"TPOT ×1.5\d* \[.*\]: 1.5\d ms > 1.0\d ms baseline, .*\); also .*operators / token ×1\.\d+$", line
+    )
     told = result.outlines[result.outlines.index(line) + 1]
     assert told.startswith("=")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -65,7 +64,7 @@ def test_a_step_is_told_with_time_commits_levels_and_reason(folder, capsys):
     assert main(["history"]) == 0
     out = capsys.readouterr().out
     (row,) = (line for line in out.splitlines() if " tpot " in line)
-    assert re.search(rf"{re.escape(TEST)}: synthetic:.* out.*: 40 runs, 20 points", out)
+    assert f"{TEST}: synthetic:tiny · nf4 · batch 1 · 4 in, 4 out · loop: 40 runs, 20 points" in out
     for word in (
         "2026-01-11 00:00",
         "09cccccc..10cccccc",

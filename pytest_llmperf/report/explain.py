@@ -37,8 +37,10 @@ def headline(explanation: Explanation) -> str:
         more = [f"{one.name}{_more_calls(one)}" for one in explanation.operators if one.more_calls > 0]
         no_longer = f"under the profiler a {STEPS[explanation.phase]} takes no longer"
         return f"{no_longer}: {some(more, MENTIONED) or 'the machine, or noise'}"
-    grew = [one for one in explanation.operators if one.difference_ms > 0 or one.more_calls > 0]
-    told = [one for one in grew if one.difference_ms > WORTH_MENTIONING * base_ms or one.more_calls > 0] or grew
+    worth_ms = WORTH_MENTIONING * base_ms
+    told = [one for one in explanation.operators if one.difference_ms > worth_ms or one.more_calls > 0] or [
+        one for one in explanation.operators if one.difference_ms > 0
+    ]
     named = [f"{one.name} {_change(one)}{_more_calls(one)}" for one in told]
     return some(named, MENTIONED) or "no operator takes longer"
 

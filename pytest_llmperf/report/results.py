@@ -51,15 +51,19 @@ def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -
         verbosity: 0 for the figure that a workload is measured for; 1 adds what gates or moved, 2 all that is judged.
     """
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
-    tables = (_table(rows, layout) for layout in _layouts(rows, verbosity))
-    return next((table for table in tables if table.fits(width)), _table(rows, _Layout(verbosity=verbosity)))
+    for layout in _layouts(rows, verbosity):
+        table = _table(rows, layout)
+        if table.fits(width):
+            break
+    return table
 
 
 def _layouts(rows: Iterable[Row], verbosity: int) -> Iterator[_Layout]:
-    """The richest first. Lines below the table tell what a verdict does not name."""
+    """The richest first, the barest last. Lines below the table tell what a verdict does not name."""
     explaining = [key for key in EXPLAINING if not verbosity and any(result.cell(key) for _, result in rows)]
     for named in (True, False):
         yield _Layout(verbosity=verbosity, explaining=explaining, named=named)
+    yield _Layout(verbosity=verbosity)
 
 
 def _table(rows: Sequence[Row], layout: _Layout) -> Outline:

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.guards import doubt
 from pytest_llmperf.verdict.history import oriented
 from pytest_llmperf.verdict.judge import problem
@@ -238,14 +239,10 @@ def _look(blocks: int, *, final: bool) -> int | None:
 
 def _outlook(blocks: int, *, final: bool) -> str:
     if final:
-        return f"budget ran out after {_count(blocks)}"
+        return f"budget ran out after {plural(blocks, 'block')}"
     if (look := next_look(blocks)) is None:
-        return f"after {_count(blocks)}, the last look"
-    return f"{_count(look - blocks, ' more')} until the next look"
-
-
-def _count(blocks: int, more: str = "") -> str:
-    return f"{blocks}{more} block{'s' * (blocks != 1)}"
+        return f"after {plural(blocks, 'block')}, the last look"
+    return f"{plural(look - blocks, 'more block')} until the next look"
 
 
 def _decide(found: _Evidence, alpha: float, beta: float) -> tuple[Outcome, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 from report_data import TEST, evidence, result, workload
@@ -31,7 +32,7 @@ def test_what_failed_comes_first_and_says_both_numbers(shown):
     """The conclusion counts tests, the failures are sentences, the table begins with them."""
     assert shown.conclusion == "3 of 5 tests failed"
     assert [test for test, _ in shown.failures] == [FIRST, f"{TEST}[nf4-8]", f"{TEST}_broken"]
-    assert ": 1.65 ms > 1.10 ms baseline" in shown.failures[0][1]
+    assert re.search(r"TPOT ×1\.\d+ \[.*\]: 1\.65 ms > 1\.10 ms baseline", shown.failures[0][1])
     assert [row.outcome for row in shown.rows[:3]] == ["error", "regressed", "regressed"]
     assert [row.gates for row in shown.rows] == sorted((row.gates for row in shown.rows), reverse=True)
     row = next(row for row in shown.rows if row.test == FIRST)
