@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_llmperf.ab.checkout import merge_base, repository_root
+from pytest_llmperf.ab.checkout import commit_of, first_parent, merge_base, repository_root, working_tree_commit
 from pytest_llmperf.ab.command import Comparison, compare
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.fresh import run_perf_tests, without_outputs
+from pytest_llmperf.records.revision import remote_of
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.scratch import scratch_folder
 from pytest_llmperf.text import plural, printable
-from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import (
     CellVerdict,
@@ -32,8 +33,15 @@ from pytest_llmperf.verdict_file import (
     write_verdicts,
 )
 
-BRANCH_VARIABLES = ("GITHUB_BASE_REF", "CI_MERGE_REQUEST_TARGET_BRANCH_NAME", "CHANGE_TARGET")
-"""What names the target branch of a pull request on GitHub, GitLab and Jenkins."""
+BRANCH_VARIABLES = (
+    "GITHUB_BASE_REF",
+    "CI_MERGE_REQUEST_TARGET_BRANCH_NAME",  # GitLab
+    "CHANGE_TARGET",  # Jenkins
+    "SYSTEM_PULLREQUEST_TARGETBRANCH",  # Azure Pipelines
+    "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
+    "BITBUCKET_PR_DESTINATION_BRANCH",
+)
+"""What names the target branch of a pull request in CI."""
 
 COMMON_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 
@@ -57,7 +65,7 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
         LlmperfError: there is no merge base, a revision does not build, or a process left nothing to compare.
     """
     root = repository_root(here)
-    base = merge_base(root, wanted.comparison.base or target_branch(root, os.environ))
+    base = base_commit(root, wanted.comparison.base or target_branch(root, os.environ), say)
     say(f"llmperf gate: screening against the baseline of {base[:12]}")
     code, screened = _screen(wanted, base, here)
     if screened is None:
@@ -73,25 +81,51 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
     return found.exit_code
 
 
+def base_commit(root: Path, branch: str, say: Callable[[str], None]) -> str:
+    """What a change is compared with: where it left its target branch, or on the branch itself the commit before it.
+
+    Raises:
+        LlmperfError: git knows no such branch, they share no history, or HEAD has no parent.
+    """
+    base, head = merge_base(root, branch), commit_of(root, "HEAD")
+    if base != head or working_tree_commit(root) != head:
+        return base
+    base = first_parent(root, head)
+    say(f"llmperf gate: HEAD ({head[:12]}) is on {printable(branch)}: comparing with its first parent, {base[:12]}")
+    return base
+
+
 def target_branch(root: Path, environ: Mapping[str, str]) -> str:
     """The branch that a pull request is for: as the CI system says, else the first of the usual ones.
 
     Raises:
-        UsageError: there is none of them.
+        UsageError: git does not have the branch that CI names, or none of the usual ones.
     """
-    told = [f"origin/{environ[name]}" for name in BRANCH_VARIABLES if environ.get(name)]
-    for branch in (*told, *COMMON_BRANCHES):
-        try:
+    if told := next((name for name in BRANCH_VARIABLES if environ.get(name)), ""):
+        return _told_branch(root, told, environ[told].removeprefix("refs/heads/"))
+    for branch in COMMON_BRANCHES:
+        with suppress(LlmperfError):
             merge_base(root, branch)
-        except LlmperfError:
-            continue
-        return branch
-    tried = ", ".join([*told, *COMMON_BRANCHES])
+            return branch
+    tried = ", ".join(COMMON_BRANCHES)
     raise UsageError(f"no target branch: none of {tried} shares history with HEAD; name one: llmperf gate BRANCH")
 
 
+def _told_branch(root: Path, variable: str, name: str) -> str:
+    """The branch that CI names, and no other one: a merge base with another branch would be another question."""
+    remote = remote_of(root)
+    branch = f"{remote}/{name}"
+    try:
+        commit_of(root, f"refs/remotes/{branch}")
+    except LlmperfError as error:
+        words = printable(f"{variable}={name}: git does not have {branch}")
+        fetch = printable(f"git fetch {remote} +refs/heads/{name}:refs/remotes/{branch}")
+        raise UsageError(f"{words}: run {fetch}, or name the branch: llmperf gate BRANCH") from error
+    return branch
+
+
 def open_tests(screened: VerdictFile) -> list[str]:
-    """Tests with a timed cell that gates and that the screen could not decide."""
+    """Tests with a cell that gates and that the screen could not decide."""
     return [test.test for test in screened.tests if any(map(_is_open, test.cells))]
 
 
@@ -145,7 +179,7 @@ def _compare(wanted: Gate, base: str, tests: Sequence[str], here: Path, say: Cal
 
 
 def _is_open(cell: CellVerdict) -> bool:
-    return cell.counts and METRICS[cell.metric].kind is Kind.TIMED and _may_be_answered(cell)
+    return cell.counts and _may_be_answered(cell)
 
 
 def _may_be_answered(cell: CellVerdict) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from pytest_llmperf.explanation import Explanation
+from pytest_llmperf.provenance import SideProof
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
@@ -128,6 +129,8 @@ class RunOutcome:
     """How the working tree's baseline differs from the one that was read."""
     differences: list[str] = field(default_factory=list)
     """In what this machine differs from the baseline's latest run."""
+    sides: Mapping[str, SideProof] = field(default_factory=dict)
+    """Of a comparison of two revisions: what each side ran."""
     fail_on: frozenset[Outcome] = frozenset()
     unreported: dict[str, None] = field(default_factory=dict)
     """Tests that began in a worker and of which nothing came: it died while they waited to be confirmed."""

@@ -304,6 +304,7 @@ def _start_session(config: pytest.Config) -> None:
     from pytest_llmperf.measure.device import check_device_name, require_models_extra, worker_devices
     from pytest_llmperf.options import Options, baselines_arguments, measuring_arguments
     from pytest_llmperf.outcome import RunOutcome
+    from pytest_llmperf.provenance import reporter_of
     from pytest_llmperf.session import Session, refuse_early
 
     config.stash[OPTIONS] = options = Options.from_config(config)
@@ -326,6 +327,8 @@ def _start_session(config: pytest.Config) -> None:
     )
     session = Session(options, config.rootpath, outcome)
     config.stash[SESSION] = session
+    if options.journal and (reporter := reporter_of(options.journal, config.stash[COLLECTED])):
+        config.pluginmanager.register(reporter, "llmperf-imports")
     config.pluginmanager.register(Collector(config, session), "llmperf-collector")
     _feed_pytest_benchmark(config, options)
     if workers:

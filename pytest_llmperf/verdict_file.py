@@ -11,11 +11,12 @@ from posixpath import join, normpath
 from typing import Literal
 
 import pytest
-from pydantic import ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.outcome import Entry, RunOutcome
+from pytest_llmperf.provenance import SideProof
 from pytest_llmperf.records.schema import Run, Workload
 from pytest_llmperf.records.store import Written, write_model
 from pytest_llmperf.text import printable
@@ -109,6 +110,8 @@ class VerdictFile(Written):
     missing: list[str]
     differences: list[str]
     """In what this machine differs from the baseline's latest run."""
+    sides: dict[str, SideProof] = Field(default_factory=dict)
+    """By ``base`` and ``head``, where two revisions were compared: what each of them ran."""
     tests: list[TestVerdicts]
 
 
@@ -136,6 +139,7 @@ def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, fol
         total=sum(outcomes.values()),
         missing=run.missing,
         differences=run.differences,
+        sides=dict(run.sides),
         tests=[_test_verdicts(entry, command, folder) for entry in run.entries],
     )
 

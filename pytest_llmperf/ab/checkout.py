@@ -1,16 +1,17 @@
-"""Clean checkouts of revisions, away from the user's own, which is only read."""
+"""Whole checkouts of revisions, away from the user's own, which is only read."""
 
 from __future__ import annotations
 
-import os
+import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.records.revision import check_revision
-from pytest_llmperf.text import printable
+from pytest_llmperf.records.revision import check_revision, git_environment, is_shallow, remote_of
+from pytest_llmperf.text import printable, some
 
 # Fixed, so that an unchanged working tree is the same commit each time and an interrupted series can go on.
 _SNAPSHOT_IDENTITY = {
@@ -18,6 +19,9 @@ _SNAPSHOT_IDENTITY = {
     for role in ("AUTHOR", "COMMITTER")
     for field, value in (("NAME", "llmperf"), ("EMAIL", "llmperf@localhost"), ("DATE", "2000-01-01T00:00:00Z"))
 }
+
+_GITLINK = "160000"
+"""The mode of a submodule in git's trees."""
 
 
 def repository_root(folder: Path) -> Path:
@@ -27,6 +31,13 @@ def repository_root(folder: Path) -> Path:
         UsageError: it is in none, or there is no git.
     """
     return Path(_git(folder, "rev-parse", "--show-toplevel"))
+
+
+def worktrees(root: Path) -> list[Path]:
+    """Every working tree of a repository: an editable install may lead into another one than the user stands in."""
+    lines = _git(root, "worktree", "list", "--porcelain").splitlines()
+    found = (Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree "))
+    return list(dict.fromkeys((root, *(folder for folder in found if folder.is_dir()))))
 
 
 def commit_of(root: Path, revision: str) -> str:
@@ -39,6 +50,11 @@ def commit_of(root: Path, revision: str) -> str:
     return _git(root, "rev-parse", "--verify", f"{revision}^{{commit}}")
 
 
+def tree_of(root: Path, commit: str) -> str:
+    """The hash of a commit's files: two commits with the same one differ in nothing that can run."""
+    return _git(root, "rev-parse", "--verify", f"{commit}^{{tree}}")
+
+
 def merge_base(root: Path, revision: str) -> str:
     """The commit where HEAD left the history of a branch.
 
@@ -46,58 +62,202 @@ def merge_base(root: Path, revision: str) -> str:
         LlmperfError: git knows no such revision, or they share no history (a shallow clone has too little of it).
     """
     check_revision(root, revision)
-    return _git(root, "merge-base", revision, "HEAD")
+    try:
+        return _git(root, "merge-base", revision, "HEAD")
+    except UsageError as error:
+        deepen = f": this clone is shallow, so run git fetch --unshallow {remote_of(root)}" if is_shallow(root) else ""
+        raise UsageError(f"{printable(revision)} and HEAD share no history{deepen}") from error
 
 
-def working_tree_commit(root: Path) -> str:
-    """A commit of the working tree as it is, untracked files included, ignored ones not.
+def first_parent(root: Path, commit: str) -> str:
+    """The commit before one on its branch.
+
+    Raises:
+        UsageError: it is the first one, or a shallow clone ends there.
+    """
+    try:
+        return _git(root, "rev-parse", "--verify", "--quiet", f"{commit}^1")
+    except UsageError as error:
+        more = f"; this clone is shallow: run git fetch --deepen=1 {remote_of(root)}" if is_shallow(root) else ""
+        raise UsageError(f"{commit[:12]} has no parent to compare with{more}") from error
+
+
+def working_tree_commit(folder: Path) -> str:
+    """A commit of the working tree as it is, untracked files and changes in submodules included, ignored files not.
 
     Its objects are added to the repository; no branch, index or file changes. It is HEAD's commit if nothing differs.
+    An environment that lies in the working tree and that git does not ignore is left out.
 
     Raises:
         UsageError: git cannot do it.
     """
+    root = repository_root(folder)
     head = _git(root, "rev-parse", "HEAD")
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
-        _git(root, "read-tree", "HEAD", variables=index)
-        _git(root, "add", "--all", variables=index)
+        _copy_index(root, Path(scratch) / "index")
+        _git(root, "add", "--all", "--", ":/", *_environment_left_out(root), variables=index)
+        for path, commit in _gitlinks(_git(root, "ls-files", "--stage", "-z", variables=index)):
+            if (root / path / ".git").exists() and (now := working_tree_commit(root / path)) != commit:
+                _git(root, "update-index", "--cacheinfo", f"{_GITLINK},{now},{path}", variables=index)
         tree = _git(root, "write-tree", variables=index)
-    if tree == _git(root, "rev-parse", "HEAD^{tree}"):
+    if tree == tree_of(root, "HEAD"):
         return head
     return _git(root, "commit-tree", tree, "-p", head, "-m", "working tree", variables=_SNAPSHOT_IDENTITY)
 
 
 def check_out(root: Path, commit: str, folder: Path) -> None:
-    """A checkout of a commit in a repository of its own, which borrows the objects of the user's.
+    """A whole checkout of a commit, submodules included, in a repository of its own that borrows the user's objects.
+
+    A partial clone fetches what it lacks, into the user's repository. A submodule that the user has not initialized
+    stays empty.
 
     Raises:
-        UsageError: git cannot do it.
+        UsageError: git cannot do it, a file of the commit is missing afterwards, or a submodule's commit is not here.
     """
-    _git(root, "clone", "--quiet", "--shared", "--no-checkout", str(root), str(folder))
+    if _is_partial(root):
+        _fetch_missing(root, commit)
+    _make_repository(root, folder)
     _git(folder, "checkout", "--quiet", "--detach", commit)
+    if missing := [path for path in _git(folder, "ls-files", "--deleted", "-z").split("\0") if path]:
+        raise UsageError(f"git checked {commit[:12]} out without {printable(some(missing, 3))}: fetch it whole")
+    for path, wanted in _gitlinks(_git(folder, "ls-tree", "-r", "-z", commit)):
+        _check_out_submodule(root, folder, path, wanted)
 
 
-def differing_files(root: Path, base: str, head: str) -> set[str]:
-    """Names of the files that differ between two commits."""
-    return set(_git(root, "diff", "--name-only", "--no-renames", base, head).splitlines())
+def tracked_files(checkout: Path) -> list[str]:
+    """The files of a checkout by their paths in it, submodules' included."""
+    paths = [path for path in _git(checkout, "ls-files", "-z").split("\0") if path]
+    inner = [path for path in paths if (checkout / path / ".git").exists()]
+    return [*paths, *(f"{path}/{file}" for path in inner for file in tracked_files(checkout / path))]
 
 
 def is_ignored(root: Path, path: str) -> bool:
     """Whether git ignores a path."""
     command = ["git", "check-ignore", "--quiet", "--", path]
-    return subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+    done = subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, check=False)
+    return done.returncode == 0
 
 
-def _git(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> str:
+def _copy_index(root: Path, to: Path) -> None:
+    """The user's own index knows which files a sparse checkout leaves out: they are not deleted.
+
+    By the time at which it was written git tells which files may have changed since within the clock's grain.
+    """
+    index = root / _git(root, "rev-parse", "--git-path", "index")
+    if index.exists():
+        shutil.copy2(index, to)
+    else:
+        _git(root, "read-tree", "HEAD", variables={"GIT_INDEX_FILE": str(to)})
+
+
+def _environment_left_out(root: Path) -> Iterator[str]:
+    prefix = Path(sys.prefix).resolve()
+    if prefix != root and prefix.is_relative_to(root):
+        yield f":(top,exclude,literal){prefix.relative_to(root).as_posix()}"
+
+
+def _gitlinks(listing: str) -> Iterator[tuple[str, str]]:
+    """Path and commit of each submodule, from what ``git ls-files --stage -z`` or ``git ls-tree -r -z`` prints."""
+    for line in listing.split("\0"):
+        if line.startswith(_GITLINK):
+            words, _, path = line.partition("\t")
+            yield path, next(word for word in words.split()[1:] if len(word) >= 40)  # noqa: PLR2004  # a hash
+
+
+def _is_partial(root: Path) -> bool:
+    command = ["git", "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"]
+    return subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, check=False).returncode == 0
+
+
+def _fetch_missing(root: Path, commit: str) -> None:
+    """Writing a tree's files fetches those that a partial clone lacks, all at once."""
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
+        tree = Path(scratch) / "tree"
+        tree.mkdir()
+        command = ("read-tree", "--reset", "-u", "--no-sparse-checkout", commit)
+        try:
+            _git(root, f"--work-tree={tree}", *command, variables=index)
+        except UsageError as error:
+            raise UsageError(
+                f"this partial clone lacks files of {commit[:12]} and cannot fetch them ({error}): "
+                f"run git fetch --refetch --no-filter {remote_of(root)}"
+            ) from error
+
+
+def _make_repository(root: Path, folder: Path) -> None:
+    """Not a clone: git copies nothing from a shallow one but what a branch reaches, and a snapshot is on none."""
+    objects = (root / _git(root, "rev-parse", "--git-path", "objects")).resolve()
+    shallow = (root / _git(root, "rev-parse", "--git-path", "shallow")).resolve()
+    kind = _git(root, "rev-parse", "--show-object-format")
+    folder.mkdir(parents=True)
+    _git(folder, "init", "--quiet", f"--object-format={kind}", "--template=")
+    (folder / ".git" / "objects" / "info").mkdir(parents=True, exist_ok=True)
+    (folder / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n", encoding="utf-8")
+    if shallow.exists():
+        shutil.copyfile(shallow, folder / ".git" / "shallow")
+    # Tools that make a version from tags need them.
+    tags = _git(root, "for-each-ref", "--format=create %(refname) %(objectname)", "refs/tags")
+    _git(folder, "update-ref", "--stdin", text=f"{tags}\n" if tags else "")
+
+
+def _check_out_submodule(root: Path, folder: Path, path: str, commit: str) -> None:
+    source = _submodule_repository(root, folder, path)
+    if source is None:
+        if (root / path).is_dir() and not any((root / path).iterdir()):
+            return
+        raise UsageError(f"submodule {printable(path)} is not in {root}: run git submodule update --init there")
+    if not _has_commit(source, commit):
+        raise UsageError(
+            f"submodule {printable(path)} lacks commit {commit[:12]}: "
+            f"run git -C {source} fetch {remote_of(source)} {commit}"
+        )
+    shutil.rmtree(folder / path, ignore_errors=True)
+    check_out(source, commit, folder / path)
+
+
+def _submodule_repository(root: Path, folder: Path, path: str) -> Path | None:
+    """The user's clone of a submodule: where it is checked out, or where git keeps those that are not."""
+    if (root / path / ".git").exists():
+        return root / path
+    settings = ("config", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$")
+    try:
+        lines = _git(folder, *settings).splitlines()
+    except UsageError:
+        return None
+    names = (
+        key[len("submodule.") : -len(".path")] for key, _, value in (x.partition(" ") for x in lines) if value == path
+    )
+    kept = (root / _git(root, "rev-parse", "--git-path", f"modules/{name}") for name in names)
+    return next((place for place in kept if place.is_dir()), None)
+
+
+def _has_commit(folder: Path, commit: str) -> bool:
+    command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    return subprocess.run(command, cwd=folder, env=git_environment(), capture_output=True, check=False).returncode == 0
+
+
+def _git(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None, text: str | None = None) -> str:
     command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
     try:
         done = subprocess.run(
-            command, cwd=folder, env={**os.environ, **(variables or {})}, capture_output=True, text=True, check=False
-        )
+            command, cwd=folder, env=git_environment() | dict(variables or {}), input=text, capture_output=True,
+            encoding="utf-8", errors="surrogateescape", check=False,
+        )  # fmt: skip
     except OSError as error:
         raise UsageError(f"cannot run git: {error.strerror}") from error
     if done.returncode:
-        words = next(iter(done.stderr.strip().splitlines()), f"exit code {done.returncode}")
-        raise UsageError(f"git {arguments[0]} in {folder}: {printable(words)}")
+        words = _telling(done.stderr) or f"exit code {done.returncode}"
+        raise UsageError(f"git {_verb(arguments)} in {folder}: {printable(words)}")
     return done.stdout.strip()
+
+
+def _telling(stderr: str) -> str:
+    """The line of git's that names what went wrong: others tell of progress, or give hints."""
+    lines = [line for line in stderr.strip().splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith(("fatal:", "error:"))), next(iter(lines), ""))
+
+
+def _verb(arguments: tuple[str, ...]) -> str:
+    return next(word for word in arguments if not word.startswith("-"))

@@ -7,21 +7,33 @@ import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pytest_llmperf.ab.checkout import commit_of, differing_files, is_ignored, repository_root, working_tree_commit
+from pytest_llmperf.ab.checkout import (
+    commit_of,
+    is_ignored,
+    repository_root,
+    tracked_files,
+    tree_of,
+    working_tree_commit,
+    worktrees,
+)
 from pytest_llmperf.ab.decide import Standing
 from pytest_llmperf.ab.effort import Effort, measure_until_decided
+from pytest_llmperf.ab.installed import Environment
+from pytest_llmperf.ab.packages import Locator, find_packages
 from pytest_llmperf.ab.series import Series, environment_of
-from pytest_llmperf.ab.side import Recipe, prepare_side
+from pytest_llmperf.ab.side import Recipe, Repository, SideBuilder, prepare_sides
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.explanation import Profiles, explanations, slower
 from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.profiling import profiles_of
+from pytest_llmperf.provenance import site_folders
 from pytest_llmperf.records.environment import compare_environments
 from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.report.ab import progress_lines, result_lines
@@ -46,6 +58,8 @@ class Comparison:
     budget_s: float | None = None
     most_blocks: int = LOOKS[-1]
     restart: bool = False
+    same_environment: bool = False
+    """Whether both sides run with what is installed, although their dependencies differ."""
     verdicts: Path | None = None
     explain: bool = True
     """Whether both sides of what regressed are profiled."""
@@ -109,18 +123,47 @@ def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Seri
     base = commit_of(root, wanted.base)
     head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
-    recipes = _recipes(wanted, differing_files(root, base, head))
-    what = json.dumps([str(here), base, head, arguments, [asdict(recipe) for recipe in recipes]])
-    folder = user_folder("ab", f"{base[:8]}-{head[:8]}-{hashlib.sha256(what.encode()).hexdigest()[:8]}")
-    if wanted.restart:
-        shutil.rmtree(folder, ignore_errors=True)
+    recipes = (wanted.base_recipe, wanted.head_recipe)
+    asked = [str(here), base, head, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
+    folder = user_folder("ab", f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes, here))}")
+    _begin(folder, say, restart=wanted.restart)
     say(f"llmperf ab: base {wanted.base} ({base[:12]}), head {wanted.head or WORKING_TREE} ({head[:12]}), in {folder}")
-    sides = []
-    for name, commit, recipe in zip(("base", "head"), (base, head), recipes, strict=True):
-        say(f"llmperf ab: preparing {name}")
-        sides.append(prepare_side(name, commit, recipe, root=root, here=here, place=folder / name))
-    seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:4])
-    return Series(folder / "blocks", *sides, arguments=arguments, seed=seed)
+    if tree_of(root, base) == tree_of(root, head):
+        say("llmperf ab: base and head are the same tree: this is an A/A comparison, which shows the machine's noise")
+    say("llmperf ab: preparing base and head")
+    repository = _repository(root, here)
+    builders = [
+        SideBuilder(name, commit, recipe, repository=repository, place=folder / name)
+        for name, commit, recipe in zip(("base", "head"), (base, head), recipes, strict=True)
+    ]
+    sides = prepare_sides(
+        builders, same_environment=wanted.same_environment, say=lambda line: say(f"llmperf ab: {line}")
+    )
+    return Series(folder / "blocks", *sides, arguments=arguments, seed=int(_digest(asked), 16))
+
+
+def _repository(root: Path, here: Path) -> Repository:
+    trees, sites = worktrees(root), site_folders()
+    held = find_packages(Locator(trees, sites), root, here, tracked_files(root))
+    return Repository(root=root, here=here, worktrees=trees, sites=sites, held=held)
+
+
+def _environment_keys(recipes: Sequence[Recipe], here: Path) -> list[str]:
+    """Blocks that were kept are of these environments, and of no other."""
+    pythons = dict.fromkeys([sys.executable, *(recipe.python for recipe in recipes if recipe.python)])
+    return [Environment(python, variables=os.environ, folder=here).key for python in pythons]
+
+
+def _begin(folder: Path, say: Callable[[str], None], *, restart: bool) -> None:
+    comparison, _, _ = folder.name.rpartition("-")
+    if restart:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif not folder.exists() and any(folder.parent.glob(f"{comparison}-*")):
+        say("llmperf ab: the environment has changed since blocks of this comparison were kept: it starts anew")
+
+
+def _digest(what: object) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
 
 
 def relative_argument(word: str, root: Path, here: Path) -> str:
@@ -132,13 +175,6 @@ def relative_argument(word: str, root: Path, here: Path) -> str:
     if not Path(path).is_absolute() or not Path(path).is_relative_to(root) or is_ignored(root, path):
         return word
     return os.path.relpath(path, here) + separator + rest
-
-
-def _recipes(wanted: Comparison, differing: set[str]) -> list[Recipe]:
-    """Dependencies are installed anew where the revisions may disagree on them, else shared."""
-    names = {Path(name).name for name in differing}
-    own = bool(names & {"pyproject.toml", "setup.py", "setup.cfg"}) or any("requirements" in name for name in names)
-    return [replace(recipe, with_dependencies=own) for recipe in (wanted.base_recipe, wanted.head_recipe)]
 
 
 def _explained(entries: list[Entry], series: Series, here: Path, say: Callable[[str], None]) -> list[Entry]:
@@ -180,7 +216,9 @@ def _outcome(series: Series, standing: Standing) -> RunOutcome:
     ]
     found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
     differences = [str(difference) for difference in found]
-    return RunOutcome(compared=True, entries=entries, missing=standing.missing, differences=differences)
+    return RunOutcome(
+        compared=True, entries=entries, missing=standing.missing, differences=differences, sides=series.sides
+    )
 
 
 def _results(head: Baseline, test: str) -> list[TestResult]:

@@ -120,9 +120,10 @@ class Standing:
 
     @property
     def missing(self) -> list[str]:
-        """Tests that base has and head has not."""
+        """Tests that base has and head has not: one that head did not run, as after ``-x``, is there."""
         known = {test for test, _, _ in self._base.values}
-        return sorted(known - set(self.tests))
+        found = [proof.collected for block in self._blocks if (proof := block.imported.get("head"))]
+        return sorted(known - set(self.tests) - {test for tests in found for test in tests})
 
     @property
     def undecided(self) -> list[str]:

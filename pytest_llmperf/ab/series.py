@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from pydantic import BaseModel, ConfigDict
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.fresh import Ended, run_perf_tests
+from pytest_llmperf.provenance import Imported, SideProof, report_path
 from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import Scalar
 from pytest_llmperf.records.store import replace_file
+from pytest_llmperf.text import printable
 
 _ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 
@@ -44,6 +47,8 @@ class MeasuredBlock:
     base_first: bool
     seconds: float
     arms: Mapping[str, Measured]
+    imported: Mapping[str, Imported] = field(default_factory=dict)
+    """Of each process that proved which revision it ran."""
 
 
 class Series:
@@ -86,14 +91,21 @@ class Series:
             tests: keys of the tests that it measures; none: all that the arguments select.
 
         Raises:
-            UsageError: a process ended in a way that leaves nothing to compare.
+            UsageError: a process ended in a way that leaves nothing to compare, or did not run its own revision.
         """
         number, order = len(self.blocks) + 1, next(self._orders)
         seconds = sum(self._run(number, arm, tests).seconds for arm in order)
         block = _Block(number=number, order=order, seconds=seconds)
+        measured = self._read(block)
         replace_file(self._path(number, "block.json"), block.model_dump_json())
-        self.blocks.append(self._read(block))
-        return self.blocks[-1]
+        self.blocks.append(measured)
+        return measured
+
+    @property
+    def sides(self) -> dict[str, SideProof]:
+        """What the first block proved of base and head."""
+        imported = self.blocks[0].imported
+        return {arm: _proof(self._sides[arm], imported[arm]) for arm in ("base", "head") if arm in imported}
 
     def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[Measured, Ended]:
         """Run some tests of one side once more, under the profiler.
@@ -116,8 +128,10 @@ class Series:
             self._absent[arm] |= gone
             ended = self._try(number, arm, tests)
         if ended.exit_code not in _ORDINARY_EXITS:
+            self._prove(number, arm, must_report=False)
             found = f"pytest ended with exit code {ended.exit_code}: {ended.last_words}"
             raise UsageError(f"{arm}: {found} (see {ended.log})")
+        self._prove(number, arm)
         return ended
 
     def _try(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
@@ -125,8 +139,8 @@ class Series:
 
     def _start(self, arm: str, journal: Path, more: Sequence[str]) -> Ended:
         side, log = self._sides[arm], journal.with_suffix(".log")
-        journal.unlink(missing_ok=True)
-        log.unlink(missing_ok=True)
+        for left in (journal, log, report_path(journal)):
+            left.unlink(missing_ok=True)
         arguments = [word for word in self._arguments[arm] if word not in self._absent[arm]]
         if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
             return Ended(pytest.ExitCode.NO_TESTS_COLLECTED, 0.0, log)
@@ -147,10 +161,31 @@ class Series:
         gone = {word for word in self._arguments[arm] if word in named or str(folder / word) in named}
         return gone - self._absent[arm]
 
+    def _prove(self, number: int, arm: str, *, must_report: bool = True) -> Imported | None:
+        """What a process imported of the repository; ``None`` if it is no side's, or measured nothing."""
+        journal = self._path(number, f"{arm}.jsonl")
+        report = report_path(journal)
+        if self._sides[arm].place is None or not (report.exists() or (must_report and journal.exists())):
+            return None
+        try:
+            imported = Imported.read(report)
+        except UsageError as error:
+            raise UsageError(f"{arm}: {error}") from error
+        if imported.foreign:
+            module, file = next(iter(imported.foreign.items()))
+            raise UsageError(
+                f"{arm}: {printable(module)} was imported from {printable(file)}, which is not this side's: remove "
+                "what leads there (an editable install, a .pth file, pythonpath, PYTHONPATH, sys.path in a conftest), "
+                "or bring an environment for each side with --python-base and --python-head"
+            )
+        return imported
+
     def _read(self, block: _Block) -> MeasuredBlock:
         arms = {arm: Measured.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
+        imported = {arm: proof for arm in block.order if (proof := self._prove(block.number, arm))}
+        _refuse_shared(imported)
         base_first = block.order.index("base") < block.order.index("head")
-        return MeasuredBlock(block.number, base_first, block.seconds, arms)
+        return MeasuredBlock(block.number, base_first, block.seconds, arms, imported)
 
     def _path(self, number: int, name: str) -> Path:
         return self._folder / f"{number:04}-{name}"
@@ -171,6 +206,25 @@ def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
 def environment_of(arm: Measured) -> Mapping[str, Scalar]:
     """The environment that a process found."""
     return arm.run.environment if arm.run else {}
+
+
+def _proof(side: Side, imported: Imported) -> SideProof:
+    """Files by their paths in the side's folder, or as they are where they lie elsewhere."""
+    place = str(side.place.resolve()) + os.sep if side.place else ""
+    return SideProof(
+        commit=side.commit, packages={name: file.removeprefix(place) for name, file in imported.packages.items()}
+    )
+
+
+def _refuse_shared(imported: Mapping[str, Imported]) -> None:
+    """Environments that somebody brought may be one and the same: then both sides ran the same code."""
+    base, head = (imported.get(arm, Imported()).packages for arm in ("base", "head"))
+    for name in base:
+        if base[name] == head.get(name):
+            raise UsageError(
+                f"base and head imported {printable(name)} from the same file, {printable(base[name])}: bring an "
+                "environment of its own for each side with --python-base and --python-head"
+            )
 
 
 def _is_path(word: str, folder: Path) -> bool:

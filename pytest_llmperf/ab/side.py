@@ -6,19 +6,35 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
-import sys
-import sysconfig
-import tomllib
-import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-from pytest_llmperf.ab.checkout import check_out
+from pytest_llmperf.ab.checkout import check_out, tracked_files
+from pytest_llmperf.ab.dependencies import (
+    Dependencies,
+    Differing,
+    Installed,
+    Wish,
+    dependencies_of,
+    differences,
+    metadata_wishes,
+)
+from pytest_llmperf.ab.installed import Environment
+from pytest_llmperf.ab.overlay import create_overlay, install_command, python_of
+from pytest_llmperf.ab.packages import Locator, Package, RepositoryPackages, build_backend, project_folders
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.text import printable
+from pytest_llmperf.provenance import SIDE_VARIABLE, SidePlaces
+from pytest_llmperf.records.revision import git_environment
+from pytest_llmperf.text import printable, some
+
+WAYS_OUT = (
+    "make the difference with --prepare CMD, bring environments with --python-base and --python-head, "
+    "or say --same-environment if both sides are to run with what is installed here"
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,9 @@ class Side:
     """Working directory: in the checkout, where the user's is in the repository."""
     python: str
     environment: Mapping[str, str]
+    place: Path | None = None
+    """Folder of its checkout and its environment, of which its processes must prove that they ran it; ``None`` where
+    both sides are the working tree."""
 
 
 @dataclass(frozen=True)
@@ -38,154 +57,324 @@ class Recipe:
     """How to prepare a side.
 
     ``python`` is an interpreter of the user's own environment for this side: then nothing is installed. Otherwise the
-    side gets an environment that lies over ours: what the project itself is comes from its checkout, all else from
-    ours, unless the two revisions' own dependencies differ (``with_dependencies``). ``command`` takes the place of
-    installing the project.
+    side gets an environment that lies over ours: what the repository holds comes from its checkout, all else from
+    ours, but for dependencies in which the revisions differ. ``command`` takes the place of installing.
     """
 
     python: str | None = None
     command: str | None = None
-    with_dependencies: bool = False
 
 
-def prepare_side(  # noqa: PLR0913  # three places, and what is to be there
-    name: str, commit: str, recipe: Recipe, *, root: Path, here: Path, place: Path
-) -> Side:
-    """Check out and build one side, unless ``place`` holds it from an interrupted series already.
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """The user's repository and environment, which are only read."""
+
+    root: Path
+    here: Path
+    """The working directory."""
+    worktrees: Sequence[Path]
+    sites: Sequence[Path]
+    """Folders of installed packages, in the order in which they are searched."""
+    held: RepositoryPackages
+    """What the environment holds of the repository."""
+
+    @property
+    def locate(self) -> Locator:
+        """Tells which paths lie in the repository."""
+        return Locator(self.worktrees, self.sites)
+
+    @property
+    def dependency_folders(self) -> list[PurePosixPath]:
+        """Where files of dependencies are looked for: above the working directory, and beside each package."""
+        inside = PurePosixPath(self.here.relative_to(self.root).as_posix())
+        return list(dict.fromkeys([inside, *inside.parents, *(package.folder for package in self.held.packages)]))
+
+
+class SideBuilder:
+    """Prepares one side in a folder of its own.
 
     Args:
         name: ``base`` or ``head``.
         commit: its hash.
         recipe: how to prepare it.
-        root: the user's repository.
-        here: the user's working directory in it.
-        place: an empty folder, or one that this function has filled before.
+        repository: of the user.
+        place: an empty folder, or one that was prepared before.
+    """
+
+    def __init__(self, name: str, commit: str, recipe: Recipe, *, repository: Repository, place: Path) -> None:
+        self._recipe = recipe
+        self._repository = repository
+        self._checkout = place / "checkout"
+        self._place = place
+        self._built: list[str] = []
+        python = recipe.python or str(python_of(place / "environment"))
+        folder = self._checkout / repository.here.relative_to(repository.root)
+        self.side = Side(name, commit, folder, python, self._variables(python), place)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether an earlier comparison of the same has prepared it."""
+        return self._done.exists()
+
+    @property
+    def brings_environment(self) -> bool:
+        """Whether somebody else is answerable for what is installed: the user, or the command that prepares it."""
+        return bool(self._recipe.python or self._recipe.command)
+
+    def check_out(self) -> None:
+        """Make its checkout.
+
+        Raises:
+            UsageError: git cannot, or the revision lacks the working directory.
+        """
+        shutil.rmtree(self._checkout, ignore_errors=True)  # of an interrupted preparation
+        check_out(self._repository.root, self.side.commit, self._checkout)
+        if not self.side.folder.is_dir():
+            inside = self.side.folder.relative_to(self._checkout)
+            raise UsageError(f"{self.side.name}: there is no folder {inside} in revision {self.side.commit[:12]}")
+
+    def dependencies(self) -> Dependencies:
+        """What its files ask for.
+
+        Raises:
+            UsageError: one cannot be read.
+        """
+        with self._naming_itself():
+            return dependencies_of(self._checkout, self._files, self._repository.dependency_folders)
+
+    def install(self, differing: Differing) -> None:
+        """Make its environment: what it asks for otherwise than the other side, and the repository's packages.
+
+        Raises:
+            UsageError: something cannot be installed or does not build; its output is in the side's folder.
+        """
+        if self._recipe.python:
+            return
+        repository = self._repository
+        create_overlay(
+            self._place / "environment",
+            own=self._place,
+            checkout=self._checkout,
+            repository=repository.worktrees,
+            sites=repository.sites,
+            left_out=sorted(repository.held.links),
+        )
+        if self._recipe.command:
+            self._run(shlex.split(self._recipe.command), self._does_not_build)
+            return
+        self.satisfy(differing)
+        for package in repository.held.packages:
+            self._build(package)
+
+    def satisfy(self, differing: Differing) -> None:
+        """Install what its environment lacks of what it asks for otherwise than the other side.
+
+        Raises:
+            UsageError: that cannot be installed.
+        """
+        unmet = differing.unmet(self.installed) if differing.wishes else []
+        if unmet and not self.brings_environment:
+            lines = [*differing.options, *(wish.texts[0] for wish in unmet)]
+            file = self._place / "requirements.txt"
+            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            command = [*install_command(self.side.python, dependencies=True), "-r", str(file)]
+            self._run(command, lambda words: self._refusal(unmet, f"cannot install it: {words}"))
+
+    def verify(self, differing: Differing) -> None:
+        """Refuse an environment that is not what this side asks for otherwise than the other one.
+
+        Raises:
+            UsageError: it lacks something.
+        """
+        installed = self.installed if differing.wishes else {}
+        if unmet := differing.unmet(installed):
+            there = installed.get(unmet[0].name)
+            raise UsageError(self._refusal(unmet, f"its environment has {there.version if there else 'none'}"))
+
+    def metadata(self) -> Dependencies:
+        """What its built packages say that they need."""
+        environment = self._environment
+        wishes = (metadata_wishes(name, environment.requires(name)) for name in self._built)
+        return Dependencies([wish for found in wishes for wish in found])
+
+    def finish(self) -> Side:
+        """Keep the side for a comparison that goes on later, and return it."""
+        self._done.write_text(self.side.commit, encoding="utf-8")
+        return self.side
+
+    @property
+    def installed(self) -> dict[str, Installed]:
+        """The distributions that it runs with, by normalized name."""
+        return self._environment.installed
+
+    @property
+    def _done(self) -> Path:
+        return self._place / "prepared"
+
+    @property
+    def _files(self) -> list[str]:
+        return tracked_files(self._checkout)
+
+    @property
+    def _environment(self) -> Environment:
+        return Environment(self.side.python, variables=self.side.environment, folder=self._place)
+
+    def _build(self, package: Package) -> None:
+        """Install a package of the repository from this side's checkout, wherever it lies there."""
+        with self._naming_itself():
+            folder = self._folder_of(package)
+            backend = build_backend(self._checkout / folder) if folder is not None else None
+        if folder is None or backend is None:  # this revision has no such package
+            return
+        command = install_command(self.side.python, dependencies=False)
+        self._run([*command, *_isolation(backend), f"./{folder}"], self._does_not_build)
+        if package.name:
+            self._built.append(package.name)
+
+    def _folder_of(self, package: Package) -> PurePosixPath | None:
+        if build_backend(self._checkout / package.folder):
+            return package.folder
+        return project_folders(self._checkout, self._files).get(package.name)
+
+    @contextmanager
+    def _naming_itself(self) -> Iterator[None]:
+        try:
+            yield
+        except UsageError as error:
+            raise UsageError(f"{self.side.name} ({self.side.commit[:12]}): {error}") from error
+
+    def _does_not_build(self, words: str) -> str:
+        return (
+            f"{self._who} does not build: {words}. "
+            f"Build it with --prepare CMD, or bring an environment with --python-{self.side.name}"
+        )
+
+    def _refusal(self, unmet: Sequence[Wish], why: str) -> str:
+        wishes = some([f"{wish.texts[0]} ({wish.file})" for wish in unmet], 3)
+        return f"{self._who} asks for {wishes}, and {why}: {WAYS_OUT}"
+
+    @property
+    def _who(self) -> str:
+        return f"{self.side.name} ({self.side.commit[:12]})"
+
+    def _run(self, command: Sequence[str], refusal: Callable[[str], str]) -> None:
+        log = self._place / "prepare.log"
+        with log.open("ab") as file:
+            start = file.tell()
+            try:
+                code = subprocess.run(
+                    command, cwd=self._checkout, env=dict(self.side.environment), stdin=subprocess.DEVNULL,
+                    stdout=file, stderr=file, check=False,
+                ).returncode  # fmt: skip
+            except OSError as error:
+                raise UsageError(f"{self.side.name}: cannot run {command[0]!r}: {error.strerror}") from error
+        if code:
+            text = log.read_bytes()[start:].decode("utf-8", errors="replace")
+            words = printable(_telling_line(text.strip().splitlines()).strip())
+            raise UsageError(refusal(f"{words} (see {log})"))
+
+    def _variables(self, python: str) -> dict[str, str]:
+        """Ours, with whatever points into the user's checkout pointing into this one."""
+        variables = git_environment()
+        if paths := variables.get("PYTHONPATH"):
+            variables["PYTHONPATH"] = os.pathsep.join(map(self._moved, paths.split(os.pathsep)))
+        if not self._recipe.python:
+            variables["VIRTUAL_ENV"] = str(self._place / "environment")
+            variables["PIP_USER"] = "0"  # an environment of its own has no user site
+        variables["PATH"] = os.pathsep.join((str(Path(python).parent), variables.get("PATH", "")))
+        variables[SIDE_VARIABLE] = str(self._write_places())
+        return variables
+
+    def _write_places(self) -> Path:
+        repository, path = self._repository, self._place / "places.json"
+        places = SidePlaces(
+            repository=[folder.resolve() for folder in repository.worktrees],
+            own=self._place.resolve(),
+            comparison=self._place.parent.resolve(),
+            sites=list(repository.sites),
+            copies=sorted(repository.held.copies),
+            shares_environment=not self._recipe.python,
+        )
+        self._place.mkdir(parents=True, exist_ok=True)
+        path.write_text(places.model_dump_json(indent=1), encoding="utf-8")
+        return path
+
+    def _moved(self, path: str) -> str:
+        inside = self._repository.locate(Path(path)) if path else None
+        return path if inside is None else str(self._checkout / inside)
+
+
+def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool, say: Callable[[str], None]) -> list[Side]:
+    """Check out and build base and head, each with its own dependencies where theirs differ.
+
+    Args:
+        builders: of base and of head.
+        same_environment: whether both run with what is installed, whatever they ask for.
+        say: prints a line.
 
     Raises:
-        UsageError: git, the build or ``command`` failed; its output is in ``place``.
+        UsageError: git, a build or an installation failed, or the dependencies of the sides differ in a way that
+            cannot be followed.
     """
-    checkout, done = place / "checkout", place / "prepared"
-    python = recipe.python or str(place / "environment" / _BIN / "python")
-    side = Side(name, commit, checkout / here.relative_to(root), python, _environment(root, checkout, python))
-    if done.exists():
-        return side
-    place.mkdir(parents=True, exist_ok=True)
-    if not checkout.exists():
-        check_out(root, commit, checkout)
-    if not recipe.python:
-        _overlay(place / "environment")
-    _build(side, recipe, checkout=checkout, log=place / "prepare.log")
-    if not side.folder.is_dir():
-        raise UsageError(f"{name}: there is no folder {here.relative_to(root)} in revision {commit[:12]}")
-    done.write_text(commit, encoding="utf-8")
-    return side
+    if all(builder.is_prepared for builder in builders):
+        return [builder.side for builder in builders]
+    for builder in builders:
+        builder.check_out()
+    found = _differing([builder.dependencies() for builder in builders])
+    if same_environment and (files := _files(found)):
+        say(f"base and head differ in {files}: both run with what is installed here")
+    wanted = [Differing(), Differing()] if same_environment else found
+    _refuse_unreadable(builders, wanted)
+    for builder, differing in zip(builders, wanted, strict=True):
+        builder.install(differing)
+        builder.verify(differing)
+    if not same_environment:
+        built = _differing([builder.metadata() for builder in builders])
+        for builder, differing in zip(builders, built, strict=True):
+            builder.satisfy(differing)
+            builder.verify(differing)
+        for line in _shared(builders, found):
+            say(line)
+    return [builder.finish() for builder in builders]
 
 
-_BIN = "Scripts" if os.name == "nt" else "bin"
+def _differing(dependencies: Sequence[Dependencies]) -> list[Differing]:
+    base, head = dependencies
+    return [differences(base, head), differences(head, base)]
 
 
-def _overlay(folder: Path) -> None:
-    """An environment that sees all of ours, behind what is installed into itself."""
-    venv.create(folder, clear=True, symlinks=os.name != "nt")
-    own = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    ours = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
-    lines = [f"import site; site.addsitedir({path!r})" for path in ours]
-    (Path(own) / "_llmperf_parent.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
+def _files(found: Sequence[Differing]) -> str:
+    return some(list(dict.fromkeys(file for differing in found for file in differing.files)), 3)
 
 
-def _build(side: Side, recipe: Recipe, *, checkout: Path, log: Path) -> None:
-    if recipe.command:
-        _run(shlex.split(recipe.command), side, checkout, log)
-    elif not recipe.python and (project := _project(checkout)):
-        pip = [sys.executable, "-m", "pip", "--python", side.python, "install", "--quiet"]
-        wanted = () if recipe.with_dependencies else ("--no-deps",)
-        _run([*pip, *wanted, *_isolation(project), "."], side, checkout, log)
-        _refuse_foreign_imports(side)
+def _refuse_unreadable(builders: Sequence[SideBuilder], wanted: Sequence[Differing]) -> None:
+    """What another tool installs cannot be followed here, unless somebody else makes the environments."""
+    files = wanted[0].unreadable
+    if files and not all(builder.brings_environment for builder in builders):
+        raise UsageError(f"base and head differ in {some(files, 3)}, of which pip can install nothing: {WAYS_OUT}")
 
 
-def _project(checkout: Path) -> dict[str, Any]:
-    """The part of pyproject.toml that says how to build; empty if the checkout is no package."""
-    pyproject = checkout / "pyproject.toml"
-    data = tomllib.loads(pyproject.read_text(encoding="utf-8")) if pyproject.exists() else {}
-    if "project" in data or "build-system" in data or (checkout / "setup.py").exists():
-        return {"build-backend": "setuptools", **data.get("build-system", {})}
-    return {}
+def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iterator[str]:
+    """What base and head ask for otherwise and run with all the same, because one version is both."""
+    wishes = {wish.name: wish for differing in found for wish in differing.wishes}
+    if not wishes:
+        return
+    base, head = (builder.installed for builder in builders)
+    for name, wish in wishes.items():
+        if name in base and base[name] == head.get(name):
+            yield printable(
+                f"base and head ask for {name} otherwise ({wish.file}): both run with {base[name].version}, "
+                "which is what either asks for"
+            )
 
 
-def _isolation(project: Mapping[str, Any]) -> Sequence[str]:
+def _isolation(backend: str) -> Sequence[str]:
     """Building with what is installed needs no registry, and compiles against the torch that will run."""
-    backend = str(project["build-backend"]).partition(".")[0].partition(":")[0]
-    return ("--no-build-isolation",) if importlib.util.find_spec(backend) else ()
-
-
-_FOREIGN = """
-import importlib.metadata, importlib.util, pathlib, sys
-own = pathlib.Path(sys.prefix).resolve()
-found = [path for path in sys.path if pathlib.Path(path).resolve().is_relative_to(own)]
-for distribution in importlib.metadata.distributions(path=found):
-    files = [file.parts[0].removesuffix(".py") for file in distribution.files or () if file.suffix == ".py"]
-    for name in sorted({name for name in files if name.isidentifier()}):
-        spec = importlib.util.find_spec(name)
-        places = [spec.origin] if spec and spec.origin else list(spec.submodule_search_locations) if spec else []
-        for place in places:
-            if not pathlib.Path(place).resolve().is_relative_to(own):
-                sys.exit(f"import {name} finds {place}")
-"""
-
-
-def _refuse_foreign_imports(side: Side) -> None:
-    """An editable install that goes before everything else would make both sides run the user's checkout."""
-    prefix = Path(side.python).parent.parent
-    done = subprocess.run(
-        [side.python, "-c", _FOREIGN],
-        cwd=prefix,
-        env=dict(side.environment),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        words = next(reversed(done.stderr.strip().splitlines()), "no reason given")
-        raise UsageError(
-            f"{side.name}: {printable(words)}, not this revision's: "
-            f"uninstall the editable install, or bring an environment with --python-{side.name}"
-        )
-
-
-def _run(command: Sequence[str], side: Side, checkout: Path, log: Path) -> None:
-    with log.open("ab") as file:
-        try:
-            code = subprocess.run(
-                command, cwd=checkout, env=dict(side.environment), stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                check=False,
-            ).returncode  # fmt: skip
-        except OSError as error:
-            raise UsageError(f"{side.name}: cannot run {command[0]!r}: {error.strerror}") from error
-    if code:
-        last = _telling_line(log.read_text(encoding="utf-8", errors="replace").strip().splitlines())
-        raise UsageError(
-            f"{side.name} ({side.commit[:12]}) does not build: {printable(last.strip())} (see {log}). "
-            f"Build it with --prepare CMD, or bring an environment with --python-{side.name}"
-        )
+    module = backend.partition(".")[0].partition(":")[0]
+    return ("--no-build-isolation",) if module.isidentifier() and importlib.util.find_spec(module) else ()
 
 
 def _telling_line(lines: Sequence[str]) -> str:
     """The last line that names an error, else the last line."""
     errors = [line for line in lines if re.search(r"(Error|error): (?!subprocess-exited)", line)]
     return next(reversed(errors or lines), "it printed nothing")
-
-
-def _environment(root: Path, checkout: Path, python: str) -> dict[str, str]:
-    """Ours, with whatever points into the user's checkout pointing into this one."""
-    variables = dict(os.environ)
-    if paths := os.environ.get("PYTHONPATH"):
-        variables["PYTHONPATH"] = os.pathsep.join(_moved(path, root, checkout) for path in paths.split(os.pathsep))
-    if Path(python).is_relative_to(checkout.parent):
-        variables["VIRTUAL_ENV"] = str(Path(python).parent.parent)
-    variables["PATH"] = os.pathsep.join((str(Path(python).parent), os.environ.get("PATH", "")))
-    return variables
-
-
-def _moved(path: str, root: Path, checkout: Path) -> str:
-    resolved = Path(path).resolve()
-    return str(checkout / resolved.relative_to(root)) if path and resolved.is_relative_to(root) else path

@@ -52,6 +52,8 @@ def _add_comparing(ab: argparse.ArgumentParser) -> None:
     ab.add_argument("--prepare", metavar="CMD", help="build each checkout with this command instead of installing it")
     ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
     ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
+    ab.add_argument("--same-environment", action="store_true",
+                    help="run both sides with what is installed here, although their dependencies differ")  # fmt: skip
     ab.add_argument("--restart", action="store_true", help="forget the blocks of an interrupted comparison")
     ab.add_argument("--no-explain", action="store_true", help="do not profile what regressed")
     ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
@@ -88,6 +90,7 @@ def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | Non
         budget_s=budget_seconds(options.budget) if options.budget else None,
         most_blocks=options.blocks,
         restart=options.restart,
+        same_environment=options.same_environment,
         verdicts=options.verdicts,
         explain=not options.no_explain,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,11 +12,38 @@ from pytest_llmperf.text import printable
 
 GIT_TIMEOUT_S = 10.0
 
+_REPOSITORY_VARIABLES = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH"),
+)
+
+
+def git_environment() -> dict[str, str]:
+    """Our environment, where git finds a repository by the folder: a hook's variables name the one it runs in."""
+    return {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
+
 
 def head_commit(folder: Path) -> str | None:
-    """The commit checked out in ``folder``; ``None`` outside a git repository or without git."""
+    """The commit checked out in ``folder``; ``None`` outside a git repository, before its first commit, without git.
+
+    Raises:
+        BaselineError: git refuses the repository because somebody else owns it.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        _refuse_unsafe(folder)
     return commit and commit.strip()
+
+
+def is_shallow(folder: Path) -> bool:
+    """Whether the history of a repository is cut off."""
+    return (_git(folder, "rev-parse", "--is-shallow-repository") or "").strip() == "true"
+
+
+def remote_of(folder: Path) -> str:
+    """The remote that a missing revision is fetched from: ``origin``, or the only other one."""
+    remotes = (_git(folder, "remote") or "").split()
+    return "origin" if "origin" in remotes or not remotes else remotes[0]
 
 
 def folder_in_repository(folder: Path) -> str:
@@ -75,11 +103,12 @@ def check_revision(folder: Path, revision: str) -> None:
     if not revision or revision.startswith("-"):  # git would read an option, or the index
         raise BaselineError(f"{name} is no git revision; expected a commit, branch or tag")
     if _git(folder, "rev-parse", "--git-dir") is None:
+        _refuse_unsafe(folder)
         raise BaselineError(f"revision {name}: {folder} is not in a git repository, or git cannot read it")
     if _git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
-        raise BaselineError(
-            f"git knows no revision {name}; expected a commit, branch or tag. A shallow clone has to fetch it"
-        )
+        fetch = f"git fetch --depth=1 {remote_of(folder)} {printable(revision)}, or git fetch --unshallow"
+        more = f". This clone is shallow: run {fetch}" if is_shallow(folder) else ""
+        raise BaselineError(f"git knows no revision {name}; expected a commit, branch or tag{more}")
 
 
 def _inside(folder: Path, path: Path) -> str:
@@ -87,11 +116,33 @@ def _inside(folder: Path, path: Path) -> str:
     return "./" + Path(os.path.relpath((folder / path).resolve(), folder.resolve())).as_posix()
 
 
+def _refuse_unsafe(folder: Path) -> None:
+    """A repository that git does not trust is no missing repository: its commit would be stored as unknown."""
+    words = _run(folder, "rev-parse", "--git-dir")
+    if words and words.returncode and "safe.directory" in words.stderr:
+        raise BaselineError(
+            f"git refuses the repository of {folder}, which another user owns: "
+            f"run git config --global --add safe.directory {_trusted_path(words.stderr) or folder}"
+        )
+
+
+def _trusted_path(words: str) -> str:
+    """The folder that git asks to trust, which is the repository's top."""
+    found = re.search(r"safe\.directory (\S.*)$", words, re.MULTILINE)
+    return printable(found[1]) if found else ""
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
+    done = _run(folder, *arguments)
+    return done.stdout if done and done.returncode == 0 else None
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] | None:
     try:
-        done = subprocess.run(
+        return subprocess.run(
             ["git", *arguments],
             cwd=folder,
+            env=git_environment(),
             capture_output=True,
             encoding="utf-8",
             errors="surrogateescape",
@@ -100,4 +151,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None

@@ -109,7 +109,7 @@ def test_what_ends_a_comparison_from_outside_is_one_line(repository, monkeypatch
     def end(*_args, **_more):
         raise raised
 
-    monkeypatch.setattr("pytest_llmperf.ab.command.prepare_side", end)
+    monkeypatch.setattr("pytest_llmperf.ab.command.prepare_sides", end)
     assert (main(["ab", "main"]), capfd.readouterr().err) == ending
 
 
@@ -148,8 +148,8 @@ def test_neither_an_inner_run_nor_a_command_to_repeat_writes_what_the_first_run_
     assert without_outputs(["tests/perf", *writes, "--device=cpu"]) == ["tests/perf", "--device=cpu"]
 
 
-def test_what_is_open_is_timed_and_gates():
-    """Exact cells, cells that explain, that have no value here, or that an anchor leaves open are not worth a block."""
+def test_what_is_open_gates():
+    """Counted cells too. What explains, has no value here, or is left open by an anchor is not worth a block."""
     screened = verdicts(
         a=[cell(Outcome.INCONCLUSIVE)],
         b=[cell(Outcome.UNCHANGED), cell(Outcome.NEW, "operators_per_token")],
@@ -159,7 +159,7 @@ def test_what_is_open_is_timed_and_gates():
         f=[cell(Outcome.INVALID)],
         g=[cell(Outcome.INCONCLUSIVE, against="v1.0")],
     )
-    assert open_tests(screened) == ["a", "e", "f"]
+    assert open_tests(screened) == ["a", "b", "e", "f"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import sys
 import pytest
 from repository import commit, git
 
-from pytest_llmperf.ab.side import Recipe, prepare_side
+from pytest_llmperf.ab.command import _repository
+from pytest_llmperf.ab.side import Recipe, SideBuilder, prepare_sides
 from pytest_llmperf.errors import UsageError
 
 # A build backend without dependencies, so that nothing is downloaded.
@@ -42,11 +43,12 @@ def project(tmp_path, monkeypatch):
     return folder, first, broken
 
 
-def prepared(project, commit, tmp_path, **recipe):
+def prepared(project, commit, tmp_path, *, here="tests", **recipe):
+    """Base of a comparison with itself: head asks for nothing else."""
     folder = project[0]
-    return prepare_side(
-        "base", commit, Recipe(**recipe), root=folder, here=folder / "tests", place=tmp_path / "place" / "base"
-    )
+    place = tmp_path / "place" / "base"
+    builder = SideBuilder("base", commit, Recipe(**recipe), repository=_repository(folder, folder / here), place=place)
+    return prepare_sides([builder, builder], same_environment=True, say=print)[0]
 
 
 def where(side):
@@ -102,5 +104,4 @@ def test_a_folder_that_the_revision_has_not(project, tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH")
     (folder / "new").mkdir()
     with pytest.raises(UsageError, match="base: there is no folder new in revision"):
-        prepare_side("base", project[1], Recipe(python=sys.executable), root=folder, here=folder / "new",
-                     place=tmp_path / "place")  # fmt: skip
+        prepared(project, project[1], tmp_path, here="new", python=sys.executable)

@@ -1,0 +1,101 @@
+"""The environment of a side: its own packages, and behind them all that the user's environment holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import sysconfig
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+from pytest_llmperf.errors import UsageError
+
+BIN = "Scripts" if os.name == "nt" else "bin"
+
+_STARTUP = Path(__file__).with_name("overlay_startup.py")
+"""Copied and not imported: it acts where it is imported."""
+
+_PIP = """#!/bin/sh
+exec "$(dirname "$0")/python" -m pip "$@"
+"""
+
+
+def python_of(environment: Path) -> Path:
+    """The interpreter of an environment."""
+    return environment / BIN / "python"
+
+
+def create_overlay(  # noqa: PLR0913  # what the environment continues, and what is to be left out of that
+    folder: Path,
+    *,
+    own: Path,
+    checkout: Path,
+    repository: Sequence[Path],
+    sites: Sequence[Path],
+    left_out: Sequence[Path],
+) -> None:
+    """Create an environment that sees all of the user's behind what is installed into itself.
+
+    Args:
+        folder: of the environment.
+        own: folder of the side.
+        checkout: of the side's revision; search paths into the repository lead there instead.
+        repository: the user's working trees.
+        sites: folders of installed packages, in the order in which the user's environment searches them.
+        left_out: ``.pth`` files that are not followed.
+    """
+    venv.create(folder, clear=True, symlinks=os.name != "nt")
+    place = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    settings = {
+        "own": str(own),
+        "checkout": str(checkout),
+        "repository": [str(root) for root in sorted(repository, key=lambda root: len(root.parts), reverse=True)],
+        "sites": [str(site) for site in sites],
+        "left_out": [str(path) for path in left_out],
+    }
+    (place / "_llmperf_side.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    shutil.copyfile(_STARTUP, place / "_llmperf_side.py")
+    (place / "_llmperf_side.pth").write_text("import _llmperf_side\n", encoding="utf-8")
+    _add_pip(folder / BIN)
+
+
+def install_command(python: str, *, dependencies: bool) -> list[str]:
+    """The start of a command that installs into an environment: by ``uv`` where that made the user's, else by ``pip``.
+
+    ``uv`` does not see what an environment continues: it would install all of that anew, so it installs no
+    dependencies.
+
+    Args:
+        python: interpreter of the environment.
+        dependencies: whether what is missing of a package's dependencies is installed as well.
+
+    Raises:
+        UsageError: the user's environment has neither.
+    """
+    uv = shutil.which("uv")
+    has_pip = importlib.util.find_spec("pip") is not None
+    if uv and (_is_made_by_uv() or not has_pip):
+        return [uv, "pip", "install", "--quiet", "--no-deps", "--python", python]
+    if not has_pip:
+        raise UsageError("this environment has no pip, and there is no uv: install one of them")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
+    return pip if dependencies else [*pip, "--no-deps"]
+
+
+def _is_made_by_uv() -> bool:
+    settings = Path(sys.prefix) / "pyvenv.cfg"
+    return settings.exists() and any(
+        line.partition("=")[0].strip() == "uv" for line in settings.read_text(encoding="utf-8").splitlines()
+    )
+
+
+def _add_pip(folder: Path) -> None:
+    """Without its own, a command that prepares a side would install into the user's environment."""
+    if os.name != "nt" and importlib.util.find_spec("pip"):
+        for name in ("pip", "pip3"):
+            (folder / name).write_text(_PIP, encoding="utf-8")
+            (folder / name).chmod(0o755)
