@@ -11,9 +11,11 @@ import site
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_llmperf.errors import UsageError
@@ -52,6 +54,8 @@ class Imported(BaseModel):
     """Modules and libraries that are not of this side, with their files."""
     packages: dict[str, str] = {}
     """Modules of this side's revision, with their files; of a package none of those inside it."""
+    distributions: dict[str, str] = {}
+    """Versions of all distributions that it could import, by normalized name."""
     collected: list[str] = []
     """Keys of all perf tests that the process found, also of those that it did not run."""
 
@@ -105,7 +109,10 @@ class ImportReporter:
         """Write the report, also of a run in which tests failed."""
         self._found.look()
         report = Imported(
-            foreign=self._found.foreign, packages=self._found.packages, collected=[*dict.fromkeys(self._collected)]
+            foreign=self._found.foreign,
+            packages=self._found.packages,
+            distributions=_distributions(),
+            collected=[*dict.fromkeys(self._collected)],
         )
         self._path.write_text(report.model_dump_json(indent=1), encoding="utf-8")
 
@@ -181,6 +188,11 @@ class _Found:
         for path in dict.fromkeys(path for line in lines if (path := _executable(line))):
             if not any(map(Path(path).is_relative_to, self._prefixes)):
                 yield Path(path).name, path
+
+
+def _distributions() -> dict[str, str]:
+    found = [(canonicalize_name(one.metadata["Name"] or ""), one.version) for one in distributions()]
+    return dict(reversed(found))  # the first of a name is what is imported
 
 
 def _below(folder: Path) -> Callable[[Path], bool]:

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,8 +33,8 @@ from pytest_llmperf.explanation import Profiles, explanations, slower
 from pytest_llmperf.fresh import without_outputs
 from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.profiling import profiles_of
-from pytest_llmperf.provenance import site_folders
-from pytest_llmperf.records.environment import compare_environments
+from pytest_llmperf.provenance import Imported, site_folders
+from pytest_llmperf.records.environment import FIELDS, compare_environments
 from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.report.ab import progress_lines, result_lines
 from pytest_llmperf.report.terminal import LONGEST_LIST
@@ -215,10 +215,17 @@ def _outcome(series: Series, standing: Standing) -> RunOutcome:
         for test, verdicts in results.items()
     ]
     found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
-    differences = [str(difference) for difference in found]
+    differences = [*map(str, found), *_other_versions(first.imported)]
     return RunOutcome(
         compared=True, entries=entries, missing=standing.missing, differences=differences, sides=series.sides
     )
+
+
+def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
+    """Distributions of which the sides ran different versions, beside those that a run's environment names."""
+    base, head = (imported.get(arm, Imported()).distributions for arm in ("base", "head"))
+    names = [name for name in base | head if name.replace("-", "_") not in FIELDS and base.get(name) != head.get(name)]
+    return [f"{name}: {base.get(name)} -> {head.get(name)}" for name in sorted(names)]
 
 
 def _results(head: Baseline, test: str) -> list[TestResult]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
@@ -324,13 +325,13 @@ def _toml(path: Path) -> dict[str, Any]:
 def _from_lock(path: Path, file: str) -> Iterator[Wish | None]:
     """``uv.lock``, ``poetry.lock``, ``pdm.lock`` and ``pylock.toml``: a table a package; of one name, any will do."""
     data = _toml(path)
-    texts: dict[str, list[str]] = {}
+    texts: defaultdict[str, list[str]] = defaultdict(list)
     for package in (*data.get("package", ()), *data.get("packages", ())):
         name = canonicalize_name(package["name"])
         if locked := _locked(name, package):
-            texts.setdefault(name, []).append(locked)
-    for name, found in texts.items():
-        yield Wish(name, tuple(dict.fromkeys(found)), file, need=Need.NEVER)
+            texts[name].append(locked)
+    for wanted, found in texts.items():
+        yield Wish(wanted, tuple(dict.fromkeys(found)), file, need=Need.NEVER)
 
 
 def _locked(name: str, package: Mapping[str, Any]) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from repository import commit, git
 
-from pytest_llmperf.ab.checkout import check_out, commit_of, repository_root, working_tree_commit
+from pytest_llmperf.ab import checkout as checkout_module
+from pytest_llmperf.ab.checkout import check_out, commit_of, repository_root, tracked_files, working_tree_commit
 from pytest_llmperf.ab.command import relative_argument
 from pytest_llmperf.errors import LlmperfError
 
@@ -82,3 +85,80 @@ def test_paths_into_the_users_checkout_are_each_sides_own(repository):
     ]
     expected = ["inner.py::test_a", "../code.py", str(repository / "ignored"), "/elsewhere", "-q", "x.py"]
     assert [relative_argument(word, repository, here) for word in given] == expected
+
+
+def with_submodule(tmp_path, repository, *, name="kernels"):
+    """A submodule in a folder, at its first commit; returns its own clone there."""
+    source = tmp_path / "source"
+    source.mkdir()
+    git(source, "init", "-q", "-b", "main")
+    commit(source, {"kern.py": "1"})
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(source), name)
+    commit(repository, {})
+    return repository / name
+
+
+def test_submodules_are_checked_out_at_their_commit(repository, tmp_path):
+    """Also one that was moved since, from where git keeps it; what git tracks of them is listed."""
+    inner = with_submodule(tmp_path, repository)
+    first = git(repository, "rev-parse", "HEAD")
+    commit(inner, {"kern.py": "2"})
+    git(repository, "mv", "kernels", "moved")
+    second = commit(repository, {})
+    for name, revision, text in (("kernels", first, "1"), ("moved", second, "2")):
+        folder = tmp_path / revision
+        check_out(repository, revision, folder)
+        assert (folder / name / "kern.py").read_text() == text
+        assert f"{name}/kern.py" in tracked_files(folder)
+
+
+def test_changes_in_a_submodule_are_part_of_the_working_tree(repository, tmp_path):
+    """Uncommitted ones, which git's own commit would leave out."""
+    inner = with_submodule(tmp_path, repository)
+    assert working_tree_commit(repository) == commit_of(repository, "HEAD")
+    (inner / "kern.py").write_text("changed")
+    before = state(repository), state(inner)
+    snapshot = working_tree_commit(repository)
+    check_out(repository, snapshot, tmp_path / "head")
+    assert (tmp_path / "head" / "kernels" / "kern.py").read_text() == "changed"
+    assert (state(repository), state(inner)) == before
+
+
+def test_a_submodule_that_is_not_here(repository, tmp_path):
+    """What the user has not initialized stays empty; a commit that its clone lacks is named with what fetches it."""
+    inner = with_submodule(tmp_path, repository)
+    git(repository, "update-index", "--cacheinfo", f"160000,{'1' * 40},kernels")
+    git(repository, "commit", "-qm", "a commit that was not pushed")
+    with pytest.raises(LlmperfError, match=r"kernels lacks commit 111111111111: run git -C .* fetch origin 1{40}"):
+        check_out(repository, commit_of(repository, "HEAD"), tmp_path / "lacking")
+    git(repository, "submodule", "deinit", "-q", "-f", "kernels")
+    shutil.rmtree(repository / ".git" / "modules")
+    check_out(repository, commit_of(repository, "HEAD"), tmp_path / "empty")
+    assert not any((tmp_path / "empty" / "kernels").iterdir())
+    inner.rmdir()
+    with pytest.raises(LlmperfError, match=r"submodule kernels is not in .*: run git submodule update --init there"):
+        check_out(repository, commit_of(repository, "HEAD"), tmp_path / "gone")
+
+
+def test_a_change_within_the_grain_of_the_clock(repository):
+    """Of one size, right after the index was written: git reads such a file, by the time at which that was."""
+    for number in range(5):
+        (repository / "code.py").write_text(str(number))
+        git(repository, "commit", "-qam", "change")
+        (repository / "code.py").write_text("x")
+        assert working_tree_commit(repository) != commit_of(repository, "HEAD"), number
+
+
+def test_a_file_that_is_missing_after_checking_out(repository, tmp_path, monkeypatch):
+    """Git may end with 0 all the same."""
+    real = checkout_module._git
+
+    def checked_out(folder, *arguments, **more):
+        done = real(folder, *arguments, **more)
+        if arguments[0] == "checkout":
+            (folder / "code.py").unlink()
+        return done
+
+    monkeypatch.setattr(checkout_module, "_git", checked_out)
+    with pytest.raises(LlmperfError, match=r"git checked \w+ out without code.py"):
+        check_out(repository, commit_of(repository, "HEAD"), tmp_path / "head")

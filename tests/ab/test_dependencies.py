@@ -99,7 +99,7 @@ def two(tmp_path, name, text):
         ("requirements/perf.txt", "helper==1.0", {"helper": "helper==1.0"}),
         ("dev-requirements.in", "helper==1.0", {"helper": "helper==1.0"}),
         ("constraints.txt", "helper==1.0", {"helper": "helper==1.0"}),
-        ("pyproject.toml", PYPROJECT, {"pytest": "pytest"} | {name: f"{name}==1.0" for name in ("helper", "forked", "tool")}),
+        ("pyproject.toml", PYPROJECT, {"pytest": "pytest"} | {n: f"{n}==1.0" for n in ("helper", "forked", "tool")}),
         ("pyproject.toml", OLD_POETRY, {"helper": "helper==1.0", "forked": "forked>=1.0,<2", "tool": "tool>=1.0,<1.1"}),
         ("setup.cfg", "[options]\ninstall_requires =\n  helper==1.0\n", {"helper": "helper==1.0"}),
         ("uv.lock", UV, {"helper": "helper==1.0", "forked": "forked @ git+https://host/forked@1.0abc"}),

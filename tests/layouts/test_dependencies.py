@@ -60,8 +60,10 @@ def bumped(layout, wheels):
 def test_a_pull_request_that_bumps_a_dependency(bumped, kind):
     """Base runs with the version that it asks for."""
     layout = bumped(*FILES[kind])
-    assert_red(layout.ab())
+    result = layout.ab()
+    assert_red(result)
     assert layout.more_operators == 2
+    assert "base and head differ in helper: 1.0 -> 2.0" in result.text
 
 
 def test_a_bump_in_an_environment_made_by_uv(bumped, layout):
