@@ -1,4 +1,4 @@
-"""Sessions: ``perf`` (the main job), ``tests``, ``vllm``, ``lint``, ``docs``, ``commands``, ``benchmarks``.
+"""Sessions: ``perf`` (the main job), ``tests``, ``layouts``, ``vllm``, ``lint``, ``docs``, ``commands``, ``benchmarks``.
 
 Each sets itself up.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import nox
 
-nox.options.sessions = ["tests", "vllm", "lint"]
+nox.options.sessions = ["tests", "layouts", "vllm", "lint"]
 
 CONSTRAINTS = ("-c", "constraints.txt")
 TESTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
+LAYOUTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "layouts")
 DOCS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs")
 LINT = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "lint")
 
@@ -27,7 +28,14 @@ def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
     session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "not layouts", *session.posargs)
+
+
+@nox.session
+def layouts(session: nox.Session) -> None:
+    """Run the command line on repositories of many layouts; arguments are passed on to pytest."""
+    session.install(*CONSTRAINTS, ".[models]", *LAYOUTS)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "layouts", "tests/layouts", *session.posargs)
 
 
 @nox.session
