@@ -125,7 +125,7 @@ def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Seri
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
     recipes = (wanted.base_recipe, wanted.head_recipe)
     asked = [str(here), base, head, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
-    folder = user_folder("ab", f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes, here))}")
+    folder = user_folder("ab", f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes))}")
     _begin(folder, say, restart=wanted.restart)
     say(f"llmperf ab: base {wanted.base} ({base[:12]}), head {wanted.head or WORKING_TREE} ({head[:12]}), in {folder}")
     if tree_of(root, base) == tree_of(root, head):
@@ -148,10 +148,10 @@ def _repository(root: Path, here: Path) -> Repository:
     return Repository(root=root, here=here, worktrees=trees, sites=sites, held=held)
 
 
-def _environment_keys(recipes: Sequence[Recipe], here: Path) -> list[str]:
+def _environment_keys(recipes: Sequence[Recipe]) -> list[str]:
     """Blocks that were kept are of these environments, and of no other."""
     pythons = dict.fromkeys([sys.executable, *(recipe.python for recipe in recipes if recipe.python)])
-    return [Environment(python, variables=os.environ, folder=here).key for python in pythons]
+    return [Environment(python, variables=os.environ, folder=Path(sys.prefix)).key for python in pythons]
 
 
 def _begin(folder: Path, say: Callable[[str], None], *, restart: bool) -> None:

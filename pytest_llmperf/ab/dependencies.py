@@ -27,6 +27,11 @@ from pytest_llmperf.text import printable
 
 _REQUIREMENT_FILES = ("*requirements*.txt", "*requirements*.in", "*constraints*.txt")
 _REQUIREMENT_FOLDERS = ("requirements", "reqs", "constraints")
+_INNER_FOLDERS = (
+    *(*_REQUIREMENT_FOLDERS, "dependencies", "deps", "ci", ".ci", "docker", "conda", "envs"),
+    *("test", "tests", "perf", "benchmark", "benchmarks"),
+)
+"""What lies in any other folder of a project may be another project's."""
 _CONDA_FILES = ("environment*.yml", "environment*.yaml", "conda*.yml", "conda*.yaml", "conda-lock.*", "pixi.lock",
                 "pixi.toml")  # fmt: skip
 _INDEX_OPTIONS = ("--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--pre", "--no-index",
@@ -119,7 +124,7 @@ def dependencies_of(checkout: Path, files: Sequence[str], folders: Sequence[Pure
     Args:
         checkout: of the revision.
         files: of the checkout, as git tracks them.
-        folders: where files of dependencies are looked for, with the folders right below each.
+        folders: where files of dependencies are looked for, with some folders right below each.
 
     Raises:
         UsageError: a file cannot be read.
@@ -129,7 +134,8 @@ def dependencies_of(checkout: Path, files: Sequence[str], folders: Sequence[Pure
     unreadable: dict[str, str] = {}
     for file in files:
         path = PurePosixPath(file)
-        if path.parent not in folders and path.parent.parent not in folders:
+        is_inner = path.parent.name in _INNER_FOLDERS and path.parent.parent in folders
+        if path.parent not in folders and not is_inner:
             continue
         if any(fnmatch(path.name, pattern) for pattern in _CONDA_FILES):
             unreadable[file] = _without_comments((checkout / file).read_text(encoding="utf-8", errors="replace"))

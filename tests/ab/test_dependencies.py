@@ -107,11 +107,12 @@ def two(tmp_path, name, text):
         ("pdm.lock", UV, {"helper": "helper==1.0", "forked": "forked @ git+https://host/forked@1.0abc"}),
         ("Pipfile.lock", PIPFILE, {"helper": "helper==1.0", "tool": "tool==1.0"}),
         ("README.txt", "helper==1.0", {}),
-        ("services/web/requirements.txt", "helper==1.0", {}),
+        ("web/requirements.txt", "helper==1.0", {}),
+        ("tests/requirements.txt", "helper==1.0", {"helper": "helper==1.0"}),
     ],
 )  # fmt: skip
 def test_what_each_kind_of_file_asks_for(tmp_path, name, text, expected):
-    """Paths into the repository are no dependencies, and a service further down is another project."""
+    """Paths into the repository are no dependencies, and what lies in other folders is other projects'."""
     _, found = asked(tmp_path, name, text.replace("{version}", "1.0"))
     assert found == {wanted: (text,) for wanted, text in expected.items()}
 
