@@ -1,6 +1,6 @@
-"""Sessions: ``perf`` (the main job), ``tests``, ``layouts``, ``vllm``, ``lint``, ``docs``, ``commands``, ``benchmarks``.
+"""Sessions, each of which sets itself up.
 
-Each sets itself up.
+``perf`` (the main job), ``tests``, ``layouts``, ``vllm``, ``lint``, ``docs``, ``commands``, ``benchmarks``.
 """
 
 from __future__ import annotations
