@@ -58,15 +58,9 @@ class Comparison:
             if cell.window and cell.metric.kind is Kind.TIMED
         )
 
-    def missing(self, collected: set[str], searched: Callable[[str], bool] = lambda _file: False) -> list[str]:
-        """Tests of the baseline that are not collected any more.
-
-        Only those of files that other tests were collected from, or that were ``searched``: where a whole project or
-        folder was asked for, a file that is gone is noticed as well.
-        """
-        files = {_file_of(test) for test in collected}
-        gone = self._tests - collected
-        return sorted(test for test in gone if _file_of(test) in files or searched(_file_of(test)))
+    def missing(self, collected: set[str], would_find: Callable[[str], bool]) -> list[str]:
+        """Tests of the baseline that are not collected any more, of those that the run would have found."""
+        return sorted(filter(would_find, self._tests - collected))
 
     def differences(self) -> list[Difference]:
         """In what this machine differs from the latest run that may not be compared; none if one may be."""
@@ -219,7 +213,3 @@ def _invalid(verdict: Verdict, reason: str) -> Verdict:
     return replace(
         verdict, outcome=Outcome.INVALID, reason=reason, ratio=None, interval=None, p_value=None, flagged=False
     )
-
-
-def _file_of(test: str) -> str:
-    return test.partition("::")[0]

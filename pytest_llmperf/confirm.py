@@ -6,16 +6,18 @@ then measures all of them, and each gets the one final report that terminal, JUn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from _pytest.runner import runtestprotocol  # what pytest's own protocol and every plugin that replaces it calls
+from _pytest.runner import runtestprotocol
 
 from pytest_llmperf.compare import CellKey
 from pytest_llmperf.errors import LlmperfError
 from pytest_llmperf.fresh import Ended, run_replica
+from pytest_llmperf.once import Protocol, RunTest, log_reports
 from pytest_llmperf.outcome import Entry, conclude, entry_of
 from pytest_llmperf.profiling import explained
 from pytest_llmperf.records.measured import Measured
@@ -26,7 +28,6 @@ from pytest_llmperf.session import Session
 from pytest_llmperf.text import plural
 from pytest_llmperf.workplace import Workplace
 
-RunTest = Callable[[pytest.Item, pytest.Item | None], list[pytest.TestReport]]
 ENDED_EARLY = "it looks slower, and the run ended before fresh runs could confirm it"
 
 
@@ -66,7 +67,7 @@ class Replica:
         return f"{told} (see {self.ended.log})"
 
 
-class Confirmer:
+class Confirmer(Protocol):
     """Registered where tests are measured, unless ``--llmperf-confirm 0``.
 
     Args:
@@ -79,24 +80,19 @@ class Confirmer:
     def __init__(
         self, config: pytest.Config, workplace: Workplace, session: Session | None, run: RunTest | None = None
     ) -> None:
+        super().__init__(run or (lambda item, nextitem: runtestprotocol(item, log=False, nextitem=nextitem)))
         self._config = config
         self._workplace = workplace
         self._session = session
-        self._run = run or (lambda item, nextitem: runtestprotocol(item, log=False, nextitem=nextitem))
         self._held: list[Held] = []
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-        """Run a test as pytest does, and hold its reports back if it looks slower."""
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        reports = self._run(item, nextitem)
+    def hand_over(self, item: pytest.Item, reports: list[pytest.TestReport]) -> None:
+        """Log a test's reports, or hold them back if it looks slower."""
         entry = next(filter(None, map(entry_of, reports)), None)
         if entry and entry.suspect:
             self._hold(Held(item, reports, entry))
         else:
-            _log(item, reports)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        return True
+            super().hand_over(item, reports)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, Any, Any]:
@@ -116,11 +112,11 @@ class Confirmer:
             self._session.keep(held.entry)
 
     def _confirm(self) -> None:
-        self._workplace.release()
         rounds = self._workplace.options.confirm
         try:
+            self._workplace.release()
             replicas = [self._replica(number, rounds) for number in range(1, rounds + 1)]
-        except (OSError, LlmperfError) as error:
+        except (OSError, RuntimeError, LlmperfError) as error:
             self._conclude([_as_error(held.entry, f"fresh runs cannot be made: {error}") for held in self._held])
             return
         seconds = sum(replica.ended.seconds for replica in replicas) / len(self._held)
@@ -131,12 +127,17 @@ class Confirmer:
         self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in told])
 
     def _conclude(self, entries: Sequence[Entry]) -> None:
-        for held, entry in zip(self._held, entries, strict=True):
-            call = next(report for report in held.reports if report.when == "call")
-            conclude(call, entry)
-            _make_current(self._config, held.item)
-            _log(held.item, held.reports)
-        self._held.clear()
+        """Log the reports of all that was held back, also where another plugin's hook raises at one of them."""
+        with ExitStack() as stack:
+            for held, entry in reversed([*zip(self._held, entries, strict=True)]):
+                stack.callback(self._log, held, entry)
+            self._held = []
+
+    def _log(self, held: Held, entry: Entry) -> None:
+        call = next(report for report in held.reports if report.when == "call")
+        conclude(call, entry)
+        _make_current(self._config, held.item)
+        log_reports(held.item, held.reports)
 
     def _replica(self, number: int, rounds: int) -> Replica:
         slower = f"{plural(len(self._held), 'test')} that looked slower"
@@ -145,11 +146,6 @@ class Confirmer:
         journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
         ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)
         return Replica(Measured.read(journal), ended)
-
-
-def _log(item: pytest.Item, reports: Sequence[pytest.TestReport]) -> None:
-    for report in reports:
-        item.ihook.pytest_runtest_logreport(report=report)
 
 
 def _make_current(config: pytest.Config, item: pytest.Item) -> None:

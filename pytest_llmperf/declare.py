@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
     import pytest
@@ -90,6 +93,7 @@ SETTINGS = (
            "excuse itself by editing it"),
 )  # fmt: skip
 
+DEVICE = "--device"
 LIMIT_RULES_INI = "llmperf_limits"
 
 _ACTIONS = (
@@ -127,14 +131,47 @@ def add_options(parser: pytest.Parser) -> None:
     _add_actions(group)
 
 
+def take_device_option(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
+    """Take ``--device`` out of a perf run's arguments, unless another plugin or a conftest claims it.
+
+    It is declared only where help is asked for: a conftest that is loaded later may still declare it. If one has done
+    so before, ``--llmperf-device`` serves.
+    """
+    given = config.known_args_namespace
+    if given.help:
+        add_device_option(parser)
+    elif given.llmperf and _is_unclaimed(parser, args):
+        devices, rest = _without_device(args)
+        if devices:
+            config.option.llmperf_short_device = devices[-1]
+            args[:] = rest
+        else:  # it stands in a file of arguments, which only the parser reads
+            add_device_option(parser)
+
+
 def add_device_option(parser: pytest.Parser) -> None:
-    """Declare ``--device``, unless another plugin or a conftest has it: then ``--llmperf-device`` serves."""
+    """Declare ``--device``, unless another plugin or a conftest has it."""
     group = parser.getgroup("llmperf")
-    try:
-        group.addoption("--device", dest="llmperf_short_device", metavar="DEVICE", default=None,
+    with suppress(ValueError, argparse.ArgumentError):
+        group.addoption(DEVICE, dest="llmperf_short_device", metavar="DEVICE", default=None,
                         help="The same as --llmperf-device, unless another plugin owns --device")  # fmt: skip
-    except (ValueError, argparse.ArgumentError):
-        return
+
+
+def _is_unclaimed(parser: pytest.Parser, args: list[str]) -> bool:
+    _, unknown = parser.parse_known_and_unknown_args(args)
+    return any(word.partition("=")[0] == DEVICE for word in unknown)
+
+
+def _without_device(args: list[str]) -> tuple[list[str], list[str]]:
+    """The devices that were named, and the other arguments. Behind ``--`` there are no options."""
+    end = args.index("--") if "--" in args else len(args)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    own.add_argument(DEVICE, action="append", default=[])
+    try:
+        found, rest = own.parse_known_args(args[:end])
+    except argparse.ArgumentError as error:
+        raise UsageError(f"{DEVICE}: {error.message}") from error
+    return found.device, [*rest, *args[end:]]
 
 
 def forgotten_flag(config: pytest.Config) -> str:

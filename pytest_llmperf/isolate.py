@@ -30,7 +30,7 @@ GRACE_S = 5.0
 
 
 class Isolator:
-    """Registered where tests are judged, with ``--llmperf-isolate``.
+    """Runs tests in fresh processes, with ``--llmperf-isolate``.
 
     Args:
         config: of the run whose arguments the fresh processes get.
@@ -44,15 +44,6 @@ class Isolator:
         self._tests = tests
         self._reports: dict[str, list[pytest.TestReport]] = {}
         self._numbers = count(1)
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-        """Tell of a test what became of it in its process."""
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self.run(item, nextitem):
-            item.ihook.pytest_runtest_logreport(report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        return True
 
     def run(self, item: pytest.Item, _nextitem: pytest.Item | None) -> list[pytest.TestReport]:
         """The reports of a test's setup, call and teardown; the first of a model's tests waits for all of them."""

@@ -119,8 +119,8 @@ class RunOutcome:
     update: Update | None = None
     profiles: str = ""
     """What became of the operator profiles of what was recorded."""
-    not_kept: str = ""
-    """Why what was measured could not be written down."""
+    troubles: list[str] = field(default_factory=list)
+    """What could not be written down or released at the end, and why."""
     place: tuple[str, ...] = ()
     """What the ``llmperf`` command needs to find the same folder of baselines."""
     settings: tuple[str, ...] = ()
@@ -167,13 +167,18 @@ class RunOutcome:
             return f"no report of {plural(len(self.unreported), 'test')} that began: {some(list(self.unreported), 3)}"
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"no result of {plural(len(self.missing), 'test')} of the baseline"
+        if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):
+            return "nothing was measured"
+        return self._unwritten
+
+    @property
+    def _unwritten(self) -> str:
+        """What could not be done once the tests had run."""
         if self.update and self.update.failed:
             return "the baseline could not be updated"
         if self.disturbed and self.update and self.update.refusal:
             return "a run that was disturbed is not recorded: make the machine quiet and run it again"
-        if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):
-            return "nothing was measured"
-        return ""
+        return "not everything could be written or released" if self.troubles else ""
 
     @property
     def failed(self) -> bool:

@@ -7,7 +7,7 @@ scipy, rich and pydantic wait until a perf test is to be run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pytest_llmperf.declare import add_device_option, add_options, forgotten_flag
+from pytest_llmperf.collection import Collection
+from pytest_llmperf.declare import add_options, forgotten_flag, take_device_option
 from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
+from pytest_llmperf.once import Protocol, execution_of, ignored_options, is_repetition, only_once, remember, unrepeated
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
@@ -42,9 +44,11 @@ _Got = TypeVar("_Got")
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 WORKPLACE: pytest.StashKey[Workplace] = pytest.StashKey()
+MODELS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+"""What tells apart the models of the tests that run, by node id."""
 FIXTURE: pytest.StashKey[LlmPerf] = pytest.StashKey()
 TIMER: pytest.StashKey[CallRecorder] = pytest.StashKey()
-COLLECTED: pytest.StashKey[list[str]] = pytest.StashKey()
+COLLECTED: pytest.StashKey[Collection] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,10 +57,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_load_initial_conftests(parser: pytest.Parser) -> Generator[None, object, object]:
-    """Declare ``--device`` last, so that a conftest or plugin that has one keeps it."""
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, parser: pytest.Parser, args: list[str]
+) -> Generator[None, object, object]:
+    """Take ``--device`` where nobody else has claimed it by then."""
     result = yield
-    add_device_option(parser)
+    with _as_usage_errors():
+        take_device_option(early_config, parser, args)
     return result
 
 
@@ -70,13 +77,16 @@ def pytest_configure(config: pytest.Config) -> None:
             raise UsageError(f"{forgotten} needs --llmperf, which turns the perf tests on")
 
 
-def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say what a perf run will do."""
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what a perf run will do, and which options of others it does not follow."""
     options = config.stash.get(OPTIONS, None)
     if options is None:
-        return None
+        return []
     injected = f", INJECTED {', '.join(map(str, options.injections))}" if options.injections else ""
-    return f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"
+    lines = [f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"]
+    if ignored := ignored_options(config):
+        lines.append(f"llmperf: each perf test runs once, in this process: ignored {', '.join(ignored)}")
+    return lines
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -98,6 +108,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     models = {"llm": options.specs, "engine": options.served} if options else {}
     for name, given in models.items():
         if name in _own_fixtures(metafunc.definition) and not _is_parametrized(metafunc, name):
+            metafunc.config.stash[COLLECTED].by_options.add(test_key(metafunc.definition))
             metafunc.parametrize(name, given, indirect=True)
 
 
@@ -108,13 +119,6 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     from pytest_llmperf.models.spec import ModelSpec
 
     return str(val) if isinstance(val, ModelSpec) else None
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Note every perf test there is, before any is deselected."""
-    collected = item.config.stash.get(COLLECTED, None)
-    if collected is not None and _is_perf(item):
-        collected.append(test_key(item))
 
 
 @pytest.hookimpl(trylast=True)
@@ -130,21 +134,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     items[:] = _one_model_after_another(kept) if active else kept
-    if active and kept and not config.option.collectonly:
+    if active and not config.option.collectonly and (kept or _may_miss_tests(config)):
         _open_workplace(config, items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell what is known of the baseline, now that nobody deselects tests any more."""
+    if WORKPLACE in session.config.stash:
+        _tell_found(session.config, session.items)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong while a model is loaded."""
-    with _skipping_unavailable(), _contained(item, "setup"):
+    with _skipping_unavailable(), _alone(item, "setup"), _contained(item, "setup"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Contain what goes wrong in a perf test."""
-    with _skipping_unavailable(), _contained(item, "test body"):
+    with _skipping_unavailable(), _alone(item, "call"), _contained(item, "test body"):
         return (yield)
 
 
@@ -154,8 +165,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Judge a perf test when it ends, and fail its own report."""
     report = yield
-    if WORKPLACE in item.config.stash and (call.when == "call" or (call.when == "setup" and report.failed)):
-        _judge(item, report)
+    if WORKPLACE in item.config.stash:
+        if call.when == "call" or (call.when == "setup" and report.failed):
+            _judge(item, report)
+        remember(item, report)
     return report
 
 
@@ -166,44 +179,13 @@ class Collector:
         self._config = config
         self._session = session
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take in the entry that a report carries."""
+        """Take in the entry that a report carries, before another plugin's hook may raise."""
         from pytest_llmperf.outcome import entry_of
 
-        if entry := entry_of(report):
-            self._session.collect(entry)
+        if (entry := entry_of(report)) and self._session.collect(entry):
             _explain(report, entry, self._config)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int | pytest.ExitCode) -> None:
-    """Let the model go, and write the baseline once."""
-    config = session.config
-    if workplace := config.stash.get(WORKPLACE, None):
-        workplace.release()
-    if running := config.stash.get(SESSION, None):
-        running.finish(failed=session.testsfailed > 0, interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
-        if running.outcome.update:
-            running.outcome.profiles = _store_profiles(config, running)
-        if running.outcome.breach and exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        if not config.option.collectonly:
-            _write_outputs(session, running)
-
-
-@pytest.hookimpl(wrapper=True, trylast=True)
-def pytest_terminal_summary(
-    terminalreporter: Any, exitstatus: int, config: pytest.Config
-) -> Generator[None, object, object]:
-    """Print the table and what was decided, below what other plugins have to say, also where one of them raises."""
-    try:
-        return (yield)
-    finally:
-        session = config.stash.get(SESSION, None)
-        if session and not config.option.collectonly and exitstatus != pytest.ExitCode.USAGE_ERROR:
-            from pytest_llmperf.report.terminal import write_summary
-
-            write_summary(terminalreporter, session.outcome)
 
 
 @pytest.fixture(scope="session")
@@ -258,11 +240,11 @@ def test_key(item: pytest.Item) -> str:
 
     The suite lies wherever the package is installed, and is the same tests everywhere.
     """
-    package = Path(__file__).parent
+    package, nodeid = Path(__file__).parent, unrepeated(item)
     if item.path.is_relative_to(package):
         module = ".".join((package.name, *item.path.relative_to(package).with_suffix("").parts))
-        return f"{module}::{item.nodeid.partition('::')[2]}"
-    return item.nodeid
+        return f"{module}::{nodeid.partition('::')[2]}"
+    return nodeid
 
 
 test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
@@ -308,7 +290,9 @@ def _start_session(config: pytest.Config) -> None:
     from pytest_llmperf.session import Session, refuse_early
 
     config.stash[OPTIONS] = options = Options.from_config(config)
-    config.stash[COLLECTED] = []
+    config.stash[COLLECTED] = collected = Collection(config, lambda item: test_key(item) if _is_perf(item) else None)
+    config.pluginmanager.register(collected, "llmperf-collection")
+    _disable_codspeed(config)
     check_device_name(options.device)
     require_models_extra()
     workers = _workers(config)
@@ -318,6 +302,7 @@ def _start_session(config: pytest.Config) -> None:
         from pytest_llmperf.workers import Worker
 
         config.pluginmanager.register(Worker(config), "llmperf-worker")
+        _register_ending(config, None)
         return
     outcome = RunOutcome(
         compared=not options.measure_only,
@@ -335,16 +320,38 @@ def _start_session(config: pytest.Config) -> None:
         from pytest_llmperf.workers import Controller
 
         config.pluginmanager.register(Controller(devices[:workers], outcome), "llmperf-controller")
+    _register_ending(config, session)
+
+
+def _register_ending(config: pytest.Config, running: Session | None) -> None:
+    from pytest_llmperf.ending import Ending
+
+    ending = Ending(config, running, lambda: config.stash.get(WORKPLACE, None))
+    config.pluginmanager.register(ending, "llmperf-ending")
 
 
 def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
     """Not from a process that measures for another one, which tells what it found there."""
-    if options.journal or config.getoption("benchmark_disable", None) is None:
+    if options.journal or not _has_pytest_benchmark(config):
         return
     from pytest_llmperf.integrations.pytest_benchmark import Bridge, is_wanted
 
     if is_wanted(config):
         config.pluginmanager.register(Bridge(config), "llmperf-benchmark")
+
+
+def _has_pytest_benchmark(config: pytest.Config) -> bool:
+    """Whether it is loaded: other plugins have options of the same names, and pytest-codspeed blocks it."""
+    found = config.pluginmanager
+    names = {getattr(plugin, "__name__", "") for plugin in found.get_plugins()}
+    return "pytest_benchmark.plugin" in names and not found.is_blocked("pytest-benchmark")
+
+
+def _disable_codspeed(config: pytest.Config) -> None:
+    """It would instrument tests, and deselect those that have none of its fixtures, as perf tests do not."""
+    codspeed = config.pluginmanager.get_plugin("codspeed_plugin")
+    if codspeed and hasattr(codspeed, "is_codspeed_enabled"):
+        codspeed.is_codspeed_enabled = False
 
 
 def _workers(config: pytest.Config) -> int:
@@ -364,22 +371,25 @@ def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
         config.stash[WORKPLACE] = workplace = Workplace(
             config.stash[OPTIONS], list(planned.values()), root=config.rootpath
         )
-    session = config.stash.get(SESSION, None)
+    config.stash[MODELS] = {name: repr(test.spec) for name, test in planned.items()}
     _choose_runner(config, workplace, planned)
     _show_progress(config, workplace)
+
+
+def _tell_found(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    workplace = config.stash[WORKPLACE]
     found = {
         "device_key": workplace.device_key,
         "edited": workplace.edited,
-        "missing": _missing(config, workplace),
+        "missing": _missing(config, items),
         "differences": [str(difference) for difference in workplace.comparison.all_differences()],
     }
-    if session:
+    if session := config.stash.get(SESSION, None):
         session.outcome.take(found)
     else:
         from pytest_llmperf.workers import tell_controller
 
-        models = {name: repr(test.spec) for name, test in planned.items()}
-        tell_controller(config, found | {"models": models})
+        tell_controller(config, found | {"models": config.stash[MODELS]})
 
 
 def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
@@ -405,29 +415,26 @@ def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping
     if options.isolate:
         from pytest_llmperf.isolate import Isolator
 
-        isolator = Isolator(config, workplace, planned)
-        register(isolator, "llmperf-isolator")
-        run = isolator.run
+        run = Isolator(config, workplace, planned).run
     if options.confirms:
         from pytest_llmperf.confirm import Confirmer
 
-        register(Confirmer(config, workplace, config.stash.get(SESSION, None), run), "llmperf-confirmer")
+        register(Confirmer(config, workplace, config.stash.get(SESSION, None), run), "llmperf-protocol")
+    else:
+        register(Protocol(run), "llmperf-protocol")
 
 
-def _missing(config: pytest.Config, workplace: Workplace) -> list[str]:
-    """Tests of the baseline that are gone; none can be told of a run that was given single tests."""
-    if workplace.options.only or any("::" in argument for argument in config.args):
+def _may_miss_tests(config: pytest.Config) -> bool:
+    """Whether a run without perf tests has a baseline to ask; if not, nothing heavy is imported."""
+    return any(config.stash[OPTIONS].baselines.glob("*.json")) and not config.stash[COLLECTED].is_narrowed(())
+
+
+def _missing(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
+    """Tests of the baseline that are gone."""
+    workplace, collected = config.stash[WORKPLACE], config.stash[COLLECTED]
+    if workplace.options.only or collected.is_narrowed(map(test_key, items)):
         return []
-    collected: list[str] = config.stash[COLLECTED]
-    return workplace.comparison.missing(set(collected), partial(_is_searched, config))
-
-
-def _is_searched(config: pytest.Config, file: str) -> bool:
-    """Whether this run looked for tests where a file is, or was. The ready-made suite's modules are no files."""
-    if file.startswith("pytest_llmperf.") or config.getoption("ignore") or config.getoption("ignore_glob"):
-        return False
-    places = (config.invocation_params.dir / argument for argument in config.args)
-    return any((config.rootpath / file).is_relative_to(place.resolve()) for place in places)
+    return workplace.comparison.missing(collected.tests, collected.would_find)
 
 
 def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> None:
@@ -443,26 +450,14 @@ def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> 
         report.sections.append((f"llmperf: {explanation_title(one)}", explanation_text(one, width)))
 
 
-def _store_profiles(config: pytest.Config, running: Session) -> str:
-    from pytest_llmperf.profiling import store_profiles
-
-    return store_profiles(config, running)
-
-
-def _write_outputs(session: pytest.Session, running: Session) -> None:
-    try:
-        running.write_outputs(
-            arguments=[str(word) for word in session.config.invocation_params.args], exit_code=int(session.exitstatus)
-        )
-    except LlmperfError as error:
-        running.outcome.not_kept = str(error)
-        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
-
-
 def _planned(item: pytest.Item) -> PlannedTest:
     from pytest_llmperf.workplace import PlannedTest
 
     return PlannedTest(test_key(item), _settings(item), _spec(item))
+
+
+def _alone(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
+    return only_once(item, phase) if WORKPLACE in item.config.stash else nullcontext()
 
 
 def _contained(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
@@ -473,8 +468,10 @@ def _contained(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     from pytest_llmperf.outcome import settle
 
-    if report.skipped:
+    known = execution_of(item)
+    if report.skipped or known.judged:
         return
+    known.judged = True
     workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
     results, timed = fixture.results if fixture else [], item.stash.get(TIMER, None)
     # Where a model was to be measured and was not, a timing beside it does not make up for that.
@@ -526,7 +523,7 @@ def _own_fixtures(item: pytest.Item) -> set[str]:
 
 def _is_wanted(item: pytest.Item) -> bool:
     options = item.config.stash.get(OPTIONS, None)
-    return options is None or not options.only or test_key(item) in options.only
+    return options is None or (not is_repetition(item) and (not options.only or test_key(item) in options.only))
 
 
 def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:

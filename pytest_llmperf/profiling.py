@@ -66,22 +66,22 @@ def store_profiles(config: pytest.Config, session: Session) -> str:
     """Profile what was recorded and keep that beside the baseline; returns what became of it, empty if nothing had to.
 
     Workloads that have a profile of this commit already are left out.
+
+    Raises:
+        OSError: the profiles cannot be written; ``LlmperfError``: the file that holds others cannot be trusted.
     """
     update, entries = session.outcome.update, session.outcome.entries
     if not session.options.explain or update is None or update.baseline is None:
         return ""
     run, path = entries[0].run, profiles_path(session.options.baselines, entries[0].device_key)
     of = {(cell.test, cell.workload) for cell in update.baseline.cells}
-    try:
-        wanted = list(_unprofiled(entries, load_profiles(path), run))
-        if not wanted:
-            return ""
-        found, _ = profiled(config, wanted, run)
-        if not found.found:
-            return f"operator profiles NOT kept: {found.why_not}"
-        keep_profiles(path, entries[0].device_key, run, found.found, of=of)
-    except (OSError, LlmperfError) as error:
-        return f"operator profiles NOT kept: {error}"
+    wanted = list(_unprofiled(entries, load_profiles(path), run))
+    if not wanted:
+        return ""
+    found, _ = profiled(config, wanted, run)
+    if not found.found:
+        return f"operator profiles NOT kept: {found.why_not}"
+    keep_profiles(path, entries[0].device_key, run, found.found, of=of)
     return f"operator profiles of {plural(len(found.found), 'workload')} kept: {path}"
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.report.evidence import Evidence
 
 LONGEST_LIST = 3
+NOT_KEPT = "what was measured could not be kept"
 
 
 @dataclass
@@ -42,31 +43,36 @@ class Session:
     outcome: RunOutcome
     journals: dict[str, Journal] = field(default_factory=dict)
     """By run: each xdist worker is one."""
+    _collected: set[str] = field(default_factory=set)
     _kept: set[str] = field(default_factory=set)
 
-    def collect(self, entry: Entry) -> None:
-        """Take in what became of a test."""
+    def collect(self, entry: Entry) -> bool:
+        """Take in what became of a test, unless that is known: whoever repeats a test, its first outcome stands."""
+        if entry.test in self._collected:
+            return False
+        self._collected.add(entry.test)
         self.outcome.entries.append(entry)
         self.keep(entry)
         if self.options.json_folder:
-            with self._noting_failure():
+            with self.noting(NOT_KEPT):
                 _write_json(self.options.json_folder, entry)
+        return True
 
     def keep(self, entry: Entry) -> None:
         """Write what a test measured to the journal, once; a test that waits for confirmation is kept before."""
         if entry.test in self._kept:
             return
         self._kept.add(entry.test)
-        with self._noting_failure():
+        with self.noting(NOT_KEPT):
             self._append(entry)
 
     @contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        """What cannot be written is told in the summary, and the run goes on."""
+    def noting(self, what: str) -> Iterator[None]:
+        """Run a step of which a failure is told in the summary and fails the run, while the next steps are done."""
         try:
             yield
-        except OSError as error:
-            self.outcome.not_kept = f"{error.filename}: {error.strerror or error}"
+        except Exception as error:  # noqa: BLE001  # whatever it is, the rest is written
+            self.outcome.troubles.append(f"{what}: {one_line(error)}")
 
     def _append(self, entry: Entry) -> None:
         if entry.injected and not self.options.journal:
@@ -89,30 +95,28 @@ class Session:
         path = baseline_path(self.options.baselines, self.outcome.entries[0].device_key)
         try:
             self.outcome.update = Update(path=path, baseline=update_baseline(path, self._appended))
-        except LlmperfError as error:
-            self.outcome.update = Update(path=path, refusal=str(error), failed=True)
+        except (OSError, LlmperfError) as error:
+            self.outcome.update = Update(path=path, refusal=one_line(error), failed=True)
 
     def write_outputs(self, *, arguments: Sequence[str], exit_code: int) -> None:
-        """Write the files that were asked for, of a run that has finished.
+        """Write the files that were asked for, of a run that has finished; one that cannot be is told.
 
         Args:
             arguments: that pytest was given.
             exit_code: of the run.
-
-        Raises:
-            LlmperfError: one cannot be written.
         """
-        if not (self.options.verdicts or self.options.report):
-            return
-        command = ["pytest", *without_outputs(arguments)]
-        folder = folder_in_repository(self.root)
-        verdicts = verdict_file(self.outcome, command=command, exit_code=exit_code, folder=folder)
-        if self.options.verdicts:
-            write_verdicts(self.options.verdicts, verdicts)
-        if self.options.report:
-            from pytest_llmperf.report.webpage import write_report
+        with self.noting(NOT_KEPT):
+            if self.options.report:
+                from pytest_llmperf.report.webpage import write_report
 
-            write_report(self.options.report, self._evidence(verdicts))
+                write_report(self.options.report, self._evidence(self._verdicts(arguments, exit_code)))
+        with self.noting(NOT_KEPT):  # last, since it says whether all went well
+            if self.options.verdicts:
+                write_verdicts(self.options.verdicts, self._verdicts(arguments, exit_code))
+
+    def _verdicts(self, arguments: Sequence[str], exit_code: int) -> VerdictFile:
+        command = ["pytest", *without_outputs(arguments)]
+        return verdict_file(self.outcome, command=command, exit_code=exit_code, folder=folder_in_repository(self.root))
 
     def _evidence(self, verdicts: VerdictFile) -> Evidence:
         """What the report is made from: the baseline is read again, since under xdist a worker had it."""
@@ -197,6 +201,14 @@ def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int, 
         raise UsageError(
             "--llmperf-update under CI: a gate must not move its own baseline; allow it with --llmperf-force-update"
         )
+
+
+def one_line(error: Exception) -> str:
+    """An error as a line of the summary."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    first = next(iter(str(error).strip().splitlines()), "")
+    return first if isinstance(error, LlmperfError) else f"{type(error).__name__}: {first}".removesuffix(": ")
 
 
 def _write_json(folder: Path, entry: Entry) -> None:

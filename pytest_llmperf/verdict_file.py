@@ -126,10 +126,11 @@ def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, fol
     """
     first = run.entries[0] if run.entries else None
     outcomes, breach = run.outcomes, run.breach or _unexplained(run, exit_code)
+    failed = run.failed or bool(breach)
     return VerdictFile(
         tool=f"pytest-llmperf {version('pytest-llmperf')}",
-        exit_code=exit_code,
-        failed=run.failed or bool(breach),
+        exit_code=exit_code or int(failed),
+        failed=failed,
         breach=breach,
         device_key=first.device_key if first else run.device_key,
         run=first.run if first else None,

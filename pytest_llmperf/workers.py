@@ -14,6 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
+from pytest_llmperf.ending import TROUBLE
 from pytest_llmperf.outcome import RunOutcome
 
 CHANNEL = "llmperf_channel"
@@ -59,6 +60,8 @@ class Controller:
         """A worker that is gone needs its device no more. xdist tells of some twice."""
         if node in self._device_of:
             self._free.append(self._device_of.pop(node))
+            if trouble := getattr(node, "workeroutput", {}).get(TROUBLE):
+                self._outcome.troubles.append(trouble)
 
     def pytest_xdist_node_collection_finished(self, node: WorkerController) -> None:
         """Take in what a worker told when it had collected, before any test is given out."""

@@ -73,8 +73,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
     yield from _unlike_loop(run.entries)
     yield from _confirmation_cost(run.entries)
-    if run.not_kept:
-        yield f"what was measured could not be kept: {run.not_kept}"
+    yield from run.troubles
     if run.edited:
         yield f"baseline: {run.edited}"
     yield from _baseline_lines(run)
@@ -191,7 +190,7 @@ def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
 
 
 def _command(run: RunOutcome, *words: str) -> str:
-    key = run.entries[0].device_key if run.entries else "KEY"
+    key = (run.entries[0].device_key if run.entries else run.device_key) or "KEY"
     return shlex.join(["llmperf", *words, "--device-key", key, *run.place])
 
 
