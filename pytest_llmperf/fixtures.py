@@ -175,7 +175,7 @@ class LlmPerf:
         for given in (result, over):
             if given not in self.results:
                 raise UsageError(f"speedup: {given!r:.60}: expected what llmperf measured in this test")
-        return self._keep(self._workplace.injected(speedup_of(result, over=over)))
+        return self._keep(self._workplace.finished(speedup_of(result, over=over)))
 
     def _keep(self, measured: TestResult) -> TestResult:
         __tracebackhide__ = True
@@ -223,7 +223,7 @@ class CallRecorder:
         guards = self._workplace.options.guards
         measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)
         twice = f"{self._test} timed {timing.name} twice with like arguments; expected each once: give name="
-        _add(self.results, self._workplace.injected(measured), since=self._start, twice=twice)
+        _add(self.results, self._workplace.finished(measured), since=self._start, twice=twice)
         self.lines.append(f"{timing.name}: {timing}")
 
 

@@ -25,6 +25,7 @@ from pytest_llmperf.measure.progress import TEST_BODY
 from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.measure.timing import Timing
+from pytest_llmperf.measure.tracing import changed_tracing, tracing
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
 from pytest_llmperf.models.source import check_source, default_model
@@ -148,7 +149,7 @@ class Workplace:
                 f"--llmperf-inject {self.options.burdens[0]}: what serves requests makes no single forwards: put a "
                 "factor on a figure instead, such as output:-15%"
             )
-        return self.injected(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
+        return self.finished(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
         """Measure, with what ``--llmperf-inject`` asks for put on top.
@@ -161,11 +162,17 @@ class Workplace:
             plan = replace(plan, requests=1, warmup_cap=min(plan.warmup_cap, PROFILED_WARMUP))
         burdens, run_id = self.options.burdens, self.run.run_id
         result = self._bench.measure(loaded, plan, test=test, run_id=run_id, burdens=burdens, traces=traces)
-        return self.injected(result)
+        return self.finished(result)
 
-    def injected(self, result: TestResult) -> TestResult:
-        """A result with the factors of ``--llmperf-inject`` put on its figures."""
-        return _inject(result, self.options)
+    def finished(self, result: TestResult) -> TestResult:
+        """A result with the factors of ``--llmperf-inject`` put on its figures, and invalid if it was traced unseen.
+
+        That is no guard, which a user may leave out: the run's environment would be wrong about it.
+        """
+        seen = result.observation
+        why = changed_tracing(str(self.run.environment["tracing"]), tracing())
+        marked = result.model_copy(update={"observation": seen.model_copy(update={"invalid": seen.invalid or why})})
+        return _inject(marked, self.options)
 
     def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
         """A timer of callables on the run's device, which needs no model; ``keep`` is given each timing."""

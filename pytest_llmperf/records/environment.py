@@ -40,6 +40,7 @@ FIELDS: Mapping[str, Weight] = {
     "cpu_model": Weight.BLOCKS,
     "cpu_count": Weight.BLOCKS,
     "torch_threads": Weight.BLOCKS,
+    "tracing": Weight.BLOCKS,
     "python": Weight.BLOCKS,
     "torch": Weight.BLOCKS,
     "transformers": Weight.BLOCKS,
@@ -53,6 +54,9 @@ FIELDS: Mapping[str, Weight] = {
     "platform": Weight.NOTED,
 }
 """Every field of a run's environment and the weight of a difference in it."""
+
+ASSUMED: Mapping[str, Scalar] = {"tracing": "none"}
+"""What older runs, which lack a field, are taken to have had: a run that is traced is kept apart from them."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,17 @@ class Difference:
 
 def compare_environments(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> list[Difference]:
     """The fields in which two runs' environments differ or may differ, blocking ones first."""
-    found = [_compare_field(name, weight, then.get(name), now.get(name)) for name, weight in FIELDS.items()]
+    found = [_compare_field(name, weight, _value(then, name), _value(now, name)) for name, weight in FIELDS.items()]
     return [difference for difference in found if difference.state is not State.EQUAL]
 
 
 def blocking(differences: list[Difference]) -> list[Difference]:
     """Those for which two runs may not be compared. A field that only one side knows does not block."""
     return [found for found in differences if found.weight is Weight.BLOCKS and found.state is State.DIFFERS]
+
+
+def _value(environment: Mapping[str, Scalar], name: str) -> Scalar:
+    return environment.get(name, ASSUMED.get(name))
 
 
 def _compare_field(name: str, weight: Weight, then: Scalar, now: Scalar) -> Difference:

@@ -13,7 +13,7 @@ from test_store import one_run, union
 
 from pytest_llmperf import load_runs
 from pytest_llmperf.errors import BaselineError, MeasurementError
-from pytest_llmperf.records.environment import FIELDS, State, Weight, blocking, compare_environments
+from pytest_llmperf.records.environment import ASSUMED, FIELDS, State, Weight, blocking, compare_environments
 from pytest_llmperf.records.frame import COLUMNS
 from pytest_llmperf.records.journal import Journal, read_journal
 from pytest_llmperf.records.reduce import percentile, summarize
@@ -29,9 +29,17 @@ def test_a_blocking_field_has_three_answers(field):
     """Equal compares, different blocks, unknown on one side is told and does not block."""
     assert compare_environments({field: "a"}, {field: "a"}) == []
     assert [str(found) for found in blocking(compare_environments({field: "a"}, {field: "b"}))] == [f"{field}: a -> b"]
-    (unknown,) = compare_environments({field: "a"}, {})
-    assert unknown.state is State.UNKNOWN
-    assert blocking([unknown]) == []
+    (lacking,) = compare_environments({field: "a"}, {})
+    assert lacking.state is (State.DIFFERS if field in ASSUMED else State.UNKNOWN)
+    assert blocking([lacking]) == ([lacking] if field in ASSUMED else [])
+
+
+def test_a_run_recorded_before_tracing_was_is_taken_for_untraced():
+    """A traced run is not compared with it, and an untraced one is."""
+    assert compare_environments({}, {"tracing": "none"}) == []
+    assert [str(found) for found in blocking(compare_environments({}, {"tracing": "coverage"}))] == [
+        "tracing: none -> coverage"
+    ]
 
 
 def test_another_host_is_noted_and_does_not_block():
