@@ -165,17 +165,14 @@ def is_repetition(item: pytest.Item) -> bool:
 
 def unrepeated(item: pytest.Item) -> str:
     """The node id that an item has where no plugin repeats tests."""
-    number = next((value for name, value in _parameters(item).items() if _STEP.fullmatch(name)), None)
-    if number is None:
+    names = [*_parameters(item)]
+    step = next(filter(_STEP.fullmatch, names), None)
+    if step is None:
         return item.nodeid
-    found = list(re.finditer(rf"(?<=[\[-]){number + 1}-\d+(?=[-\]])", item.nodeid))
-    return _without(item.nodeid, found[-1]) if found else item.nodeid
-
-
-def _without(nodeid: str, part: re.Match[str]) -> str:
-    before, after = nodeid[: part.start()], nodeid[part.end() :]
-    joined = before + after.removeprefix("-") if before.endswith("[") else before.removesuffix("-") + after
-    return joined.removesuffix("[]")
+    callspec = item.callspec  # type: ignore[attr-defined]  # it has parameters
+    ids = [*callspec._idlist]  # noqa: SLF001  # pytest has no public way to ask
+    del ids[names.index(step) - len(names)]  # from the end: parameters before it may share an id
+    return item.nodeid.removesuffix(f"[{callspec.id}]") + (f"[{'-'.join(ids)}]" if ids else "")
 
 
 def _parameters(item: pytest.Item) -> dict[str, Any]:

@@ -19,6 +19,14 @@ def short_name(test: str) -> str:
     return f"{name.rpartition('::')[2]}{bracket}{parameters}"
 
 
+def cut(name: str, width: int) -> str:
+    """The name in at most ``width`` characters: of a test's, the end tells its parameters."""
+    if len(name) <= width:
+        return name
+    tail = max(width - 1, 0) // 2
+    return f"{name[: max(width - 1, 0) - tail]}…{name[len(name) - tail :]}"
+
+
 def first_line(told: object) -> str:
     """The first line of an error, or of what it told: libraries put advice and traces below it."""
     return str(told).strip().partition("\n")[0]

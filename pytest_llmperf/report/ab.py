@@ -15,7 +15,7 @@ from pytest_llmperf.outcome import RunOutcome
 from pytest_llmperf.report.explain import explanation_text, explanation_title
 from pytest_llmperf.report.results import change, outcome_text
 from pytest_llmperf.report.show import table_width
-from pytest_llmperf.report.tables import plain_table, render
+from pytest_llmperf.report.tables import narrowed, plain_table, render
 from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
 from pytest_llmperf.text import plural, printable, short_name, some
 from pytest_llmperf.verdict.model import Verdict
@@ -50,7 +50,8 @@ def _left(seconds: float) -> str:
 
 def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip: str) -> Iterator[str]:
     """The table, what changed and why the rest is undecided, the cost, and last what was decided."""
-    yield render(_table(run), table_width(), color=sys.stdout.isatty())
+    table = narrowed(_table(run), table_width(), spare=("blocks", "base", "head"))
+    yield render(table, table_width(), color=sys.stdout.isatty())
     for line in attention_lines(run.verdicts):
         yield printable(line)
     for entry in run.entries:
@@ -85,11 +86,11 @@ def _disturbed_lines(blocks: Sequence[MeasuredBlock]) -> Iterator[str]:
 
 def _table(run: RunOutcome) -> Table:
     table = plain_table()
-    table.add_column("test", overflow="fold")
+    table.add_column("test", no_wrap=True)
     table.add_column("metric", no_wrap=True)
     for heading in ("base", "head", "change", "blocks"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
     for verdict in run.verdicts:
         if verdict.counts and verdict.blocks:
             table.add_row(*_row(verdict))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rich.text import Text
 
 from pytest_llmperf.explanation import Explanation, OperatorChange
-from pytest_llmperf.report.tables import plain_table, render
+from pytest_llmperf.report.tables import narrowed, plain_table, render
 from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.sentence import format_value
@@ -50,7 +50,7 @@ def _lines(explanation: Explanation, width: int, *, color: bool) -> Iterator[str
     if explanation.reason:
         return
     table = plain_table()
-    table.add_column("operator", overflow="fold")
+    table.add_column("operator", no_wrap=True)
     on_device = any(one.place == "device" for one in explanation.operators)
     for heading in (*(["where"] if on_device else []), "base", "now", "change", "calls"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -58,7 +58,7 @@ def _lines(explanation: Explanation, width: int, *, color: bool) -> Iterator[str
         place = [Text(one.place)] if on_device else []
         figures = (_time(one.base_ms), _time(one.now_ms), _change(one), _calls(one))
         table.add_row(Text(printable(one.name)), *place, *map(Text, figures))
-    yield render(table, width, color=color)
+    yield render(narrowed(table, width, spare=("where", "base", "calls")), width, color=color)
     base, now = _time(explanation.base_ms), _time(explanation.now_ms)
     step = STEPS[explanation.phase]
     yield printable(f"a profiled {step}: {base} with {explanation.base}, {now} now; profiling itself takes time")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pytest_llmperf.outcome import Entry
 from pytest_llmperf.records.schema import TestResult, Workload
-from pytest_llmperf.report.tables import Outline, plain_table
+from pytest_llmperf.report.tables import LEAST_NAME, Outline, narrowed, plain_table, room_for_names
 from pytest_llmperf.text import printable, short_hash, short_name
 from pytest_llmperf.verdict.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.verdict.model import Outcome, Verdict, number
@@ -40,6 +40,8 @@ class _Layout:
     """Keys of metrics that have a column of their own."""
     named: bool = False
     """Whether a verdict names the metrics that fail the test."""
+    intervals: bool = True
+    """Whether a change has its interval."""
 
 
 def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -> Outline:
@@ -52,10 +54,13 @@ def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -
     """
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
     for layout in _layouts(rows, verbosity):
-        table = _table(rows, layout)
-        if table.fits(width):
-            break
-    return table
+        outline = _table(rows, layout)
+        if outline.fits(width):
+            return outline
+    if room_for_names(outline.table, width) < LEAST_NAME:
+        outline = _table(rows, replace(layout, intervals=False))
+    outline.table = narrowed(outline.table, width, spare=("baseline", "change"))
+    return outline
 
 
 def _layouts(rows: Iterable[Row], verbosity: int) -> Iterator[_Layout]:
@@ -79,12 +84,12 @@ def _table(rows: Sequence[Row], layout: _Layout) -> Outline:
 
 def _empty_table(figure: str, explaining: Iterable[str]) -> Table:
     table = plain_table()
-    table.add_column("test", overflow="fold")
+    table.add_column("test", no_wrap=True)
     for heading in (figure, "baseline", "change"):
         table.add_column(heading, justify="right", no_wrap=True)
     for key in explaining:
         table.add_column(METRICS[key].title.removeprefix("decode "), justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
     return table
 
 
@@ -116,13 +121,14 @@ def _add(outline: Outline, entry: Entry, result: TestResult, layout: _Layout) ->
     others = [one for one in verdicts if one is not of_primary and _is_shown(one, layout.verbosity)]
     if not others:
         outcome = _worst_text(entry, result, of_primary, named=layout.named)
-        outline.table.add_row(name, *_figures(primary, result, of_primary, layout.explaining), outcome)
+        outline.table.add_row(name, *_figures(primary, result, of_primary, layout), outcome)
         return
     outline.add_line(name)
-    outline.table.add_row(f"  {primary.title}", *_figures(primary, result, of_primary), _own_text(entry, of_primary))
+    label = Text(f"  {primary.title}")
+    outline.table.add_row(label, *_figures(primary, result, of_primary, layout), _own_text(entry, of_primary))
     for verdict in others:
         metric, label = verdict.cell.metric, Text(printable(f"  {verdict.cell.metric.title}{since(verdict)}"))
-        outline.table.add_row(label, *_figures(metric, result, verdict), outcome_text(verdict.outcome))
+        outline.table.add_row(label, *_figures(metric, result, verdict, layout), outcome_text(verdict.outcome))
 
 
 def _verdicts(entry: Entry, result: TestResult) -> list[Verdict]:
@@ -140,13 +146,11 @@ def _is_shown(verdict: Verdict, verbosity: int) -> bool:
     return verbosity > 0 and (verdict.counts or verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED))
 
 
-def _figures(
-    metric: Metric, result: TestResult, verdict: Verdict | None, explaining: Sequence[str] = ()
-) -> Iterator[Text]:
+def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, layout: _Layout) -> Iterator[Text]:
     yield Text(figure_text(metric, shown_value(verdict) if verdict else result.value(metric.key)))
     yield Text(figure_text(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
-    yield Text(change(verdict))
-    for key in explaining:
+    yield Text(change(verdict) if layout.intervals else change(verdict).partition(" ")[0])
+    for key in layout.explaining:
         cell = result.cell(key)
         yield Text(format_value(METRICS[key], cell.value) if cell else "-")
 

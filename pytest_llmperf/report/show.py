@@ -17,7 +17,7 @@ from pytest_llmperf.compare import Comparison
 from pytest_llmperf.records.schema import Baseline
 from pytest_llmperf.report.results import figure_text
 from pytest_llmperf.report.rows import shape
-from pytest_llmperf.report.tables import PIPE_COLUMNS, Outline, plain_table, render, wrapped
+from pytest_llmperf.report.tables import PIPE_COLUMNS, Outline, narrowed, plain_table, render, wrapped
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.exact import limit_value, varies
 from pytest_llmperf.verdict.metrics import Kind
@@ -39,7 +39,7 @@ def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iter
     comparison = Comparison(baseline, latest.environment)
     cells = [cell for cell in comparison.stored_cells.values() if cell.window and (every_metric or cell.limit.gates)]
     outline = Outline(plain_table())
-    outline.table.add_column("metric", overflow="fold")
+    outline.table.add_column("metric", no_wrap=True)
     for heading in ("runs", "sessions", "median", "spread", "finds"):
         outline.table.add_column(heading, justify="right", no_wrap=True)
     for (test, workload), members in groupby(cells, key=lambda cell: (cell.test, cell.workload)):
@@ -47,6 +47,7 @@ def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iter
         outline.add_line(Text(wrapped(heading, table_width())))
         for cell in members:
             outline.table.add_row(*map(Text, map(printable, _row(cell, comparison))))
+    outline.table = narrowed(outline.table, table_width(), spare=("sessions", "runs", "spread"))
     yield outline.render(table_width(), color=False)
     yield "spread: standard deviation between runs"
     yield "finds: smallest change for the worse that is found 9 times in 10"

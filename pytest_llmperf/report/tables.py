@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from textwrap import fill
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from pytest_llmperf.text import cut
 
 PIPE_COLUMNS = 160
 """Width where output is not a terminal: wide enough that nothing is cut."""
@@ -19,9 +22,54 @@ def plain_table(title: str = "") -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left")
 
 
+LEAST_NAME = 16
+"""Columns that a name has before a figure beside it gives way."""
 _UNBOUNDED = 1_000_000
 _PLACE = "\ue000"
 """Stands where a line will: a character that `printable` lets into no other row."""
+
+
+def room_for_names(table: Table, width: int) -> int:
+    """Columns that are left for the names, which stand in the first column, if nothing else is cut or folded."""
+    longest = max((cell.cell_len for cell in _names(table)), default=0)
+    return width - _natural_width(table) + max(longest, len(str(table.columns[0].header)))
+
+
+def narrowed(table: Table, width: int, *, spare: Iterable[str] = ()) -> Table:
+    """The same table for so many columns: it loses what it can spare until names have room, and then they are cut.
+
+    Args:
+        table: whose first column holds names, as texts.
+        width: columns that there are.
+        spare: headings of columns in the order in which they give way.
+    """
+    for heading in spare:
+        if room_for_names(table, width) >= LEAST_NAME:
+            break
+        table = _without(table, heading)
+    room = max(room_for_names(table, width), 1)
+    for name in _names(table):
+        name.plain = cut(name.plain, room)
+    return table
+
+
+def _without(table: Table, heading: str) -> Table:
+    kept = [column for column in table.columns if column.header != heading]
+    rest = plain_table()
+    for column in kept:
+        rest.add_column(column.header, justify=column.justify, no_wrap=column.no_wrap)
+    for row in zip(*(column.cells for column in kept), strict=True):
+        rest.add_row(*row)
+    return rest
+
+
+def _names(table: Table) -> list[Text]:
+    return [cell for cell in table.columns[0].cells if isinstance(cell, Text)]
+
+
+def _natural_width(table: Table) -> int:
+    console = _console(io.StringIO(), _UNBOUNDED, color=False)
+    return Measurement.get(console, console.options, table).maximum
 
 
 class Outline:
@@ -38,8 +86,7 @@ class Outline:
 
     def fits(self, width: int) -> bool:
         """Whether its columns have room in ``width`` without a cell that is folded or cut."""
-        console = _console(io.StringIO(), _UNBOUNDED, color=False)
-        return Measurement.get(console, console.options, self.table).maximum <= width
+        return _natural_width(self.table) <= width
 
     def render(self, width: int, *, color: bool) -> str:
         """All of it as text of at most ``width`` columns."""

@@ -1,0 +1,37 @@
+"""What follows Python code as it runs, and makes it slower: coverage, debuggers, profilers."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+
+NOT_TRACED = "none"
+_TOOL_IDS = range(6)
+"""Of ``sys.monitoring``, which Python has since 3.12."""
+
+
+def tracing() -> str:
+    """The names of what traces this thread or new ones, such as ``coverage``; ``none`` if nothing does."""
+    return " ".join(sorted(set(_tracers()))) or NOT_TRACED
+
+
+def changed_tracing(then: str, now: str) -> str:
+    """Why what was timed may not be compared: not what the run recorded is tracing now. Empty if it is."""
+    return "" if then == now else f"tracing changed since the run began: {then} -> {now}"
+
+
+def _tracers() -> Iterator[str]:
+    hooks = (sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile())
+    yield from (_package(hook) for hook in hooks if hook is not None)
+    if monitoring := getattr(sys, "monitoring", None):
+        yield from (name for number in _TOOL_IDS if (name := monitoring.get_tool(number)))
+    if tracemalloc.is_tracing():
+        yield "tracemalloc"
+
+
+def _package(hook: object) -> str:
+    """Where a hook is from: it is a function, or an object with a type of its own."""
+    module = getattr(hook, "__module__", None) or type(hook).__module__
+    return str(module).partition(".")[0]
