@@ -175,7 +175,8 @@ def test_an_improvement_is_banked_by_the_one_command_that_the_summary_names(reco
     [
         ((), True),
         (("perf",), True),
-        (("-k", "other"), True),
+        (("-k", "test_"), True),
+        (("-k", "other"), False),
         (("perf/test_perf.py",), False),
         (("perf/test_perf.py::test_other[fp32]",), False),
         (("more",), False),

@@ -8,6 +8,7 @@ import sys
 import pygal  # noqa: F401  # for good: it replaces what finds plugins, and an inner run would take that away again
 import pytest
 import torch
+from perf_project import FAKE_CLOCK
 
 pytest.importorskip("pytest_benchmark")
 
@@ -132,6 +133,48 @@ def test_benchmark_only_keeps_the_perf_tests(project):
     result = project.run("--benchmark-only")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 1 tests *"])
+
+
+LIKE_CODSPEED = """
+import pytest
+
+
+class Codspeed:
+    is_codspeed_enabled = True
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config, items):
+        if self.is_codspeed_enabled:
+            config.hook.pytest_deselected(items=items[:])
+            items.clear()
+
+
+def pytest_addoption(parser):
+    for name in ("disable", "enable", "skip", "only"):
+        parser.addoption(f"--benchmark-{name}", action="store_true")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    config.pluginmanager.register(Codspeed(), "codspeed_plugin")
+"""
+
+
+def test_options_of_its_names_are_not_its_presence(project):
+    """Another plugin has the same, which would leave out every test that has none of its fixtures."""
+    project.write(conftest=FAKE_CLOCK + LIKE_CODSPEED)
+    result = project.run("-p", "no:benchmark")
+    assert result.ret == 0, result.outlines
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("* benchmark 'llmperf TPOT'*")
+
+
+def test_where_another_plugin_blocked_it_perf_tests_run_without_it(project):
+    """Its module is loaded, and its part that has the rows is not."""
+    blocks = "import pytest\n\n@pytest.hookimpl(tryfirst=True)\n"
+    blocks += "def pytest_configure(config): config.pluginmanager.set_blocked('pytest-benchmark')\n"
+    project.write(conftest=FAKE_CLOCK + blocks)
+    assert project.run().ret == 0
 
 
 def test_what_failed_has_no_row_and_what_was_injected_is_marked(project):

@@ -12,7 +12,7 @@ import pytest
 from _pytest.fixtures import FixtureFunctionDefinition
 
 from pytest_llmperf import cli, plugin
-from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS
+from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, add_device_option, add_options
 from pytest_llmperf.options import TestSettings
 from pytest_llmperf.records.frame import COLUMNS
 from pytest_llmperf.verdict.metrics import METRICS
@@ -48,8 +48,8 @@ class Declared:
 
 def test_every_option_and_ini_setting_is_there_with_its_meaning():
     declared = Declared()
-    plugin.add_options(declared)
-    plugin.add_device_option(declared)
+    add_options(declared)
+    add_device_option(declared)
     text = page("options")
     assert first_cells(text) - {"option", "ini", "---"} | {option.ini for option in SETTINGS} == declared.names
     assert all(f"`{option.ini}`" in text for option in SETTINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import StringIO
 from types import SimpleNamespace
 
@@ -22,12 +23,14 @@ from pytest_llmperf.verdict.model import Cell, Interval, Limit, Outcome, Verdict
 ALONE = Confirmed()
 
 
-def entries(*, model: str = "synthetic:tiny", confirmed: Confirmed = ALONE) -> list[Entry]:
+def entries(
+    *, model: str = "synthetic:tiny", name: str = "tests/test_perf.py::test_decode", confirmed: Confirmed = ALONE
+) -> list[Entry]:
     """A run of which nf4 takes half as long again as its baseline."""
     now = run_record("now", 20)
-    comparison = Comparison(baseline(model=model), now.environment)
+    comparison = Comparison(baseline(model=model, name=name), now.environment)
     found = []
-    for test, ran in report_data.tests_of(model=model, name="tests/test_perf.py::test_decode"):
+    for test, ran in report_data.tests_of(model=model, name=name):
         one = result(test, ran, now.run_id, 1.65 if ran.quantization == "nf4" else 1.1)
         verdicts = comparison.verdicts(one, Limit.of, lambda key: confirmed if key[2] == "tpot_ms" else ALONE)
         found.append(Entry(test=test, device_key="fake", run=now, results=[one], verdicts=verdicts))
@@ -48,6 +51,25 @@ def test_no_line_is_longer_than_the_terminal_is_wide(width, verbosity):
     assert max(map(len, lines)) <= width
     assert f"{long} nf4 sdpa" in lines
     assert sum("test_decode[nf4-1]" in line for line in lines) == 1
+
+
+LONG = "test_decode_of_a_very_long_name_with_many_words"
+
+
+@pytest.mark.parametrize("verbosity", [0, 1, 2])
+@pytest.mark.parametrize("width", [40, 50, 60, 70])
+@pytest.mark.parametrize("name", ["test_decode", LONG])
+def test_in_a_narrow_terminal_names_are_cut_and_each_row_is_a_line(name, width, verbosity):
+    """A row keeps its figure and its outcome; of a test's name the end, which tells its parameters."""
+    lines = results_table(entries(name=f"t.py::{name}"), width=width, verbosity=verbosity).render(width, color=False)
+    rows = [line for line in lines.splitlines() if re.search(r" ms |GiB|MiB|tokens/s", line)]
+    assert max(map(len, lines.splitlines())) <= width
+    assert (
+        len(rows) == len([line for line in table(200, verbosity=verbosity, name=f"t.py::{name}") if "  " in line]) - 1
+    )
+    assert all(re.search(r"\d \w+/?\w* .*[a-z]$", row) for row in rows)
+    if not verbosity:
+        assert [row.split()[0][-4:] for row in rows] == ["4-1]", "4-8]", "8-1]", "8-8]"]
 
 
 def test_columns_are_left_out_before_a_name_is_folded():

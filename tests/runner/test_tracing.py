@@ -1,0 +1,107 @@
+"""What is traced is not compared with what was not."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import tracemalloc
+
+import pytest
+from perf_project import DECODE_TEST, FAKE_CLOCK
+
+from pytest_llmperf.measure.tracing import tracing
+
+TRACED = """
+import sys
+
+
+def watch(frame, event, argument):
+    pass
+
+
+sys.setprofile(watch)
+
+
+def pytest_unconfigure():
+    sys.setprofile(None)
+"""
+IN_THE_TEST = DECODE_TEST.replace(
+    "    llmperf.generate", "    import sys; sys.setprofile(print_nothing)\n    llmperf.generate"
+)
+IN_THE_TEST += """
+
+def print_nothing(frame, event, argument):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def stop():
+    yield
+    import sys
+    sys.setprofile(None)
+"""
+
+
+def hook(*_):
+    """Stands for a tracer."""
+
+
+def test_each_way_to_trace_is_told_by_the_name_of_who_traces(monkeypatch):
+    """Of a function its module; of an object that of its type, which need not be a function's."""
+    before = tracing()
+    seen = []
+    monkeypatch.setattr(threading, "_trace_hook", hook)
+    seen.append(tracing())
+    monkeypatch.undo()
+    previous = sys.getprofile()
+    sys.setprofile(hook)
+    try:
+        seen.append(tracing())
+    finally:
+        sys.setprofile(previous)
+    assert all(__name__ in found.split() for found in seen)
+    if not tracemalloc.is_tracing():
+        tracemalloc.start()
+        try:
+            assert "tracemalloc" in tracing().split()
+        finally:
+            tracemalloc.stop()
+    assert tracing() == before
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sys.monitoring came with 3.12")
+def test_a_tool_of_pythons_monitoring_is_told_by_its_name():
+    number = sys.monitoring.OPTIMIZER_ID
+    sys.monitoring.use_tool_id(number, "a tool")
+    try:
+        assert "a tool" in tracing()
+    finally:
+        sys.monitoring.free_tool_id(number)
+
+
+@pytest.fixture
+def recorded(project):
+    """A project whose baseline knows a step to take 1 ms."""
+    project.write()
+    project.record(1.0, 1.01, 0.99)
+    return project
+
+
+def test_a_traced_run_is_not_comparable_with_others(recorded):
+    """However slow it is, and however its own are."""
+    recorded.write(conftest=FAKE_CLOCK + TRACED)
+    result = recorded.run(step_ms=9.0)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["not comparable: *environment tracing: * -> *conftest*", "*Nothing was verified.*"])
+    assert recorded.run("--llmperf-strict", step_ms=9.0).ret == 1
+
+
+@pytest.mark.parametrize("guards", ["none", "disturbance"])
+def test_tracing_that_begins_in_a_test_makes_its_times_invalid(recorded, guards):
+    """No guard: the run's environment would be wrong about it. Counted figures are compared."""
+    recorded.write(IN_THE_TEST)
+    result = recorded.run(f"--llmperf-guards={guards}", step_ms=9.0)
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["invalid: *tracing changed since the run began: * -> *test_perf*"])
+    update = recorded.run("--llmperf-update", f"--llmperf-guards={guards}")
+    update.stdout.fnmatch_lines(["baseline NOT updated: the run was disturbed*tracing changed*"])
