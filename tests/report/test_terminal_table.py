@@ -56,7 +56,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(width, verbosity):
 LONG = "test_decode_of_a_very_long_name_with_many_words"
 
 
-@pytest.mark.parametrize("verbosity", [0, 1, 2])
+@pytest.mark.parametrize("verbosity", [0, 1])
 @pytest.mark.parametrize("width", [40, 50, 60, 70])
 @pytest.mark.parametrize("name", ["test_decode", LONG])
 def test_in_a_narrow_terminal_names_are_cut_and_each_row_is_a_line(name, width, verbosity):
@@ -64,9 +64,8 @@ def test_in_a_narrow_terminal_names_are_cut_and_each_row_is_a_line(name, width, 
     lines = results_table(entries(name=f"t.py::{name}"), width=width, verbosity=verbosity).render(width, color=False)
     rows = [line for line in lines.splitlines() if re.search(r" ms |GiB|MiB|tokens/s", line)]
     assert max(map(len, lines.splitlines())) <= width
-    assert (
-        len(rows) == len([line for line in table(200, verbosity=verbosity, name=f"t.py::{name}") if "  " in line]) - 1
-    )
+    wide = table(200, verbosity=verbosity, name=f"t.py::{name}")
+    assert len(rows) == sum("  " in line for line in wide) - 1
     assert all(re.search(r"\d \w+/?\w* .*[a-z]$", row) for row in rows)
     if not verbosity:
         assert [row.split()[0][-4:] for row in rows] == ["4-1]", "4-8]", "8-1]", "8-8]"]
