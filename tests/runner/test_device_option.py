@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 DECLARES = "def pytest_addoption(parser):\n    parser.addoption('--device', default='cpu', choices=['cpu', 'gpu'])\n"
@@ -69,9 +71,20 @@ def test_without_a_value_it_is_refused_in_a_line(project, arguments):
 def test_other_arguments_stay_as_they_are(project):
     """Paths, values of options, and what stands behind two dashes."""
     project.write(conftest="")
-    result = project.pytester.runpytest(
-        "--llmperf", "-k", "decode", "--device", "cpu", "--collect-only", "-q", "--", "."
+    arguments = (
+        "--llmperf",
+        "-k",
+        "decode",
+        "--device",
+        "cpu",
+        "--collect-only",
+        "-q",
+        "-p",
+        "no:benchmark",
+        "--",
+        ".",
     )
+    result = project.pytester.run(sys.executable, "-m", "pytest", *arguments)
     result.stdout.fnmatch_lines(["test_perf.py::test_decode[[]fp32[]]"])
 
 

@@ -96,7 +96,7 @@ def test_a_traced_run_is_not_comparable_with_others(recorded):
     assert recorded.run("--llmperf-strict", step_ms=9.0).ret == 1
 
 
-@pytest.mark.parametrize("guards", ["none", "disturbance"])
+@pytest.mark.parametrize("guards", ["none", "placement"])
 def test_tracing_that_begins_in_a_test_makes_its_times_invalid(recorded, guards):
     """No guard: the run's environment would be wrong about it. Counted figures are compared."""
     recorded.write(IN_THE_TEST)
