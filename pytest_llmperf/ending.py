@@ -108,7 +108,7 @@ class Ending:
 
     def _fail(self, session: pytest.Session) -> None:
         """The exit code follows from the verdicts, whatever pytest or another plugin counted."""
-        found = self._running.outcome if self._running else None
+        found = self._running.outcome if self._running and not self._config.option.collectonly else None
         if found and (found.failed or found.breach) and session.exitstatus in _NOT_FAILED:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
