@@ -94,9 +94,19 @@ IGNORES = 'collect_ignore = ["test_perf.py"]'
 SKIPS = "import pytest\npytest.skip('no', allow_module_level=True)"
 
 
-@pytest.mark.parametrize(
-    "source", [SKIPS, "import nothing_like_it", "def test_a(:"], ids=["skipped", "import", "syntax"]
-)
+BAD_CLASS = """
+import pytest
+
+
+class TestA:
+    @pytest.mark.parametrize("x", 5)
+    def test_a(self, x):
+        pass
+"""
+UNREADABLE = {"skipped": SKIPS, "import": "import nothing_like_it", "syntax": "def test_a(:", "class": BAD_CLASS}
+
+
+@pytest.mark.parametrize("source", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_file_that_could_not_be_looked_through_misses_nothing(recorded, source):
     """Its tests may be as they were."""
     recorded.write(source)

@@ -73,11 +73,24 @@ def pytest_runtestloop(session):
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
     return True
 """
+RUNS_ITEM = """
+import pytest
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if call.when == "call" and report.failed:
+        again = pytest.CallInfo.from_call(item.runtest, when="call")
+        report.outcome, report.longrepr = ("failed", "again") if again.excinfo else ("passed", None)
+    return report
+"""
 REPEATERS = {
     "protocol": RERUNS.format(order="", when="pytest_configure"),
     "first-protocol": RERUNS.format(order="tryfirst=True", when="pytest_configure"),
     "outer-report": RETRY.format(order=", tryfirst=True"),
     "inner-report": RETRY.format(order=", trylast=True"),
+    "item": RUNS_ITEM,
     "loop": LOOP,
 }
 
@@ -103,6 +116,8 @@ def test_what_was_bad_the_first_time_is_bad(recorded, test, repeater):
     junit = (recorded.path / "out.xml").read_text()
     assert len(re.findall('name="tpot_ms"', junit)) == (test == SLOW_ONCE)
     assert len(re.findall("<testcase", junit)) == 1
+    if repeater != REPEATERS["inner-report"]:  # that one reports before anybody else knows
+        result.stdout.fnmatch_lines([f"FAILED *{'bad luck' if test == RAISES_ONCE else 'TPOT'}*"])
 
 
 LATE_RERUNS = (
