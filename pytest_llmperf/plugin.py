@@ -319,7 +319,7 @@ def _start_session(config: pytest.Config) -> None:
     )
     session = Session(options, config.rootpath, outcome)
     config.stash[SESSION] = session
-    if options.journal and (reporter := reporter_of(options.journal, config.stash[COLLECTED])):
+    if options.journal and (reporter := reporter_of(options.journal, collected.tests)):
         config.pluginmanager.register(reporter, "llmperf-imports")
     config.pluginmanager.register(Collector(config, session), "llmperf-collector")
     _feed_pytest_benchmark(config, options)

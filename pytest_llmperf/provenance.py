@@ -10,7 +10,7 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -93,7 +93,7 @@ class ImportReporter:
         collected: keys of the perf tests, which fills up while they are collected.
     """
 
-    def __init__(self, places: SidePlaces, path: Path, collected: list[str]) -> None:
+    def __init__(self, places: SidePlaces, path: Path, collected: Set[str]) -> None:
         self._places = places
         self._path = path
         self._collected = collected
@@ -112,7 +112,7 @@ class ImportReporter:
             foreign=self._found.foreign,
             packages=self._found.packages,
             distributions=_distributions(),
-            collected=[*dict.fromkeys(self._collected)],
+            collected=sorted(self._collected),
         )
         self._path.write_text(report.model_dump_json(indent=1), encoding="utf-8")
 
@@ -122,7 +122,7 @@ def report_path(journal: Path) -> Path:
     return journal.with_suffix(".imports.json")
 
 
-def reporter_of(journal: Path, collected: list[str]) -> ImportReporter | None:
+def reporter_of(journal: Path, collected: Set[str]) -> ImportReporter | None:
     """The reporter of this process; ``None`` if it measures no side of a comparison.
 
     Raises:

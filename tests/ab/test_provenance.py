@@ -40,7 +40,7 @@ def imported(monkeypatch):
 
 
 def report(places, tmp_path):
-    reporter = ImportReporter(places, tmp_path / "report.json", ["t::a", "t::b", "t::a"])
+    reporter = ImportReporter(places, tmp_path / "report.json", {"t::b", "t::a"})
     reporter.pytest_sessionfinish()
     return Imported.read(tmp_path / "report.json")
 
@@ -100,7 +100,7 @@ def test_links_and_namespace_packages_lead_to_the_repository(places, imported, t
 def test_a_module_that_a_test_removes_is_not_lost(places, imported, tmp_path):
     """Each test is looked at when it ends."""
     imported("gone", tmp_path / "repository" / "gone.py")
-    reporter = ImportReporter(places, tmp_path / "report.json", [])
+    reporter = ImportReporter(places, tmp_path / "report.json", set())
     reporter.pytest_runtest_teardown()
     del sys.modules["gone"]
     reporter.pytest_sessionfinish()
@@ -120,10 +120,10 @@ def test_native_code_is_found_however_it_was_loaded(places, tmp_path):
 def test_a_process_of_no_side_reports_nothing(monkeypatch, tmp_path):
     """And one that cannot know its side does not measure."""
     monkeypatch.delenv(SIDE_VARIABLE, raising=False)
-    assert reporter_of(tmp_path / "journal.jsonl", []) is None
+    assert reporter_of(tmp_path / "journal.jsonl", set()) is None
     monkeypatch.setenv(SIDE_VARIABLE, str(tmp_path / "nowhere.json"))
     with pytest.raises(UsageError, match=r"LLMPERF_SIDE=.*nowhere.json: expected a file that llmperf ab wrote"):
-        reporter_of(tmp_path / "journal.jsonl", [])
+        reporter_of(tmp_path / "journal.jsonl", set())
 
 
 def test_a_process_that_reported_nothing_is_no_proof(tmp_path):
