@@ -119,8 +119,10 @@ class RunOutcome:
     update: Update | None = None
     profiles: str = ""
     """What became of the operator profiles of what was recorded."""
-    troubles: list[str] = field(default_factory=list)
-    """What could not be written down or released at the end, and why."""
+    troubles: dict[str, None] = field(default_factory=dict)
+    """What could not be written down or released at the end, and why: it fails the run."""
+    notes: dict[str, None] = field(default_factory=dict)
+    """What could not be written although nobody had asked for it, and why."""
     place: tuple[str, ...] = ()
     """What the ``llmperf`` command needs to find the same folder of baselines."""
     settings: tuple[str, ...] = ()

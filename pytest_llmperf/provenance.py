@@ -10,7 +10,8 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class ImportReporter:
         collected: keys of the perf tests, which fills up while they are collected.
     """
 
-    def __init__(self, places: SidePlaces, path: Path, collected: Set[str]) -> None:
+    def __init__(self, places: SidePlaces, path: Path, collected: AbstractSet[str]) -> None:
         self._places = places
         self._path = path
         self._collected = collected
@@ -122,7 +123,7 @@ def report_path(journal: Path) -> Path:
     return journal.with_suffix(".imports.json")
 
 
-def reporter_of(journal: Path, collected: Set[str]) -> ImportReporter | None:
+def reporter_of(journal: Path, collected: AbstractSet[str]) -> ImportReporter | None:
     """The reporter of this process; ``None`` if it measures no side of a comparison.
 
     Raises:

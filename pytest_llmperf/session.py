@@ -5,6 +5,7 @@ Under xdist the workers measure and judge, each a run of its own, and this runs 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 LONGEST_LIST = 3
 NOT_KEPT = "what was measured could not be kept"
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+"""Errors of a place that cannot be written to at all, unlike those of a disk that is full."""
 
 
 @dataclass
@@ -63,16 +66,21 @@ class Session:
         if entry.test in self._kept:
             return
         self._kept.add(entry.test)
-        with self.noting(NOT_KEPT):
+        with self.noting(NOT_KEPT, is_asked=self.options.journal is not None):
             self._append(entry)
 
     @contextmanager
-    def noting(self, what: str) -> Iterator[None]:
-        """Run a step of which a failure is told in the summary and fails the run, while the next steps are done."""
+    def noting(self, what: str, *, is_asked: bool = True) -> Iterator[None]:
+        """Run a step of which a failure is told in the summary and fails the run, while the next steps are done.
+
+        A read-only checkout does not fail a run that nobody has asked to write there.
+        """
         try:
             yield
         except Exception as error:  # noqa: BLE001  # whatever it is, the rest is written
-            self.outcome.troubles.append(f"{what}: {one_line(error)}")
+            is_refused = isinstance(error, OSError) and error.errno in _READ_ONLY
+            told = self.outcome.notes if is_refused and not is_asked else self.outcome.troubles
+            told.setdefault(f"{what}: {one_line(error)}")
 
     def _append(self, entry: Entry) -> None:
         if entry.injected and not self.options.journal:

@@ -61,7 +61,7 @@ class Controller:
         if node in self._device_of:
             self._free.append(self._device_of.pop(node))
             if trouble := getattr(node, "workeroutput", {}).get(TROUBLE):
-                self._outcome.troubles.append(trouble)
+                self._outcome.troubles[trouble] = None
 
     def pytest_xdist_node_collection_finished(self, node: WorkerController) -> None:
         """Take in what a worker told when it had collected, before any test is given out."""

@@ -207,12 +207,13 @@ def test_a_folder_that_cannot_be_made_stops_the_run(project):
 
 
 def test_a_run_that_cannot_be_kept_goes_on_and_says_so(project):
-    """A read-only checkout is no reason not to measure, and no success either."""
+    """A read-only checkout is no reason not to measure."""
     project.write()
     (project.path / ".llmperf").write_text("a file where the folder should be")
     result = project.run()
-    assert result.ret == 1
+    assert result.ret == 0
     result.stdout.fnmatch_lines(["what was measured could not be kept: */.llmperf/runs: *"])
+    assert project.run("--llmperf-journal=.llmperf/run.jsonl").ret == 1, "somebody asked for this one"
 
 
 @pytest.mark.parametrize("variable", ["CI", "BUILD_NUMBER"])

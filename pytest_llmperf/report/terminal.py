@@ -73,7 +73,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
     yield from _unlike_loop(run.entries)
     yield from _confirmation_cost(run.entries)
-    yield from run.troubles
+    yield from (*run.notes, *run.troubles)
     if run.edited:
         yield f"baseline: {run.edited}"
     yield from _baseline_lines(run)
