@@ -7,10 +7,11 @@ two more for each source that it changes.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -148,10 +149,12 @@ class Layout:
         self.write(files)
         self.commit(name)
 
-    def install(self, *what: str) -> None:
-        """Into the user's environment alone."""
-        pip = [self.python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", *what]
-        subprocess.run(pip, cwd=self.root, env=self.shell, check=True, capture_output=True)
+    def install(self, *what: str, dependencies: bool = False) -> None:
+        """Into the user's environment alone; with what it needs and the environment behind it lacks, if asked for."""
+        pip = [self.python, "-m", "pip", "install", "-q", *([] if dependencies else ["--no-deps"])]
+        subprocess.run(
+            [*pip, "--no-build-isolation", *what], cwd=self.root, env=self.shell, check=True, capture_output=True
+        )
 
     def run(self, *command: str, folder: Path | None = None) -> Result:
         done = subprocess.run(
@@ -167,9 +170,9 @@ class Layout:
         written = f"--verdicts={self.verdicts_file}"
         return self.llmperf("ab", base, "--no-explain", written, *options, "--", tests, folder=folder)
 
-    def gate(self, *options: str, folder: Path | None = None) -> Result:
+    def gate(self, *options: str, tests: Sequence[str] = ("tests",)) -> Result:
         written = f"--verdicts={self.verdicts_file}"
-        return self.llmperf("gate", "--no-explain", written, *options, "--", "-q", "tests", folder=folder)
+        return self.llmperf("gate", "--no-explain", written, *options, "--", "-q", *tests)
 
     def pytest(self, *arguments: str) -> Result:
         return self.run(self.python, "-m", "pytest", *arguments)
@@ -186,10 +189,10 @@ class Layout:
 
 
 def assert_red(result: Result) -> None:
-    """A real slowdown fails, and says so last."""
+    """A real slowdown fails, and says so."""
     assert "Traceback" not in result.text, result.text
     assert result.code == 1, result.text
-    assert "1 regressed" in result.last_line, result.text
+    assert re.search(r"^llmperf\b.*: 1 regressed", result.text, re.MULTILINE), result.text
 
 
 def assert_refused(result: Result, *words: str) -> None:
