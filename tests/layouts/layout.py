@@ -184,7 +184,8 @@ class Layout:
     @property
     def more_operators(self) -> float:
         """By how many operators a token head is above base."""
-        (cell,) = (cell for cell in self.verdicts.tests[0].cells if cell.gates)
+        cells = [cell for test in self.verdicts.tests for cell in test.cells]
+        (cell,) = (cell for cell in cells if cell.gates and cell.baseline is not None)
         return round(float(cell.value) - float(cell.baseline), 3)
 
 

@@ -2,108 +2,100 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 from layout import PACKAGE, SETTINGS, assert_red, assert_refused
 
-LOCK = '[[package]]\nname = "helper"\nversion = "{version}"\nsource = { registry = "index" }\n'
-PROJECT = PACKAGE.format(name="engine").replace('"0.1"', '"0.1"\ndependencies = ["helper=={version}"]')
-DYNAMIC = 'dynamic = ["dependencies"]'
+NAMES = ("required", "locked", "built")
+REQUIREMENTS = "required=={version}\n"
 FILES = {
-    "requirements": ("requirements.txt", "helper=={version}\n"),
-    "lock": ("uv.lock", LOCK),
-    "code": ("setup.py", 'from setuptools import setup\nsetup(install_requires=["helper=={version}"])\n'),
+    "requirements.txt": REQUIREMENTS,
+    "uv.lock": '[[package]]\nname = "locked"\nversion = "{version}"\nsource = { registry = "index" }\n',
+    "setup.py": 'from setuptools import setup\nsetup(install_requires=["built=={version}"])\n',
 }
+PYPROJECT = PACKAGE.format(name="engine").replace('"0.1"', '"0.1"\ndynamic = ["dependencies"]') + SETTINGS
 
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory):
-    """A dependency in two versions, of which the second repeats more often."""
+    """Dependencies in two versions, of which the second repeats more often."""
     folder = tmp_path_factory.mktemp("wheels")
-    for version in (1, 2):
-        source = tmp_path_factory.mktemp("helper")
-        (source / "pyproject.toml").write_text(
-            PACKAGE.format(name="helper").replace("0.1", f"{version}.0") + '[tool.setuptools]\npy-modules=["helper"]\n'
-        )
-        (source / "helper.py").write_text(f"TIMES = {2 * version - 1}\n")
-        pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source]
-        subprocess.run(pip, check=True, capture_output=True)
+    for name, version in itertools.product(NAMES, (1, 2)):
+        with zipfile.ZipFile(folder / f"{name}-{version}.0-py3-none-any.whl", "w") as wheel:
+            info, metadata = (
+                f"{name}-{version}.0.dist-info",
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}.0\n",
+            )
+            wheel.writestr(f"{name}.py", f"TIMES = {2 * version - 1}\n")
+            wheel.writestr(f"{info}/METADATA", metadata)
+            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
     return folder
 
 
 @pytest.fixture
-def bumped(layout, wheels):
-    """Returns a function that makes a pull request which bumps the dependency in a file, installed as head asks."""
+def offline(layout, wheels):
+    """An environment that installs from a folder alone."""
+    layout.variables |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
+    layout.variables |= {"UV_FIND_LINKS": str(wheels), "UV_OFFLINE": "1"}
+    layout.make_environment()
+    return layout
 
-    def make(file, text):
-        layout.variables |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
-        layout.variables |= {"UV_FIND_LINKS": str(wheels), "UV_OFFLINE": "1"}
+
+def bump(layout, files):
+    """A pull request that bumps dependencies, which are installed as head asks for them."""
+    layout.project("engine", *NAMES)
+    layout.write(
+        {"pyproject.toml": PYPROJECT} | {name: text.replace("{version}", "1.0") for name, text in files.items()}
+    )
+    layout.begin()
+    layout.branch({name: text.replace("{version}", "2.0") for name, text in files.items()})
+    layout.install(*(f"{name}==2.0" for name in NAMES))
+    layout.install("-e", ".")
+
+
+@pytest.mark.parametrize("tool", ["pip", "uv"])
+def test_a_pull_request_that_bumps_dependencies(layout, offline, tool):
+    """Base runs with what it asks for in a file of requirements, in a lock, and in what is built from it alone."""
+    if tool == "uv":
+        shutil.rmtree(layout.environment)
+        uv = [sys.executable, "-m", "uv"]
+        subprocess.run([*uv, "venv", "-q", f"--python={sys.executable}", layout.environment], check=True)
         layout.make_environment()
-        layout.project("engine", "helper")
-        if file == "setup.py":  # the files of the two revisions do not say it, what is built from them does
-            layout.write(
-                {"pyproject.toml": PROJECT.replace('dependencies = ["helper=={version}"]', DYNAMIC) + SETTINGS}
-            )
-        layout.write({file: text.replace("{version}", "1.0")})
-        layout.begin()
-        layout.branch({file: text.replace("{version}", "2.0")})
-        layout.install("helper==2.0")
-        layout.install("-e", ".")
-        return layout
-
-    return make
-
-
-@pytest.mark.parametrize("kind", FILES)
-def test_a_pull_request_that_bumps_a_dependency(bumped, kind):
-    """Base runs with the version that it asks for."""
-    layout = bumped(*FILES[kind])
+    bump(offline, FILES)
     result = layout.ab()
     assert_red(result)
-    assert layout.more_operators == 2
-    assert "base and head differ in helper: 1.0 -> 2.0" in result.text
+    assert layout.more_operators == 6
+    assert "base and head differ in built: 1.0 -> 2.0, locked: 1.0 -> 2.0, required: 1.0 -> 2.0" in result.text
 
 
-def test_a_bump_in_an_environment_made_by_uv(bumped, layout):
-    """It has no pip."""
-    pytest.importorskip("uv", reason="uv is not installed")
-    uv = [sys.executable, "-m", "uv"]
-    subprocess.run([*uv, "venv", "-q", f"--python={sys.executable}", layout.environment], check=True)
-    assert_red(bumped(*FILES["requirements"]).ab())
-
-
-def test_a_bump_that_cannot_be_followed(bumped, tmp_path):
+def test_a_bump_that_cannot_be_followed(offline, tmp_path):
     """Refused with the options that help; one of them says that it is meant so."""
-    layout = bumped(*FILES["requirements"])
-    layout.variables["PIP_FIND_LINKS"] = str(tmp_path)
-    assert_refused(layout.ab(), "base (", "helper==1.0 (requirements.txt)", "--same-environment")
-    here = f"--python-base={layout.python}"
-    assert_refused(layout.ab(here), "helper==1.0 (requirements.txt), and its environment has 2.0")
-    result = layout.ab("--same-environment")
+    bump(offline, {"requirements.txt": REQUIREMENTS})
+    offline.variables["PIP_FIND_LINKS"] = str(tmp_path)
+    assert_refused(offline.ab(), "base (", "required==1.0 (requirements.txt)", "--same-environment")
+    here = f"--python-base={offline.python}"
+    assert_refused(offline.ab(here), "required==1.0 (requirements.txt), and its environment has 2.0")
+    result = offline.ab("--same-environment")
     assert (result.code, "1 unchanged" in result.last_line) == (0, True)
+    assert "base and head differ in requirements.txt: both run with what is installed here" in result.text
 
 
-def test_a_file_of_another_tools(bumped):
+def test_a_file_of_another_tools(offline):
     """Nothing of it can be installed by pip."""
-    layout = bumped("environment.yml", "dependencies: [helper={version}]\n")
-    assert_refused(layout.ab(), "base and head differ in environment.yml", "--same-environment")
+    bump(offline, {"environment.yml": "dependencies: [required={version}]\n"})
+    assert_refused(offline.ab(), "base and head differ in environment.yml", "--same-environment")
 
 
-def test_blocks_are_of_one_environment(layout, wheels):
-    """The same two commits after a package of the environment has changed are measured anew."""
-    layout.variables |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
-    layout.make_environment()
-    layout.project("engine", "helper")
-    layout.begin()
-    layout.branch({"README": "more"})
-    layout.install("-e", ".")
-    layout.install("helper==1.0")
-    assert layout.ab().code == 0
-    before = layout.verdicts.tests[0].cells
-    layout.install("helper==2.0")
-    result = layout.ab()
-    assert result.code == 0
-    assert "the environment has changed since blocks of this comparison were kept" in result.text
-    assert [cell.value for cell in layout.verdicts.tests[0].cells] != [cell.value for cell in before]
+def test_blocks_are_of_one_environment(offline):
+    """After a package of the environment has changed, what was begun with the same two commits is not gone on with."""
+    bump(offline, {"setup.py": "raise SystemExit('no compiler')  # {version}"})
+    assert_refused(offline.ab(), "does not build: no compiler")
+    assert "the environment has changed" not in offline.ab().text
+    offline.install("locked==1.0")
+    assert "the environment has changed since blocks of this comparison were kept: it starts anew" in offline.ab().text

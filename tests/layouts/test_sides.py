@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
 from layout import FAST, PACKAGE, SETTINGS, SLOW, assert_red
 
 GIT_FILES = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "protocol.file.allow", "GIT_CONFIG_VALUE_0": "always"}
+
+
+FAILS_ON_BASE = """
+import engine
+import pytest
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+def test_later(llm, llmperf):
+    assert engine.TIMES == 3
+    llmperf.generate(llm, batch_size=2, input_tokens=8, output_tokens=4)
+"""
 
 
 def package(folder, name, *, inside=""):
@@ -16,6 +26,8 @@ def package(folder, name, *, inside=""):
 def test_every_way_into_a_repository(layout):
     """Each side imports its own revision by all of them: packages that are installed editable, by path and by finder,
     or copied, a ``.pth`` file, ``PYTHONPATH``, a conftest and a submodule. Seven sources, each of them slower by two.
+
+    A test that fails on base alone is new, and neither a pass nor a failure.
     """
     layout.make_environment()
     layout.variables |= GIT_FILES
@@ -25,7 +37,9 @@ def test_every_way_into_a_repository(layout):
     layout.write(package("packages/finder", "finder"))
     layout.write(package("packages/copied", "copied", inside="src/"))
     layout.write({"lib/linked.py": FAST, "more/searched.py": FAST})
-    layout.write({"packages/engine/tests/conftest.py": ""})
+    layout.write(
+        {"packages/engine/tests/conftest.py": "", "packages/engine/tests/test_fails_on_base.py": FAILS_ON_BASE}
+    )
     layout.write({"packages/engine/tests/conftested.py": FAST})
     kernels = layout.folder / "kernels"
     layout.write({"submodule.py": FAST}, kernels)
@@ -47,7 +61,9 @@ def test_every_way_into_a_repository(layout):
         "more/searched.py",
     ]
     layout.branch(dict.fromkeys(slow, SLOW))
-    assert_red(layout.ab(folder=layout.root / "packages" / "engine"))
+    result = layout.ab(folder=layout.root / "packages" / "engine")
+    assert_red(result)
+    assert result.last_line.endswith("1 of 2 gating cells decided: 1 regressed, 1 new")
     assert layout.more_operators == 14
     sides = layout.verdicts.sides
     assert {name: side.commit for name, side in sides.items()} == {
@@ -60,21 +76,26 @@ def test_every_way_into_a_repository(layout):
         assert places.items() >= expected.items()
 
 
-def test_a_working_tree_with_changes_in_a_submodule(layout):
-    """Not committed anywhere: neither in the submodule nor in the repository."""
+def test_a_sparse_working_tree_with_changes_in_a_submodule(layout):
+    """Not committed anywhere: neither in the submodule nor in the repository. Files that are not checked out are not
+    deleted.
+    """
     layout.make_environment()
     layout.variables |= GIT_FILES
     kernels = layout.folder / "kernels"
     layout.write({"kern.py": FAST}, kernels)
     layout.begin(kernels)
-    settings = SETTINGS + 'pythonpath = ["kernels"]\n'
-    layout.plain_project("kern", settings=settings)
+    layout.plain_project("kern", "own", "needed", settings=SETTINGS + 'pythonpath = ["kernels", "lib", "data"]\n')
+    layout.write({"data/needed.py": FAST, "lib/own.py": FAST})
     layout.git("init", "-q", "-b", "main", ".")
     layout.git("submodule", "--quiet", "add", str(kernels), "kernels")
     layout.begin()
-    layout.write({"kernels/kern.py": SLOW})
+    layout.git("sparse-checkout", "set", "lib", "tests")
+    layout.write({"kernels/kern.py": SLOW, "lib/own.py": SLOW})
     assert_red(layout.ab(base="HEAD"))
-    assert layout.git("status", "--porcelain").strip() == "M kernels", "the user's repository is only read"
+    assert layout.more_operators == 4
+    status = layout.git("status", "--porcelain").split()
+    assert status == ["M", "kernels", "M", "lib/own.py"], "the user's repository is only read"
 
 
 def test_a_partial_clone(layout):
@@ -110,19 +131,6 @@ def test_a_shallow_clone_with_changes(layout):
     assert_red(layout.ab(base="origin/main"))
 
 
-def test_a_sparse_checkout_with_changes(layout):
-    """Files that are not checked out are not deleted; what is compared is whole."""
-    layout.make_environment()
-    layout.write({"data/needed.py": FAST})
-    layout.project("engine", "needed", settings=SETTINGS + 'pythonpath = ["data"]\n')
-    layout.begin()
-    layout.install("-e", ".")
-    layout.git("sparse-checkout", "set", "src", "tests")
-    layout.write({"src/engine/__init__.py": SLOW})
-    assert_red(layout.ab(base="HEAD"))
-    assert layout.more_operators == 2
-
-
 def test_a_worktree_beside_the_one_that_is_installed(layout):
     """The editable install leads into the first working tree, where nothing has changed."""
     layout.make_environment()
@@ -136,39 +144,28 @@ def test_a_worktree_beside_the_one_that_is_installed(layout):
     assert_red(layout.ab(folder=other))
 
 
-def test_an_environment_in_the_repository(layout):
-    """It is no part of the revision, although git does not ignore it."""
+def test_an_environment_in_the_repository_that_sees_the_user_site(layout):
+    """It is no part of the revision, although git does not ignore it; the sides see what it sees."""
     layout.make_environment(layout.root / ".venv")
     (layout.environment / ".gitignore").unlink(missing_ok=True)
-    layout.project()
+    settings = layout.environment / "pyvenv.cfg"
+    settings.write_text(settings.read_text().replace("packages = false", "packages = true"))
+    layout.variables |= {"PYTHONUSERBASE": str(layout.folder / "user"), "LLMPERF_CACHE": str(layout.root / ".cache")}
+    where = layout.run(layout.python, "-c", "import site; print(site.getusersitepackages())").text.strip()
+    layout.write({"helper.py": FAST}, layout.folder / where)
+    layout.project("engine", "helper")
     layout.write({".gitignore": ""})
     layout.git("init", "-q", "-b", "main", ".")
     layout.git("add", "src", "tests", "pyproject.toml")
     layout.git("commit", "-qm", "base")
     layout.install("-e", ".")
     layout.write({"src/engine/__init__.py": SLOW})
-    layout.variables["LLMPERF_CACHE"] = str(layout.root / ".cache")
     assert_red(layout.ab(base="HEAD"))
-
-
-def test_an_environment_that_sees_the_user_site(layout):
-    """The sides see what the user's environment sees."""
-    layout.make_environment()
-    settings = layout.environment / "pyvenv.cfg"
-    settings.write_text(settings.read_text().replace("packages = false", "packages = true"))
-    layout.variables["PYTHONUSERBASE"] = str(layout.folder / "user")
-    where = layout.run(layout.python, "-c", "import site; print(site.getusersitepackages())").text.strip()
-    layout.write({"helper.py": FAST}, layout.folder / where)
-    layout.project("engine", "helper")
-    layout.begin()
-    layout.install("-e", ".")
-    layout.branch({"src/engine/__init__.py": SLOW})
-    assert_red(layout.ab())
     assert layout.more_operators == 2
 
 
-def test_a_package_that_moved(layout):
-    """Base has it in another folder."""
+def test_a_package_that_moved_in_a_hook(layout):
+    """Base has it in another folder; the variables that git sets for a hook name the user's repository."""
     layout.make_environment()
     layout.plain_project("engine")
     layout.write({"old/pyproject.toml": PACKAGE.format(name="engine"), "old/src/engine/__init__.py": FAST})
@@ -176,27 +173,22 @@ def test_a_package_that_moved(layout):
     layout.git("mv", "old", "new")
     layout.branch({"new/src/engine/__init__.py": SLOW})
     layout.install("-e", "new")
+    layout.variables |= {"GIT_DIR": str(layout.root / ".git"), "GIT_INDEX_FILE": str(layout.root / ".git" / "index")}
     assert_red(layout.ab())
+    layout.variables.clear()
+    assert layout.git("symbolic-ref", "HEAD") == "refs/heads/change", "the user's repository is only read"
 
 
-@pytest.mark.parametrize("where", ["clone", "hook"])
-def test_what_leads_to_another_clone(layout, where):
-    """An editable install of a clone elsewhere, and the variables that git sets for a hook: neither is this one."""
+def test_an_editable_install_of_another_clone(layout):
+    """It leads elsewhere, to the first revision."""
     layout.make_environment()
     layout.project()
     layout.begin()
     layout.branch({"src/engine/__init__.py": SLOW})
     other = layout.folder / "other"
     layout.git("clone", "-q", "--branch=main", str(layout.root), str(other))
-    layout.install("-e", str(other if where == "clone" else layout.root))
-    if where == "hook":
-        layout.variables |= {
-            "GIT_DIR": str(layout.root / ".git"),
-            "GIT_INDEX_FILE": str(layout.root / ".git" / "index"),
-        }
+    layout.install("-e", str(other))
     assert_red(layout.ab())
-    layout.variables.clear()
-    assert layout.git("symbolic-ref", "HEAD") == "refs/heads/change", "the user's repository is only read"
 
 
 def test_a_command_that_prepares(layout):
