@@ -18,6 +18,13 @@ FILES = {
     "uv.lock": '[[package]]\nname = "locked"\nversion = "{version}"\nsource = { registry = "index" }\n',
     "setup.py": 'from setuptools import setup\nsetup(install_requires=["built=={version}"])\n',
 }
+DOES_NOT_BUILD = """  # on either side: {version}
+import os
+from setuptools import setup
+if "LLMPERF_SIDE" in os.environ:
+    raise RuntimeError("no compiler")
+setup()
+"""
 PYPROJECT = PACKAGE.format(name="engine").replace('"0.1"', '"0.1"\ndynamic = ["dependencies"]') + SETTINGS
 
 
@@ -94,8 +101,8 @@ def test_a_file_of_another_tools(offline):
 
 def test_blocks_are_of_one_environment(offline):
     """After a package of the environment has changed, what was begun with the same two commits is not gone on with."""
-    bump(offline, {"setup.py": "raise SystemExit('no compiler')  # {version}"})
-    assert_refused(offline.ab(), "does not build: no compiler")
+    bump(offline, {"setup.py": DOES_NOT_BUILD})
+    assert_refused(offline.ab(), "does not build: RuntimeError: no compiler")
     assert "the environment has changed" not in offline.ab().text
     offline.install("locked==1.0")
     assert "the environment has changed since blocks of this comparison were kept: it starts anew" in offline.ab().text
