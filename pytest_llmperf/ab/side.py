@@ -376,5 +376,5 @@ def _isolation(backend: str) -> Sequence[str]:
 
 def _telling_line(lines: Sequence[str]) -> str:
     """The last line that names an error, else the last line."""
-    errors = [line for line in lines if re.search(r"(Error|error): (?!subprocess-exited)", line)]
+    errors = [line for line in lines if re.search(r"(Error|error): (?!subprocess-exited|metadata-generation)", line)]
     return next(reversed(errors or lines), "it printed nothing")
