@@ -192,7 +192,8 @@ class _Found:
 
 
 def _distributions() -> dict[str, str]:
-    found = [(canonicalize_name(one.metadata["Name"] or ""), one.version) for one in distributions()]
+    # An installation that was interrupted leaves some without name or version.
+    found = [(canonicalize_name(one.metadata["Name"] or ""), one.version or "") for one in distributions()]
     return dict(reversed(found))  # the first of a name is what is imported
 
 

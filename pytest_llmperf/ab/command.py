@@ -44,6 +44,7 @@ from pytest_llmperf.verdict.paired import LOOKS
 from pytest_llmperf.verdict_file import verdict_file, write_verdicts
 
 WORKING_TREE = "the working tree"
+NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +226,7 @@ def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
     """Distributions of which the sides ran different versions, beside those that a run's environment names."""
     base, head = (imported.get(arm, Imported()).distributions for arm in ("base", "head"))
     names = [name for name in base | head if name.replace("-", "_") not in FIELDS and base.get(name) != head.get(name)]
-    return [f"{name}: {base.get(name)} -> {head.get(name)}" for name in sorted(names)]
+    return [f"{name}: {base.get(name, NONE)} -> {head.get(name, NONE)}" for name in sorted(names)]
 
 
 def _results(head: Baseline, test: str) -> list[TestResult]:

@@ -130,7 +130,7 @@ class Series:
         if ended.exit_code not in _ORDINARY_EXITS:
             self._prove(number, arm, must_report=False)
             found = f"pytest ended with exit code {ended.exit_code}: {ended.last_words}"
-            raise UsageError(f"{arm}: {found} (see {ended.log})")
+            raise UsageError(f"{self._sides[arm].name}: {found} (see {ended.log})")
         self._prove(number, arm)
         return ended
 
@@ -170,13 +170,13 @@ class Series:
         try:
             imported = Imported.read(report)
         except UsageError as error:
-            raise UsageError(f"{arm}: {error}") from error
+            raise UsageError(f"{self._sides[arm].name}: {error}") from error
         if imported.foreign:
             module, file = next(iter(imported.foreign.items()))
             raise UsageError(
-                f"{arm}: {printable(module)} was imported from {printable(file)}, which is not this side's: remove "
-                "what leads there (an editable install, a .pth file, pythonpath, PYTHONPATH, sys.path in a conftest), "
-                "or bring an environment for each side with --python-base and --python-head"
+                f"{self._sides[arm].name}: {printable(module)} was imported from {printable(file)}, "
+                "which is not this side's: remove what leads there (an editable install, a .pth file, "
+                "pythonpath, PYTHONPATH, sys.path in a conftest), or bring an environment for each side with --python-base and --python-head"
             )
         return imported
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -13,6 +14,7 @@ from pytest_llmperf.ab.decide import Standing
 from pytest_llmperf.ab.series import Series, block_orders
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.provenance import Imported
 from pytest_llmperf.report.ab import _disturbed_lines
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import verdict_file
@@ -278,3 +280,22 @@ def test_a_new_test_that_was_disturbed_is_new(start):
     standing = measure(series, 1)
     assert outcomes(standing)["t.py::a", "tpot"] is Outcome.NEW
     assert standing.undecided == []
+
+
+def test_a_test_that_head_did_not_run_is_not_missing(start):
+    """After ``-x``, say: it was collected. One that was not is gone."""
+    tests = {name: {"operators_per_token": 10.0} for name in ("t.py::a", "t.py::b", "t.py::c")}
+    series, _ = start(lambda arm, _number: {"t.py::a": tests["t.py::a"]} if arm == "head" else tests)
+    block = replace(series.measure(()), imported={"head": Imported(collected=["t.py::a", "t.py::b"])})
+    assert Standing([block]).missing == ["t.py::c"]
+
+
+def test_what_the_sides_ran_differently_is_told(start):
+    """Beside what a run's environment names itself."""
+    series, _ = start(figures())
+    standing = measure(series, 1)
+    versions = {"base": {"helper": "1.0", "torch": "2", "gone": "1"}, "head": {"helper": "2.0", "torch": "3"}}
+    series.blocks[0] = replace(
+        series.blocks[0], imported={arm: Imported(distributions=found) for arm, found in versions.items()}
+    )
+    assert _outcome(series, standing).differences == ["gone: 1 -> none", "helper: 1.0 -> 2.0"]

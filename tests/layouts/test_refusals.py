@@ -72,7 +72,9 @@ def test_a_base_that_raises(layout):
     layout.begin()
     layout.install("-e", ".")
     layout.branch({"src/engine/__init__.py": FAST})
-    assert_refused(layout.ab(), ": pytest ended with exit code 2: ERROR tests/test_perf.py - RuntimeError: broken")
+    assert_refused(
+        layout.ab(), "llmperf: base: pytest ended with exit code 2: ERROR tests/test_perf.py - RuntimeError: broken"
+    )
 
 
 def test_the_same_tree(layout):
