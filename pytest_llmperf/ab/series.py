@@ -163,21 +163,15 @@ class Series:
 
     def _prove(self, number: int, arm: str, *, must_report: bool = True) -> Imported | None:
         """What a process imported of the repository; ``None`` if it is no side's, or measured nothing."""
-        journal = self._path(number, f"{arm}.jsonl")
+        journal, side = self._path(number, f"{arm}.jsonl"), self._sides[arm]
         report = report_path(journal)
-        if self._sides[arm].place is None or not (report.exists() or (must_report and journal.exists())):
+        if side.place is None or not (report.exists() or (must_report and journal.exists())):
             return None
         try:
             imported = Imported.read(report)
         except UsageError as error:
-            raise UsageError(f"{self._sides[arm].name}: {error}") from error
-        if imported.foreign:
-            module, file = next(iter(imported.foreign.items()))
-            raise UsageError(
-                f"{self._sides[arm].name}: {printable(module)} was imported from {printable(file)}, "
-                "which is not this side's: remove what leads there (an editable install, a .pth file, "
-                "pythonpath, PYTHONPATH, sys.path in a conftest), or bring an environment for each side with --python-base and --python-head"
-            )
+            raise UsageError(f"{side.name}: {error}") from error
+        _refuse_foreign(side, imported)
         return imported
 
     def _read(self, block: _Block) -> MeasuredBlock:
@@ -214,6 +208,15 @@ def _proof(side: Side, imported: Imported) -> SideProof:
     return SideProof(
         commit=side.commit, packages={name: file.removeprefix(place) for name, file in imported.packages.items()}
     )
+
+
+def _refuse_foreign(side: Side, imported: Imported) -> None:
+    for module, file in imported.foreign.items():
+        raise UsageError(
+            f"{side.name}: {printable(module)} was imported from {printable(file)}, which is not this side's: remove "
+            "what leads there (an editable install, a .pth file, pythonpath, PYTHONPATH, sys.path in a conftest), or "
+            "bring an environment for each side with --python-base and --python-head"
+        )
 
 
 def _refuse_shared(imported: Mapping[str, Imported]) -> None:
