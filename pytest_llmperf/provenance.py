@@ -175,7 +175,7 @@ class _Found:
         is_own = path.is_relative_to(self._places.own)
         if self._is_foreign(path) or (copy and self._places.shares_environment and not is_own):
             self.foreign.setdefault(name, file)
-        elif name == copy or (is_own and "." not in name):
+        elif name == copy or (is_own and "." not in name and not name.startswith("_llmperf")):
             self.packages.setdefault(name, str(path))
 
     def _is_foreign(self, path: Path) -> bool:

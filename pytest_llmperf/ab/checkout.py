@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.records.revision import check_revision, git_environment, is_shallow, remote_of
+from pytest_llmperf.scratch import user_folder
 from pytest_llmperf.text import printable, some
 
 # Fixed, so that an unchanged working tree is the same commit each time and an interrupted series can go on.
@@ -86,7 +87,7 @@ def working_tree_commit(folder: Path) -> str:
     """A commit of the working tree as it is, untracked files and changes in submodules included, ignored files not.
 
     Its objects are added to the repository; no branch, index or file changes. It is HEAD's commit if nothing differs.
-    An environment that lies in the working tree and that git does not ignore is left out.
+    The environment and our own cache are left out, where they lie in the working tree and git does not ignore them.
 
     Raises:
         UsageError: git cannot do it.
@@ -96,7 +97,7 @@ def working_tree_commit(folder: Path) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         _copy_index(root, Path(scratch) / "index")
-        _git(root, "add", "--all", "--", ":/", *_environment_left_out(root), variables=index)
+        _git(root, "add", "--all", "--", ":/", *_left_out(root), variables=index)
         for path, commit in _gitlinks(_git(root, "ls-files", "--stage", "-z", variables=index)):
             if (root / path / ".git").exists() and (now := working_tree_commit(root / path)) != commit:
                 _git(root, "update-index", "--cacheinfo", f"{_GITLINK},{now},{path}", variables=index)
@@ -151,10 +152,11 @@ def _copy_index(root: Path, to: Path) -> None:
         _git(root, "read-tree", "HEAD", variables={"GIT_INDEX_FILE": str(to)})
 
 
-def _environment_left_out(root: Path) -> Iterator[str]:
-    prefix = Path(sys.prefix).resolve()
-    if prefix != root and prefix.is_relative_to(root):
-        yield f":(top,exclude,literal){prefix.relative_to(root).as_posix()}"
+def _left_out(root: Path) -> Iterator[str]:
+    """What is no part of a revision although it may lie in the working tree: the environment, and our own cache."""
+    for folder in (Path(sys.prefix).resolve(), user_folder().resolve()):
+        if folder != root and folder.is_relative_to(root):
+            yield f":(top,exclude,literal){folder.relative_to(root).as_posix()}"
 
 
 def _gitlinks(listing: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 
 import pytest
 from repository import commit, git
@@ -53,8 +54,13 @@ def test_the_working_tree_is_taken_as_it_is_and_left_as_it_was(repository, tmp_p
     assert files == {"code.py", "new.py", "staged.py", ".gitignore"}
 
 
-def test_a_clean_working_tree_is_head(repository):
-    """Nothing is made up."""
+def test_a_clean_working_tree_is_head(repository, monkeypatch):
+    """Nothing is made up: an environment or our cache in it, which git does not ignore, is no part of it."""
+    monkeypatch.setenv("LLMPERF_CACHE", str(repository / "cache"))
+    monkeypatch.setattr(sys, "prefix", str(repository / "venv"))
+    for folder in ("cache", "venv"):
+        (repository / folder).mkdir()
+        (repository / folder / "file").write_text("text")
     assert working_tree_commit(repository) == commit_of(repository, "HEAD")
 
 
