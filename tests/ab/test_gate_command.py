@@ -95,6 +95,15 @@ def test_no_perf_test_selected(repository, capfd):
     assert "llmperf: no perf test was selected on head" in capfd.readouterr().err
 
 
+def test_the_same_tree_is_said_first_and_compared_all_the_same(repository, capfd):
+    """An A/A comparison: what is counted needs one block. Another commit of the same files is the same tree."""
+    git(repository, "commit", "-q", "--allow-empty", "-m", "nothing")
+    assert main(["ab", "HEAD^", "--", *ARGUMENTS, "--llmperf-gate=operators_per_token"]) == 0
+    said = capfd.readouterr().out
+    assert "base and head are the same tree" in said.splitlines()[1]
+    assert "2 of 2 gating cells decided: 2 unchanged" in said
+
+
 @pytest.mark.parametrize(
     ("raised", "ending"),
     [

@@ -77,18 +77,6 @@ def test_a_base_that_raises(layout):
     )
 
 
-def test_the_same_tree(layout):
-    """Said first: it is a comparison of the machine with itself."""
-    layout.make_environment()
-    layout.project()
-    layout.begin()
-    layout.install("-e", ".")
-    result = layout.ab(base="HEAD")
-    assert result.code == 0
-    assert "base and head are the same tree" in result.text.splitlines()[1]
-    assert "1 unchanged" in result.last_line
-
-
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("GITHUB_BASE_REF", "release"), ("SYSTEM_PULLREQUEST_TARGETBRANCH", "refs/heads/release")],

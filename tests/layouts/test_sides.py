@@ -131,17 +131,21 @@ def test_a_shallow_clone_with_changes(layout):
     assert_red(layout.ab(base="origin/main"))
 
 
-def test_a_worktree_beside_the_one_that_is_installed(layout):
-    """The editable install leads into the first working tree, where nothing has changed."""
+def test_a_worktree_beside_what_is_installed(layout):
+    """Editable installs lead into the first working tree and into another clone, where nothing has changed."""
     layout.make_environment()
-    layout.project()
+    layout.project("engine", "finder")
+    layout.write(package("finder", "finder"))
     layout.begin()
+    clone, other = layout.folder / "clone", layout.folder / "other"
+    layout.git("clone", "-q", str(layout.root), str(clone))
     layout.install("-e", ".")
-    other = layout.folder / "other"
+    layout.install("-e", str(clone / "finder"))
     layout.git("worktree", "add", "-q", "-b", "change", str(other))
-    layout.write({"src/engine/__init__.py": SLOW}, other)
+    layout.write({"src/engine/__init__.py": SLOW, "finder/finder/__init__.py": SLOW}, other)
     layout.commit("slower", other)
     assert_red(layout.ab(folder=other))
+    assert layout.more_operators == 4
 
 
 def test_an_environment_in_the_repository_that_sees_the_user_site(layout):
@@ -177,18 +181,6 @@ def test_a_package_that_moved_in_a_hook(layout):
     assert_red(layout.ab())
     layout.variables.clear()
     assert layout.git("symbolic-ref", "HEAD") == "refs/heads/change", "the user's repository is only read"
-
-
-def test_an_editable_install_of_another_clone(layout):
-    """It leads elsewhere, to the first revision."""
-    layout.make_environment()
-    layout.project()
-    layout.begin()
-    layout.branch({"src/engine/__init__.py": SLOW})
-    other = layout.folder / "other"
-    layout.git("clone", "-q", "--branch=main", str(layout.root), str(other))
-    layout.install("-e", str(other))
-    assert_red(layout.ab())
 
 
 def test_a_command_that_prepares(layout):
