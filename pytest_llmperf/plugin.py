@@ -291,11 +291,13 @@ class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
 
 def _start_session(config: pytest.Config) -> None:
     from pytest_llmperf.measure.device import check_device_name, require_models_extra, worker_devices
+    from pytest_llmperf.measure.run_processes import begin_run
     from pytest_llmperf.options import Options, baselines_arguments, measuring_arguments
     from pytest_llmperf.outcome import RunOutcome
     from pytest_llmperf.provenance import reporter_of
     from pytest_llmperf.session import Session, refuse_early
 
+    begin_run()
     config.stash[OPTIONS] = options = Options.from_config(config)
     config.stash[COLLECTED] = collected = Collection(config, lambda item: test_key(item) if _is_perf(item) else None)
     config.pluginmanager.register(collected, "llmperf-collection")

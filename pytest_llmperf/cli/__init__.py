@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from pytest_llmperf.cli import baselines, comparing, machine, reporting
 from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.measure.run_processes import begin_run
 
 USAGE_ERROR = 4
 """The exit code of a wrong option or an unusable file, as pytest has it."""
@@ -37,6 +38,7 @@ Completion in the shell, as for pytest: pip install argcomplete; eval "$(registe
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0, what pytest returned, or 4 for what the user has to mend."""
     _escape_what_cannot_be_written()
+    begin_run()
     parser = _parser()
     _complete(parser)
     own, rest = _split(list(sys.argv[1:] if arguments is None else arguments))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from pytest_llmperf.engines.choose import Choice, Wanted
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
-from pytest_llmperf.measure.clock import NS_PER_MS, clock_for
+from pytest_llmperf.measure.clock import NS_PER_MS, Clock, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
 from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
@@ -26,6 +26,7 @@ from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.profile import profile_request
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result
+from pytest_llmperf.measure.run_processes import begin_use
 from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.served import serving_result
 from pytest_llmperf.measure.serving import measure_serving
@@ -55,13 +56,18 @@ class Bench:
     def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS)) -> None:
         self.device = resolve_device(device)
         self.guards = guards
-        self.clock = clock_for(self.device)
         self.progress = Progress(self.device)
         self.models = ModelRegistry(self.device, load=self._load)
         self.load_limit_s: float | None = None
         self._facts: dict[ModelSpec, LoadFacts] = {}
         self._own: Engine | None = None
         self._own_failure = ""
+
+    @cached_property
+    def clock(self) -> Clock:
+        """The device's clock. Making it makes a context on the device: a process that only waits has none."""
+        begin_use()
+        return clock_for(self.device)
 
     def measure(  # noqa: PLR0913  # what is measured, for whom, and what is done beside it
         self,

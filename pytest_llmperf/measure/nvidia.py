@@ -14,6 +14,7 @@ from pytest_llmperf.measure.clock_state import ClockState, clock_state
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.host import own_processes
 from pytest_llmperf.measure.machine import NvmlUnavailableError, ask_nvml, nvml_handle, whole_gpu
+from pytest_llmperf.measure.run_processes import USERS_ABOVE, run_process_ids
 
 SHORTEST_ENERGY_S = 1.0
 """Ten steps of a counter that some devices move every 100 ms: it is 10 % off at most."""
@@ -166,17 +167,19 @@ def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadGpu]:
 def other_processes(nvml: Any, handle: Any) -> int | None:
     """How many processes of others compute on a device; ``None`` where the driver hides processes.
 
-    This process has a context there, so a list without any process hides them. Inside a container the ids may be those
-    of the host, where none is known to be ours: then as many as we have processes may be. What only draws on a display
-    is not among them.
+    This process has a context there, so a list without any process hides them. The processes of this run are not
+    others: one that waits for this one keeps its context until it ends. Inside a container the ids may be those of the
+    host, where none is known to be ours: then as many as we have processes, and as use the device above us, may be.
+    What only draws on a display is not among them.
     """
     questions = nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetMPSComputeRunningProcesses
     told = [ask_nvml(nvml, lambda ask=ask: ask(handle)) or [] for ask in questions]
     found = {process.pid for processes in told for process in processes}
-    own = {process.pid for process in own_processes()}
     if not found:
         return None
-    return len(found - own) if os.getpid() in found else max(0, len(found) - len(own))
+    if os.getpid() in found:
+        return len(found - run_process_ids())
+    return max(0, len(found) - len(own_processes()) - USERS_ABOVE)
 
 
 def _held_back(looks: Sequence[ClockState]) -> str | None:

@@ -258,9 +258,19 @@ def test_processes_of_others(monkeypatch, pids, mps, others):
 
 def test_what_this_process_started_is_no_other(monkeypatch):
     """A worker of an engine, say."""
+    monkeypatch.setattr(nvidia, "run_process_ids", lambda: {OURS, 71})
     monkeypatch.setattr(nvidia, "own_processes", lambda: [SimpleNamespace(pid=OURS), SimpleNamespace(pid=71)])
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[OURS, 71]]), "handle") == 0
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[4_000_001, 4_000_002]]), "handle") == 0
+
+
+def test_what_waits_for_this_process_is_no_other(monkeypatch):
+    """By its id, or where ids are the host's, by the number of those that have told that they use the device."""
+    monkeypatch.setattr(nvidia, "own_processes", lambda: [SimpleNamespace(pid=OURS)])
+    monkeypatch.setattr(nvidia, "USERS_ABOVE", 1)
+    assert other_processes(FakeNvml(ComputeRunningProcesses=[[OURS, os.getppid()]]), "handle") == 0
+    assert other_processes(FakeNvml(ComputeRunningProcesses=[[4_000_001, 4_000_002]]), "handle") == 0
+    assert other_processes(FakeNvml(ComputeRunningProcesses=[[4_000_001, 4_000_002, 4_000_003]]), "handle") == 1
 
 
 def test_the_doctor_examines_a_mig_instance(monkeypatch):
