@@ -202,6 +202,20 @@ def _make_repository(root: Path, folder: Path) -> None:
     # Tools that make a version from tags need them.
     tags = _git(root, "for-each-ref", "--format=create %(refname) %(objectname)", "refs/tags")
     _git(folder, "update-ref", "--stdin", text=f"{tags}\n" if tags else "")
+    _copy_filters(root, folder)
+
+
+def _copy_filters(root: Path, folder: Path) -> None:
+    """What turns stored files into those of a working tree may be set up for one repository, as git-lfs's may be."""
+    settings = _git(root, "config", "--list", "-z").split("\0")
+    for name, _, value in (setting.partition("\n") for setting in settings):
+        if name.startswith("filter."):
+            _git(folder, "config", name, value)
+    # Large files are where git-lfs has them in the user's repository; it asks the remote for those that it lacks.
+    _git(folder, "remote", "add", "origin", str(root))
+    lfs = (root / _git(root, "rev-parse", "--git-path", "lfs")).resolve()
+    if lfs.is_dir():
+        _git(folder, "config", "lfs.storage", str(lfs))
 
 
 def _check_out_submodule(root: Path, folder: Path, path: str, commit: str) -> None:

@@ -147,6 +147,16 @@ def test_a_submodule_that_is_not_here(repository, tmp_path):
         check_out(repository, commit_of(repository, "HEAD"), tmp_path / "gone")
 
 
+def test_files_are_filtered_as_the_user_has_set_it_up(repository, tmp_path):
+    """For this repository alone; git-lfs is such a filter, and finds its files where the user has them."""
+    git(repository, "config", "filter.double.smudge", "sed s/1/11/")
+    (repository / ".git" / "lfs").mkdir()
+    commit(repository, {".gitattributes": "code.py filter=double", "code.py": "1"})
+    check_out(repository, commit_of(repository, "HEAD"), tmp_path / "head")
+    assert (tmp_path / "head" / "code.py").read_text() == "11"
+    assert git(tmp_path / "head", "config", "lfs.storage") == str(repository / ".git" / "lfs")
+
+
 def test_a_change_within_the_grain_of_the_clock(repository):
     """Of one size, as old as the index: git reads such a file, and the copy of its index has to be as old for that."""
     code, index, then = repository / "code.py", repository / ".git" / "index", (1_000_000_000, 1_000_000_000)
