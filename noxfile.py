@@ -28,14 +28,14 @@ def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
     session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "not layouts", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "--ignore=tests/layouts", *session.posargs)
 
 
 @nox.session
 def layouts(session: nox.Session) -> None:
     """Run the command line on repositories of many layouts; arguments are passed on to pytest."""
     session.install(*CONSTRAINTS, ".[models]", *LAYOUTS)
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", "-m", "layouts", "tests/layouts", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", "tests/layouts", *session.posargs)
 
 
 @nox.session

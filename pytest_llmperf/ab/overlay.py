@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from pytest_llmperf.errors import UsageError
@@ -77,13 +77,17 @@ def install_command(python: str, *, dependencies: bool) -> list[str]:
         UsageError: the user's environment has neither.
     """
     uv = shutil.which("uv")
-    has_pip = importlib.util.find_spec("pip") is not None
-    if uv and (_is_made_by_uv() or not has_pip):
+    if uv and (_is_made_by_uv() or not _has_pip()):
         return [uv, "pip", "install", "--quiet", "--no-deps", "--python", python]
-    if not has_pip:
+    if not _has_pip():
         raise UsageError("this environment has no pip, and there is no uv: install one of them")
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
     return pip if dependencies else [*pip, "--no-deps"]
+
+
+def _has_pip() -> bool:
+    """Asked of the search path alone: setuptools has a finder that keeps this process from using setuptools later."""
+    return PathFinder.find_spec("pip") is not None
 
 
 def _is_made_by_uv() -> bool:
@@ -95,7 +99,7 @@ def _is_made_by_uv() -> bool:
 
 def _add_pip(folder: Path) -> None:
     """Without its own, a command that prepares a side would install into the user's environment."""
-    if os.name != "nt" and importlib.util.find_spec("pip"):
+    if os.name != "nt" and _has_pip():
         for name in ("pip", "pip3"):
             (folder / name).write_text(_PIP, encoding="utf-8")
             (folder / name).chmod(0o755)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -11,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
 
 from pytest_llmperf.ab.checkout import check_out, tracked_files
@@ -371,7 +371,7 @@ def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iter
 def _isolation(backend: str) -> Sequence[str]:
     """Building with what is installed needs no registry, and compiles against the torch that will run."""
     module = backend.partition(".")[0].partition(":")[0]
-    return ("--no-build-isolation",) if module.isidentifier() and importlib.util.find_spec(module) else ()
+    return ("--no-build-isolation",) if module.isidentifier() and PathFinder.find_spec(module) else ()
 
 
 def _telling_line(lines: Sequence[str]) -> str:

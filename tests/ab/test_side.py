@@ -105,3 +105,14 @@ def test_a_folder_that_the_revision_has_not(project, tmp_path, monkeypatch):
     (folder / "new").mkdir()
     with pytest.raises(UsageError, match="base: there is no folder new in revision"):
         prepared(project, project[1], tmp_path, here="new", python=sys.executable)
+
+
+def test_asking_for_pip_changes_nothing_in_this_process():
+    """Setuptools has a finder that lets nobody use setuptools once pip was looked for."""
+    ask = (
+        "from pytest_llmperf.ab.overlay import install_command; install_command('python', dependencies=True); "
+        "import setuptools, distutils.core; print(distutils.core.__file__)"
+    )
+    pytest.importorskip("setuptools")
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert "_distutils" in done.stdout
