@@ -70,11 +70,12 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
     code, screened = _screen(wanted, base, here)
     if screened is None:
         return code
-    found, tests = screened, open_tests(screened)
-    if tests:
+    compared = None
+    if tests := open_tests(screened):
         left_open = f"{len(tests)} of {plural(len(screened.tests), 'test')} left open"
         say(f"llmperf gate: {left_open}: comparing with {base[:12]}")
-        found = combined(screened, _compare(wanted, base, tests, here, say), fail_on=wanted.fail_on)
+        compared = _compare(wanted, base, tests, here, say)
+    found = combined(screened, compared, fail_on=wanted.fail_on)
     say(final_line(found))
     if wanted.comparison.verdicts:
         write_verdicts(wanted.comparison.verdicts, found)
@@ -129,23 +130,37 @@ def open_tests(screened: VerdictFile) -> list[str]:
     return [test.test for test in screened.tests if any(map(_is_open, test.cells))]
 
 
-def combined(screened: VerdictFile, compared: VerdictFile, *, fail_on: frozenset[Outcome]) -> VerdictFile:
-    """The screen's verdicts, each cell that was compared with the merge base replaced by what that said."""
-    second = {test.test: test for test in compared.tests}
+def combined(screened: VerdictFile, compared: VerdictFile | None, *, fail_on: frozenset[Outcome]) -> VerdictFile:
+    """The screen's verdicts, each cell that was compared with the merge base replaced by what that said.
+
+    Args:
+        screened: with nothing failing but what always does.
+        compared: with the merge base; ``None`` if the screen left nothing open.
+        fail_on: outcomes that fail as well.
+    """
+    second = {test.test: test for test in compared.tests} if compared else {}
     tests = [_replaced(test, second.get(test.test), fail_on) for test in screened.tests]
     outcomes = Counter(cell.outcome for test in tests for cell in test.cells if cell.counts)
     outcomes[Outcome.ERROR] += sum(bool(test.error) for test in tests)
-    failed = any(test.failed for test in tests)
+    breach = screened.breach or _breach(screened.missing, fail_on)
+    failed = any(test.failed for test in tests) or bool(breach)
     return screened.model_copy(
         update={
             "tests": tests,
             "outcomes": {outcome: outcomes[outcome] for outcome in Outcome if outcomes[outcome]},
             "decided": decided(outcomes),
             "total": sum(outcomes.values()),
-            "failed": failed or bool(screened.breach),
-            "exit_code": int(failed or bool(screened.breach)),
+            "failed": failed,
+            "breach": breach,
+            "exit_code": int(failed),
+            "sides": compared.sides if compared else {},
         }
     )
+
+
+def _breach(missing: Sequence[str], fail_on: frozenset[Outcome]) -> str:
+    is_asked = missing and Outcome.MISSING in fail_on
+    return f"no result of {plural(len(missing), 'test')} of the baseline" if is_asked else ""
 
 
 def final_line(found: VerdictFile) -> str:
@@ -207,5 +222,6 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
 def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:
     """The comparison's answer wherever the stored baseline had none, or why it came to none."""
     cell = second if second and second.outcome not in _NOT_COMPARED and _may_be_answered(first) else first
-    asked = cell.counts and cell.outcome in fail_on
+    improved_long_ago = cell.against and cell.outcome is Outcome.IMPROVED
+    asked = cell.counts and cell.outcome in fail_on and not improved_long_ago
     return cell.model_copy(update={"fails": cell.fails or asked})

@@ -60,6 +60,9 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     assert {test.test: test.failed for test in found.tests} == {
         "test_perf.py::test_decode[1-fp32]": True, "test_perf.py::test_decode[2-fp32]": False,
     }  # fmt: skip
+    assert {name: side.commit for name, side in found.sides.items()} == {
+        "base": git(repository, "rev-parse", "main"), "head": git(repository, "rev-parse", "HEAD"),
+    }  # fmt: skip
     explained = {test.test: [one.phase for one in test.explanations] for test in found.tests}
     assert explained == {"test_perf.py::test_decode[1-fp32]": ["decode"], "test_perf.py::test_decode[2-fp32]": []}
     assert found.tests[0].explanations[0].operators
@@ -230,6 +233,17 @@ def test_a_screen_that_failed_for_another_reason_fails_the_gate():
     found = combined(screened, verdicts(a=[cell(Outcome.UNCHANGED)]), fail_on=frozenset())
     assert (found.failed, found.exit_code) == (True, 1)
     assert final_line(found) == "llmperf gate: FAILED: 1 of 1 gating cells decided: 1 unchanged; a teardown"
+
+
+def test_what_was_asked_to_fail_does_so_where_the_screen_left_nothing_open():
+    """A cell that the screen decided, and a test that is gone."""
+    screened = verdicts(a=[cell(Outcome.IMPROVED)]).model_copy(update={"missing": ["t.py::gone"]})
+    assert not combined(screened, None, fail_on=frozenset()).failed
+    assert combined(screened, None, fail_on=frozenset({Outcome.IMPROVED})).exit_code == 1
+    long_ago = verdicts(a=[cell(Outcome.IMPROVED, against="v1.0")])
+    assert not combined(long_ago, None, fail_on=frozenset({Outcome.IMPROVED})).failed
+    found = combined(screened, None, fail_on=frozenset({Outcome.MISSING}))
+    assert (found.failed, found.breach) == (True, "no result of 1 test of the baseline")
 
 
 def test_what_stays_open_fails_where_that_is_asked_and_never_reads_as_a_pass():
