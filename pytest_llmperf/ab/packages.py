@@ -120,11 +120,18 @@ def build_backend(folder: Path) -> str | None:
         UsageError: its ``pyproject.toml`` cannot be read.
     """
     data = read_pyproject(folder)
-    system = data.get("build-system")
-    system = system if isinstance(system, dict) else {}
+    system = _table(data, "build-system")
     if "project" in data or system or (folder / "setup.py").exists() or _setup_cfg_name(folder / "setup.cfg"):
         return str(system.get("build-backend", "setuptools"))
     return None
+
+
+def _table(data: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+    """A table inside others; empty where something else stands in its place."""
+    for name in names:
+        found = data.get(name)
+        data = found if isinstance(found, dict) else {}
+    return data
 
 
 def _project_of(
@@ -135,8 +142,8 @@ def _project_of(
     if folder is None:
         return None
     inside, data = PurePosixPath(folder.relative_to(root).as_posix()), read_pyproject(folder)
-    tool = data.get("tool", {})
-    is_none = not tool.get("uv", {}).get("package", True) or not tool.get("poetry", {}).get("package-mode", True)
+    uv, poetry = _table(data, "tool", "uv"), _table(data, "tool", "poetry")
+    is_none = not uv.get("package", True) or not poetry.get("package-mode", True)
     is_told = "build-system" in data or (folder / "setup.py").exists()
     return None if inside not in installed and (is_none or not is_told) else Package(names.get(inside, ""), inside)
 
@@ -212,8 +219,8 @@ def _pyproject_name(path: Path) -> str:
         data = read_pyproject(path.parent)
     except UsageError:
         return ""
-    tables: list[Any] = [data.get("project"), data.get("tool", {}).get("poetry")]
-    return next((str(table["name"]) for table in tables if isinstance(table, dict) and "name" in table), "")
+    tables = [_table(data, "project"), _table(data, "tool", "poetry")]
+    return next((str(table["name"]) for table in tables if "name" in table), "")
 
 
 def _setup_cfg_name(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from pytest_llmperf.ab.packages import Locator, Package, find_packages, project_folders
+from pytest_llmperf.ab.packages import Locator, Package, build_backend, find_packages, project_folders
 
 PYPROJECT = '[build-system]\nrequires = []\n[project]\nname = "{}"\n'
 
@@ -112,4 +112,7 @@ def test_a_project_that_cannot_be_read_has_no_name(tmp_path):
     (tmp_path / "pyproject.toml").write_text("garbage [")
     (tmp_path / "setup.cfg").write_text("[metadata]\nname = Old_Name\n")
     assert project_folders(tmp_path, ["pyproject.toml"]) == {}
+    (tmp_path / "pyproject.toml").write_text("tool = 3\nproject = 4\nbuild-system = 5")
+    assert project_folders(tmp_path, ["pyproject.toml"]) == {}
+    assert build_backend(tmp_path) == "setuptools"
     assert project_folders(tmp_path, ["pyproject.toml", "setup.cfg"]) == {"old-name": PurePosixPath()}
