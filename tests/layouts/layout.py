@@ -149,6 +149,12 @@ class Layout:
         self.write(files)
         self.commit(name)
 
+    def clone(self, *options: str) -> None:
+        """Put a clone of the repository in its place."""
+        upstream = self.folder / "upstream"
+        self.root.rename(upstream)
+        self.git("clone", "-q", *options, f"file://{upstream}", str(self.root), folder=self.folder)
+
     def install(self, *what: str, dependencies: bool = False) -> None:
         """Into the user's environment alone; with what it needs and the environment behind it lacks, if asked for."""
         pip = [self.python, "-m", "pip", "install", "-q", *([] if dependencies else ["--no-deps"])]

@@ -93,9 +93,8 @@ def test_a_target_branch_that_was_not_fetched(engine, variable, value):
 
 def test_a_shallow_clone_without_the_base(engine):
     """The command that brings it is told."""
-    upstream, engine.root = engine.root, engine.folder / "clone"
-    base = engine.git("rev-parse", "main", folder=upstream)
-    engine.git("clone", "-q", "--depth=1", "--branch=change", f"file://{upstream}", str(engine.root), folder=upstream)
+    base = engine.git("rev-parse", "main")
+    engine.clone("--depth=1", "--branch=change")
     assert_refused(engine.ab(base=base), f"git fetch --depth=1 origin {base}")
     assert_refused(engine.gate("HEAD"), "git fetch --deepen=1 origin")
 

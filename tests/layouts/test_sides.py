@@ -101,16 +101,12 @@ def test_a_sparse_working_tree_with_changes_in_a_submodule(layout):
 def test_a_partial_clone(layout):
     """Git checks out what it has, and exits with 0: what it lacks is fetched."""
     layout.make_environment()
-    upstream = layout.folder / "upstream"
-    root, layout.root = layout.root, upstream
-    upstream.mkdir()
     layout.project()
     layout.begin()
     layout.branch({"src/engine/__init__.py": SLOW})
     layout.git("config", "uploadpack.allowFilter", "true")
     layout.git("config", "uploadpack.allowAnySHA1InWant", "true")
-    layout.git("clone", "-q", "--filter=blob:none", "--branch=change", f"file://{upstream}", str(root))
-    layout.root = root
+    layout.clone("--filter=blob:none", "--branch=change")
     layout.install("-e", ".")
     assert_red(layout.ab(base="origin/main"))
 
@@ -118,14 +114,10 @@ def test_a_partial_clone(layout):
 def test_a_shallow_clone_with_changes(layout):
     """As CI systems clone; what is compared is on no branch."""
     layout.make_environment()
-    upstream = layout.folder / "upstream"
-    root, layout.root = layout.root, upstream
-    upstream.mkdir()
     layout.project()
     layout.begin()
     layout.branch({"README": "more"})
-    layout.git("clone", "-q", "--depth=1", "--no-single-branch", f"file://{upstream}", str(root))
-    layout.root = root
+    layout.clone("--depth=1", "--no-single-branch")
     layout.install("-e", ".")
     layout.write({"src/engine/__init__.py": SLOW})
     assert_red(layout.ab(base="origin/main"))
