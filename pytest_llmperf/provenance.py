@@ -95,7 +95,6 @@ class ImportReporter:
     """
 
     def __init__(self, places: SidePlaces, path: Path, collected: AbstractSet[str]) -> None:
-        self._places = places
         self._path = path
         self._collected = collected
         self._found = _Found(places)

@@ -24,7 +24,7 @@ from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import baseline_path, load_baseline, update_baseline
 from pytest_llmperf.records.window import merge, only_new_cells
 from pytest_llmperf.scratch import make_room, scratch_folder
-from pytest_llmperf.text import plural, short_name, slug, some
+from pytest_llmperf.text import first_line, plural, short_name, slug, some
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict_file import VerdictFile, verdict_file, write_verdicts
 
@@ -215,7 +215,7 @@ def one_line(error: Exception) -> str:
     """An error as a line of the summary."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    first = next(iter(str(error).strip().splitlines()), "")
+    first = first_line(error)
     return first if isinstance(error, LlmperfError) else f"{type(error).__name__}: {first}".removesuffix(": ")
 
 

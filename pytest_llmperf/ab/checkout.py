@@ -135,9 +135,7 @@ def tracked_files(checkout: Path) -> list[str]:
 
 def is_ignored(root: Path, path: str) -> bool:
     """Whether git ignores a path."""
-    command = ["git", "check-ignore", "--quiet", "--", path]
-    done = subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, check=False)
-    return done.returncode == 0
+    return _succeeds(root, "check-ignore", "--quiet", "--", path)
 
 
 def _copy_index(root: Path, to: Path) -> None:
@@ -168,8 +166,7 @@ def _gitlinks(listing: str) -> Iterator[tuple[str, str]]:
 
 
 def _is_partial(root: Path) -> bool:
-    command = ["git", "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"]
-    return subprocess.run(command, cwd=root, env=git_environment(), capture_output=True, check=False).returncode == 0
+    return _succeeds(root, "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$")
 
 
 def _fetch_missing(root: Path, commit: str) -> None:
@@ -224,7 +221,7 @@ def _check_out_submodule(root: Path, folder: Path, path: str, commit: str) -> No
         if (root / path).is_dir() and not any((root / path).iterdir()):
             return
         raise UsageError(f"submodule {printable(path)} is not in {root}: run git submodule update --init there")
-    if not _has_commit(source, commit):
+    if not _succeeds(source, "cat-file", "-e", f"{commit}^{{commit}}"):
         raise UsageError(
             f"submodule {printable(path)} lacks commit {commit[:12]}: "
             f"run git -C {source} fetch {remote_of(source)} {commit}"
@@ -249,8 +246,9 @@ def _submodule_repository(root: Path, folder: Path, path: str) -> Path | None:
     return next((place for place in kept if place.is_dir()), None)
 
 
-def _has_commit(folder: Path, commit: str) -> bool:
-    command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+def _succeeds(folder: Path, *arguments: str) -> bool:
+    """The answer of a git command that gives it by its exit code."""
+    command = ["git", *arguments]
     return subprocess.run(command, cwd=folder, env=git_environment(), capture_output=True, check=False).returncode == 0
 
 

@@ -145,8 +145,9 @@ def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Seri
 
 def _repository(root: Path, here: Path) -> Repository:
     trees, sites = worktrees(root), site_folders()
-    held = find_packages(Locator(trees, sites), root, here, tracked_files(root))
-    return Repository(root=root, here=here, worktrees=trees, sites=sites, held=held)
+    locate = Locator(trees, sites)
+    held = find_packages(locate, root, here, tracked_files(root))
+    return Repository(root=root, here=here, worktrees=trees, sites=sites, held=held, locate=locate)
 
 
 def _environment_keys(recipes: Sequence[Recipe]) -> list[str]:

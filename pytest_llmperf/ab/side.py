@@ -77,11 +77,8 @@ class Repository:
     """Folders of installed packages, in the order in which they are searched."""
     held: RepositoryPackages
     """What the environment holds of the repository."""
-
-    @property
-    def locate(self) -> Locator:
-        """Tells which paths lie in the repository."""
-        return Locator(self.worktrees, self.sites)
+    locate: Locator
+    """Tells which paths lie in the repository."""
 
     @property
     def dependency_folders(self) -> list[PurePosixPath]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from layout import Layout
+from layout import SLOW, Layout
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def layout(tmp_path: Path, cache: Path) -> Layout:
     return Layout(tmp_path, cache)
+
+
+@pytest.fixture
+def engine(layout: Layout) -> Layout:
+    """A package that is installed editable, and a branch on which it is slower."""
+    layout.make_environment()
+    layout.project()
+    layout.begin()
+    layout.install("-e", ".")
+    layout.branch({"src/engine/__init__.py": SLOW})
+    return layout

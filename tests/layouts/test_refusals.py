@@ -8,17 +8,6 @@ import pytest
 from layout import FAST, SETTINGS, SLOW, assert_red, assert_refused
 
 
-@pytest.fixture
-def engine(layout):
-    """A package that is installed editable, and a branch on which it is slower."""
-    layout.make_environment()
-    layout.project()
-    layout.begin()
-    layout.install("-e", ".")
-    layout.branch({"src/engine/__init__.py": SLOW})
-    return layout
-
-
 @pytest.mark.parametrize("how", ["pythonpath", "conftest", "library"])
 def test_code_of_the_users_checkout_on_both_sides(layout, how):
     """An absolute path, wherever it is written: module and file are named."""

@@ -175,13 +175,8 @@ def test_a_package_that_moved_in_a_hook(layout):
     assert layout.git("symbolic-ref", "HEAD") == "refs/heads/change", "the user's repository is only read"
 
 
-def test_a_command_that_prepares(layout):
+def test_a_command_that_prepares(engine):
     """It installs into the side's environment; what is installed editable in the user's does not shine through."""
-    layout.make_environment()
-    layout.project()
-    layout.begin()
-    layout.install("-e", ".")
-    layout.branch({"src/engine/__init__.py": SLOW})
-    assert_red(layout.ab("--prepare", "pip install -q --no-deps --no-build-isolation -e ."))
-    shown = layout.run(layout.python, "-c", "import engine; print(engine.__file__)").text
-    assert shown.startswith(str(layout.root)), "the user's environment is only read"
+    assert_red(engine.ab("--prepare", "pip install -q --no-deps --no-build-isolation -e ."))
+    shown = engine.run(engine.python, "-c", "import engine; print(engine.__file__)").text
+    assert shown.startswith(str(engine.root)), "the user's environment is only read"
