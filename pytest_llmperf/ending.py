@@ -12,6 +12,8 @@ from pytest_llmperf.workplace import Workplace
 
 TROUBLE = "llmperf_trouble"
 """Where an xdist worker tells its controller, in what it sends when it ends, that it could not end well."""
+DEAD = "llmperf_dead"
+"""Where it tells that its device died."""
 
 NOT_RELEASED = "the model could not be released"
 _NOT_FAILED = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -74,17 +76,22 @@ class Ending:
         if self._running is None:
             self._release_worker(workplace)
             return
-        if workplace:
+        if workplace and workplace.dead:
+            _note_death(workplace, self._running)
+        elif workplace:
             with self._running.noting(NOT_RELEASED):
                 workplace.release()
         self._finish(session, self._running)
 
     def _release_worker(self, workplace: Workplace | None) -> None:
+        output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]  # xdist puts it there
+        if workplace and workplace.dead:
+            output[DEAD] = workplace.dead
+            return
         try:
             if workplace:
                 workplace.release()
         except Exception as error:  # noqa: BLE001  # whatever it is, the controller tells it
-            output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]  # xdist puts it there
             output[TROUBLE] = f"{NOT_RELEASED}: {one_line(error)}"
 
     def _finish(self, session: pytest.Session, running: Session) -> None:
@@ -109,7 +116,11 @@ class Ending:
     def _fail(self, session: pytest.Session) -> None:
         """The exit code follows from the verdicts, whatever pytest or another plugin counted."""
         found = self._running.outcome if self._running and not self._config.option.collectonly else None
-        if found and (found.failed or found.breach) and session.exitstatus in _NOT_FAILED:
+        if found is None:
+            return
+        # xdist interrupts a run of which a worker stops.
+        stopped = bool(found.dead) and session.exitstatus == pytest.ExitCode.INTERRUPTED
+        if stopped or ((found.failed or found.breach) and session.exitstatus in _NOT_FAILED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _tell(self) -> None:
@@ -121,3 +132,11 @@ class Ending:
         from pytest_llmperf.report.terminal import write_summary
 
         write_summary(reporter, self._running.outcome)
+
+
+def _note_death(workplace: Workplace, running: Session) -> None:
+    """Note which tests were not tried, also for whoever reads the journal."""
+    left = workplace.not_begun
+    running.outcome.dead, running.outcome.not_run = workplace.dead, len(left)
+    for test in left:
+        running.keep(workplace.entry(test, [], error=f"not run: {workplace.dead}"))

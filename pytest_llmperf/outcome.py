@@ -137,6 +137,11 @@ class RunOutcome:
     unreported: dict[str, None] = field(default_factory=dict)
     """Tests that began in a worker and of which nothing came: it died while they waited to be confirmed."""
 
+    dead: str = ""
+    """Which device died since which test, and why; empty if none did."""
+    not_run: int = 0
+    """How many tests were not tried since then."""
+
     def take(self, found: Mapping[str, Any]) -> None:
         """Take in what was found where the tests were measured."""
         self.device_key = found.get("device_key", self.device_key)
@@ -165,6 +170,8 @@ class RunOutcome:
     @property
     def breach(self) -> str:
         """What fails the run although it failed no test; empty if nothing does."""
+        if self.dead:
+            return f"{self.dead}; tests not run: {self.not_run} (--llmperf-isolate goes on in another process)"
         if self.unreported:
             return f"no report of {plural(len(self.unreported), 'test')} that began: {some(list(self.unreported), 3)}"
         if self.missing and Outcome.MISSING in self.fail_on:

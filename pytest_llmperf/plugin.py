@@ -7,8 +7,8 @@ scipy, rich and pydantic wait until a perf test is to be run.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -469,9 +469,16 @@ def _alone(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
     return only_once(item, phase) if WORKPLACE in item.config.stash else nullcontext()
 
 
-def _contained(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
+@contextmanager
+def _contained(item: pytest.Item, phase: str) -> Iterator[None]:
+    """Contain what goes wrong in a stage of a perf test; where the device died, no other test is tried."""
     workplace = item.config.stash.get(WORKPLACE, None)
-    return workplace.contained(test_key(item), phase) if workplace else nullcontext()
+    try:
+        with workplace.contained(test_key(item), phase) if workplace else nullcontext():
+            yield
+    finally:
+        if workplace and workplace.dead:
+            item.session.shouldfail = f"{workplace.device} is dead"
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:

@@ -14,7 +14,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-from pytest_llmperf.ending import TROUBLE
+from pytest_llmperf.ending import DEAD, TROUBLE
 from pytest_llmperf.outcome import RunOutcome
 
 CHANNEL = "llmperf_channel"
@@ -37,6 +37,7 @@ class Controller:
         self._told: dict[WorkerController, dict[str, Any]] = {}
         self._key_of: dict[str, str] = {}
         self._models: dict[str, str] = {}
+        self._ended: set[str] = set()
 
     def pytest_report_header(self) -> str:
         """Say where the workers measure."""
@@ -58,10 +59,14 @@ class Controller:
 
     def pytest_testnodedown(self, node: WorkerController) -> None:
         """A worker that is gone needs its device no more. xdist tells of some twice."""
-        if node in self._device_of:
-            self._free.append(self._device_of.pop(node))
-            if trouble := getattr(node, "workeroutput", {}).get(TROUBLE):
-                self._outcome.troubles[trouble] = None
+        if node not in self._device_of:
+            return
+        self._free.append(self._device_of.pop(node))
+        output = getattr(node, "workeroutput", {})
+        if trouble := output.get(TROUBLE):
+            self._outcome.troubles[trouble] = None
+        self._outcome.dead = self._outcome.dead or output.get(DEAD, "")
+        self._outcome.not_run = len(self._models.keys() - self._ended)
 
     def pytest_xdist_node_collection_finished(self, node: WorkerController) -> None:
         """Take in what a worker told when it had collected, before any test is given out."""
@@ -84,6 +89,7 @@ class Controller:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Something came of a test."""
         self._outcome.unreported.pop(report.nodeid, None)
+        self._ended.add(report.nodeid)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> LoadScopeScheduling:
         """Give out models, whatever ``--dist`` says."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,10 @@ from pytest_llmperf.compare import CellKey, Comparison, Confirmed
 from pytest_llmperf.engines.choose import ENGINES, Wanted
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.engines.transformers import TransformersEngine
-from pytest_llmperf.errors import BaselineError, UsageError
+from pytest_llmperf.errors import BaselineError, MeasurementError, UsageError
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.contain import can_interrupt, contained
+from pytest_llmperf.measure.dead_device import why_dead
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
 from pytest_llmperf.measure.progress import TEST_BODY
@@ -81,6 +82,9 @@ class Workplace:
         self.options = options
         self._root = root
         self.edited = ""
+        self.dead = ""
+        """Since which test the device does nothing more for this process, and why; empty while it works."""
+        self._not_begun = dict.fromkeys(test.key for test in tests)
         self._bench = Bench(options.device, options.guards)
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
@@ -227,11 +231,19 @@ class Workplace:
             return self._timeouts[test] or None
         return max(SHORTEST_TIMEOUT_S, SLOWEST_RUNS * slowest)
 
-    def contained(self, test: str, phase: str) -> AbstractContextManager[None]:
-        """Run a stage of a test so that running out of memory or time ends in one line."""
+    @contextmanager
+    def contained(self, test: str, phase: str) -> Iterator[None]:
+        """Run a stage of a test so that running out of memory or time, or of the device itself, ends in one line."""
+        self._not_begun.pop(test, None)
         self._bench.load_limit_s = self.load_limit_s(test)
         limit_s = self.body_limit_s(test) if phase == TEST_BODY else None
-        return contained(self.progress, self.device, phase=phase, limit_s=limit_s)
+        with self._noticing_death(test), contained(self.progress, self.device, phase=phase, limit_s=limit_s):
+            yield
+
+    @property
+    def not_begun(self) -> list[str]:
+        """The tests that have not begun, in their order."""
+        return [*self._not_begun]
 
     def release(self) -> None:
         """Let the model go, and the engine that has its own."""
@@ -241,6 +253,24 @@ class Workplace:
     def device(self) -> str:
         """The device as torch names it."""
         return self._bench.device
+
+    @contextmanager
+    def _noticing_death(self, test: str) -> Iterator[None]:
+        """Ask after a stage of a test whether the device still works; a test that had passed fails if it does not."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):  # a device that hangs must not keep the user from leaving
+            raise
+        except BaseException:
+            self._note_death(test)
+            raise
+        self._note_death(test)
+        if self.dead:
+            raise MeasurementError(self.dead)
+
+    def _note_death(self, test: str) -> None:
+        if not self.dead and (why := why_dead(self.device)):
+            self.dead = f"{self.device} is dead since {test}: {why}"
 
     def _judge(
         self,
