@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageError
 from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
+from pytest_llmperf.measure.cublas import clear_workspaces
 from pytest_llmperf.measure.execution import Generated, OnToken, Opened
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.graph import NotCapturableError, Pool, captured, why_no_graphs
@@ -100,12 +101,17 @@ class GraphedSteps:
     def capture(self, sizes: Sequence[int], stack: ExitStack, clock: Clock) -> list[Figure]:
         """Capture a step of each size, the first of which is replayed; they live as long as the stack."""
         device, pool = str(self._prompt.device), Pool.new()
-        before, start = _reserved_bytes(device), time.perf_counter_ns()
+        reserved, free = _reserved_bytes(device), _free_bytes(device)
+        start = time.perf_counter_ns()
         graphs = [stack.enter_context(self._captured(device, size, pool)) for size in sizes]
         clock.synchronize()
         capture_ms = (time.perf_counter_ns() - start) / NS_PER_MS
         self._graph = graphs[0]
-        return [Figure("capture_ms", capture_ms), Figure("graph_memory_bytes", _reserved_bytes(device) - before)]
+        return [
+            Figure("capture_ms", capture_ms),
+            Figure("graph_memory_bytes", _reserved_bytes(device) - reserved),
+            Figure("graph_device_memory_bytes", free - _free_bytes(device)),
+        ]
 
     def request(self, output_tokens: int, on_token: OnToken) -> Generated:
         """Prefill of the batch as it is, then replays in which it is padded."""
@@ -166,5 +172,14 @@ def _reserved_bytes(device: str) -> int:
     import torch
 
     torch.cuda.synchronize(device)
+    clear_workspaces()
     torch.cuda.empty_cache()
     return torch.cuda.memory_reserved(device)
+
+
+def _free_bytes(device: str) -> int:
+    """Of the device, as its driver tells."""
+    import torch
+
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free

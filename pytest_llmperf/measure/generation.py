@@ -16,6 +16,7 @@ from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.clock import Clock
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
+from pytest_llmperf.measure.cublas import clear_workspaces
 from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
 from pytest_llmperf.measure.execution import Execution, Opened, Request, check_produced
 from pytest_llmperf.measure.executions import find_execution
@@ -131,6 +132,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
     execution = find_execution(plan.execution)
     with measuring_conditions(), ExitStack() as stack:
         enter("setting up")
+        clear_workspaces()  # while no graph of this measurement is alive
         opened = stack.enter_context(execution.open(model, prompt[: plan.batch_size], plan.output_tokens, clock))
         request: Request = opened.request
         if burdens:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_llmperf.errors import LlmperfError, MeasurementError
+from pytest_llmperf.measure.collector import collector_paused
+from pytest_llmperf.measure.cublas import inside_its_pool
 from pytest_llmperf.text import first_line
 
 _SYNCHRONIZES = "called a synchronizing CUDA operation"
@@ -74,21 +76,27 @@ def _capture(device: str, call: Callable[[], object], times: int, pool: Pool) ->
 
     pool.stream.wait_stream(torch.cuda.current_stream())
     # Not `torch.cuda.graph`: where ending the capture fails, it leaves its side stream the current one.
-    with torch.cuda.stream(pool.stream):
+    # No garbage is collected meanwhile: freeing a tensor's memory may break a capture.
+    with collector_paused(), torch.cuda.stream(pool.stream):
         _warm_call(call)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        try:
-            graph.capture_begin(pool=pool.handle)
-            for _ in range(times):
-                call()
-            _end(graph)
-        except BaseException as error:
-            _abandon(graph, pool.handle, device)
-            if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # of which time limits are
-                raise NotCapturableError(f"capture failed: {_one_line(error)}") from error
-            raise
+        with inside_its_pool(graph):
+            _fill(graph, device, call, times, pool)
     return graph
+
+
+def _fill(graph: Any, device: str, call: Callable[[], object], times: int, pool: Pool) -> None:
+    try:
+        graph.capture_begin(pool=pool.handle)
+        for _ in range(times):
+            call()
+        _end(graph)
+    except BaseException as error:
+        _abandon(graph, pool.handle, device)
+        if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # of which time limits are
+            raise NotCapturableError(f"capture failed: {_one_line(error)}") from error
+        raise
 
 
 def _warm_call(call: Callable[[], object]) -> None:

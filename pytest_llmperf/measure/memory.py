@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_llmperf.measure.cublas import clear_workspaces
 from pytest_llmperf.measure.kineto import mark, profiler
 
 if TYPE_CHECKING:
@@ -72,8 +73,10 @@ class Trace:
 def trace_memory(device: str, phase: str) -> Iterator[Trace]:
     """Follow memory from here, beginning with ``phase``; ``peaks`` is filled when the block ends.
 
-    Following costs time (on a CPU every allocation is recorded), so nothing inside should be timed.
+    Following costs time (on a CPU every allocation is recorded), so nothing inside should be timed. Of the workspaces
+    of matrix products, those are counted that are needed inside.
     """
+    clear_workspaces()
     trace = Trace(_device_trace(device, phase))
     trace.enter(phase)
     try:

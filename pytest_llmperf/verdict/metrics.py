@@ -217,6 +217,14 @@ _DEFINITIONS: tuple[Metric, ...] = (
         "bytes that the device's caching allocator holds more after capturing the CUDA graphs of decode than before",
         gates=True,
     ),
+    Metric(
+        name="graph_device_memory",
+        unit="bytes",
+        title="graph memory, driver",
+        definition="bytes of the device that are free before capturing the CUDA graphs of decode and not after, by the "
+        "driver: what it keeps of them beside the allocator, and what other processes took meanwhile",
+        kind=Kind.INFORMATIVE,
+    ),
     _counted(
         "operators_per_token",
         "operators / token",

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 SYNCHRONIZES = "called a synchronizing CUDA operation"
+WORKSPACE = 32 << 20
+"""On Hopper, for each handle and stream."""
 BROKEN = "CUDA error: operation failed due to a previous error during capture"
 
 
@@ -18,9 +20,11 @@ class FakeGraph:
         self.cuda = cuda
         self.work: list[float] = []
         self.ended = False
+        self.has_workspace = False
+        """In its pool."""
 
     def capture_begin(self, *, pool: str) -> None:
-        assert self.cuda.stream_name == "side", "CUDA graphs must be captured on a non-default stream."
+        assert self.cuda.stream_name != "default", "CUDA graphs must be captured on a non-default stream."
         assert pool == "pool"
         self.cuda.capturing, self.cuda.captures_underway = self, 1
         self.cuda.generator.state["capturing"] = True
@@ -82,6 +86,25 @@ class FakeCuda:
         self.generator = FakeGenerator()
         self.default_generators = (self.generator,)
         self.released: list[tuple] = []
+        self.streams_made = 0
+        self.workspaces: dict[object, FakeGraph | None] = {}
+        """By stream, the graph in whose pool it lies; none where it lies outside of pools."""
+
+    def multiply(self, milliseconds: float) -> None:
+        """A product of matrices, which needs a workspace; a replay writes where the capture did."""
+        self.launch(milliseconds)
+        lies_in = self.workspaces.setdefault(self.stream_name, self.capturing)
+        if self.capturing:
+            assert lies_in is self.capturing, "a graph whose workspace somebody else may be given"
+            self.capturing.has_workspace = True
+
+    def clear_workspaces(self) -> None:
+        """Stands for ``torch._C._cuda_clearCublasWorkspaces``."""
+        assert self.capturing is None, "the memory of a capture cannot be freed while it goes on"
+        self.workspaces.clear()
+
+    def memory_allocated(self, _device: str | None = None) -> int:
+        return len(self.workspaces) * WORKSPACE
 
     def launch(self, milliseconds: float) -> None:
         """A kernel."""
@@ -114,14 +137,15 @@ class FakeCuda:
         return event
 
     def Stream(self) -> SimpleNamespace:  # noqa: N802  # torch's name
-        return SimpleNamespace(wait_stream=lambda other: None)
+        self.streams_made += 1
+        return SimpleNamespace(wait_stream=lambda other: None, name=f"side {self.streams_made}")
 
     def current_stream(self, _device: str | None = None) -> str:
         return self.stream_name
 
     @contextmanager
-    def stream(self, _stream: object):
-        before, self.stream_name = self.stream_name, "side"
+    def stream(self, stream: object):
+        before, self.stream_name = self.stream_name, stream.name
         try:
             yield
         finally:

@@ -90,8 +90,12 @@ class RecordingCuda(FakeCuda):
         pass
 
     def memory_reserved(self, _device: str) -> int:
-        """A megabyte a graph, on top of ten."""
-        return (10 + len(self.captured)) << 20
+        """A megabyte a graph, on top of ten and of what cuBLAS has."""
+        return ((10 + len(self.captured)) << 20) + self.memory_allocated()
+
+    def mem_get_info(self, _device: str) -> tuple[int, int]:
+        """The driver takes three for each."""
+        return (100 - 3 * len(self.captured)) << 20, 100 << 20
 
     def current_stream(self) -> SimpleNamespace:
         return SimpleNamespace(wait_stream=lambda other: None)

@@ -1,0 +1,96 @@
+"""cuBLAS' workspaces, on an allocator that charges 32 MiB for each stream: no figure of memory has those of others."""
+
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+from fake_cuda import WORKSPACE, FakeCuda
+
+from pytest_llmperf.measure import cublas
+from pytest_llmperf.measure.clock import EventClock
+from pytest_llmperf.measure.cublas import clear_workspaces
+from pytest_llmperf.measure.graph import captured
+from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.measure.timer import KernelTimer
+
+
+class OthersGraph:
+    """What ``torch.cuda.CUDAGraph`` makes for somebody else."""
+
+
+class ChargingCuda(FakeCuda):
+    """Keeps the peak of its memory, as the caching allocator does."""
+
+    peak = 0
+
+    def multiply(self, milliseconds: float) -> None:
+        super().multiply(milliseconds)
+        self.peak = max(self.peak, self.memory_allocated())
+
+    def reset_peak_memory_stats(self, _device: str) -> None:
+        self.peak = self.memory_allocated()
+
+    def max_memory_allocated(self, _device: str) -> int:
+        return self.peak
+
+    max_memory_reserved = max_memory_allocated
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> ChargingCuda:
+    """In the place of ``torch.cuda``."""
+    fake = ChargingCuda()
+    monkeypatch.setattr(torch, "cuda", fake)
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", fake.clear_workspaces, raising=False)
+    return fake
+
+
+def test_a_graph_has_its_workspace_in_its_pool_and_leaves_none_behind(cuda):
+    """Whatever the streams had before: the fake refuses a graph that would write outside of its pool."""
+    cuda.multiply(1)
+    for _ in range(3):
+        with captured("cuda:0", lambda: cuda.multiply(1), 2) as graph:
+            assert graph.has_workspace
+            assert cuda.memory_allocated() == 0
+        assert cuda.memory_allocated() == 0
+
+
+def test_what_was_timed_is_in_no_later_figure(cuda):
+    """Each timing takes a stream of its own, whose workspace would stay."""
+    timer = KernelTimer("cuda:0", EventClock(cuda, "cuda:0"))
+    assert peak_of_a_product(cuda) == WORKSPACE
+    for number in range(4):
+        assert timer(lambda: cuda.multiply(1), name=str(number)).graph_used
+    assert peak_of_a_product(cuda) == WORKSPACE
+    with cuda.stream(cuda.Stream()):
+        cuda.multiply(1)
+    assert peak_of_a_product(cuda) == WORKSPACE
+
+
+def peak_of_a_product(cuda):
+    with trace_memory("cuda:0", "prefill") as trace:
+        cuda.multiply(1)
+    return trace.peaks["prefill"].allocated_bytes
+
+
+def test_nothing_is_freed_that_a_graph_of_somebody_else_may_write_to(cuda):
+    """Once that graph is gone, it is."""
+    cuda.multiply(1)
+    cuda.CUDAGraph = OthersGraph
+    graph = OthersGraph()
+    clear_workspaces()
+    assert cuda.memory_allocated() == WORKSPACE
+    cublas._captured_here.add(graph)
+    clear_workspaces()
+    assert cuda.memory_allocated() == 0
+    gone = weakref.ref(graph)
+    del graph
+    assert gone() is None
+
+
+def test_a_build_without_them_has_nothing_to_free(monkeypatch):
+    """As torch for CPUs."""
+    monkeypatch.delattr(torch._C, "_cuda_clearCublasWorkspaces", raising=False)
+    clear_workspaces()
