@@ -68,6 +68,23 @@ class SynchronizedClock(HostClock):
         self._synchronize()
 
 
+class ArrivalClock(HostClock):
+    """The host's clock as it is, for tokens that are on the host when they are handed over.
+
+    transformers reads them one step late on MPS (``DeferredStopCheck``): an event that is recorded then lies behind the
+    work of the next step.
+    """
+
+    name = "perf_counter at arrival"
+
+    def __init__(self, synchronize: Callable[[], None]) -> None:
+        self._synchronize = synchronize
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        self._synchronize()
+
+
 class EventClock:
     """Events in the device's stream: no synchronization between stamps, so that the host may run ahead.
 

@@ -100,7 +100,11 @@ def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: 
 def library_generate(
     model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken, **chosen: Any
 ) -> Generated:
-    """``model.generate`` with a streamer: what a user of the library sees; greedy unless something else is chosen."""
+    """``model.generate`` with a streamer: what a user of the library sees; greedy unless something else is chosen.
+
+    It looks for end tokens as it does for a user, and finds none. ``min_new_tokens`` would keep it from stopping as
+    well, by work on the logits of every step that a user does not have.
+    """
     import torch
     from transformers import GenerationConfig
 
@@ -111,8 +115,7 @@ def library_generate(
         streamer=_TokenStreamer(on_token),
         generation_config=GenerationConfig(
             max_new_tokens=output_tokens,
-            min_new_tokens=output_tokens,
-            eos_token_id=eos,
+            eos_token_id=_unreachable(model, eos),
             pad_token_id=_pad_token(model, eos),
             return_dict_in_generate=True,
             **{"do_sample": False, **chosen},
@@ -161,6 +164,14 @@ def last_logits_only(model: Any) -> dict[str, int]:
     """Prefill needs the last position's logits alone; ``generate`` asks for no more either."""
     accepts = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if accepts else {}
+
+
+def _unreachable(model: Any, eos: int | list[int] | None) -> list[int] | None:
+    """As many end tokens as the model has, none of which it can produce."""
+    if eos is None:
+        return None
+    beyond: int = model.config.get_text_config().vocab_size
+    return [beyond + number for number in range(len(eos) if isinstance(eos, list) else 1)]
 
 
 def _pad_token(model: Any, eos: int | list[int] | None) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from fake_accelerators import FakeMps, FakeXpu
@@ -10,7 +12,8 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure import clock as clocks
 from pytest_llmperf.measure.clock import EventClock, SynchronizedClock, clock_for
 from pytest_llmperf.measure.device import resolve_device, worker_devices
-from pytest_llmperf.measure.generation import time_request
+from pytest_llmperf.measure.executions import find_execution
+from pytest_llmperf.measure.generation import clock_of, time_request
 from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import Progress
 
@@ -71,6 +74,35 @@ def test_without_mps_events_every_stamp_waits_for_the_device(mps, monkeypatch):
     assert isinstance(clock, SynchronizedClock)
     clock.stamp()
     assert len(waits) == 1
+
+
+def test_tokens_that_generate_reads_late_are_timed_as_they_arrive(mps, monkeypatch):
+    """As transformers does on MPS: each is handed over once the next step is launched, and the last at the end.
+
+    The device needs 2 ms a token; the host launches a step in no time, and waits for what it reads.
+    """
+    host = SimpleNamespace(now_ms=0.0)
+    monkeypatch.setattr(clocks.time, "perf_counter_ns", lambda: int(host.now_ms * 1e6))
+    monkeypatch.setattr(mps, "synchronize", lambda: setattr(host, "now_ms", mps.now))
+
+    def generate(on_token):
+        done_ms = []
+        for _ in range(4):
+            mps.work(2.0)
+            done_ms.append(mps.now)
+            if len(done_ms) > 1:
+                host.now_ms = max(host.now_ms, done_ms[-2])
+                on_token()
+        mps.synchronize()
+        on_token()
+
+    clock = clock_for("mps")
+    late, _ = time_request(generate, clock)
+    assert late.itl_ms == pytest.approx([2.0, 2.0, 0.0], abs=0.5), "events: a step too few"
+    times, _ = time_request(generate, clock_of(find_execution("generate"), "mps", clock))
+    assert (times.ttft_ms, times.itl_ms) == (2.0, [2.0, 2.0, 2.0])
+    for execution, device in (("loop", "mps"), ("generate", "cuda:0")):
+        assert clock_of(find_execution(execution), device, clock) is clock
 
 
 def test_peaks_of_an_xpu_are_those_of_its_own_device(xpu):

@@ -16,7 +16,7 @@ from pytest_llmperf.measure import clock as clocks
 from pytest_llmperf.measure.clock import EventClock, HostClock, SynchronizedClock, clock_for
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
 from pytest_llmperf.measure.device import check_device_name, resolve_device
-from pytest_llmperf.measure.execution import Generated, check_produced
+from pytest_llmperf.measure.execution import Generated, check_produced, greedy_loop, library_generate
 from pytest_llmperf.measure.executions import find_execution
 from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.machine import device_key, environment, session_id
@@ -212,12 +212,40 @@ def test_fewer_tokens_than_asked_for_are_an_error():
         check_produced(short, batch_size=2, output_tokens=4)
 
 
+def test_generate_does_what_it_does_for_its_user(tiny):
+    """Each step, operator for operator, looks for end tokens among them; and none of them stops it."""
+    model, prompt = tiny.model, random_prompt(tiny.model.config, batch_size=2, input_tokens=5, seed=0)
+    given = {"attention_mask": torch.ones_like(prompt), "do_sample": False}
+    counts: dict[str, list[int]] = {"theirs": [], "ours": []}
+    for tokens in (6, 10):
+        with count_operators() as theirs:
+            out = model.generate(prompt, max_new_tokens=tokens, **given)
+        assert out.shape == (2, 5 + tokens), "no end token by chance"
+        with count_operators() as ours:
+            found = library_generate(model, prompt, tokens, lambda: None)
+        assert torch.equal(found.tokens, out[:, 5:])
+        counts["theirs"].append(theirs.total)
+        counts["ours"].append(ours.total)
+    steps = {name: longer - shorter for name, (shorter, longer) in counts.items()}
+    assert steps["ours"] == steps["theirs"] > 0
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_end_tokens_do_not_stop_generate(tiny, monkeypatch, several):
+    """It produces what the bare loop does, an end token like another."""
+    prompt = random_prompt(tiny.model.config, batch_size=1, input_tokens=5, seed=0)
+    plain = greedy_loop(tiny.model, prompt, 6, lambda: None).tokens
+    first = int(plain[0, 1])
+    monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", [first, 2] if several else first)
+    assert torch.equal(library_generate(tiny.model, prompt, 6, lambda: None).tokens, plain)
+
+
 def test_a_model_that_stops_early_is_an_error(tiny, monkeypatch):
     """Through the library's own loop."""
     real = tiny.model.generate
 
     def stops(prompt, *, generation_config, **kwargs):
-        generation_config.update(max_new_tokens=2, min_new_tokens=2)
+        generation_config.update(max_new_tokens=2)
         return real(prompt, generation_config=generation_config, **kwargs)
 
     monkeypatch.setattr(tiny.model, "generate", stops)
