@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import torch
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Those that ask inductor for CUDA graphs. Where it cannot make one it goes on without, and says so in a log alone."""
 PRECISIONS = ("highest", "high", "medium")
 
 INDUCTOR = "inductor"
@@ -89,7 +91,8 @@ class Compile:
 
         Raises:
             ExecutionUnavailable: nothing can be compiled for this device here.
-            MeasurementError: it failed, compiled nothing, or never stops compiling.
+            MeasurementError: it failed, compiled nothing, never stops compiling, or made no CUDA graphs where the mode
+                asks for them.
             UsageError: one output token has no decode.
         """
         cache = static_cache(model, prompt, output_tokens)
@@ -101,11 +104,13 @@ class Compile:
             run = partial(request, output_tokens)
             cold, generated = time_request(run, clock)
             steady = _settle(run, clock, compilations)
+            self._check_graphs(prompt.device, compilations)
             tried = len(compilations.reasons)
             unlike = unlike_loop(generated, tokens_of_loop(model, prompt, output_tokens))
 
             def figures() -> Sequence[Figure]:
                 _check_settled(compilations, tried)
+                self._check_graphs(prompt.device, compilations)
                 return [*_figures(compilations, cold, steady), unlike]
 
             yield Opened(request, figures, dispatches=False)
@@ -114,6 +119,14 @@ class Compile:
         reason = obstacle(str(device), self.backend)
         if reason:
             raise ExecutionUnavailable(f"execution 'compile' cannot run on {device} here: {reason}")
+
+    def _check_graphs(self, device: torch.device, compilations: Compilations) -> None:
+        skipped = compilations.count("inductor", "cudagraph_skips")
+        if skipped and device.type == "cuda" and self.mode in GRAPH_MODES:
+            raise MeasurementError(
+                f"torch.compile: mode {self.mode!r}: inductor made no CUDA graph {skipped} times and ran without: "
+                "TORCH_LOGS=cudagraphs tells why; expected one each, or mode 'default'"
+            )
 
     def _compiled(self, model: Any, cache: Any) -> Step:
         import torch

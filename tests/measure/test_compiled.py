@@ -8,12 +8,13 @@ import pytest
 import torch
 from perf_project import FAKE_CLOCK
 from torch import _dynamo as dynamo
+from torch._inductor.cudagraph_utils import log_cudagraph_skip_and_bump_counter
 
 from pytest_llmperf import Compile, ModelSpec
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import compiled
 from pytest_llmperf.measure.clock import HostClock
-from pytest_llmperf.measure.dynamo import obstacle
+from pytest_llmperf.measure.dynamo import Compilations, obstacle
 from pytest_llmperf.measure.generation import Plan, measure_generation, measuring_conditions
 from pytest_llmperf.measure.prompt import random_prompt
 from pytest_llmperf.measure.request import RequestTimes
@@ -103,6 +104,31 @@ def test_compiling_while_timed_is_an_error(tiny):
             torch.set_default_dtype(torch.float32)
         with pytest.raises(MeasurementError, match=r"compiled 1 frames while it was timed: .*GLOBAL_STATE"):
             opened.figures()
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_cuda_graphs_that_were_skipped_are_an_error(mode):
+    """The mode asks for them; inductor goes on without, in silence. On other devices it has none to make."""
+    compilations = Compilations()
+    cuda, cpu = torch.device("cuda:0"), torch.device("cpu")
+    dynamo.utils.counters.clear()
+    Compile(mode=mode)._check_graphs(cuda, compilations)
+    log_cudagraph_skip_and_bump_counter("skipping cudagraphs due to mutated inputs")
+    Compile(mode=mode)._check_graphs(cpu, compilations)
+    Compile(mode="default")._check_graphs(cuda, compilations)
+    message = rf"mode '{mode}': inductor made no CUDA graph 1 times and ran without: TORCH_LOGS=cudagraphs tells why"
+    with pytest.raises(MeasurementError, match=message):
+        Compile(mode=mode)._check_graphs(cuda, compilations)
+
+
+def test_skipped_graphs_are_looked_for_before_and_after_timing(tiny, monkeypatch):
+    """An input that changes its place makes inductor give a graph up later."""
+    checked = []
+    monkeypatch.setattr(Compile, "_check_graphs", lambda _self, device, _compilations: checked.append(device.type))
+    with measuring_conditions(), Compile(**TRACED).open(tiny, prompt(tiny), 4, HostClock()) as opened:
+        assert checked == ["cpu"]
+        opened.figures()
+        assert checked == ["cpu", "cpu"]
 
 
 def test_compiling_nothing_is_an_error(tiny):
