@@ -140,7 +140,8 @@ def test_a_product_is_timed_by_events_and_by_replays(timer, flush_l2):
     timing = timer(torch.mm, matrix, matrix, flush_l2=flush_l2)
     assert timing.clock == "cuda events"
     assert (timing.graph_reason, timing.flushed_l2) == ("", flush_l2)
-    assert len(timing.samples_ms) == len(timing.graph_samples_ms) == 10
+    assert min(len(timing.samples_ms), len(timing.graph_samples_ms)) >= 10
+    assert timing.graph_sized
     assert min(timing.samples_ms + timing.graph_samples_ms) > 0
     assert timing.roofline(limits=timer.limits("float16"), operations=2 * 2048**3).matrix_share > 0
 
@@ -167,7 +168,7 @@ def test_what_cannot_be_captured_leaves_the_device_as_it_was(timer, fn):
     ones = torch.ones(1 << 20, device="cuda")
     stream, state = torch.cuda.current_stream(), torch.cuda.get_rng_state()
     timing = timer(fn, ones)
-    assert len(timing.samples_ms) == 10
+    assert len(timing.samples_ms) >= 10
     assert not timing.graph_used
     assert timing.graph_reason
     assert torch.cuda.current_stream() == stream

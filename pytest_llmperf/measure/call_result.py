@@ -9,6 +9,8 @@ from pytest_llmperf.records.schema import Observation, Scalar, TestResult, Workl
 
 ENGINE = "cuda_timer"
 NOT_A_MODELS = "none"
+SIZED = "auto"
+"""In the place of a number of calls that the timer chose."""
 
 
 def call_result(timing: Timing, *, test: str, run_id: str, guards: frozenset[str] = frozenset()) -> TestResult:
@@ -33,7 +35,8 @@ def call_result(timing: Timing, *, test: str, run_id: str, guards: frozenset[str
 def _workload(timing: Timing) -> Workload:
     settings: dict[str, Scalar] = {"arguments": timing.arguments, "flushed_l2": timing.flushed_l2}
     if timing.graph_used:
-        settings["graph_repetitions"] = timing.graph_repetitions
+        # A number that follows the call's time would make another workload of each run.
+        settings["graph_repetitions"] = SIZED if timing.graph_sized else timing.graph_repetitions
     return Workload(
         engine=ENGINE,
         model=timing.name,
@@ -58,6 +61,10 @@ def _observation(timing: Timing, *, test: str, run_id: str, workload: Workload, 
         "sm_clock_after_mhz": timing.after.sm_mhz,
         "held_back": " ".join(timing.held_back),
         "no_graph": timing.graph_reason,
+        "stop": timing.stop.value,
+        "graph_stop": timing.graph_stop.value if timing.graph_stop else "",
+        "discarded_samples": timing.discarded,
+        "throttled_samples": timing.throttled,
     }
     return Observation(
         run=run_id,

@@ -90,7 +90,7 @@ class GpuWatch:
             sm_clock_before_mhz=self._before.sm_mhz,
             sm_clock_under_load_mhz=_median([look.sm_mhz for look in self._looks]),
             sm_clock_after_mhz=after.sm_mhz,
-            sm_clock_full_mhz=self._full_clock_mhz(),
+            sm_clock_full_mhz=full_sm_clock_mhz(self._nvml, self._gpu),
             memory_clock_under_load_mhz=_median([look.memory_mhz for look in self._looks]),
             throttle_reasons=_held_back(self._looks),
             temperature_before_c=self._temperature,
@@ -124,13 +124,6 @@ class GpuWatch:
             self._nvml, lambda: self._nvml.nvmlDeviceGetTemperature(self._gpu, self._nvml.NVML_TEMPERATURE_GPU)
         )
 
-    def _full_clock_mhz(self) -> int | None:
-        """Applications are told the graphics clock, which is the SM's as well."""
-        nvml, gpu = self._nvml, self._gpu
-        most = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM))
-        chosen = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetApplicationsClock(gpu, nvml.NVML_CLOCK_GRAPHICS))
-        return min((mhz for mhz in (most, chosen) if mhz), default=None)
-
 
 class UnreadGpu:
     """A device that the driver tells nothing of."""
@@ -162,6 +155,16 @@ def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadGpu]:
             yield UnreadGpu(str(error))
             return
         yield GpuWatch(device, nvml, handle)
+
+
+def full_sm_clock_mhz(nvml: Any, gpu: Any) -> int | None:
+    """The SM clock that a GPU may run at, in MHz: its highest, or the application clock that was set below.
+
+    Applications are told the graphics clock, which is the SM's as well.
+    """
+    most = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM))
+    chosen = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetApplicationsClock(gpu, nvml.NVML_CLOCK_GRAPHICS))
+    return min((mhz for mhz in (most, chosen) if mhz), default=None)
 
 
 def other_processes(nvml: Any, handle: Any) -> int | None:

@@ -17,6 +17,8 @@ ACCELERATOR_COPIED_BYTES = 512 << 20
 MATRIX_SIZE = {"cpu": 512}
 ACCELERATOR_MATRIX_SIZE = 8192
 """Rows and columns: enough that the product is bound by arithmetic."""
+SAMPLES = {"repetitions": 10, "graph_repetitions": 1}
+"""Of more samples the fastest one is faster: the limits of two runs come of equally many."""
 
 
 def copy_rate(timer: Callable[..., Timing], device: str) -> float:
@@ -31,7 +33,7 @@ def copy_rate(timer: Callable[..., Timing], device: str) -> float:
     size = COPIED_BYTES.get(device, ACCELERATOR_COPIED_BYTES)
     # Not zeros: on a host they are one page of zeros, mapped again and again, and read from the cache.
     source = torch.full((size,), 1, dtype=torch.uint8, device=device)
-    return 2 * size / _seconds(timer(torch.empty_like(source).copy_, source, graph_repetitions=1))
+    return 2 * size / _seconds(timer(torch.empty_like(source).copy_, source, **SAMPLES))
 
 
 def matrix_rate(timer: Callable[..., Timing], device: str, dtype: str) -> float:
@@ -49,7 +51,7 @@ def matrix_rate(timer: Callable[..., Timing], device: str, dtype: str) -> float:
 
     found, size = _floating_dtype(dtype), MATRIX_SIZE.get(device, ACCELERATOR_MATRIX_SIZE)
     left, right = (torch.rand(size, size, device=device).to(found) for _ in range(2))
-    return 2 * size**3 / _seconds(timer(torch.mm, left, right, graph_repetitions=1))
+    return 2 * size**3 / _seconds(timer(torch.mm, left, right, **SAMPLES))
 
 
 def _seconds(timing: Timing) -> float:

@@ -5,33 +5,63 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
-from itertools import cycle, islice
+from itertools import cycle
 from math import ceil
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.call_name import arguments_of, call_name
 from pytest_llmperf.measure.clock import Clock, clock_for
-from pytest_llmperf.measure.clock_state import clock_state
 from pytest_llmperf.measure.collector import collector_paused
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.graph import NotCapturableError, captured, why_no_graphs
 from pytest_llmperf.measure.l2 import Flush, l2_flush, no_flush
 from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
+from pytest_llmperf.measure.sampling import BATCH_MS, SHORTEST_MS, Rule, Sampler, Stop
+from pytest_llmperf.measure.throttling import watch_throttling
 from pytest_llmperf.measure.timing import FLUSH_OFF, Limits, Timing
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import Warmup
 
-BATCH_MS = 20.0
-"""How long a batch of warming up is to take: an idle device takes tens of milliseconds to raise its clocks."""
-LARGEST_BATCH = 1000
-SHORTEST_MS = 1e-6
-"""No clock here tells less from nothing at all."""
+LARGEST_WARM_UP = 1000
+"""Calls in a batch of warming up. It is to take as long as one of samples: an idle device takes tens of milliseconds to
+raise its clocks."""
+GRAPH_MS = 2.0
+"""How long a replay is to take: launching it takes microseconds, which its calls share."""
+LARGEST_GRAPH = 1000
+"""Capturing a call takes as long as making it, and a node of the graph some memory."""
 
 Call = Callable[[], object]
 Calls = Iterator[Call]
+Stamps = tuple[Any, Any]
+"""Before and after."""
+
+
+class Work(NamedTuple):
+    """What is timed: the next of the calls, and what comes before each."""
+
+    calls: Calls
+    flush: Flush
+
+    def once(self) -> None:
+        """One flush and one call."""
+        self.flush.run()
+        next(self.calls)()
+
+    def repeat(self, times: int) -> None:
+        """So many flushes and calls."""
+        for _ in range(times):
+            self.once()
+
+
+class Replays(NamedTuple):
+    """Samples of graph replays, or the reason why there are none."""
+
+    samples_ms: tuple[float, ...] = ()
+    stop: Stop | None = None
+    reason: str = ""
 
 
 class KernelTimer:
@@ -63,56 +93,74 @@ class KernelTimer:
         fn: Callable[..., object],
         *args: Any,
         inputs: Sequence[tuple[Any, ...]] | None = None,
-        repetitions: int = 10,
-        graph_repetitions: int = 10,
+        repetitions: int | None = None,
+        precision: float | None = None,
+        budget_ms: float | None = None,
+        graph_repetitions: int | None = None,
         flush_l2: bool = False,
         warmup: int = 10,
         name: str | None = None,
     ) -> Timing:
         """Time single calls of ``fn``. What it raises comes out as it is.
 
+        Eager calls are sampled until their median is precise enough or their time is spent, ten at least and a
+        thousand at most; then graph replays in the same way. Batches of samples during which an NVIDIA device was
+        throttled are made again, three at most.
+
         Args:
             fn: what to time; keywords can be bound with ``functools.partial``.
             *args: its arguments, the same in every call.
             inputs: tuples of arguments, taken in turn instead of ``args``: together larger than the caches, they keep
                 one call from warming them for the next.
-            repetitions: samples to take, of eager calls and of graph replays.
-            graph_repetitions: calls that one CUDA graph holds.
+            repetitions: exactly so many samples, of eager calls and of graph replays, whatever their precision.
+            precision: relative standard error of each median to reach (default: 0.005), by the formula of
+                :func:`pytest_llmperf.measure.sampling.error_of_median`.
+            budget_ms: time for eager calls, and as much for replays, in milliseconds (default: 200); ten samples are
+                taken even if they take longer.
+            graph_repetitions: calls that one CUDA graph holds (default: as many as take about 2 ms).
             flush_l2: whether to empty the L2 cache, on a CPU the largest one, before each call, outside its time.
             warmup: most batches of calls to warm up with.
             name: under which it is recorded (default: the callable's own).
 
         Raises:
-            UsageError: an argument is not of its kind.
+            UsageError: an argument is not of its kind, or ``repetitions`` stands beside ``precision`` or ``budget_ms``.
             MeasurementError: the device does not work any more after a capture that failed.
         """
         made = _calls(fn, args, inputs)
         calls = cycle(made)
-        counts = {"repetitions": repetitions, "graph_repetitions": graph_repetitions, "warmup": warmup}
-        for what, count in counts.items():
-            require_whole(what, count, at_least=1)
+        rule = Rule.of(repetitions, precision, budget_ms)
+        require_whole("warmup", warmup, at_least=1)
+        if graph_repetitions is not None:
+            require_whole("graph_repetitions", graph_repetitions, at_least=1)
         if name is not None and not (isinstance(name, str) and name.strip()):
             raise UsageError(f"cuda_timer: name={name!r}: expected a text")
         with collector_paused():
-            warmed = self._warm_up(calls, warmup)
-            flush = l2_flush(self.device) if flush_l2 else no_flush(FLUSH_OFF)
-            before = clock_state(self.device)
-            samples = self._time_eager(calls, flush, repetitions)
-            graph_samples, graph_reason = self._time_graph(calls, flush, repetitions, graph_repetitions)
-            after = clock_state(self.device)
+            next(calls)()
+            work = Work(calls, l2_flush(self.device) if flush_l2 else no_flush(FLUSH_OFF))
+            warmed, call_ms = self._warm_up(work, warmup)
+            graph_calls = graph_repetitions or _graph_calls(call_ms, sets=len(made))
+            with watch_throttling(self.device) as throttling:
+                sampler = Sampler(rule, throttling)
+                samples, stop = self._time_eager(work, sampler, call_ms)
+                replays = self._time_graph(work, sampler, call_ms, graph_calls)
         timing = Timing(
             name=name or call_name(fn),
             arguments=arguments_of(made[0], of=len(made)),
             device=self.device,
             clock=self._clock.name,
             samples_ms=samples,
-            graph_samples_ms=graph_samples,
-            graph_repetitions=graph_repetitions,
-            graph_reason=graph_reason,
-            flush_reason=flush.reason,
+            stop=stop,
+            graph_samples_ms=replays.samples_ms,
+            graph_stop=replays.stop,
+            wanted_precision=None if rule.is_number else rule.precision,
+            graph_repetitions=graph_calls,
+            graph_sized=graph_repetitions is None,
+            graph_reason=replays.reason,
+            flush_reason=work.flush.reason,
             warmup=warmed,
-            before=before,
-            after=after,
+            clocks=tuple(throttling.looks),
+            discarded=throttling.discarded,
+            throttled=throttling.kept,
         )
         self._keep(timing)
         return timing
@@ -128,41 +176,45 @@ class KernelTimer:
         """
         return _limits(self.device, dtype)
 
-    def _warm_up(self, calls: Calls, cap: int) -> Warmup:
-        next(calls)()
-        size = 1
+    def _warm_up(self, work: Work, cap: int) -> tuple[Warmup, float]:
+        """How warming up ended, and how many milliseconds a flush and a call took in its last batch."""
+        size, call_ms = 1, 0.0
 
         def batch() -> float:
-            nonlocal size
-            (took_ms,) = self._elapsed([self._stamped(partial(_make, calls, size))])
-            per_call_ms = max(took_ms, SHORTEST_MS) / size
-            size = min(ceil(BATCH_MS / per_call_ms), LARGEST_BATCH)
-            return per_call_ms
+            nonlocal size, call_ms
+            (took_ms,) = self._elapsed([self._stamped(partial(work.repeat, size))])
+            call_ms = max(took_ms, SHORTEST_MS) / size
+            size = min(ceil(BATCH_MS / call_ms), LARGEST_WARM_UP)
+            return call_ms
 
-        return warm_up(batch, cap=cap)
+        warmed = warm_up(batch, cap=cap)
+        return warmed, call_ms
 
-    def _time_eager(self, calls: Calls, flush: Flush, repetitions: int) -> tuple[float, ...]:
-        stamps = []
-        for call in islice(calls, repetitions):
-            flush.run()
-            stamps.append(self._stamped(call))
-        return self._elapsed(stamps)
+    def _time_eager(self, work: Work, sampler: Sampler, call_ms: float) -> tuple[tuple[float, ...], Stop]:
+        def sample() -> list[Stamps]:
+            work.flush.run()
+            return [self._stamped(next(work.calls))]
 
-    def _time_graph(
-        self, calls: Calls, flush: Flush, repetitions: int, graph_repetitions: int
-    ) -> tuple[tuple[float, ...], str]:
-        """The samples, or why there are none."""
+        def take(number: int) -> tuple[Sequence[float], float]:
+            (samples,), took_ms = self._batch(sample, number)
+            return samples, took_ms
+
+        return sampler.collect(take, estimate_ms=call_ms)
+
+    def _time_graph(self, work: Work, sampler: Sampler, call_ms: float, graph_calls: int) -> Replays:
         if reason := why_no_graphs(self.device):
-            return (), reason
+            return Replays(reason=reason)
         try:
-            samples = self._time_replays(calls, flush, repetitions, graph_repetitions)
+            samples, stop = self._time_replays(work, sampler, call_ms, graph_calls)
         except NotCapturableError as error:
-            return (), str(error)
-        if median(samples) <= 0:
-            return (), "the calls take less time than the L2 flush varies by: raise graph_repetitions"
-        return samples, ""
+            return Replays(reason=str(error))
+        if min(samples) <= 0:
+            return Replays(reason="the calls take less time than the L2 flush varies by: raise graph_repetitions")
+        return Replays(samples, stop)
 
-    def _time_replays(self, calls: Calls, flush: Flush, repetitions: int, graph_repetitions: int) -> tuple[float, ...]:
+    def _time_replays(
+        self, work: Work, sampler: Sampler, call_ms: float, graph_calls: int
+    ) -> tuple[tuple[float, ...], Stop]:
         """Time of one call, from replays of a graph of flushes and calls, less those of a graph of flushes alone.
 
         Events recorded inside the graph would need no subtraction, but older versions of torch have none that can be
@@ -170,27 +222,35 @@ class KernelTimer:
         the device's clocks is in both.
         """
 
-        def flush_and_call() -> None:
-            flush.run()
-            next(calls)()
+        def sample() -> list[Stamps]:
+            return [self._stamped(graph.replay) for graph in graphs]
+
+        def take(number: int) -> tuple[Sequence[float], float]:
+            (whole, *alone), took_ms = self._batch(sample, number)
+            flushes_ms = median(alone[0]) if alone else 0.0
+            return [(replay_ms - flushes_ms) / graph_calls for replay_ms in whole], took_ms
 
         with ExitStack() as stack:
-            graphs = [stack.enter_context(captured(self.device, flush_and_call, graph_repetitions))]
-            if not flush.reason:
-                graphs.append(stack.enter_context(captured(self.device, flush.run, graph_repetitions)))
-            rounds = [[self._stamped(graph.replay) for graph in graphs] for _ in range(repetitions)]
-            whole, *alone = (self._elapsed(stamps) for stamps in zip(*rounds, strict=True))
-        flushes_ms = median(alone[0]) if alone else 0.0
-        return tuple((sample - flushes_ms) / graph_repetitions for sample in whole)
+            graphs = [stack.enter_context(captured(self.device, work.once, graph_calls))]
+            if not work.flush.reason:
+                graphs.append(stack.enter_context(captured(self.device, work.flush.run, graph_calls)))
+            return sampler.collect(take, estimate_ms=call_ms * graph_calls)
 
-    def _stamped(self, call: Call) -> tuple[Any, Any]:
+    def _batch(self, sample: Callable[[], list[Stamps]], number: int) -> tuple[list[tuple[float, ...]], float]:
+        """Times of so many samples, each between one or more pairs of stamps, by pair; and how long all took."""
+        start = self._clock.stamp()
+        samples = [sample() for _ in range(number)]
+        (took_ms,) = self._elapsed([(start, self._clock.stamp())])
+        return [self._elapsed(stamps) for stamps in zip(*samples, strict=True)], took_ms
+
+    def _stamped(self, call: Call) -> Stamps:
         start = self._clock.stamp()
         output = call()
         end = self._clock.stamp()
         del output  # freeing it is not part of the call
         return start, end
 
-    def _elapsed(self, stamps: Sequence[tuple[Any, Any]]) -> tuple[float, ...]:
+    def _elapsed(self, stamps: Sequence[Stamps]) -> tuple[float, ...]:
         self._clock.synchronize()
         return tuple(self._clock.elapsed_ms(start, end) for start, end in stamps)
 
@@ -207,9 +267,10 @@ def _limits(device: str, dtype: str) -> Limits:
     return Limits(device, dtype, copy_bandwidth(device), operations_per_s)
 
 
-def _make(calls: Calls, number: int) -> None:
-    for call in islice(calls, number):
-        call()
+def _graph_calls(call_ms: float, *, sets: int) -> int:
+    """How many calls a graph is to hold that take so long each: every set of arguments equally often, at least once."""
+    rounds = min(ceil(GRAPH_MS / (call_ms * sets)), LARGEST_GRAPH // sets)
+    return max(rounds, 1) * sets
 
 
 def _calls(

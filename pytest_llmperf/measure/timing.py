@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure.arguments import require_positive
 from pytest_llmperf.measure.clock_state import ClockState
+from pytest_llmperf.measure.sampling import Stop, error_of_median
 from pytest_llmperf.records.reduce import percentile
 from pytest_llmperf.records.schema import Warmup
+from pytest_llmperf.verdict.model import percent
 
 MS_PER_S = 1e3
 FLUSH_OFF = "flush_l2 is off"
@@ -57,20 +61,30 @@ class Timing:
     clock: str
     samples_ms: tuple[float, ...]
     """One for each repetition, between two stamps around an eager call."""
+    stop: Stop
+    """Why no more of them were taken."""
     graph_samples_ms: tuple[float, ...]
     """One for each replay of a CUDA graph: its time divided by the calls in it. Empty if no graph was used."""
+    graph_stop: Stop | None
+    """Why no more of them were taken; ``None`` if no graph was used."""
+    wanted_precision: float | None
+    """Relative standard error of each median that was to be reached; ``None`` if the number of samples was given."""
     graph_repetitions: int
     """Calls that one graph holds."""
+    graph_sized: bool
+    """Whether the timer chose that number itself, by how long a call takes."""
     graph_reason: str
     """Why no graph was used; empty if one was."""
     flush_reason: str
     """Why the L2 cache was not flushed before each call; empty if it was."""
     warmup: Warmup
     """Its requests are batches of calls."""
-    before: ClockState
-    """Warmed up, before the first sample."""
-    after: ClockState
-    """Right after the last sample."""
+    clocks: tuple[ClockState, ...]
+    """Read right before and right after each batch of samples."""
+    discarded: int
+    """Samples, of eager calls and of replays, that were made again because the device was throttled."""
+    throttled: int
+    """Samples that were kept although it was: it remained so after several pauses."""
 
     @property
     def graph_used(self) -> bool:
@@ -83,15 +97,35 @@ class Timing:
         return not self.flush_reason
 
     @property
+    def before(self) -> ClockState:
+        """Warmed up, before the first sample."""
+        return self.clocks[0]
+
+    @property
+    def after(self) -> ClockState:
+        """Right after the last sample."""
+        return self.clocks[-1]
+
+    @property
     def held_back(self) -> tuple[str, ...]:
-        """What kept the device's clocks low before or after the samples, in NVML's words; being idle is no reason."""
-        told = {*(self.before.throttle_reasons or ()), *(self.after.throttle_reasons or ())}
+        """What kept the device's clocks low around the samples, in NVML's words; being idle is no reason."""
+        told = {reason for state in self.clocks for reason in state.throttle_reasons or ()}
         return tuple(sorted(told - {"GpuIdle"}))
 
     @property
     def median_ms(self) -> float:
         """Of the eager calls."""
         return median(self.samples_ms)
+
+    @property
+    def precision(self) -> float:
+        """Relative standard error of ``median_ms``; infinite of fewer than ten samples."""
+        return error_of_median(self.samples_ms)
+
+    @property
+    def graph_precision(self) -> float | None:
+        """Relative standard error of ``graph_median_ms``; ``None`` if no graph was used."""
+        return error_of_median(self.graph_samples_ms) if self.graph_used else None
 
     @property
     def spread(self) -> Spread:
@@ -137,15 +171,35 @@ class Timing:
         )
 
     def __str__(self) -> str:
-        spread = self.spread
-        eager = f"{_ms(self.median_ms)} eager (MAD {_ms(spread.mad_ms)}, {len(self.samples_ms)} samples, {self.clock})"
-        if self.graph_used:
-            graph = f"{_ms(median(self.graph_samples_ms))} in a graph of {self.graph_repetitions} calls"
-        else:
-            graph = f"no graph: {self.graph_reason}"
+        mad = f"MAD {_ms(self.spread.mad_ms)}"
+        eager = f"{_ms(self.median_ms)} eager ({mad}, {self._samples_words(self.samples_ms)}, {self.clock})"
         unsteady = "" if self.warmup.steady else "never became steady"
-        held_back = f"clocks held back: {' '.join(self.held_back)}" if self.held_back else ""
-        return ", ".join(filter(None, (eager, graph, self._flush_words(), unsteady, held_back)))
+        return ", ".join(
+            filter(None, (eager, self._graph_words(), self._flush_words(), unsteady, *self._clock_words()))
+        )
+
+    def _graph_words(self) -> str:
+        if not self.graph_used:
+            return f"no graph: {self.graph_reason}"
+        calls = f"{self.graph_repetitions} call{'s' * (self.graph_repetitions != 1)}"
+        samples = self._samples_words(self.graph_samples_ms)
+        return f"{_ms(median(self.graph_samples_ms))} in a graph of {calls} ({samples})"
+
+    def _samples_words(self, samples: Sequence[float]) -> str:
+        """Their number and precision, and the precision that was wanted if it was not reached."""
+        error, wanted = error_of_median(samples), self.wanted_precision
+        reached = f" ±{percent(error)}" if math.isfinite(error) else ""
+        missed = f", not ±{percent(wanted)}" if wanted is not None and error > wanted else ""
+        return f"{len(samples)} sample{'s' * (len(samples) != 1)}{reached}{missed}"
+
+    def _clock_words(self) -> list[str]:
+        """What is amiss with the device's clocks."""
+        told = {
+            f"clocks held back: {' '.join(self.held_back)}": self.held_back,
+            f"{self.discarded} throttled samples discarded": self.discarded,
+            f"{self.throttled} throttled samples kept": self.throttled,
+        }
+        return [words for words, holds in told.items() if holds]
 
     def _flush_words(self) -> str:
         if self.flush_reason == FLUSH_OFF:
@@ -164,8 +218,7 @@ def _check_work(**work: float | None) -> None:
     if not given:
         raise UsageError(f"roofline: nothing to compare; expected {' or '.join(f'{name}=' for name in work)}")
     for name, amount in given.items():
-        if not isinstance(amount, int | float) or not amount > 0:
-            raise UsageError(f"roofline: {name}={amount!r}: expected a number above 0")
+        require_positive(f"roofline: {name}", amount)
 
 
 def _per(unit: float, amount: float | None) -> float | None:

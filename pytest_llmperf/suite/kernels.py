@@ -1,5 +1,9 @@
 """bitsandbytes' kernels at the shapes of an 8B Llama's projections, timed alone: no model is loaded.
 
+From bitsandbytes 0.50 on, 4-bit layers run ``gemm_4bit``, and older ones ``gemv_4bit`` for one token and
+``dequantize_4bit`` for more. 8-bit layers run ``int8_vectorwise_quant`` and then ``int8_scaled_mm``, or
+``int8_mixed_scaled_mm`` where a threshold sets outliers apart.
+
 Run it by its name: ``pytest --llmperf --pyargs pytest_llmperf.suite.kernels``. The suite as a whole, which measures a
 model, leaves it out: it is no file that pytest collects by itself.
 """
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf.measure.timing import Timing
+from pytest_llmperf.text import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +27,13 @@ if TYPE_CHECKING:
 SHAPES = [(4096, 4096), (14336, 4096)]
 """Output and input features of a weight."""
 LIMITS_DTYPE = "bfloat16"
+OUTLIERS = 6
+"""Columns that are multiplied unquantized: models have up to seven (Dettmers et al., 2022)."""
+INT8_KERNELS = ("int8_linear_matmul", "int8_mm_dequant")
+"""That ``int8_scaled_mm`` and ``int8_mixed_scaled_mm`` run."""
+INT8_FULL = 127
 
+tokens_of_a_step = pytest.mark.parametrize("tokens", [1, 8, 64])
 weights = pytest.mark.parametrize(("rows", "columns"), SHAPES, ids=str)
 
 
@@ -35,8 +46,8 @@ def test_gemv_4bit(
     packed, state, weight = _quantized(functional, quant_type, rows, columns, cuda_timer.device)
     vector = _random(1, columns, cuda_timer.device)
     expected = vector @ weight.t()
-    if cuda_timer.device == "cpu":  # its kernel reads another layout, which a layer changes to before inference
-        packed, state = functional._convert_weight_packed_for_cpu(packed, state)  # noqa: SLF001  # as a layer does
+    if cuda_timer.device == "cpu" and (convert := getattr(functional, "_convert_weight_packed_for_cpu", None)):
+        packed, state = convert(packed, state)  # from 0.49 on its kernel reads another layout; a layer does the same
     multiply = partial(functional.gemv_4bit, vector, packed.t(), state=state)
     _check(multiply(), expected)
     timing = cuda_timer(multiply, flush_l2=True)
@@ -55,6 +66,77 @@ def test_dequantize_4bit(
 
 
 @weights
+@tokens_of_a_step
+@pytest.mark.parametrize("quantization", ["nf4", "nf4-dq"])
+def test_gemm_4bit(  # noqa: PLR0913, PLR0917  # pytest passes one for each axis
+    cuda_timer: KernelTimer, request: pytest.FixtureRequest, quantization: str, tokens: int, rows: int, columns: int
+) -> None:
+    functional, nested = _kernels("gemm_4bit", cuda_timer.device), quantization == "nf4-dq"
+    packed, state, weight = _quantized(functional, "nf4", rows, columns, cuda_timer.device, nested=nested)
+    inputs = _random(tokens, columns, cuda_timer.device)
+    expected = inputs @ weight.t()
+    scales = {"absmax": state.absmax}
+    if nested:  # as a layer passes them
+        scales = {"absmax": state.state2.absmax, "absmax_8bit": state.absmax, "absmax_code": state.state2.code}
+        scales["absmax_offset"] = state.offset
+    options = {"shapeB": [rows, columns], "blocksize": state.blocksize, "quant_type": "nf4", **scales}
+    multiply = partial(_operator("gemm_4bit"), inputs, packed, **options)
+    _check(multiply(), expected)
+    timing = cuda_timer(multiply, flush_l2=True, name="gemm_4bit")
+    _record(request, cuda_timer, timing, packed, state.absmax, inputs, expected)
+
+
+@weights
+@tokens_of_a_step
+def test_int8_scaled_mm(
+    cuda_timer: KernelTimer, request: pytest.FixtureRequest, tokens: int, rows: int, columns: int
+) -> None:
+    import torch
+
+    functional = _kernels("int8_scaled_mm", cuda_timer.device, runs=INT8_KERNELS)
+    left, left_scales = _quantized_int8(functional, tokens, columns, cuda_timer.device)
+    right, right_scales = _quantized_int8(functional, rows, columns, cuda_timer.device)
+    multiply = partial(
+        _operator("int8_scaled_mm"), left, right, left_scales, right_scales, bias=None, dtype=torch.bfloat16
+    )
+    product = multiply()
+    _check(product, _dequantized(left, left_scales) @ _dequantized(right, right_scales).t())
+    timing = cuda_timer(multiply, flush_l2=True, name="int8_scaled_mm")
+    _record(request, cuda_timer, timing, left, right, product)
+
+
+@weights
+@tokens_of_a_step
+def test_int8_mixed_scaled_mm(
+    cuda_timer: KernelTimer, request: pytest.FixtureRequest, tokens: int, rows: int, columns: int
+) -> None:
+    import torch
+
+    functional = _kernels("int8_mixed_scaled_mm", cuda_timer.device, runs=INT8_KERNELS)
+    left, left_scales = _quantized_int8(functional, tokens, columns, cuda_timer.device)
+    right, right_scales = _quantized_int8(functional, rows, columns, cuda_timer.device)
+    inputs, outliers = _dequantized(left, left_scales).bfloat16(), torch.arange(OUTLIERS, device=cuda_timer.device)
+    left[:, outliers] = 0  # as quantizing leaves them
+    multiply = partial(
+        _operator("int8_mixed_scaled_mm"), inputs, left, right, left_scales, right_scales, outliers, None
+    )
+    product, _ = multiply()
+    _check(product, inputs.float() @ _dequantized(right, right_scales).t())
+    timing = cuda_timer(multiply, flush_l2=True, name="int8_mixed_scaled_mm")
+    _record(request, cuda_timer, timing, left, right, product)
+
+
+@tokens_of_a_step
+def test_int8_vectorwise_quant(cuda_timer: KernelTimer, request: pytest.FixtureRequest, tokens: int) -> None:
+    functional = _kernels("int8_vectorwise_quant", cuda_timer.device)
+    inputs = _random(tokens, SHAPES[0][1], cuda_timer.device).half()
+    quantized, scales, _ = functional.int8_vectorwise_quant(inputs)
+    _check(_dequantized(quantized, scales), inputs)
+    timing = cuda_timer(functional.int8_vectorwise_quant, inputs, flush_l2=True)
+    _record(request, cuda_timer, timing, inputs, quantized)
+
+
+@weights
 @pytest.mark.parametrize("tokens", [8, 128])
 def test_int8_linear_matmul(
     cuda_timer: KernelTimer, request: pytest.FixtureRequest, tokens: int, rows: int, columns: int
@@ -67,24 +149,60 @@ def test_int8_linear_matmul(
     _record(request, cuda_timer, timing, left, right, product)
 
 
-def _kernels(name: str, device: str) -> Any:
-    """``bitsandbytes.functional``, where the device has a kernel of its own of that name."""
-    import torch
+def _kernels(name: str, device: str, *, runs: tuple[str, ...] = ()) -> Any:
+    """``bitsandbytes.functional``, where the device has a kernel of its own of an operator, or of all that it runs.
 
+    What would run otherwise is a fallback made of torch's own operators.
+    """
     functional = pytest.importorskip("bitsandbytes.functional")
-    kind = device.partition(":")[0]
-    # torch has no public way to ask. What would run otherwise is a fallback made of torch's own operators.
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{name}", kind.upper()):  # noqa: SLF001
-        pytest.skip(f"bitsandbytes {version('bitsandbytes')} has no {kind} kernel of {name} here")
+    found, kind = f"bitsandbytes {version('bitsandbytes')}", device.partition(":")[0]
+    if _operator(name) is None:
+        pytest.skip(f"{found} has no operator {name}")
+    lacking = [part for part in runs or (name,) if not _has_kernel(part, kind)]
+    if lacking and not _has_kernel(name, kind):
+        of = f", which {name} runs" if runs else ""
+        pytest.skip(f"{found} has no {kind} kernel of {' and '.join(lacking)} here{of}")
     return functional
 
 
-def _quantized(
-    functional: Any, quant_type: str, rows: int, columns: int, device: str
+def _operator(name: str) -> Any:
+    """The operator of bitsandbytes as torch dispatches it; ``None`` if this version has none of that name."""
+    import torch
+
+    packet = getattr(torch.ops.bitsandbytes, name, None)
+    return packet and packet.default
+
+
+def _has_kernel(name: str, kind: str) -> bool:
+    """Whether torch has a kernel of the operator for a kind of device alone. It has no public way to ask."""
+    import torch
+
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{name}", kind.upper()))  # noqa: SLF001
+
+
+def _quantized(  # noqa: PLR0913  # what a weight is made of
+    functional: Any, quant_type: str, rows: int, columns: int, device: str, *, nested: bool = False
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
-    """Packed weights, their state, and the weights that they stand for."""
-    packed, state = functional.quantize_4bit(_random(rows, columns, device), quant_type=quant_type, blocksize=64)
+    """Packed weights, their state, and the weights that they stand for; nested: their scales are quantized as well."""
+    weight = _random(rows, columns, device)
+    options = {"quant_type": quant_type, "blocksize": 64, "compress_statistics": nested}
+    try:
+        packed, state = functional.quantize_4bit(weight, **options)
+    except RuntimeError as error:
+        if "quant_type" not in str(error):
+            raise
+        pytest.skip(f"bitsandbytes {version('bitsandbytes')}: {first_line(error)}")
     return packed, state, functional.dequantize_4bit(packed, state)
+
+
+def _quantized_int8(functional: Any, rows: int, columns: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows in int8, and what 127 stands for in each."""
+    quantized, scales, _ = functional.int8_vectorwise_quant(_random(rows, columns, device).half())
+    return quantized, scales
+
+
+def _dequantized(quantized: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return quantized.float() * scales[:, None].float() / INT8_FULL
 
 
 def _random(rows: int, columns: int, device: str) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import cycle, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -13,14 +13,14 @@ from fake_nvml import FakeNvml
 
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import clock_state as clock_states
-from pytest_llmperf.measure import l2
-from pytest_llmperf.measure import timer as timers
+from pytest_llmperf.measure import l2, throttling
 from pytest_llmperf.measure.call_name import arguments_of, call_name
 from pytest_llmperf.measure.call_result import call_result
 from pytest_llmperf.measure.clock import EventClock, HostClock
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
 from pytest_llmperf.measure.machine import NvmlUnavailableError
 from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
+from pytest_llmperf.measure.sampling import Stop
 from pytest_llmperf.measure.timer import KernelTimer
 from pytest_llmperf.measure.timing import Limits, Timing
 
@@ -49,6 +49,22 @@ def kept() -> list[Timing]:
 @pytest.fixture
 def timer(cuda, kept) -> KernelTimer:
     return KernelTimer("cuda:0", EventClock(cuda, "cuda:0"), kept.append)
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """Taken, in no time."""
+    taken = []
+    monkeypatch.setattr(throttling.time, "sleep", taken.append)
+    return taken
+
+
+@pytest.fixture
+def clocks(monkeypatch, pauses) -> list[ClockState]:
+    """What is read one by one; the last one stays."""
+    states = []
+    monkeypatch.setattr(throttling, "clock_state", lambda device: states.pop(0) if len(states) > 1 else states[0])
+    return states
 
 
 @pytest.fixture
@@ -241,6 +257,12 @@ def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
     ("arguments", "options", "message"),
     [
         ((), {"repetitions": 0}, "repetitions=0: expected a whole number of at least 1"),
+        ((), {"repetitions": 5, "precision": 0.1}, "precision=0.1 beside repetitions=5: expected either"),
+        ((), {"repetitions": 5, "budget_ms": 9}, "budget_ms=9 beside repetitions=5: expected either"),
+        ((), {"precision": 0.0}, "precision=0.0: expected a number above 0"),
+        ((), {"precision": True}, "precision=True: expected a number above 0"),
+        ((), {"budget_ms": float("inf")}, "budget_ms=inf: expected a number above 0"),
+        ((), {"budget_ms": "1 s"}, "budget_ms='1 s': expected a number above 0"),
         ((), {"graph_repetitions": 2.5}, "graph_repetitions=2.5: expected a whole number of at least 1"),
         ((), {"warmup": True}, "warmup=True: expected a whole number of at least 1"),
         ((1,), {"inputs": [(1,)]}, "1 arguments beside inputs=: expected either"),
@@ -265,7 +287,7 @@ def test_what_cannot_be_called_is_refused(host):
 def test_a_roofline_is_a_share_of_what_was_measured(cuda, timer):
     """By the replays, which leave the launching out."""
     cuda.replay_ms = -5.0  # ten calls of 1 ms in 5 ms
-    timing = timer(cuda.launch, 1.0)
+    timing = timer(cuda.launch, 1.0, graph_repetitions=10)
     limits = Limits("cuda:0", "bfloat16", copy_bytes_per_s=1e9, matrix_operations_per_s=1e12)
     reached = timing.roofline(limits=limits, bytes_moved=400_000, operations=1e8)
     assert reached.bytes_per_s == pytest.approx(8e8)
@@ -318,16 +340,101 @@ def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
     assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
 
 
-def test_clocks_that_were_held_back_are_told(timer, cuda, monkeypatch):
-    """Before or after the samples; an idle device is not held back."""
-    states = iter([ClockState(throttle_reasons=("GpuIdle",)), ClockState(throttle_reasons=("HwSlowdown",))])
-    monkeypatch.setattr(timers, "clock_state", lambda device: next(states))
-    timing = timer(cuda.launch, 1.0)
+def test_clocks_that_were_held_back_are_told(timer, cuda, clocks):
+    """Before or after the samples; an idle device is not held back. Where it remains so, samples are kept at last."""
+    clocks += [ClockState(throttle_reasons=("GpuIdle",)), ClockState(throttle_reasons=("HwSlowdown",))]
+    timing = timer(cuda.launch, 1.0, repetitions=10)
     assert timing.held_back == ("HwSlowdown",)
-    assert str(timing).endswith("clocks held back: HwSlowdown")
+    assert (timing.discarded, timing.throttled) == (30, 20)
+    assert str(timing).endswith(
+        "clocks held back: HwSlowdown, 30 throttled samples discarded, 20 throttled samples kept"
+    )
     found = call_result(timing, test="t", run_id="r", guards=frozenset({"throttling"}))
     assert found.observation.invalid == "clocks of cuda:0 held back by HwSlowdown (guard throttling)"
     assert call_result(timing, test="t", run_id="r").observation.invalid == ""
+
+
+def test_samples_of_a_throttled_device_are_made_again(timer, cuda, clocks, pauses):
+    """After a pause, and once the device is warm again; none of them is left, and the guard has no objection."""
+    throttled, well = ClockState(throttle_reasons=("HwThermalSlowdown",)), ClockState(throttle_reasons=("SwPowerCap",))
+    clocks += [throttled, well, throttled, throttled, well]
+    durations = iter([*[1.0] * 2, *[9.0] * 100, *[1.0] * 1000])
+    timing = timer(lambda: cuda.launch(next(durations)), repetitions=25, warmup=1)
+    assert (timing.discarded, timing.throttled, len(timing.samples_ms)) == (50, 0, 25)
+    assert set(timing.samples_ms) == {1.0}
+    assert (timing.before, timing.after, timing.held_back) == (well, well, ("SwPowerCap",))
+    assert "50 throttled samples discarded" in str(timing)
+    assert pauses == [0.05, 0.1]
+    found = call_result(timing, test="t", run_id="r", guards=frozenset({"throttling"}))
+    assert found.observation.invalid == ""
+    assert found.observation.conditions["discarded_samples"] == 50
+
+
+@pytest.mark.parametrize(
+    ("told", "discarded"),
+    [
+        ({"SmClock": 900, "CurrentClocksEventReasons": 4}, 30),
+        ({"SmClock": 900, "CurrentClocksEventReasons": 1}, 0),
+        ({"SmClock": 1100, "CurrentClocksEventReasons": 4}, 0),
+        ({"CurrentClocksEventReasons": 4}, 0),
+        ({"SmClock": 900, "MaxClockInfo": None, "CurrentClocksEventReasons": 4}, 0),
+    ],
+    ids=["below half", "idle", "above half", "clock untold", "highest clock untold"],
+)
+@pytest.mark.usefixtures("pauses")
+def test_an_sm_clock_below_half_is_throttled(timer, cuda, monkeypatch, told, discarded):
+    """Unless the device is idle, or nothing tells what it may run at. NVML is started once for all readings."""
+    nvml = FakeNvml(**{"MaxClockInfo": 1980, **told})
+    monkeypatch.setattr(clock_states, "nvml_handle", nvml.handle)
+    monkeypatch.setattr(throttling, "nvml_handle", nvml.handle)
+    assert timer(cuda.launch, 1.0, repetitions=10).discarded == discarded
+    assert nvml.started == 1
+
+
+def test_a_timing_goes_on_until_it_is_precise(cuda, timer):
+    """Each kind of sample for itself; a graph holds as many calls as take 2 ms."""
+    timing = timer(cuda.launch, 0.5)
+    assert (timing.stop, timing.graph_stop) == (Stop.PRECISION, Stop.PRECISION)
+    assert (len(timing.samples_ms), len(timing.graph_samples_ms)) == (40, 10), "20 ms of each"
+    assert (timing.precision, timing.graph_precision, timing.wanted_precision) == (0.0, 0.0, 0.005)
+    assert timing.graph_repetitions == 4
+    assert str(timing) == (
+        "0.5 ms eager (MAD 0 ms, 40 samples ±0 %, cuda events), 0.5 ms in a graph of 4 calls (10 samples ±0 %)"
+    )
+
+
+def test_a_precision_that_was_not_reached_is_told(cuda, timer):
+    """It never reads as reached; the budget ends the samples."""
+    durations = cycle([1.0, 2.0])
+    timing = timer(lambda: cuda.launch(next(durations)), budget_ms=60, precision=0.01, graph_repetitions=2)
+    assert timing.stop is Stop.TIME
+    assert 60 <= sum(timing.samples_ms) <= 63
+    assert timing.precision > 0.01
+    assert timing.graph_stop is Stop.PRECISION
+    assert f"{len(timing.samples_ms)} samples ±13 %, not ±1 %, cuda events" in str(timing)
+
+
+def test_a_given_number_has_no_precision_to_miss(cuda, timer):
+    """As many samples, in one batch, and no more."""
+    timing = timer(cuda.launch, 1.0, repetitions=3, graph_repetitions=1)
+    assert (len(timing.samples_ms), timing.stop, timing.wanted_precision) == (3, Stop.NUMBER, None)
+    assert timing.precision == float("inf")
+    assert str(timing) == "1 ms eager (MAD 0 ms, 3 samples, cuda events), 1 ms in a graph of 1 call (3 samples)"
+
+
+def test_flushes_count_for_the_budget(cuda, timer):
+    """A call of nothing would otherwise be flushed for hours."""
+    timing = timer(cuda.launch, 0.001, flush_l2=True, precision=1e-9, budget_ms=100)
+    assert len(timing.samples_ms) <= 100 / FLUSH_MS + 1
+
+
+def test_a_graph_comes_to_every_input_equally_often(cuda, timer):
+    """However long a call takes, and however many inputs there are."""
+    inputs = [(0.3,)] * 3
+    assert timer(cuda.launch, inputs=inputs).graph_repetitions == 9
+    assert timer(cuda.launch, inputs=[(5.0,)] * 3).graph_repetitions == 3
+    assert timer(cuda.launch, inputs=[(0.0,)] * 1200).graph_repetitions == 1200
+    assert timer(cuda.launch, 1e-9).graph_repetitions == 1000
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch):
@@ -362,3 +469,13 @@ def test_a_graphs_figure_stands_before_the_eager_one(cuda, timer):
     assert result.workload.settings == {"arguments": "2.0", "flushed_l2": False, "graph_repetitions": 5}
     assert [cell.metric for cell in result.cells] == ["call_ms", "eager_call_ms"]
     assert result.value("call") == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("option", [{}, {"precision": 0.1}, {"repetitions": 20}])
+def test_the_number_of_samples_is_no_part_of_the_workload(cuda, timer, option):
+    """Nor is a number of calls in a graph that follows the call's time: each run would be another workload."""
+    first, other = (call_result(timer(cuda.launch, inputs=[(ms,)] * 2, **option), test="t", run_id="r")
+                    for ms in (0.2, 0.3))  # fmt: skip
+    assert first.workload.settings["graph_repetitions"] == "auto"
+    assert first.workload.model_dump(exclude={"settings"}) == other.workload.model_dump(exclude={"settings"})
+    assert first.workload.settings | {"arguments": ""} == other.workload.settings | {"arguments": ""}
