@@ -1,4 +1,4 @@
-"""What a decode makes the device do, from one profiled request: kernels, waits for the device, and its busy time."""
+"""What a decode makes the device do, from profiled requests: kernels, waits for the device, and its busy time."""
 
 from __future__ import annotations
 
@@ -22,11 +22,19 @@ FIRST_CLEAN_CUDA = (12, 6)
 """Before, CUDA's profiling library cannot be detached while there are graphs, and slows down what is measured next by
 10 to 20 % (pytorch/pytorch#146604)."""
 
+PROFILES = 2
+"""Requests that are profiled. CUPTI loses records (pytorch/pytorch#192021, pytorch/kineto#1165): a count stands if each
+launch has its records, and if both requests give it."""
+
 MOST_TOKENS = 17
 """Sixteen steps tell what each does; a profile of a thousand takes minutes and gigabytes."""
 
 _WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(2D|3D)?|cudaMemcpy(To|From)Symbol")
 """Calls that return when the device is done; copies that need not wait are called ``cudaMemcpyAsync``."""
+_LAUNCHES = re.compile(r"cu(da)?(LaunchKernel|LaunchCooperativeKernel|GraphLaunch)\w*")
+"""Calls of the runtime, and of the driver as triton makes them. A replayed graph is one, with all of its kernels."""
+_CUDA_CALL = re.compile(r"cu(da)?[A-Z]\w*")
+"""Torch's operators have numbers of their own."""
 _NO_KERNELS = ("Memcpy", "Memset")
 
 
@@ -38,6 +46,8 @@ class Event:
     on_device: bool
     start_ns: int
     end_ns: int
+    correlation: int = 0
+    """What a call of the host and the work that it launched have in common."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,7 @@ def activity_of(events: Iterable[Event]) -> Activity:
     of the decode after it, so what begins there counts even where the host ran ahead.
 
     Raises:
-        ValueError: there are not two marks.
+        ValueError: there are not two marks, or kernels do not match the calls that launched them.
     """
     ordered = sorted(events, key=lambda event: event.start_ns)
     marks = [event for event in ordered if not event.on_device and event.name in (DECODE_MARK, END_MARK)]
@@ -67,11 +77,24 @@ def activity_of(events: Iterable[Event]) -> Activity:
     start, end = marks[0].end_ns, marks[1].start_ns
     work = [event for event in ordered if event.on_device and event.start_ns >= start]
     calls = [event for event in ordered if not event.on_device and start <= event.start_ns < end]
+    kernels = [event for event in work if not event.name.startswith(_NO_KERNELS)]
+    _check_launches(calls, kernels)
     return Activity(
-        kernels=sum(not event.name.startswith(_NO_KERNELS) for event in work),
+        kernels=len(kernels),
         syncs=sum(_WAITS.fullmatch(event.name) is not None for event in calls),
         busy_ms=_union_ns(work) / NS_PER_MS,
     )
+
+
+def _check_launches(calls: Sequence[Event], kernels: Sequence[Event]) -> None:
+    launches = {event.correlation for event in calls if _LAUNCHES.fullmatch(event.name)}
+    lost = launches - {event.correlation for event in kernels}
+    if lost:
+        raise ValueError(f"{len(lost)} of {len(launches)} launches have no kernel in the profile")
+    known = {event.correlation for event in calls if _CUDA_CALL.fullmatch(event.name)}
+    stray = sum(event.correlation not in known for event in kernels)
+    if stray:
+        raise ValueError(f"{stray} of {len(kernels)} kernels in the profile have no launch")
 
 
 def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is compared with
@@ -100,17 +123,27 @@ def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is c
         return _none(NO_DECODE)
     if reason := _why_not():
         return _none(reason)
-    enter("profiled request")
+    enter("profiled requests")
     try:
-        found = activity_of(_profile(partial(request, tokens), clock))
+        profiles = [activity_of(_profile(partial(request, tokens), clock)) for _ in range(PROFILES)]
     except (RuntimeError, ValueError) as error:
         return _none(f"torch's profiler: {first_line(error)}")
-    if not found.kernels:
-        return _none("torch's profiler saw no kernel: may this process use CUPTI?")
+    if reason := _why_not_counted(profiles):
+        return _none(reason)
     steps = tokens - 1
-    host_share = max(0.0, 1 - found.busy_ms / steps / tpot_ms)
-    values = (found.kernels / steps, found.syncs / steps, host_share)
+    busy_ms = sum(found.busy_ms for found in profiles) / len(profiles)
+    host_share = max(0.0, 1 - busy_ms / steps / tpot_ms)
+    values = (profiles[0].kernels / steps, profiles[0].syncs / steps, host_share)
     return [Figure(metric, value) for metric, value in zip(FIGURES, values, strict=True)]
+
+
+def _why_not_counted(profiles: Sequence[Activity]) -> str:
+    """Why nothing can be told of requests that were profiled; empty if they saw the same, and something."""
+    for name in ("kernels", "syncs"):
+        counts = [getattr(found, name) for found in profiles]
+        if len(set(counts)) > 1:
+            return f"torch's profiler: requests alike have {' and '.join(map(str, counts))} {name}"
+    return "" if profiles[0].kernels else "torch's profiler saw no kernel: may this process use CUPTI?"
 
 
 def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Sequence[Event]:
@@ -138,7 +171,7 @@ def _events(recorded: Iterable[Any]) -> list[Event]:
 
     found = ((event, event.device_type() != DeviceType.CPU) for event in recorded)
     return [
-        Event(event.name(), on_device, event.start_ns(), event.end_ns())
+        Event(event.name(), on_device, event.start_ns(), event.end_ns(), event.correlation_id())
         for event, on_device in found
         if not (on_device and event.is_user_annotation())
     ]

@@ -245,7 +245,7 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _counted(
         "kernel_launches_per_token",
         "kernels / token",
-        "kernels that ran on the device during decode / (output tokens - 1), from one profiled request",
+        "kernels that ran on the device during decode / (output tokens - 1), from two profiled requests that agree",
         gates=True,
     ),
     _counted(
