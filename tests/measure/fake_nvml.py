@@ -19,6 +19,9 @@ class FakeNvml:
     class NVMLError(Exception):
         pass
 
+    class NVMLLibraryMismatchError(Exception):
+        pass
+
     def __init__(self, **told) -> None:
         """``told`` by the question's name without ``nvmlDeviceGet``; a list is answered one by one, the last stays."""
         self.told = {"IsMig": False, **told}
