@@ -14,7 +14,7 @@ class FakeNvml:
     nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
     nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
     nvmlClocksEventReasonHwThermalSlowdown = 64  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonAll = 69  # noqa: N815  # NVML's name
+    nvmlClocksEventReasonAll = 511  # noqa: N815  # NVML's name
 
     class NVMLError(Exception):
         pass
@@ -40,14 +40,14 @@ class FakeNvml:
         told = self.told[question]
         return (told.pop(0) if len(told) > 1 else told[0]) if isinstance(told, list) else told
 
-    def nvmlDeviceIsMigDeviceHandle(self, handle):  # noqa: N802  # NVML's name
+    def nvmlDeviceIsMigDeviceHandle(self, handle, /):  # noqa: N802  # NVML's name
         return handle == INSTANCE
 
-    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle):  # noqa: N802  # NVML's name
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle, /):  # noqa: N802  # NVML's name
         assert handle == INSTANCE
         return GPU
 
-    def nvmlDeviceGetClockInfo(self, handle, kind):  # noqa: N802  # NVML's name
+    def nvmlDeviceGetClockInfo(self, handle, kind, /):  # noqa: N802  # NVML's name
         return self.answer("SmClock" if kind == self.NVML_CLOCK_SM else "MemoryClock", handle)
 
     def nvmlDeviceGetMaxClockInfo(self, handle, _kind):  # noqa: N802  # NVML's name
@@ -62,7 +62,7 @@ class FakeNvml:
     def nvmlSystemGetDriverVersion(self):  # noqa: N802  # NVML's name
         return "580.1"
 
-    def nvmlDeviceGetMigMode(self, handle):  # noqa: N802  # NVML's name
+    def nvmlDeviceGetMigMode(self, handle, /):  # noqa: N802  # NVML's name
         return self.answer("MigMode", handle)
 
     def nvmlDeviceGetEccMode(self, handle):  # noqa: N802  # NVML's name
