@@ -10,6 +10,10 @@ GPU, INSTANCE = "the whole GPU", "a MIG instance"
 
 class FakeNvml:
     NVML_CLOCK_GRAPHICS, NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 0, 1, 2, 0
+    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
+    NVML_PERF_POLICY_BOARD_LIMIT, NVML_PERF_POLICY_RELIABILITY = 3, 5
+    NVML_FI_DEV_PERF_POLICY_POWER, NVML_FI_DEV_PERF_POLICY_THERMAL = 74, 75
+    NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT, NVML_FI_DEV_PERF_POLICY_RELIABILITY = 77, 79
     nvmlClocksEventReasonGpuIdle = 1  # noqa: N815  # NVML's name
     nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
     nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
@@ -76,6 +80,12 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802  # NVML's name
         return self.answer("TotalEnergyConsumption", handle)
+
+    def nvmlDeviceGetViolationStatus(self, handle, policy, /):  # noqa: N802  # NVML's name
+        return SimpleNamespace(violationTime=self.answer(f"ViolationStatus({policy})", handle))
+
+    def nvmlDeviceGetFieldValues(self, handle, _fields):  # noqa: N802  # NVML's name
+        raise self.NVMLError
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802  # NVML's name
         return [SimpleNamespace(pid=pid) for pid in self.answer("ComputeRunningProcesses", handle)]

@@ -15,8 +15,9 @@ import pytest
 
 from pytest_llmperf.measure import nvidia
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
-from pytest_llmperf.measure.machine import environment
+from pytest_llmperf.measure.machine import environment, nvml_handle
 from pytest_llmperf.measure.nvidia import GpuConditions, watch_gpu
+from pytest_llmperf.measure.violations import violations
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(not COMPILER, reason="there is no C compiler to build the stub with")
@@ -36,11 +37,17 @@ GPU = {
     "nvmlDeviceGetMigMode": 0,
     "nvmlDeviceGetEccMode": 1,
     "nvmlDeviceGetEnforcedPowerLimit": 700_000,
+    "nvmlDeviceGetViolationStatus(0)": 8_000_000_000_000,
+    "nvmlDeviceGetViolationStatus(1)": 1_000_000_000,
+    "nvmlDeviceGetViolationStatus(3)": 0,
+    "nvmlDeviceGetViolationStatus(5)": 0,
     PROCESSES: os.getpid(),
     "nvmlDeviceGetMPSComputeRunningProcesses_v3": "",
 }
 INSTANCE = {**GPU, "uuid": f"MIG-{UUID}", "nvmlDeviceGetMigMode": 1}
 NOT_TOLD = "the driver does not tell all of it"
+HIDDEN = "the driver hides processes"
+NOT_COUNTED = "the driver does not count all throttling"
 
 
 def build(folder: Path, *options: str) -> Path:
@@ -99,21 +106,43 @@ def test_the_clocks_and_what_holds_them_back(driver, mask, reasons):
     assert clock_state("cuda:0") == ClockState(1980, 2619, reasons)
 
 
-def test_what_is_read_around_a_timed_request(driver):
+def test_what_is_read_around_a_timed_request(driver, monkeypatch):
     """Before, under load and after."""
+    moments = iter([10.0, 12.0])
+    monkeypatch.setattr(nvidia, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     driver({**GPU, "nvmlDeviceGetClockInfo(1)": 210})
     with watch_gpu("cuda:0") as watch:
         watch.begin()
         driver({**GPU, "nvmlDeviceGetCurrentClocksEventReasons": 0x44})
         watch.look()
-        driver({**GPU, "nvmlDeviceGetTotalEnergyConsumption": 5_000_040_000, "nvmlDeviceGetTemperature(0)": 71})
+        later = {"nvmlDeviceGetTotalEnergyConsumption": 5_000_040_000, "nvmlDeviceGetViolationStatus(1)": 1_500_000_000}
+        driver({**GPU, **later, "nvmlDeviceGetTemperature(0)": 71})
         watch.end()
         assert watch.energy(10).value == 4_000
         assert watch.conditions() == GpuConditions(
             sm_clock_before_mhz=210, sm_clock_under_load_mhz=1980, sm_clock_after_mhz=1980, sm_clock_full_mhz=1755,
             memory_clock_under_load_mhz=2619, throttle_reasons="HwThermalSlowdown SwPowerCap", temperature_before_c=41,
-            temperature_after_c=71, other_processes_on_device=0, nvml_reason="",
+            temperature_after_c=71, other_processes_on_device=0, thermal_violation_share=0.25,
+            power_violation_share=0.0, board_limit_violation_share=0.0, reliability_violation_share=0.0, nvml_reason="",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["status", "field", "field alone", "neither"])
+def test_throttling_is_counted(driver, monkeypatch, how):
+    """By the status, else by the field that is to replace it, also where nvidia-ml-py has no status any more."""
+    import pynvml
+
+    told = {question: answer for question, answer in GPU.items() if how == "status" or "Violation" not in question}
+    if how == "field alone":
+        monkeypatch.delattr(pynvml, "nvmlDeviceGetViolationStatus")
+    if how.startswith("field"):
+        told |= {"nvmlDeviceGetFieldValues(75)": 1_000_000_000, "nvmlDeviceGetFieldValues(74)": 8_000_000_000_000}
+    driver(told)
+    with nvml_handle("cuda:0") as (nvml, handle):
+        counted = violations(nvml, handle)
+    expected = {"thermal": 1_000_000_000, "power": 8_000_000_000_000}
+    assert {name: counted[name] for name in expected} == (dict.fromkeys(expected) if how == "neither" else expected)
+    assert counted["reliability"] == (0 if how == "status" else None)
 
 
 @pytest.mark.parametrize(("told", "mig"), [(GPU, False), (INSTANCE, True)], ids=["GPU", "MIG instance"])
@@ -141,7 +170,7 @@ def test_a_driver_that_refuses_everything(driver, told, code):
     refusals = dict.fromkeys([*told, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle"], f"!{code}")
     driver({**refusals, "uuid": told["uuid"]})
     conditions, energy = watched()
-    assert conditions == GpuConditions(nvml_reason=f"{NOT_TOLD}; the driver hides processes")
+    assert conditions == GpuConditions(nvml_reason=f"{NOT_TOLD}; {HIDDEN}; {NOT_COUNTED}")
     assert "energy counter" in energy.reason
     assert clock_state("cuda:0") == ClockState(reason=NOT_TOLD)
     facts = environment("cuda:0")
@@ -154,7 +183,7 @@ def test_a_driver_that_is_older_than_pynvml(driver):
     conditions, energy = watched()
     assert (conditions.sm_clock_under_load_mhz, conditions.throttle_reasons) == (1980, None)
     assert conditions.other_processes_on_device is None
-    assert conditions.nvml_reason == f"{NOT_TOLD}; the driver hides processes"
+    assert conditions.nvml_reason == f"{NOT_TOLD}; {HIDDEN}"
     assert energy.reason == ""
 
 
