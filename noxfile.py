@@ -1,15 +1,21 @@
 """Sessions, each of which sets itself up.
 
-``perf`` (the main job), ``tests``, ``layouts``, ``vllm``, ``lint``, ``docs``, ``commands``, ``benchmarks``.
+``perf`` (the main job), ``tests``, ``layouts``, ``vllm``, ``cuda-fake``, ``lint``, ``docs``, ``commands``,
+``benchmarks``.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import nox
 
 nox.options.sessions = ["tests", "layouts", "vllm", "lint"]
 
 CONSTRAINTS = ("-c", "constraints.txt")
+PINS = [line for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
+CUDA_BUILD = "torch==2.14.1"  # on Linux, the registry's default build
+ELSEWHERE = ("--ignore=tests/layouts", "--ignore=tests/cuda_fake")  # in sessions of their own
 TESTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
 LAYOUTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "layouts")
 DOCS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs")
@@ -28,7 +34,7 @@ def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
     session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
-    session.run("pytest", "-n", "auto", "--dist", "worksteal", "--ignore=tests/layouts", *session.posargs)
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *ELSEWHERE, *session.posargs)
 
 
 @nox.session
@@ -45,6 +51,13 @@ def vllm(session: nox.Session) -> None:
     # They come with it, were built for another torch, and keep transformers from being imported.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
     session.run("pytest", "tests/engines/test_vllm.py", *session.posargs)
+
+
+@nox.session(name="cuda-fake")
+def cuda_fake(session: nox.Session) -> None:
+    """Test what the CUDA build of torch shows where there is no GPU; it is 5 GB. Arguments are passed on to pytest."""
+    session.install(CUDA_BUILD, *(pin for pin in PINS if not pin.startswith("torch==")), ".[models]")
+    session.run("pytest", "tests/cuda_fake", "tests/measure/test_fakes.py", *session.posargs)
 
 
 @nox.session

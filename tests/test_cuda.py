@@ -106,6 +106,8 @@ def test_clocks_are_read_where_nvml_tells_them():
     if not isinstance(watched.gpu, GpuWatch):
         pytest.skip(conditions.nvml_reason)
     assert 0 < conditions.sm_clock_under_load_mhz <= 1.05 * conditions.sm_clock_full_mhz
+    shares = [share for name, share in vars(conditions).items() if name.endswith("_violation_share")]
+    assert all(share is None or 0 <= share <= 1.5 for share in shares), "the driver counts in another unit"
 
 
 def test_64_mib_on_the_device_are_seen_to_the_byte(project):

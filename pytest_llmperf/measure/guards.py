@@ -24,6 +24,10 @@ LEAST_CLOCK = 0.5
 that, power limits and clocks that somebody locked are ordinary."""
 HELD_BACK = frozenset({"HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwThermalSlowdown"})
 """Heat and failing power, in NVML's words. A power cap is no such reason: many devices run at theirs all the time."""
+MOST_THERMAL = 0.01
+"""Share of the timed requests' time. Where the hardware halves the clock, that is 1 % more time: half of what a verdict
+tolerates. The driver counts other limits as well, of which none is an objection: a power cap for the reason above, and
+board and voltage limits because nothing tells how ordinary they are."""
 MOST_DISTURBED = 0.5
 """Share of the kept requests. The run's figure is their median: from here on, it is a disturbed one."""
 
@@ -142,7 +146,17 @@ def _tenants(seen: Seen) -> str:
 
 
 def _throttling(seen: Seen) -> str:
-    return throttled(seen.device, (seen.gpu.throttle_reasons or "").split()) if seen.gpu else ""
+    """By a look right after a request, or by what was counted between looks."""
+    if not seen.gpu:
+        return ""
+    return throttled(seen.device, (seen.gpu.throttle_reasons or "").split()) or _too_hot(seen.device, seen.gpu)
+
+
+def _too_hot(device: str, gpu: GpuConditions) -> str:
+    share, most = gpu.thermal_violation_share, percent(MOST_THERMAL)
+    if share is None or share <= MOST_THERMAL:
+        return ""
+    return f"clocks of {device} held back by heat for {percent(share)} of the time, expected {most} at most"
 
 
 def _clocks(seen: Seen) -> str:

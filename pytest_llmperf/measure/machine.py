@@ -175,14 +175,17 @@ def whole_gpu(nvml: Any, handle: Any) -> Any:
     """The GPU that a handle is of, or is a MIG instance of: that has no mode, clocks or power of its own."""
     if not ask_nvml(nvml, lambda: nvml.nvmlDeviceIsMigDeviceHandle(handle)):
         return handle
-    return nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    return ask_nvml(nvml, lambda: nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)) or handle
 
 
 def ask_nvml(nvml: Any, question: Any) -> Any:
-    """What NVML answers; ``None`` where the driver or the device does not know."""
+    """What NVML answers; ``None`` where the driver or the device does not know.
+
+    A driver that is older than nvidia-ml-py lacks functions of its, which is no ``NVMLError`` of some of them.
+    """
     try:
         return question()
-    except nvml.NVMLError:
+    except (nvml.NVMLError, nvml.NVMLLibraryMismatchError):
         return None
 
 

@@ -15,6 +15,7 @@ from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.host import own_processes
 from pytest_llmperf.measure.machine import NvmlUnavailableError, ask_nvml, nvml_handle, whole_gpu
 from pytest_llmperf.measure.run_processes import USERS_ABOVE, run_process_ids
+from pytest_llmperf.measure.violations import Violations, violation_share, violations
 
 SHORTEST_ENERGY_S = 1.0
 """Ten steps of a counter that some devices move every 100 ms: it is 10 % off at most."""
@@ -33,6 +34,11 @@ class GpuConditions:
     memory_clock_under_load_mhz: float | None = None
     throttle_reasons: str | None = None
     """What held clocks back under load, in NVML's words; empty for nothing."""
+    thermal_violation_share: float | None = None
+    """Of the time in which requests were timed, that in which heat kept clocks below the application clock."""
+    power_violation_share: float | None = None
+    board_limit_violation_share: float | None = None
+    reliability_violation_share: float | None = None
     temperature_before_c: int | None = None
     temperature_after_c: int | None = None
     other_processes_on_device: int | None = None
@@ -40,11 +46,12 @@ class GpuConditions:
     nvml_reason: str = ""
 
 
-@dataclass
-class Energy:
-    """What the device had taken when requests began and ended to be timed: mJ and seconds."""
+@dataclass(frozen=True)
+class Counters:
+    """What the driver had counted of the device when requests began or ended to be timed."""
 
-    mj: int | None
+    energy_mj: int | None
+    violations: Violations
     moment_s: float
 
 
@@ -64,11 +71,11 @@ class GpuWatch:
         self._temperature = self._temperature_c()
         self._others = other_processes(nvml, handle)
         self._looks: list[ClockState] = []
-        self._energy: list[Energy] = []
+        self._counters: list[Counters] = []
 
     def begin(self) -> None:
         """Requests are timed from here."""
-        self._energy = [self._energy_now()]
+        self._counters = [self._counters_now()]
 
     def look(self) -> None:
         """A timed request has just ended, and the device was busy until now.
@@ -80,12 +87,14 @@ class GpuWatch:
 
     def end(self) -> None:
         """Requests were timed until here."""
-        self._energy.append(self._energy_now())
+        self._counters.append(self._counters_now())
 
     def conditions(self) -> GpuConditions:
         """What was read, and what is read now."""
         after, told = clock_state(self._device), [self._others, other_processes(self._nvml, self._handle)]
         hidden = "the driver hides processes" if None in told else ""
+        shares = self._violation_shares()
+        uncounted = "the driver does not count all throttling" if None in shares.values() else ""
         return GpuConditions(
             sm_clock_before_mhz=self._before.sm_mhz,
             sm_clock_under_load_mhz=_median([look.sm_mhz for look in self._looks]),
@@ -93,19 +102,20 @@ class GpuWatch:
             sm_clock_full_mhz=full_sm_clock_mhz(self._nvml, self._gpu),
             memory_clock_under_load_mhz=_median([look.memory_mhz for look in self._looks]),
             throttle_reasons=_held_back(self._looks),
+            **shares,
             temperature_before_c=self._temperature,
             temperature_after_c=self._temperature_c(),
             other_processes_on_device=max((count for count in told if count is not None), default=None),
-            nvml_reason="; ".join(filter(None, (after.reason, hidden))),
+            nvml_reason="; ".join(filter(None, (after.reason, hidden, uncounted))),
         )
 
     def energy(self, tokens_per_request: int) -> Figure:
         """Energy of the device by output token; the pauses between timed requests are in it."""
-        if len(self._energy) < 2 or not self._looks:  # noqa: PLR2004  # a beginning and an end
+        if len(self._counters) < 2 or not self._looks:  # noqa: PLR2004  # a beginning and an end
             return _no_energy("no request was timed")
-        start, end = self._energy
+        start, end = self._counters
         seconds = end.moment_s - start.moment_s
-        if start.mj is None or end.mj is None:
+        if start.energy_mj is None or end.energy_mj is None:
             return _no_energy("the driver keeps no energy counter of this device")
         if self._gpu is not self._handle:
             return _no_energy("a MIG instance has no energy counter of its own")
@@ -113,11 +123,23 @@ class GpuWatch:
             return _no_energy(
                 f"timed for {seconds:.2g} s: the counter moves every 100 ms, expected {SHORTEST_ENERGY_S:g} s or more"
             )
-        return Figure("energy_mj_per_token", (end.mj - start.mj) / (len(self._looks) * tokens_per_request))
+        tokens = len(self._looks) * tokens_per_request
+        return Figure("energy_mj_per_token", (end.energy_mj - start.energy_mj) / tokens)
 
-    def _energy_now(self) -> Energy:
+    def _violation_shares(self) -> dict[str, float | None]:
+        """By the conditions' names; nothing if no request was timed."""
+        if len(self._counters) < 2:  # noqa: PLR2004  # a beginning and an end
+            return {}
+        start, end = self._counters
+        seconds = end.moment_s - start.moment_s
+        return {
+            f"{name}_violation_share": violation_share(start.violations, end.violations, name, seconds)
+            for name in start.violations
+        }
+
+    def _counters_now(self) -> Counters:
         mj = ask_nvml(self._nvml, lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu))
-        return Energy(mj, time.monotonic())
+        return Counters(mj, violations(self._nvml, self._gpu), time.monotonic())
 
     def _temperature_c(self) -> Any:
         return ask_nvml(

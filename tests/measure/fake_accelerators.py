@@ -18,7 +18,7 @@ class FakeXpuEvent:
         self.device, self.time = stream, self.xpu.now[stream]
         self.xpu.pending[stream].append(self)
 
-    def elapsed_time(self, end: FakeXpuEvent) -> float:
+    def elapsed_time(self, end: FakeXpuEvent, /) -> float:
         if not (self.timed and end.timed):
             raise RuntimeError("Both events must be created with argument 'enable_timing=True'.")
         if {self, end} & {event for events in self.xpu.pending for event in events}:
@@ -95,7 +95,7 @@ class FakeMpsEvent:
         self.mps.lateness_ms = 0.25 - self.mps.lateness_ms
         self.time = self.mps.now + self.mps.lateness_ms
 
-    def elapsed_time(self, end: FakeMpsEvent) -> float:
+    def elapsed_time(self, end: FakeMpsEvent, /) -> float:
         assert not end.asked, "torch would wait forever"
         end.asked = True
         if not (self.timed and end.timed):

@@ -160,8 +160,8 @@ class FakeCuda:
     def get_sync_debug_mode(self) -> int | str:
         return self.sync_mode
 
-    def set_sync_debug_mode(self, mode: int | str) -> None:
-        self.sync_mode = mode
+    def set_sync_debug_mode(self, debug_mode: int | str) -> None:
+        self.sync_mode = debug_mode
 
     def get_device_properties(self, _device: str) -> SimpleNamespace:
         return SimpleNamespace(L2_cache_size=50 << 20, uuid="0", name="Fake")

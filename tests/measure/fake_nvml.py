@@ -10,13 +10,20 @@ GPU, INSTANCE = "the whole GPU", "a MIG instance"
 
 class FakeNvml:
     NVML_CLOCK_GRAPHICS, NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 0, 1, 2, 0
+    NVML_PERF_POLICY_POWER, NVML_PERF_POLICY_THERMAL = 0, 1
+    NVML_PERF_POLICY_BOARD_LIMIT, NVML_PERF_POLICY_RELIABILITY = 3, 5
+    NVML_FI_DEV_PERF_POLICY_POWER, NVML_FI_DEV_PERF_POLICY_THERMAL = 74, 75
+    NVML_FI_DEV_PERF_POLICY_BOARD_LIMIT, NVML_FI_DEV_PERF_POLICY_RELIABILITY = 77, 79
     nvmlClocksEventReasonGpuIdle = 1  # noqa: N815  # NVML's name
     nvmlClocksEventReasonSwPowerCap = 4  # noqa: N815  # NVML's name
     nvmlClocksThrottleReasonSwPowerCap = 4  # noqa: N815  # NVML's name
     nvmlClocksEventReasonHwThermalSlowdown = 64  # noqa: N815  # NVML's name
-    nvmlClocksEventReasonAll = 69  # noqa: N815  # NVML's name
+    nvmlClocksEventReasonAll = 511  # noqa: N815  # NVML's name
 
     class NVMLError(Exception):
+        pass
+
+    class NVMLLibraryMismatchError(Exception):
         pass
 
     def __init__(self, **told) -> None:
@@ -37,14 +44,14 @@ class FakeNvml:
         told = self.told[question]
         return (told.pop(0) if len(told) > 1 else told[0]) if isinstance(told, list) else told
 
-    def nvmlDeviceIsMigDeviceHandle(self, handle):  # noqa: N802  # NVML's name
+    def nvmlDeviceIsMigDeviceHandle(self, handle, /):  # noqa: N802  # NVML's name
         return handle == INSTANCE
 
-    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle):  # noqa: N802  # NVML's name
+    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle, /):  # noqa: N802  # NVML's name
         assert handle == INSTANCE
         return GPU
 
-    def nvmlDeviceGetClockInfo(self, handle, kind):  # noqa: N802  # NVML's name
+    def nvmlDeviceGetClockInfo(self, handle, kind, /):  # noqa: N802  # NVML's name
         return self.answer("SmClock" if kind == self.NVML_CLOCK_SM else "MemoryClock", handle)
 
     def nvmlDeviceGetMaxClockInfo(self, handle, _kind):  # noqa: N802  # NVML's name
@@ -59,7 +66,7 @@ class FakeNvml:
     def nvmlSystemGetDriverVersion(self):  # noqa: N802  # NVML's name
         return "580.1"
 
-    def nvmlDeviceGetMigMode(self, handle):  # noqa: N802  # NVML's name
+    def nvmlDeviceGetMigMode(self, handle, /):  # noqa: N802  # NVML's name
         return self.answer("MigMode", handle)
 
     def nvmlDeviceGetEccMode(self, handle):  # noqa: N802  # NVML's name
@@ -73,6 +80,12 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802  # NVML's name
         return self.answer("TotalEnergyConsumption", handle)
+
+    def nvmlDeviceGetViolationStatus(self, handle, policy, /):  # noqa: N802  # NVML's name
+        return SimpleNamespace(violationTime=self.answer(f"ViolationStatus({policy})", handle))
+
+    def nvmlDeviceGetFieldValues(self, handle, _fields):  # noqa: N802  # NVML's name
+        raise self.NVMLError
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802  # NVML's name
         return [SimpleNamespace(pid=pid) for pid in self.answer("ComputeRunningProcesses", handle)]

@@ -60,6 +60,24 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
             {"device": "cuda:0", "throttle_reasons": "HwSlowdown HwThermalSlowdown SwPowerCap"},
             "clocks of cuda:0 held back by HwSlowdown, HwThermalSlowdown (guard throttling)",
         ),
+        ({"device": "cuda:0", "thermal_violation_share": 0.01}, ""),
+        (
+            {"device": "cuda:0", "throttle_reasons": "", "thermal_violation_share": 0.034},
+            "clocks of cuda:0 held back by heat for 3.4 % of the time, expected 1 % at most (guard throttling)",
+        ),
+        (
+            {"device": "cuda:0", "throttle_reasons": "SwThermalSlowdown", "thermal_violation_share": 0.0},
+            "clocks of cuda:0 held back by SwThermalSlowdown (guard throttling)",
+        ),
+        (
+            {
+                "device": "cuda:0",
+                "power_violation_share": 0.9,
+                "board_limit_violation_share": 0.9,
+                "reliability_violation_share": 0.9,
+            },
+            "",
+        ),
         ({"device": "cuda:0", "sm_clock_under_load_mhz": 990, "sm_clock_full_mhz": 1980}, ""),
         (
             {"device": "cuda:0", "sm_clock_under_load_mhz": 345, "sm_clock_full_mhz": 1980},
@@ -154,6 +172,10 @@ LOADED = {
     "ApplicationsClock": 1755,
     "Temperature": [40, 71],
     "TotalEnergyConsumption": [5_000, 45_000],
+    "ViolationStatus(0)": [7_000_000_000, 8_000_000_000],
+    "ViolationStatus(1)": [3_000_000, 23_000_000],
+    "ViolationStatus(3)": 5,
+    "ViolationStatus(5)": [9, 8],
     "ComputeRunningProcesses": [OURS],
 }
 
@@ -188,7 +210,9 @@ def test_a_device_is_read_before_under_load_and_after(watched):
     assert found.seen(observation(), misplaced="").gpu == GpuConditions(
         sm_clock_before_mhz=210, sm_clock_under_load_mhz=1450, sm_clock_after_mhz=1980, sm_clock_full_mhz=1755,
         memory_clock_under_load_mhz=2619, throttle_reasons="HwThermalSlowdown SwPowerCap", temperature_before_c=40,
-        temperature_after_c=71, other_processes_on_device=0, nvml_reason="",
+        temperature_after_c=71, other_processes_on_device=0, thermal_violation_share=0.01, power_violation_share=0.5,
+        board_limit_violation_share=0.0, reliability_violation_share=None,
+        nvml_reason="the driver does not count all throttling",
     )  # fmt: skip
     energy = found.gpu.energy(tokens_per_request=10)
     assert (energy.metric, energy.value) == ("energy_mj_per_token", 40_000 / 20)
@@ -198,7 +222,10 @@ def test_a_driver_that_tells_nothing_is_no_objection(watched):
     """None with a reason."""
     found = watched()
     told = found.seen(observation(), misplaced="")
-    assert told.gpu == GpuConditions(nvml_reason="the driver does not tell all of it; the driver hides processes")
+    assert told.gpu == GpuConditions(
+        nvml_reason="the driver does not tell all of it; the driver hides processes; "
+        "the driver does not count all throttling"
+    )
     assert told.objection(ALL) == ""
     assert found.gpu.energy(1).reason == "the driver keeps no energy counter of this device"
 
