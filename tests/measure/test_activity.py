@@ -59,7 +59,7 @@ def test_a_decode_lies_between_the_marks():
 )
 def test_calls_that_wait(name, waits):
     """Waits of one stream for another are the device's own."""
-    assert activity_of([host(name, 12), device("gemm", 13, 1), LAUNCH, *MARKS]).syncs == waits
+    assert activity_of([host(name, 12, correlation=1), device("gemm", 13, 1), LAUNCH, *MARKS]).syncs == waits
 
 
 def test_copies_keep_the_device_busy_and_are_no_kernels():
