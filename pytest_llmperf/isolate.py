@@ -21,12 +21,17 @@ from pytest_llmperf.measure.contain import timed_out
 from pytest_llmperf.measure.progress import LOAD, SETUP, TEST_BODY, Moment
 from pytest_llmperf.outcome import entry_of, settle
 from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.report.terminal import write_now
 from pytest_llmperf.scratch import run_folder
 from pytest_llmperf.wire import Told
 from pytest_llmperf.workplace import PlannedTest, Workplace
 
 GRACE_S = 5.0
 """How much later than the process itself, which may be stuck where no signal reaches it, its parent ends it."""
+
+
+ENDING_S = 60.0
+"""How long after its last test a process may take to end: it releases the model, which waits for the device."""
 
 
 class Isolator:
@@ -56,6 +61,8 @@ class Isolator:
         spec = self._tests[item.nodeid].spec
         left = [name for name, test in self._tests.items() if test.spec == spec and name not in self._reports]
         watch, ended = self._measure(left)
+        if watch.why and not watch.told.running:
+            write_now(self._config, f"llmperf: {watch.why} (see {ended.log})")
         finished = {name: reports for name, reports in watch.told.finished().items() if name in left}
         self._reports |= {name: self._settled(name, reports) for name, reports in finished.items()}
         dead = [watch.told.running] if watch.told.running in left else []
@@ -121,9 +128,11 @@ class _Watch:
         self.told.read()
         with suppress(psutil.Error):
             self._sampled = (self.told.moment, psutil.Process(pid).memory_info().rss)
-        limit_s = self._limit_s()
-        if limit_s is not None and time.monotonic() - self.told.since > limit_s + GRACE_S:
+        spent_s, limit_s = time.monotonic() - self.told.since, self._limit_s()
+        if limit_s is not None and spent_s > limit_s + GRACE_S:
             self.why = timed_out(limit_s, str(self.moment))
+        elif self.told.between_tests and spent_s > ENDING_S:
+            self.why = f"a process was killed that had not ended {ENDING_S:g} s after its last test"
         return bool(self.why)
 
     @property

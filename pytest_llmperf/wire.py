@@ -54,7 +54,8 @@ class Told:
 
     Attributes:
         running: Node id of the test that began and has not ended; empty between tests.
-        stage: ``setup``, ``load`` or ``test body`` while it is in one, begun at ``since`` by the monotonic clock, in s.
+        stage: ``setup``, ``load`` or ``test body`` while it is in one.
+        since: When that, or what comes after a test, began: by the monotonic clock, in s.
         moment: Its latest phase, and the memory as that began.
         reports: What pytest serialized of each test's reports, by node id.
     """
@@ -79,6 +80,11 @@ class Told:
         for line in whole.splitlines():
             self._take(json.loads(line))
 
+    @property
+    def between_tests(self) -> bool:
+        """Whether a test has ended, and none begun since."""
+        return bool(self.reports) and not self.running
+
     def finished(self) -> dict[str, list[dict[str, Any]]]:
         """The reports of the tests that came to their end."""
         return {nodeid: reports for nodeid, reports in self.reports.items() if nodeid != self.running}
@@ -99,7 +105,8 @@ class Told:
         if report["when"] == "call":
             self.stage = ""
         if report["when"] == "teardown":
-            self.running = self.stage = ""
+            self.running = ""
+            self._begin("")
 
     def _begin(self, stage: str) -> None:
         self.stage, self.since = stage, time.monotonic()

@@ -224,6 +224,60 @@ def test_an_isolated_hang_ends(project, hang):
     result.stdout.re_match_lines([rf"error: .*\[1-fp32\]: .*timed out after 8 s in phase 'test body' with {MEMORY}.*"])
 
 
+NEVER = """
+import signal
+import time
+
+import pytest_llmperf.isolate as isolate
+
+isolate.GRACE_S = 1
+isolate.ENDING_S = 3
+
+
+def never(*_):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    time.sleep(60)
+"""
+AN_EVENT = """
+class Stuck(FakeClock):
+    def synchronize(self):
+        if bench.Bench.measured:
+            never()
+
+
+bench.clock_for = lambda device: Stuck()
+bench.Bench.measured = 0
+real = bench.Bench.measure
+
+
+def measure(self, *args, **kwargs):
+    result = real(self, *args, **kwargs)
+    bench.Bench.measured += 1
+    return result
+
+
+bench.Bench.measure = measure
+"""
+
+
+def test_an_isolated_event_that_never_completes_ends(project):
+    """The next process goes on where it stood."""
+    project.write(three_tests(), conftest=FAKE_CLOCK + NEVER + AN_EVENT)
+    result = project.run("--llmperf-isolate", "--llmperf-timeout=8")
+    result.assert_outcomes(passed=2, failed=1)
+    result.stdout.re_match_lines([rf"error: .*\[2-fp32\]: .*timed out after 8 s in phase '.*' with {MEMORY}.*"])
+
+
+def test_a_process_that_does_not_end_is_killed(project):
+    """Its tests have ended: what they measured counts."""
+    hang = "\n\ndef pytest_unconfigure(config):\n    if config.getoption('llmperf_tell'):\n        never()\n"
+    project.write(three_tests(), conftest=FAKE_CLOCK + NEVER + hang)
+    result = project.run("--llmperf-isolate")
+    result.assert_outcomes(passed=3)
+    told = "llmperf: a process was killed that had not ended 3 s after its last test (see *isolate*1.log)"
+    result.stdout.fnmatch_lines([f"*{told}*"])
+
+
 def test_a_process_that_does_not_start_is_an_error_of_each_test(project):
     """And not a pass, nor tried for ever."""
     crash = "import sys\nif any('--llmperf-tell' in word for word in sys.argv):\n    raise RuntimeError('no device')\n"

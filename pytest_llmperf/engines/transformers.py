@@ -18,6 +18,7 @@ from pytest_llmperf.measure.contain import uninterrupted
 from pytest_llmperf.measure.execution import check_produced, library_generate
 from pytest_llmperf.measure.generation import measuring_conditions
 from pytest_llmperf.models.attention import attention_of
+from pytest_llmperf.models.load import check_whole
 from pytest_llmperf.records.schema import Scalar
 from pytest_llmperf.text import first_line
 
@@ -97,6 +98,7 @@ class TransformersEngine:
         """
         import torch
 
+        check_whole(self._loaded.model)
         self.release()
         stamps: list[float] = []
         with measuring_conditions():
@@ -120,6 +122,7 @@ class TransformersEngine:
             RuntimeError: the thread broke.
             UsageError: this transformers has no continuous batching, or not for this model.
         """
+        check_whole(self._loaded.model)
         with measuring_conditions(), self._let_go_on_failure():
             self._prepare(_SetUp.of(asks, at_most, sampling))
             return _Schedule(self._manager, asks).answers()

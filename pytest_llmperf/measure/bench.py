@@ -30,7 +30,7 @@ from pytest_llmperf.measure.run_processes import begin_use
 from pytest_llmperf.measure.schedule import ServingPlan
 from pytest_llmperf.measure.served import serving_result
 from pytest_llmperf.measure.serving import measure_serving
-from pytest_llmperf.models.load import LoadedModel, load, misplaced, prepare
+from pytest_llmperf.models.load import LoadedModel, check_whole, load, misplaced, prepare
 from pytest_llmperf.models.registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.records.schema import PhaseProfile, TestResult
@@ -87,6 +87,7 @@ class Bench:
             MeasurementError: what was measured must not become a number, or measuring failed.
             UsageError: the plan does not fit the model.
         """
+        check_whole(loaded.model)
         with watch(self.device, self.progress) as watched, self._in_one_line(str(loaded.spec)):
             measured = measure_generation(
                 loaded.model,

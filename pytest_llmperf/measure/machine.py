@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from pytest_llmperf.measure import METHOD
+from pytest_llmperf.measure.cuda_settings import cuda_settings
 from pytest_llmperf.measure.tracing import tracing
 from pytest_llmperf.records.schema import Scalar
 from pytest_llmperf.text import slug
@@ -92,7 +93,7 @@ def _device_facts(device: str) -> dict[str, Scalar]:
             "runtime": None,
         }
     if kind == "cuda":
-        return {"device_type": kind, **_cuda_facts(device), **_nvml_facts(device)}
+        return {"device_type": kind, **_cuda_facts(device), **_nvml_facts(device), **cuda_settings()}
     return {"device_type": kind, **_accelerator_facts(kind, device)}
 
 

@@ -12,7 +12,13 @@ from itertools import chain
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, MissingDependency, ModelError
+from pytest_llmperf.errors import (
+    AttentionUnavailable,
+    LlmperfError,
+    MeasurementError,
+    MissingDependency,
+    ModelError,
+)
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
 from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
 from pytest_llmperf.models.quiet import quiet
@@ -241,6 +247,21 @@ def misplaced(model: Any, device: str) -> str:
         if not _is_on(tensor.device, device):
             return f"{name!r} on {str(tensor.device)!r}, expected {device!r}"
     return ""
+
+
+def check_whole(model: Any) -> None:
+    """Refuse a model that a test has spread over several accelerators.
+
+    Raises:
+        MeasurementError: its tensors lie on more than one; the message names them.
+    """
+    tensors = chain(model.parameters(), model.buffers())
+    found = sorted({str(tensor.device) for tensor in tensors if tensor.device.type not in ("cpu", "meta")})
+    if len(found) > 1:
+        raise MeasurementError(
+            f"the model lies on {', '.join(found)}: its time and memory are read of one device; expected all of it on "
+            "one, as llm loads it, or a server that has the others (--llmperf-engine)"
+        )
 
 
 def _is_on(found: torch.device, device: str) -> bool:

@@ -159,6 +159,7 @@ def steps_of_graph(model: Any, monkeypatch: Any) -> list[Step]:
 
     monkeypatch.setattr(decode_graph, "captured", captured)
     monkeypatch.setattr(decode_graph, "Pool", SimpleNamespace(new=lambda: None))
-    monkeypatch.setattr(decode_graph, "_reserved_bytes", lambda _device: 0)
+    for name in ("_reserved_bytes", "_free_bytes"):
+        monkeypatch.setattr(decode_graph, name, lambda _device: 0)
     with Watched(), Graph(sizes=(1, 2, 4)).open(model, prompt(), 3, HostClock()):
         return steps

@@ -18,7 +18,8 @@ from recording_cuda import RecordedGraph, RecordingCuda
 import pytest_llmperf
 
 CUDA_CONTROLS = {
-    "launch", "read_back", "fail_if_capturing", "end_allocate", "release_pool", "is_as_before",
+    "launch", "read_back", "fail_if_capturing", "end_allocate", "release_pool", "is_as_before", "multiply",
+    "clear_workspaces",
 }  # fmt: skip
 FAKES = [
     (FakeCuda, torch.cuda, CUDA_CONTROLS),

@@ -316,3 +316,28 @@ for quantization in ("fp32", "nf4"):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]", "[]"]
+
+
+SPREAD = """
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.mark.parametrize("llm", ["fp32"], indirect=True)
+@pytest.mark.parametrize("measure", ["generate", "naive", "offline"])
+def test_spread(llm, llmperf, measure, monkeypatch):
+    tensors = [SimpleNamespace(device=torch.device(name)) for name in ("cuda:1", "cuda:0", "cpu", "cuda:1")]
+    monkeypatch.setattr(llm.model, "parameters", lambda: iter(tensors))
+    llmperf.generate(llm) if measure == "generate" else llmperf.serve(llm, scheduler=measure, requests=2)
+"""
+
+
+def test_a_model_that_a_test_spread_over_several_devices_is_refused(project) -> None:
+    """In one line, whatever guards say: memory and time would be those of one of them."""
+    project.write(SPREAD)
+    result = project.run()
+    result.assert_outcomes(failed=3)
+    told = "error: *: MeasurementError: the model lies on cuda:0, cuda:1: its time and memory are read of one device; *"
+    result.stdout.fnmatch_lines([told] * 3)

@@ -1,0 +1,42 @@
+"""Settings of CUDA, its libraries and torch that a user or a test suite may change, and figures with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+UNSET = "default"
+_VARIABLES: Mapping[str, tuple[str, ...]] = {
+    "cuda_launch_blocking": ("CUDA_LAUNCH_BLOCKING",),
+    "cublas_workspace": ("CUBLAS_WORKSPACE_CONFIG",),
+    "cuda_allocator": ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+}
+"""By field, the variables that set it; the first that is set holds."""
+
+
+def cuda_settings() -> dict[str, str]:
+    """The environment's fields of these settings. What is not set is ``default``: to set it makes a difference."""
+    return {**{field: _variable(*names) for field, names in _VARIABLES.items()}, "fp32_precision": _fp32_precision()}
+
+
+def _variable(*names: str) -> str:
+    found = next((value for name in names if (value := os.environ.get(name, "").strip())), UNSET)
+    return UNSET if found == "0" else found
+
+
+def _fp32_precision() -> str:
+    """How products of float32 matrices and cuDNN's convolutions are computed: by ``ieee`` or ``tf32``."""
+    import torch
+
+    backends: Any = torch.backends
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    if hasattr(matmul, "fp32_precision"):  # from 2.9 on, where the names before may raise
+        whole = _first(backends.fp32_precision, "ieee")
+        return f"matmul {_first(matmul.fp32_precision, whole)}, cudnn {_first(cudnn.conv.fp32_precision, whole)}"
+    old = {"matmul": matmul, "cudnn": cudnn}
+    return ", ".join(f"{name} {'tf32' if one.allow_tf32 else 'ieee'}" for name, one in old.items())
+
+
+def _first(value: str, otherwise: str) -> str:
+    return otherwise if value == "none" else value
