@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, StaticCache
 
 from pytest_llmperf.measure import read_back
 from pytest_llmperf.measure.read_back import rope_types, why_read_back
@@ -37,23 +37,38 @@ def llama(kind):
     )
 
 
+SMALL = {
+    "opt": {"hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "word_embed_proj_dim": 64},
+    "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+    "qwen3": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2},
+}
+
+
 @pytest.mark.parametrize("kind", ROPE)
-def test_a_step_reads_back_where_it_is_said_to(kind):
-    """With tensors that have no values: whoever asks for one is found out."""
+def test_a_rope_reads_back_where_it_is_said_to(kind):
     config = llama(kind)
+    assert reads_back(config) == bool(why_read_back(config))
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_model_reads_back_where_it_is_said_to(kind):
+    config = AutoConfig.for_model(kind, vocab_size=512, num_attention_heads=4, **SMALL[kind])
+    assert reads_back(config) == bool(why_read_back(config))
+
+
+def reads_back(config):
+    """Whether a step over a static cache asks for a value, found out by tensors that have none."""
     with FakeTensorMode(), torch.no_grad():
         model = AutoModelForCausalLM.from_config(config).eval()
         cache, token = StaticCache(config=config, max_cache_len=8), torch.zeros(2, 1, dtype=torch.long)
-        assert steps_read_back(lambda: model(input_ids=token, past_key_values=cache)) == bool(why_read_back(config))
-
-
-def steps_read_back(step):
-    """The first of them allocates the cache."""
-    try:
-        step()
-        step()
-    except DataDependentOutputException:
-        return True
+        try:
+            model(token, past_key_values=cache)
+            for layer in cache.layers:
+                layer.cumulative_length = torch.empty((), dtype=torch.long)  # the mode knows the library's by its zero
+            model(token, past_key_values=cache)
+        except DataDependentOutputException:
+            return True
     return False
 
 
@@ -94,9 +109,8 @@ def test_the_reason_names_the_version_or_the_rope(monkeypatch, version, kind, re
             {"dynamic", "default"},
         ),
     ],
-    ids=str,
+    ids=["none", "null", "type", "both", "new", "of layers"],
 )
 def test_rope_is_read_in_old_and_new_configs(fields, types):
-    """Flat, or by kinds of layers; of the language model's part, where there are others."""
-    text = SimpleNamespace(**fields)
-    assert rope_types(SimpleNamespace(get_text_config=lambda: text)) == types
+    """Flat, or by kinds of layers."""
+    assert rope_types(SimpleNamespace(**fields)) == types
