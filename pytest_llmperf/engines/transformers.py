@@ -281,9 +281,10 @@ def _library(loaded: LoadedModel) -> tuple[Any, Any]:
     import transformers
 
     batching = getattr(transformers, "ContinuousBatchingConfig", None)
-    if batching is None or not hasattr(loaded.model, "init_continuous_batching"):
+    # Before it, pages were blocks, nothing kept the attention as it was asked for, and a manager could not pause.
+    if not hasattr(batching, "auto_switch_to_flash") or not hasattr(loaded.model, "init_continuous_batching"):
         raise UsageError(
-            f"transformers {transformers.__version__} cannot serve requests side by side: expected 5.23 or later, or "
+            f"transformers {transformers.__version__} cannot serve requests side by side: expected 5.19 or later, or "
             "the naive scheduler: pip install --upgrade transformers"
         )
     return batching, transformers.GenerationConfig

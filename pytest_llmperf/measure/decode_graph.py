@@ -16,6 +16,7 @@ from pytest_llmperf.measure.cublas import clear_workspaces
 from pytest_llmperf.measure.execution import Generated, OnToken, Opened
 from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.graph import NotCapturableError, Pool, captured, why_no_graphs
+from pytest_llmperf.measure.read_back import why_read_back
 from pytest_llmperf.measure.static_cache import (
     decode,
     next_token,
@@ -64,7 +65,7 @@ class Graph:
             UsageError: the batch is larger than every size, or one output token has no decode.
         """
         cache = static_cache(model, prompt, output_tokens)
-        _check_available(str(prompt.device), cache)
+        _check_available(str(prompt.device), model.config, cache)
         sizes = self._captured_sizes(prompt.shape[0])
         expected = tokens_of_loop(model, prompt, output_tokens)
         steps = GraphedSteps(model, cache, prompt, largest=sizes[0])
@@ -150,15 +151,16 @@ def first_sequences(cache: Any, size: int) -> Any:
     return fewer
 
 
-def _check_available(device: str, cache: Any) -> None:
+def _check_available(device: str, config: Any, cache: Any) -> None:
+    if reason := why_no_graphs(device) or why_read_back(config) or _why_no_fixed_cache(cache):
+        raise ExecutionUnavailable(f"execution 'graph' cannot run here: {reason}")
+
+
+def _why_no_fixed_cache(cache: Any) -> str:
     from transformers.cache_utils import StaticLayer
 
     kinds = {type(layer).__name__ for layer in cache.layers if type(layer) is not StaticLayer}
-    reason = why_no_graphs(device)
-    if not reason and kinds:
-        reason = f"{', '.join(sorted(kinds))} of the model's cache count positions on the host"
-    if reason:
-        raise ExecutionUnavailable(f"execution 'graph' cannot run here: {reason}")
+    return f"{', '.join(sorted(kinds))} of the model's cache count positions on the host" if kinds else ""
 
 
 def _counts_on_the_host(model: Any) -> bool:

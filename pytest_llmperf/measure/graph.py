@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from pytest_llmperf.text import first_line
 
 _SYNCHRONIZES = "called a synchronizing CUDA operation"
 _EMPTY = "The CUDA Graph is empty"
+_NOT_RECORDING = "not currently recording"
 
 
 class NotCapturableError(Exception):
@@ -144,17 +145,34 @@ def _abandon(graph: Any, pool: Any, device: str) -> None:
     import torch
 
     try:
-        graph.capture_end()
-    except (RuntimeError, Warning):
-        with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(torch.device(device).index, pool)  # noqa: SLF001  # see above
-            torch._C._cuda_releasePool(torch.device(device).index, pool)  # noqa: SLF001  # see above
-    graph.reset()
-    try:
+        try:
+            graph.capture_end()
+        except (RuntimeError, Warning):
+            _end_allocation(torch.device(device).index, pool)
+        graph.reset()
         torch.ones(1, device=device).add_(1)
         torch.cuda.synchronize()
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
         raise MeasurementError(f"{device} does not work after a capture that failed: {_one_line(error)}") from error
+
+
+def _end_allocation(index: int, pool: Any) -> None:
+    """Tell the allocator that a capture into this pool has ended, unless it knows.
+
+    Raises:
+        AttributeError: torch has neither of the names that it gave this function.
+        RuntimeError: the allocator refuses.
+    """
+    from torch import _C
+
+    name = "_cuda_endAllocateToPool"
+    end = getattr(_C, name if hasattr(_C, name) else "_cuda_endAllocateCurrentStreamToPool")  # its name before 2.8
+    try:
+        end(index, pool)
+        _C._cuda_releasePool(index, pool)  # noqa: SLF001  # torch has no public way
+    except RuntimeError as error:
+        if _NOT_RECORDING not in str(error):
+            raise
 
 
 @contextmanager

@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
+from continuous_batching import SERVES, needs_continuous_batching
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.engine import Ask, Sampling
@@ -72,6 +74,7 @@ def test_a_single_request(engine, sampling):
     assert engine.settings == {}
 
 
+@needs_continuous_batching
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.6, top_k=5, top_p=0.9)], ids=str)
 def test_requests_side_by_side(engine, sampling):
     """Ragged ones, more than may run at once, the longest filling its blocks to the last token."""
@@ -82,6 +85,7 @@ def test_requests_side_by_side(engine, sampling):
     assert engine.settings["cache_blocks"] == 2
 
 
+@needs_continuous_batching
 def test_no_more_than_may_run_at_once(engine):
     """With one place, a request begins when the one before it has ended."""
     answers = engine.serve(asks((4, 5), (4, 5), (4, 5)), at_most=1, sampling=GREEDY)
@@ -90,6 +94,7 @@ def test_no_more_than_may_run_at_once(engine):
     assert answers[2].sent_s < answers[0].last_s  # it waited inside, not outside
 
 
+@needs_continuous_batching
 def test_requests_arrive_when_they_are_due(engine):
     """Not before."""
     wanted = asks((4, 2), (4, 2), (4, 2), gap_s=0.05)
@@ -97,6 +102,7 @@ def test_requests_arrive_when_they_are_due(engine):
         check(answer, ask)
 
 
+@needs_continuous_batching
 def test_what_is_set_up_serves_again_and_a_single_request_ends_it(engine, eager):
     """Passes of one measurement share it; generate runs with the model's own attention."""
     engine.serve(asks((4, 3), (8, 3)), at_most=2, sampling=GREEDY)
@@ -109,6 +115,7 @@ def test_what_is_set_up_serves_again_and_a_single_request_ends_it(engine, eager)
     assert eager.model.config._attn_implementation == "eager"
 
 
+@needs_continuous_batching
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantized_models_are_served(model_cache, quantization):
     """The layers of bitsandbytes, in another thread than loaded them."""
@@ -119,6 +126,7 @@ def test_quantized_models_are_served(model_cache, quantization):
     engine.close()
 
 
+@needs_continuous_batching
 def test_a_model_that_breaks_ends_in_its_own_error(engine, eager, monkeypatch):
     """The thread's error is the reason; nothing waits for answers that never come."""
     monkeypatch.setattr(eager.model.model.norm, "forward", lambda *_: (_ for _ in ()).throw(ValueError("no norm")))
@@ -127,6 +135,7 @@ def test_a_model_that_breaks_ends_in_its_own_error(engine, eager, monkeypatch):
     assert engine._manager is None
 
 
+@needs_continuous_batching
 def test_a_cache_that_does_not_fit_ends_in_one_line(engine, monkeypatch):
     """The thread breaks before it serves anything."""
     from transformers.generation.continuous_batching.cache import PagedAttentionMemoryHandler
@@ -136,6 +145,7 @@ def test_a_cache_that_does_not_fit_ends_in_one_line(engine, monkeypatch):
         engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
 
 
+@needs_continuous_batching
 def test_a_time_limit_ends_it_and_its_thread(engine, monkeypatch):
     """While the main thread waits for answers; reminders of the limit do not cut the cleaning up short."""
     monkeypatch.setattr(contain, "REMIND_S", 0.05)
@@ -157,6 +167,7 @@ def _slow(forward):
     return slow
 
 
+@needs_continuous_batching
 def test_a_request_that_fails_is_told(engine, monkeypatch):
     """By its number; the others are stopped."""
     from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
@@ -169,6 +180,7 @@ def test_a_request_that_fails_is_told(engine, monkeypatch):
         engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
 
 
+@needs_continuous_batching
 def test_an_attention_that_cannot_be_served_is_one_line(model_cache):
     """And the way out is named."""
     engine = TransformersEngine(load(ModelSpec("synthetic:tiny", "fp32", attention="flex_attention"), "cpu"))
@@ -176,9 +188,17 @@ def test_an_attention_that_cannot_be_served_is_one_line(model_cache):
         engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
 
 
-def test_an_older_transformers_is_one_line(engine, monkeypatch):
+@pytest.mark.parametrize("batching", [None, SimpleNamespace(block_size=256)], ids=["without", "early"])
+def test_an_older_transformers_is_one_line(engine, monkeypatch, batching):
     """It says what is there and what is needed; one by one works all the same."""
-    monkeypatch.setattr("transformers.ContinuousBatchingConfig", None)
-    with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.23 or later"):
+    monkeypatch.setattr("transformers.ContinuousBatchingConfig", batching, raising=False)
+    with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.19 or later"):
         engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
     assert engine.alone(asks((4, 3))[0], GREEDY).output_tokens == 3
+
+
+@pytest.mark.skipif(SERVES, reason="the installed transformers serves requests side by side")
+def test_the_installed_transformers_is_too_old(engine):
+    """As found, nothing replaced."""
+    with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.19 or later"):
+        engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)

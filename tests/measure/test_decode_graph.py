@@ -15,6 +15,7 @@ from pytest_llmperf.measure.clock import HostClock
 from pytest_llmperf.measure.execution import greedy_loop
 from pytest_llmperf.measure.generation import Plan, measure_generation, measuring_conditions
 from pytest_llmperf.measure.prompt import random_prompt
+from pytest_llmperf.measure.read_back import why_read_back
 from pytest_llmperf.models.load import load
 
 
@@ -24,8 +25,14 @@ def tiny(model_cache):
 
 
 @pytest.fixture
-def cuda(monkeypatch) -> RecordingCuda:
+def cuda(monkeypatch, tiny) -> RecordingCuda:
     """In the place of ``torch.cuda``, with graphs of a CPU's work."""
+    if reason := why_read_back(tiny.config):
+        pytest.skip(reason)
+    return replace_cuda(monkeypatch)
+
+
+def replace_cuda(monkeypatch):
     fake = RecordingCuda()
     monkeypatch.setattr(torch, "cuda", fake)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_allocate, raising=False)
@@ -134,6 +141,15 @@ def test_a_cache_that_counts_on_the_host_is_unavailable(tiny, cuda, monkeypatch)
     with pytest.raises(ExecutionUnavailable, match="StaticSlidingWindowLayer of the model's cache count positions on"):
         measured(tiny)
     assert not cuda.captured
+
+
+def test_a_step_that_reads_back_by_design_is_unavailable(tiny, monkeypatch):
+    """The RoPE is named here; where transformers is too old for any graph, its version is."""
+    replace_cuda(monkeypatch)
+    monkeypatch.setattr(tiny.config, "rope_parameters", {"rope_type": "dynamic", "factor": 2.0}, raising=False)
+    reason = r"execution 'graph' cannot run here: (RoPE of type 'dynamic' reads|transformers \S+ reads .* 5.4 or later)"
+    with pytest.raises(ExecutionUnavailable, match=reason):
+        measured(tiny)
 
 
 def test_a_device_without_graphs_is_unavailable(tiny):

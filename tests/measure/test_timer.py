@@ -138,12 +138,7 @@ def test_a_call_that_synchronizes_is_not_captured_at_all(cuda, timer):
 
 def test_a_broken_capture_is_cleared_away(cuda, timer):
     """Stream, allocator and random state are as before, and the next callable is captured."""
-
-    def forbidden():
-        cuda.launch(1.0)
-        cuda.fail_if_capturing()
-
-    timing = timer(forbidden)
+    timing = timer(broken_capture(cuda))
     assert timing.graph_reason == (
         "capture failed: RuntimeError: CUDA error: operation not permitted when stream is capturing"
     )
@@ -151,6 +146,41 @@ def test_a_broken_capture_is_cleared_away(cuda, timer):
     assert cuda.is_as_before
     cuda.capture_is_broken = False
     assert timer(cuda.launch, 1.0).graph_used
+
+
+def broken_capture(cuda):
+    def forbidden():
+        cuda.launch(1.0)
+        cuda.fail_if_capturing()
+
+    return forbidden
+
+
+def test_a_broken_capture_is_cleared_away_before_torch_2_8(cuda, timer, monkeypatch):
+    """The allocator's function has another name there, and the new one does not exist."""
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", cuda.end_allocate, raising=False)
+    assert timer(broken_capture(cuda)).graph_reason.startswith("capture failed: ")
+    assert cuda.released == [(0, "pool")]
+    assert cuda.is_as_before
+
+
+def test_an_allocator_that_stays_in_a_capture_is_an_error(cuda, timer, monkeypatch):
+    """Under no name that is known, or with another error than that no capture is underway."""
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", refuse)
+    with pytest.raises(
+        MeasurementError, match=r"^cuda:0 does not work after .*: RuntimeError: INTERNAL ASSERT FAILED$"
+    ):
+        timer(broken_capture(cuda))
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
+    monkeypatch.delattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", raising=False)
+    cuda.capture_is_broken = False
+    with pytest.raises(MeasurementError, match=r"no attribute '_cuda_endAllocateCurrentStreamToPool'$"):
+        timer(broken_capture(cuda))
+
+
+def refuse(*_):
+    raise RuntimeError("INTERNAL ASSERT FAILED\nmore")
 
 
 def test_an_error_of_python_in_a_capture_ends_it(cuda, timer):

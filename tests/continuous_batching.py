@@ -1,0 +1,12 @@
+"""Whether the installed transformers serves requests side by side."""
+
+from __future__ import annotations
+
+import pytest
+import transformers
+
+SERVES = hasattr(getattr(transformers, "ContinuousBatchingConfig", None), "auto_switch_to_flash")
+
+needs_continuous_batching = pytest.mark.skipif(
+    not SERVES, reason=f"transformers {transformers.__version__} cannot serve requests side by side"
+)
