@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,10 @@ def _fill(graph: Any, device: str, call: Callable[[], object], times: int, pool:
             call()
         _end(graph)
     except BaseException as error:
-        _abandon(graph, pool.handle, device)
+        if _is_empty(error):
+            graph.reset()
+        else:
+            _abandon(graph, pool.handle, device)
         if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # of which time limits are
             raise NotCapturableError(f"capture failed: {_one_line(error)}") from error
         raise
@@ -136,18 +139,25 @@ def _end(graph: Any) -> None:
         graph.capture_end()
 
 
+def _is_empty(error: BaseException) -> bool:
+    """Whether a capture ended as it should, and holds nothing."""
+    return isinstance(error, Warning) and _EMPTY in str(error)
+
+
 def _abandon(graph: Any, pool: Any, device: str) -> None:
     """End a capture that failed, and take back what torch does not where ending it fails as well.
 
-    Then the allocator still believes that a capture is underway: it defers frees, and emptying its cache asserts.
-    torch has no public way to tell it.
+    Before torch 2.12 the allocator then still believes that a capture is underway: it defers frees, and emptying its
+    cache asserts (pytorch#180395). Later ones keep the pool alone. torch has no public way to tell it.
     """
     import torch
 
     try:
         try:
-            graph.capture_end()
-        except (RuntimeError, Warning):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that it holds nothing
+                graph.capture_end()
+        except RuntimeError:
             _end_allocation(torch.device(device).index, pool)
         graph.reset()
         torch.ones(1, device=device).add_(1)
@@ -157,7 +167,7 @@ def _abandon(graph: Any, pool: Any, device: str) -> None:
 
 
 def _end_allocation(index: int, pool: Any) -> None:
-    """Tell the allocator that a capture into this pool has ended, unless it knows.
+    """Tell the allocator that a capture into this pool has ended, unless it knows, and that nobody needs the pool.
 
     Raises:
         AttributeError: torch has neither of the names that it gave this function.
@@ -169,10 +179,11 @@ def _end_allocation(index: int, pool: Any) -> None:
     end = getattr(_C, name if hasattr(_C, name) else "_cuda_endAllocateCurrentStreamToPool")  # its name before 2.8
     try:
         end(index, pool)
-        _C._cuda_releasePool(index, pool)  # noqa: SLF001  # torch has no public way
     except RuntimeError as error:
         if _NOT_RECORDING not in str(error):
             raise
+    with suppress(RuntimeError):  # a capture that could not even begin has no pool
+        _C._cuda_releasePool(index, pool)  # noqa: SLF001  # torch has no public way
 
 
 @contextmanager

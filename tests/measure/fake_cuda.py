@@ -27,6 +27,7 @@ class FakeGraph:
         assert self.cuda.stream_name != "default", "CUDA graphs must be captured on a non-default stream."
         assert pool == "pool"
         self.cuda.capturing, self.cuda.captures_underway = self, 1
+        self.cuda.pools_in_use += 1
         self.cuda.generator.state["capturing"] = True
 
     def capture_end(self) -> None:
@@ -34,6 +35,8 @@ class FakeGraph:
             raise RuntimeError(BROKEN)
         self.cuda.capturing = None
         if self.cuda.capture_is_broken:  # as torch does: what follows is not reached
+            if self.cuda.ends_allocation:
+                self.cuda.captures_underway = 0
             raise RuntimeError(BROKEN)
         self.cuda.captures_underway = 0
         self.cuda.generator.state["capturing"] = False
@@ -47,6 +50,8 @@ class FakeGraph:
         self.cuda.now += self.cuda.replay_ms + sum(self.work)
 
     def reset(self) -> None:
+        if self.ended:
+            self.cuda.pools_in_use -= 1
         self.ended = False
         self.cuda.resets += 1
 
@@ -79,6 +84,9 @@ class FakeCuda:
         self.capturing: FakeGraph | None = None
         self.capture_is_broken = False
         self.captures_underway = 0
+        self.pools_in_use = 0
+        self.ends_allocation = False
+        """Also where ending a capture fails: since torch 2.12 (pytorch#180395)."""
         self.sync_mode: int | str = 0
         self.eager: list[float] = []
         self.replays: list[int] = []
@@ -174,7 +182,9 @@ class FakeCuda:
         self.released.append((device, pool))
 
     def release_pool(self, device: int, pool: str) -> None:
-        assert (device, pool) in self.released
+        if not self.pools_in_use:
+            raise RuntimeError("INTERNAL ASSERT FAILED: no such pool")
+        self.pools_in_use -= 1
 
     @property
     def is_as_before(self) -> bool:
@@ -182,6 +192,7 @@ class FakeCuda:
         return (
             self.capturing is None
             and not self.captures_underway
+            and not self.pools_in_use
             and self.stream_name == "default"
             and self.sync_mode == 0
             and self.generator.state == {"capturing": False}

@@ -36,7 +36,13 @@ FAKES = [
 """What each stands for, and by which names of their own tests drive it: every other public name is one of the real."""
 
 MODULES = {"torch": torch, "pynvml": pynvml}
-VARIABLES = {"nvml": "pynvml", "self._nvml": "pynvml", "cuda": "torch.cuda", "self._cuda": "torch.cuda"}
+VARIABLES = {
+    "_C": "torch._C",
+    "nvml": "pynvml",
+    "self._nvml": "pynvml",
+    "cuda": "torch.cuda",
+    "self._cuda": "torch.cuda",
+}
 """What else the package calls these modules."""
 ONE_OF = [
     {"torch._C._cuda_endAllocateToPool", "torch._C._cuda_endAllocateCurrentStreamToPool"},  # the second before 2.8
@@ -141,8 +147,18 @@ def exists(name: str) -> bool:
 
 def test_names_are_found_however_the_module_is_held():
     """By itself, in a variable, in an attribute, and as text."""
-    found = names_in(ast.parse("torch.cuda.a.b; nvml.c(); self._nvml.d; cuda.e; getattr(torch._C, '_cuda_f'); torch.g"))
-    assert found == {"torch.cuda.a", "torch.cuda.a.b", "pynvml.c", "pynvml.d", "torch.cuda.e", "torch._C._cuda_f"}
+    found = names_in(
+        ast.parse("torch.cuda.a.b; nvml.c(); self._nvml.d; cuda.e; getattr(torch._C, '_cuda_f'); _C._cuda_h")
+    )
+    assert found == {
+        "torch._C._cuda_h",
+        "torch.cuda.a",
+        "torch.cuda.a.b",
+        "pynvml.c",
+        "pynvml.d",
+        "torch.cuda.e",
+        "torch._C._cuda_f",
+    }
     assert len(USED) > 30
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from itertools import cycle, pairwise
 from types import SimpleNamespace
 
+import fake_cuda
 import pytest
 import torch
 from fake_cuda import FakeCuda
@@ -162,6 +163,21 @@ def test_a_broken_capture_is_cleared_away_before_torch_2_8(cuda, timer, monkeypa
     monkeypatch.setattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", cuda.end_allocate, raising=False)
     assert timer(broken_capture(cuda)).graph_reason.startswith("capture failed: ")
     assert cuda.released == [(0, "pool")]
+    assert cuda.is_as_before
+
+
+def test_a_broken_capture_gives_its_pool_back_since_torch_2_12(cuda, timer):
+    """Ending it has told the allocator already, and left the pool."""
+    cuda.ends_allocation = True
+    assert timer(broken_capture(cuda)).graph_reason.startswith("capture failed: ")
+    assert cuda.released == []
+    assert cuda.is_as_before
+
+
+def test_a_capture_that_cannot_begin_leaves_nothing(cuda, timer, monkeypatch):
+    """There is no pool to give back."""
+    monkeypatch.setattr(fake_cuda.FakeGraph, "capture_begin", lambda *_, **__: refuse())
+    assert timer(cuda.launch, 1.0).graph_reason == "capture failed: RuntimeError: INTERNAL ASSERT FAILED"
     assert cuda.is_as_before
 
 
