@@ -53,6 +53,7 @@ CUDA_BUILD = torch.version.cuda is not None
 
 def misfit(fake, real) -> str:
     """Why calls of a fake's method do not fit the real function; empty where they do, or it tells no signature."""
+    real = inspect.unwrap(real)  # torch 2.6 caches some
     try:
         signature = inspect.signature(real)
     except ValueError:  # of functions written in C
