@@ -17,10 +17,18 @@ def why_dead(device: str) -> str:
     Args:
         device: as torch names it.
     """
-    module: Any = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
-    if not getattr(module, "is_initialized", bool)():
+    torch: Any = sys.modules.get("torch")
+    kind, _, index = device.partition(":")
+    module: Any = getattr(torch, kind, None)
+    if not getattr(module, "is_initialized", bool)() or (kind == "cuda" and not _has_context(torch, int(index or 0))):
         return ""
     return _failure(module, device) and _failure(module, device)
+
+
+def _has_context(torch: Any, index: int) -> bool:
+    """Whether this process has a context on a CUDA device: waiting for it would make one, with its memory."""
+    ask = getattr(torch._C, "_cuda_hasPrimaryContext", None)  # noqa: SLF001  # torch has no public way to ask
+    return ask is None or bool(ask(index))
 
 
 def _failure(module: Any, device: str) -> str:

@@ -175,7 +175,15 @@ class Module:
 def test_a_device_is_dead_if_every_call_fails(monkeypatch, module, why):
     """One that this process has not used is not asked: that alone would make a context."""
     monkeypatch.setattr(torch, "cuda", module)
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index == 1, raising=False)
     assert why_dead("cuda:1") == why
+
+
+def test_a_device_without_a_context_here_is_not_asked(monkeypatch):
+    """As where a server does the work; waiting for it would make one."""
+    monkeypatch.setattr(torch, "cuda", Module(errors=9))
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index != 1, raising=False)
+    assert why_dead("cuda:1") == ""
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
