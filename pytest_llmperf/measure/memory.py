@@ -134,6 +134,8 @@ class _CachingAllocator:
 
     def enter(self) -> None:
         self._end_phase()
+        if not self._open:
+            self._module.empty_cache()  # what others left there is no part of the reserved peak
         self._module.reset_peak_memory_stats(self._device)
         self._open = True
 

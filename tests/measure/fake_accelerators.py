@@ -70,6 +70,9 @@ class FakeXpu:
     def Event(self, enable_timing: bool = False) -> FakeXpuEvent:  # noqa: N802  # torch's name
         return FakeXpuEvent(self, enable_timing=enable_timing)
 
+    def empty_cache(self) -> None:
+        """Nothing is kept that is not in use."""
+
     def reset_peak_memory_stats(self, device: str | None = None) -> None:
         self.peak[self.current_stream(device)] = self.allocated[self.current_stream(device)]
 

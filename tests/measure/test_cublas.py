@@ -21,21 +21,37 @@ class OthersGraph:
 
 
 class ChargingCuda(FakeCuda):
-    """Keeps the peak of its memory, as the caching allocator does."""
+    """Keeps the peaks of its memory, and what is freed, as the caching allocator does."""
 
-    peak = 0
+    peak = reserved_peak = cached = 0
 
     def multiply(self, milliseconds: float) -> None:
+        before = self.memory_allocated()
         super().multiply(milliseconds)
-        self.peak = max(self.peak, self.memory_allocated())
+        self.cached = max(0, self.cached - (self.memory_allocated() - before))
+        self._note()
+
+    def clear_workspaces(self) -> None:
+        self.cached += self.memory_allocated()
+        super().clear_workspaces()
+
+    def empty_cache(self) -> None:
+        self.cached = 0
 
     def reset_peak_memory_stats(self, _device: str) -> None:
-        self.peak = self.memory_allocated()
+        self.peak = self.reserved_peak = 0
+        self._note()
 
     def max_memory_allocated(self, _device: str) -> int:
         return self.peak
 
-    max_memory_reserved = max_memory_allocated
+    def max_memory_reserved(self, _device: str) -> int:
+        return self.reserved_peak
+
+    def _note(self) -> None:
+        allocated = self.memory_allocated()
+        self.peak = max(self.peak, allocated)
+        self.reserved_peak = max(self.reserved_peak, allocated + self.cached)
 
 
 @pytest.fixture
@@ -60,19 +76,20 @@ def test_a_graph_has_its_workspace_in_its_pool_and_leaves_none_behind(cuda):
 def test_what_was_timed_is_in_no_later_figure(cuda):
     """Each timing takes a stream of its own, whose workspace would stay."""
     timer = KernelTimer("cuda:0", EventClock(cuda, "cuda:0"))
-    assert peak_of_a_product(cuda) == WORKSPACE
+    assert peaks_of_a_product(cuda) == (WORKSPACE, WORKSPACE)
     for number in range(4):
         assert timer(lambda: cuda.multiply(1), name=str(number)).graph_used
-    assert peak_of_a_product(cuda) == WORKSPACE
+    assert peaks_of_a_product(cuda) == (WORKSPACE, WORKSPACE)
     with cuda.stream(cuda.Stream()):
         cuda.multiply(1)
-    assert peak_of_a_product(cuda) == WORKSPACE
+    assert peaks_of_a_product(cuda) == (WORKSPACE, WORKSPACE)
 
 
-def peak_of_a_product(cuda):
+def peaks_of_a_product(cuda):
     with trace_memory("cuda:0", "prefill") as trace:
         cuda.multiply(1)
-    return trace.peaks["prefill"].allocated_bytes
+    peak = trace.peaks["prefill"]
+    return peak.allocated_bytes, peak.reserved_bytes
 
 
 def test_nothing_is_freed_that_a_graph_of_somebody_else_may_write_to(cuda):
