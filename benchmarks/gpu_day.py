@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gpu import accuracy, gate, install, mishaps, probes, suites
-from gpu.process import Processes
+from gpu.process import Processes, end_with_parent
 from gpu.results import Results, State, counts, table
 from gpu.runner import Day
 from gpu.step import Place, Stage, Step
@@ -67,6 +67,7 @@ def main() -> int:
 
 def run_step(arguments: argparse.Namespace) -> int:
     """What a step's own process does."""
+    end_with_parent()
     stage, _, name = arguments.step.partition("/")
     steps = next(one.steps for one in STAGES if one.name == stage)
     step = next(one for one in steps if one.name == name)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import psutil
 
+_LOOK_EVERY_S = 0.5
 _LONGEST_DEATH_S = 10.0
 """A process that waits inside the driver may not die at once, or never: nobody waits longer for it."""
 
@@ -76,24 +77,39 @@ class Processes:
             self._end(process)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        kill_tree(process)
+        kill_tree(process.pid)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=_LONGEST_DEATH_S)
         with self._lock:
             self._running.discard(process)
 
 
-def kill_tree(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process, its group, and those of its children that have left the group."""
+def kill_tree(leader: int) -> None:
+    """Kill what the leader of a group has started, in the group or not, and the group."""
     children: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
-        children = psutil.Process(process.pid).children(recursive=True)
-    # The group outlives its leader as long as one of its processes lives.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        children = psutil.Process(leader).children(recursive=True)
     for child in children:
         with contextlib.suppress(psutil.Error):
             child.kill()
+    # The group outlives its leader as long as one of its processes lives.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def end_with_parent() -> None:
+    """Kill this process, which leads a group, and all that it started, once its parent is gone.
+
+    A parent that is killed cannot do it, and what is left on the device would disturb the next run.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        kill_tree(os.getpid())
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def echo(

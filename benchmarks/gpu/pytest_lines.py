@@ -1,4 +1,4 @@
-"""A pytest plugin that writes a result line for each test as it ends, and one for each property that a test records."""
+"""A pytest plugin that writes a result line for each test as it ends, and one for the properties of a test."""
 
 from __future__ import annotations
 
@@ -25,13 +25,20 @@ class Lines:
             self._results.skip(report.nodeid, _reason(report))
         elif report.when == "call" or report.failed:
             self._results.compare(report.nodeid, expected="passed", found=_found(report), holds=report.passed)
-            for name, value in report.user_properties if report.passed else ():
-                self._results.measured(f"{report.nodeid} {name}", value)
+            if report.passed and report.user_properties:
+                self._results.measured(
+                    f"{report.nodeid}: properties", ", ".join(map(_property, report.user_properties))
+                )
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be imported has no tests that could say so."""
         if report.failed:
             self._results.fail(report.nodeid, expected="collected", found=_found(report))
+
+
+def _property(named: tuple[str, object]) -> str:
+    name, value = named
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _reason(report: pytest.TestReport) -> str:

@@ -34,7 +34,7 @@ def kernels(place: Place, results: Results) -> None:
 
 
 def _is_for_cuda(path: Path) -> bool:
-    return "mark.cuda" in path.read_text(encoding="utf-8") and path.name != "test_gpu_day.py"
+    return "mark.cuda" in path.read_text(encoding="utf-8")
 
 
 def _run(results: Results, *arguments: str, folder: Path) -> int:
