@@ -71,7 +71,7 @@ def bare_tpot_ms(model_folder: Path) -> float:
     """Median over requests of the bare loop's time per output token, after one warm-up request."""
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=compute_dtype(QUANTIZATIONS["bf16"], "cpu")).eval()
     prompt = torch.randint(3, 8000, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    stamps = [bare_decode(model, prompt, TOKENS) for _ in range(REQUESTS + 1)][1:]
+    stamps = [bare_decode(model, prompt, TOKENS, time.perf_counter) for _ in range(REQUESTS + 1)][1:]
     return median(1e3 * (request[-1] - request[0]) / (TOKENS - 1) for request in stamps)
 
 

@@ -21,6 +21,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "base
 PROGRAMS = r"(?:llmperf|pytest|pytest-benchmark|pip|nox|python|transformers|torchrun|vllm|curl) "
 NOT_HERE = {
     r"pip (un)?install": "the sessions of nox install",
+    r"pip (wheel|download)": "for a machine without network",
+    r"python benchmarks/": "a GPU: tests/test_gpu_day.py runs it on a CPU",
     r".*--llmperf-engine vllm": "nox -s vllm",
     r"vllm serve": "several GPUs or nodes: not run, docs/scale.md says so",
     r".*10\.0\.0\.1": "several nodes: not run, docs/scale.md says so",
