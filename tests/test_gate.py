@@ -127,7 +127,7 @@ def test_one_extra_product_a_layer_fails_exactly(project, execution):
     project.write(changed(EXTRA_PRODUCT.strip(), execution=execution))
     result = project.run(step_ms=1.0)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["FAILED * - operators*token ×*: * > * baseline, limit * (exact, 1 run)"])
+    result.stdout.fnmatch_lines(["*operators*token ×*: * > * baseline, limit * (exact, 1 run)", "FAILED *"])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_an_injection_turns_the_gate_red_and_is_marked_everywhere(project):
     result = project.run("--llmperf-inject=tpot:+50%", "--llmperf-json=out")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["llmperf: * INJECTED tpot:+50%", "*INJECTED tpot:+50%*", "FAILED *injected tpot:+50%*"]
+        ["llmperf: * INJECTED tpot:+50%", "*injected tpot:+50%*", "*INJECTED tpot:+50%*", "FAILED *"]
     )
     (written,) = (project.path / "out").glob("*.json")
     assert json.loads(written.read_text())["injected"] == ["tpot:+50%"]
