@@ -93,9 +93,7 @@ def test_a_precision_that_is_not_kept_is_an_error(tiny, monkeypatch):
     settle = compiled._settle
     reset = partial(torch.set_float32_matmul_precision, "high")
     monkeypatch.setattr(compiled, "_settle", lambda *args: (settle(*args), reset())[0])
-    with pytest.raises(
-        MeasurementError, match=r"^torch \S+ made matmul_precision 'high' of 'medium' while it"
-    ):
+    with pytest.raises(MeasurementError, match=r"^torch \S+ made matmul_precision 'high' of 'medium' while it"):
         measured(tiny, Compile(**TRACED, matmul_precision="medium"))
     assert torch.get_float32_matmul_precision() == "highest"
 
