@@ -1,7 +1,7 @@
 """Sessions, each of which sets itself up.
 
-``perf`` (the main job), ``tests``, ``layouts``, ``vllm``, ``cuda-fake``, ``lint``, ``docs``, ``commands``,
-``benchmarks``.
+``perf`` (the main job), ``tests``, ``versions``, ``layouts``, ``vllm``, ``cuda-fake``, ``lint``, ``docs``,
+``commands``, ``benchmarks``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,20 @@ CONSTRAINTS = ("-c", "constraints.txt")
 PINS = [line for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
 CUDA_BUILD = "torch==2.14.1"  # on Linux, the registry's default build
 ELSEWHERE = ("--ignore=tests/layouts", "--ignore=tests/cuda_fake")  # in sessions of their own
-TESTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "test")
-LAYOUTS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "layouts")
-DOCS = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs")
-LINT = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "lint")
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+TESTS = nox.project.dependency_groups(PYPROJECT, "test")
+LAYOUTS = nox.project.dependency_groups(PYPROJECT, "layouts")
+DOCS = nox.project.dependency_groups(PYPROJECT, "docs")
+LINT = nox.project.dependency_groups(PYPROJECT, "lint")
+PINNED_WHEN_OLDEST = ("torch", "transformers", "bitsandbytes", "accelerate", "nvidia-ml-py", "pytest", "pytest-xdist")
+
+
+def oldest() -> list[str]:
+    """Read the oldest declared versions: ``torch==2.7`` where pyproject.toml has ``torch>=2.7``."""
+    project = PYPROJECT["project"]
+    declared = (*project["dependencies"], *project["optional-dependencies"]["models"], *TESTS)
+    bounds = {name: bound for name, _, bound in (line.partition(">=") for line in declared)}
+    return [f"{name}=={bounds[name]}" for name in PINNED_WHEN_OLDEST]
 
 
 @nox.session
@@ -32,7 +42,22 @@ def perf(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Test the plugin from the wheel that users get; arguments are passed on to pytest."""
-    session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
+    _test(session, *CONSTRAINTS)
+
+
+@nox.session
+@nox.parametrize(
+    ("python", "pins"),
+    [("3.11", oldest()), ("3.13", []), ("3.12", ["torch==2.11", "transformers==5.17"])],
+    ids=["oldest", "newest", "gpu-machine"],
+)
+def versions(session: nox.Session, pins: list[str]) -> None:
+    """Run the same tests with other versions; each downloads a CUDA build of torch. Arguments go to pytest."""
+    _test(session, *pins)
+
+
+def _test(session: nox.Session, *versions: str) -> None:
+    session.install(*versions, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ELSEWHERE, *session.posargs)
 

@@ -367,9 +367,10 @@ def _workers(config: pytest.Config) -> int:
     """How many xdist workers this process will start."""
     if config.option.collectonly or config.getoption("dist", "no") == "no" or not config.getoption("tx"):
         return 0
-    from xdist.workermanage import parse_tx_spec_config
+    from xdist import workermanage
 
-    return len(parse_tx_spec_config(config))
+    specs = getattr(workermanage, "parse_tx_spec_config", None) or workermanage.parse_spec_config  # before xdist 3.7
+    return len(specs(config))
 
 
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from continuous_batching import needs_continuous_batching
 
 torch = pytest.importorskip("torch")
 
@@ -71,6 +72,7 @@ def test_a_decode_is_profiled_and_its_device_read():
     bench.models.release()
 
 
+@needs_continuous_batching
 def test_requests_are_served_and_their_memory_is_followed(project):
     """By every scheduler; the allocator's peaks are read although the work is another thread's."""
     project.pytester.makeconftest("")

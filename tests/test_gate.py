@@ -65,9 +65,9 @@ def test_a_slower_decode_turns_its_own_test_red(project):
     result = project.run(step_ms=1.5)
     assert result.ret == 1
     result.assert_outcomes(failed=1)
-    failed = r"FAILED test_perf.py::test_decode\[fp32\] - TPOT ×1.5\d* \[1\.\d+, 1\.\d+\]: "
+    ratio = r"TPOT ×1.5\d* \[1\.\d+, 1\.\d+\]: "
     numbers = r"1.5\d ms > 1.0\d ms baseline, limit ×1.05 .*5 runs in 5 sessions.*"
-    result.stdout.re_match_lines([failed + numbers])
+    result.stdout.re_match_lines([ratio + numbers, r"FAILED test_perf.py::test_decode\[fp32\]"])
 
 
 def test_two_regressions_of_one_test_are_one_line(project):
@@ -77,12 +77,12 @@ def test_two_regressions_of_one_test_are_one_line(project):
     project.write(changed(EXTRA_PRODUCT.strip()))
     project.monkeypatch.setenv("CI", "1")
     result = project.run(step_ms=1.5)
-    (line,) = (line for line in result.outlines if line.startswith("FAILED"))
+    (told,) = (line for line in result.outlines if line.startswith("TPOT "))
     assert re.search(
-        r"TPOT ×1.5\d* \[.*\]: 1.5\d ms > 1.0\d ms baseline, .*\); also .*operators / token ×1\.\d+$", line
+        r"TPOT ×1.5\d* \[.*\]: 1.5\d ms > 1.0\d ms baseline, .*\); also .*operators / token ×1\.\d+$", told
     )
-    told = result.outlines[result.outlines.index(line) + 1]
-    assert told.startswith("=")
+    (failed,) = (number for number, line in enumerate(result.outlines) if line.startswith("FAILED"))
+    assert result.outlines[failed + 1].startswith("=")
 
 
 @pytest.mark.parametrize("strict", [True, False])
@@ -127,7 +127,7 @@ def test_one_extra_product_a_layer_fails_exactly(project, execution):
     project.write(changed(EXTRA_PRODUCT.strip(), execution=execution))
     result = project.run(step_ms=1.0)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["FAILED * - operators*token ×*: * > * baseline, limit * (exact, 1 run)"])
+    result.stdout.fnmatch_lines(["*operators*token ×*: * > * baseline, limit * (exact, 1 run)", "FAILED *"])
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_an_injection_turns_the_gate_red_and_is_marked_everywhere(project):
     result = project.run("--llmperf-inject=tpot:+50%", "--llmperf-json=out")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["llmperf: * INJECTED tpot:+50%", "*INJECTED tpot:+50%*", "FAILED *injected tpot:+50%*"]
+        ["llmperf: * INJECTED tpot:+50%", "*injected tpot:+50%*", "*INJECTED tpot:+50%*", "FAILED *"]
     )
     (written,) = (project.path / "out").glob("*.json")
     assert json.loads(written.read_text())["injected"] == ["tpot:+50%"]

@@ -128,7 +128,7 @@ def test_the_gate_turns_red_and_says_that_it_was_made_to(project, injection, met
     project.record(1.00, 1.01, 0.99)
     result = project.run(f"--llmperf-inject={injection}", "--llmperf-json=out", f"--llmperf-gate={metric}")
     assert result.ret == 1
-    result.stdout.fnmatch_lines([f"*INJECTED {injection}*", f"FAILED *injected {injection}*"])
+    result.stdout.fnmatch_lines([f"*INJECTED {injection}*", f"*injected {injection}*", "FAILED *"])
     (written,) = (project.path / "out").glob("*.json")
     assert json.loads(written.read_text())["injected"] == [injection]
     assert project.run(f"--llmperf-gate={metric}").ret == 0

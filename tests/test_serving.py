@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from continuous_batching import needs_continuous_batching
 
 from pytest_llmperf.records.store import load_baseline
 
@@ -75,6 +76,7 @@ def test_serve(engine, llmperf, scheduler):
 """
 
 
+@needs_continuous_batching
 def test_schedulers_are_measured_recorded_and_compared(project):
     """Each is a workload of its own, and so is the ratio; the model is loaded once for both fixtures."""
     project.write(COMPARED, conftest="")
@@ -169,6 +171,7 @@ def test_a_wrong_call_is_one_line(project, arguments, call, line):
     result.stdout.fnmatch_lines([f"error: *test_serve*: {line}"])
 
 
+@needs_continuous_batching
 def test_the_suite_serves_by_each_scheduler(project):
     """By its own name; the suite as a whole leaves it out."""
     suite = ("--pyargs", "pytest_llmperf.suite.serving", "--llmperf-quantization=fp32", "--llmperf-measure-only")
@@ -178,6 +181,7 @@ def test_the_suite_serves_by_each_scheduler(project):
     result.stdout.fnmatch_lines(["*test_schedulers[[]fp32[]] offline *×*", "*test_throughput[[]fp32[]] * tokens/s*"])
 
 
+@needs_continuous_batching
 def test_isolated_tests_share_a_process_a_model(project):
     """The engine's model is what groups them."""
     project.write(COMPARED, conftest="")

@@ -245,7 +245,8 @@ def test_workers_on_unlike_devices_are_refused(controller):
 @pytest.fixture
 def scheduling(monkeypatch):
     """Of a model with three tests, and of two with one."""
-    monkeypatch.setattr("xdist.scheduler.loadscope.parse_tx_spec_config", lambda config: ["popen"])
+    for name in ("parse_tx_spec_config", "parse_spec_config"):  # the second one before xdist 3.7
+        monkeypatch.setattr(f"xdist.scheduler.loadscope.{name}", lambda config: ["popen"], raising=False)
     config, log = SimpleNamespace(option=SimpleNamespace(loadscopereorder=True)), SimpleNamespace(loadscopesched=print)
     return ModelScheduling(config, log, dict(zip(TESTS, "aaabc", strict=True)))
 

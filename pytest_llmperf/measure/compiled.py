@@ -91,8 +91,8 @@ class Compile:
 
         Raises:
             ExecutionUnavailable: nothing can be compiled for this device here.
-            MeasurementError: it failed, compiled nothing, never stops compiling, or made no CUDA graphs where the mode
-                asks for them.
+            MeasurementError: it failed, compiled nothing, never stops compiling, changed the precision of products, or
+                made no CUDA graphs where the mode asks for them.
             UsageError: one output token has no decode.
         """
         cache = static_cache(model, prompt, output_tokens)
@@ -105,6 +105,7 @@ class Compile:
             cold, generated = time_request(run, clock)
             steady = _settle(run, clock, compilations)
             self._check_graphs(prompt.device, compilations)
+            _check_precision(self.matmul_precision)
             tried = len(compilations.reasons)
             unlike = unlike_loop(generated, tokens_of_loop(model, prompt, output_tokens))
 
@@ -157,6 +158,18 @@ def _settle(run: Run, clock: Clock, compilations: Compilations) -> RequestTimes:
         if len(compilations.reasons) == tried:
             return times
     raise MeasurementError(f"torch.compile still compiles in request {SETTLING + 1}: {compilations.reasons[-1]}")
+
+
+def _check_precision(asked: str) -> None:
+    """Compiling resets ``medium`` to ``high`` in torch 2.7 and 2.8."""
+    import torch
+
+    found = torch.get_float32_matmul_precision()
+    if found != asked:
+        raise MeasurementError(
+            f"torch {torch.__version__} made matmul_precision {found!r} of {asked!r} while it compiled: "
+            f"ask for {found!r}, or pip install --upgrade torch"
+        )
 
 
 def _check_settled(compilations: Compilations, tried: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -342,7 +343,7 @@ def test_the_environment_has_the_known_fields():
     """Nothing is recorded that has no weight."""
     found = environment("cpu")
     assert set(found) <= set(FIELDS)
-    assert found["torch"] == torch.__version__
+    assert found["torch"] == version("torch")
     assert device_key(found).startswith("cpu-")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
 import torch
+from packaging.version import Version
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, StaticCache
 
 from pytest_llmperf.measure import read_back
-from pytest_llmperf.measure.read_back import rope_types, why_read_back
+from pytest_llmperf.measure.read_back import MODELS, STATIC_CACHE, rope_types, why_read_back
 
 TRAINED = {"original_max_position_embeddings": 64}
 ROPE = {
@@ -37,11 +39,16 @@ def llama(kind):
     )
 
 
+LAYERS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 SMALL = {
-    "opt": {"hidden_size": 64, "ffn_dim": 128, "num_hidden_layers": 2, "word_embed_proj_dim": 64},
+    "biogpt": {**LAYERS, "num_attention_heads": 4},
+    "ctrl": {**GPT, "dff": 128},
+    "gpt2": GPT,
+    "jetmoe": {**LAYERS, "num_key_value_heads": 2, "kv_channels": 16, "num_local_experts": 4},
     "mpt": {"d_model": 64, "n_layers": 2, "n_heads": 4},
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
-    "qwen3": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2},
+    "opt": {**LAYERS, "ffn_dim": 128, "num_attention_heads": 4, "word_embed_proj_dim": 64},
+    "qwen3": {**LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
 
 
@@ -51,10 +58,15 @@ def test_a_rope_reads_back_where_it_is_said_to(kind):
     assert reads_back(config) == bool(why_read_back(config))
 
 
+@pytest.mark.skipif(Version(version("transformers")) < STATIC_CACHE, reason="every type of model reads back there")
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_model_reads_back_where_it_is_said_to(kind):
-    config = AutoConfig.for_model(kind, vocab_size=512, num_attention_heads=4, **SMALL[kind])
+    config = AutoConfig.for_model(kind, vocab_size=512, **SMALL[kind])
     assert reads_back(config) == bool(why_read_back(config))
+
+
+def test_every_model_that_is_named_was_tried():
+    assert set(SMALL) > MODELS
 
 
 def reads_back(config):
@@ -73,7 +85,7 @@ def reads_back(config):
 
 
 @pytest.mark.parametrize(
-    ("version", "kind", "reason"),
+    ("installed", "kind", "reason"),
     [
         (
             "4.57.6",
@@ -91,8 +103,8 @@ def reads_back(config):
         ("5.24.0", "dynamic", r"^RoPE of type 'dynamic' reads the sequence's length back in each step$"),
     ],
 )
-def test_the_reason_names_the_version_or_the_rope(monkeypatch, version, kind, reason):
-    monkeypatch.setattr(read_back, "version", lambda package: version)
+def test_the_reason_names_the_version_or_the_rope(monkeypatch, installed, kind, reason):
+    monkeypatch.setattr(read_back, "version", lambda package: installed)
     assert re.search(reason, why_read_back(llama(kind)))
 
 
