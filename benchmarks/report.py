@@ -30,7 +30,7 @@ from pytest_llmperf.outcome import Entry, RunOutcome
 from pytest_llmperf.records.journal import Journal
 from pytest_llmperf.records.schema import Baseline, Epoch, TestResult
 from pytest_llmperf.records.store import update_baseline
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.metrics import Limit
 from pytest_llmperf.verdict_file import verdict_file, write_verdicts
 
 REQUESTS, TOKENS = 10, 64

@@ -22,8 +22,7 @@ from pytest_llmperf.records.schema import Baseline, CellRun, Observation, Run, T
 from pytest_llmperf.records.store import load_baseline, update_baseline
 from pytest_llmperf.records.window import merge
 from pytest_llmperf.verdict.judge import is_judged
-from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.metrics import METRICS, Kind, Limit, Metric
 
 CELLS = 1000
 RUNS = 20

@@ -11,8 +11,8 @@ from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.records.revision import file_at, is_file_at
 from pytest_llmperf.records.schema import Baseline, TestResult
 from pytest_llmperf.records.store import parse_baseline
-from pytest_llmperf.verdict.metrics import Metric
-from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
+from pytest_llmperf.verdict.metrics import Limit, Metric
+from pytest_llmperf.verdict.model import Outcome, Verdict
 
 
 @dataclass(frozen=True)

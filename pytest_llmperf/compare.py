@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pytest_llmperf.records.environment import Difference, blocking, compare_environments
-from pytest_llmperf.records.schema import Baseline, CellRun, Run, Scalar, TestResult, Workload
+from pytest_llmperf.records.schema import Baseline, CellRun, Run, TestResult, Workload
 from pytest_llmperf.verdict.judge import is_judged, judge
-from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
-from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict
+from pytest_llmperf.verdict.metrics import METRICS, Kind, Limit, Metric, Scalar
+from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
 
 CellKey = tuple[str, str, str]

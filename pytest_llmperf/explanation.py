@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pytest_llmperf.measure.profile import OTHERS
-from pytest_llmperf.records.schema import OperatorTime, PhaseProfile
+from pytest_llmperf.records.schema import OTHERS, OperatorTime, PhaseProfile
 from pytest_llmperf.records.store import Written
 from pytest_llmperf.verdict.model import Verdict
 

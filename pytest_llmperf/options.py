@@ -18,8 +18,8 @@ from pytest_llmperf.measure.prompt import Prompt
 from pytest_llmperf.measure.schedule import SCHEDULERS
 from pytest_llmperf.models.attention import check_attention
 from pytest_llmperf.models.spec import ModelSpec
-from pytest_llmperf.verdict.metrics import Kind, Metric, find_metric
-from pytest_llmperf.verdict.model import Limit, Outcome
+from pytest_llmperf.verdict.metrics import Kind, Limit, Metric, find_metric
+from pytest_llmperf.verdict.model import Outcome
 
 if TYPE_CHECKING:
     import pytest

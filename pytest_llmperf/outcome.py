@@ -15,7 +15,8 @@ from pytest_llmperf.explanation import Explanation
 from pytest_llmperf.provenance import SideProof
 from pytest_llmperf.records.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import plural, printable, some
-from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
+from pytest_llmperf.verdict.metrics import Limit
+from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
 
 

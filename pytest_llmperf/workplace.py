@@ -17,8 +17,9 @@ from pytest_llmperf.engines.choose import ENGINES, Wanted
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import BaselineError, MeasurementError, UsageError
+from pytest_llmperf.interrupts import can_interrupt
 from pytest_llmperf.measure.bench import Bench
-from pytest_llmperf.measure.contain import can_interrupt, contained
+from pytest_llmperf.measure.contain import contained
 from pytest_llmperf.measure.dead_device import why_dead
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.machine import device_key, environment, session_id
@@ -39,8 +40,8 @@ from pytest_llmperf.records.store import baseline_path, check_writable, load_bas
 from pytest_llmperf.text import slug
 from pytest_llmperf.verdict.family import holm_family_sizes
 from pytest_llmperf.verdict.judge import is_judged
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Limit, Verdict
+from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
 LEFT_TO_THE_GATE = "it looks slower: llmperf gate decides"

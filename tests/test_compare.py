@@ -15,7 +15,8 @@ from pytest_llmperf.records.schema import (
     Warmup,
     Workload,
 )
-from pytest_llmperf.verdict.model import Limit, Outcome
+from pytest_llmperf.verdict.metrics import Limit
+from pytest_llmperf.verdict.model import Outcome
 
 TEST = "tests/test_perf.py::test_decode[nf4]"
 ENVIRONMENT = {"torch": "2.13", "host": "here"}

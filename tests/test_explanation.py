@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from pytest_llmperf.explanation import Profiles, explanations
-from pytest_llmperf.measure.profile import OTHERS, OUTSIDE
-from pytest_llmperf.records.schema import OperatorTime, PhaseProfile
+from pytest_llmperf.measure.profile import OUTSIDE
+from pytest_llmperf.records.schema import OTHERS, OperatorTime, PhaseProfile
 from pytest_llmperf.report.explain import explanation_text, explanation_title, headline
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Verdict
+from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 
 KERNEL = "void gemv<float, 4>(at::Tensor const&)\x1b[31m"
 

@@ -13,8 +13,8 @@ from pytest_llmperf.records.measured import Measured
 from pytest_llmperf.records.schema import Workload
 from pytest_llmperf.verdict.judge import is_judged, judge
 from pytest_llmperf.verdict.location import spread_around_zero
-from pytest_llmperf.verdict.metrics import METRICS, Kind, Metric
-from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict
+from pytest_llmperf.verdict.metrics import METRICS, Kind, Limit, Metric
+from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.paired import ALPHA, LOOKS, Block, judge_paired, null_trips, veto
 
 

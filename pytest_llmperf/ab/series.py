@@ -17,9 +17,9 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.fresh import Ended, run_perf_tests
 from pytest_llmperf.provenance import Imported, SideProof, report_path
 from pytest_llmperf.records.measured import Measured
-from pytest_llmperf.records.schema import Scalar
 from pytest_llmperf.records.store import replace_file
 from pytest_llmperf.text import printable
+from pytest_llmperf.verdict.metrics import Scalar
 
 _ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 

@@ -13,8 +13,8 @@ from typing import Literal
 from pytest_llmperf.ab.decide import Pairs, Standing
 from pytest_llmperf.ab.series import MeasuredBlock
 from pytest_llmperf.records.store import Written
-from pytest_llmperf.verdict.metrics import Kind
-from pytest_llmperf.verdict.model import Limit, Outcome, Verdict
+from pytest_llmperf.verdict.metrics import Kind, Limit
+from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.paired import detectable_change
 from pytest_llmperf.verdict.proportion import rate_interval, upper_bound
 

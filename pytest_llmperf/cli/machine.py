@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.cli.say import say
+
+if TYPE_CHECKING:
+    from pytest_llmperf.measure.doctor import Finding
 
 
 def add_commands(commands: Any) -> None:
@@ -17,7 +21,23 @@ def add_commands(commands: Any) -> None:
 
 def _doctor(options: argparse.Namespace, _rest: list[str]) -> int:
     from pytest_llmperf.measure.doctor import examine
-    from pytest_llmperf.report.show import finding_lines
 
-    say(*finding_lines(examine(options.device)))
+    say(*_finding_lines(examine(options.device)))
     return 0
+
+
+def _finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
+    """What a machine can measure, one line each, and why not the rest."""
+    from rich.text import Text
+
+    from pytest_llmperf.report.show import table_width
+    from pytest_llmperf.report.tables import plain_table, render
+    from pytest_llmperf.text import printable
+
+    table = plain_table()
+    for heading in ("", "", ""):
+        table.add_column(heading, overflow="fold")
+    table.show_header = False
+    for finding in findings:
+        table.add_row(*map(Text, (finding.subject, "yes" if finding.works else "no", printable(finding.detail))))
+    yield render(table, table_width(), color=False)

@@ -15,7 +15,7 @@ from pytest_llmperf.engines.served import ServedModel, check_model
 from pytest_llmperf.engines.stream import Event, Refused, TimeLimits, get_json, open_session, post_events
 from pytest_llmperf.engines.ways import LETTERS, Way, check_base_url, ways
 from pytest_llmperf.errors import MeasurementError, MissingDependency
-from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.verdict.metrics import Scalar
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession

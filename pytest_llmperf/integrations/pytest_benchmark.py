@@ -17,9 +17,9 @@ import pytest
 from pytest_benchmark.stats import Metadata
 
 from pytest_llmperf.outcome import Entry, entry_of
-from pytest_llmperf.records.schema import Scalar, TestResult
+from pytest_llmperf.records.schema import TestResult
 from pytest_llmperf.text import printable, short_name
-from pytest_llmperf.verdict.metrics import PRIMARIES, Metric
+from pytest_llmperf.verdict.metrics import PRIMARIES, Metric, Scalar
 
 MS_PER_S = 1e3
 

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
-from pytest_llmperf.measure.figures import NO_DECODE, Figure
 from pytest_llmperf.measure.kineto import mark, profiler
 from pytest_llmperf.text import first_line
+from pytest_llmperf.verdict.metrics import NO_DECODE, Figure
 
 FIGURES = ("kernel_launches_per_token", "syncs_per_token", "host_share")
 

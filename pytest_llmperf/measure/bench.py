@@ -16,13 +16,13 @@ from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock, clock_for
 from pytest_llmperf.measure.collector import set_libraries_aside
-from pytest_llmperf.measure.contain import give_back, is_out_of_memory, one_line, time_limit
+from pytest_llmperf.measure.contain import give_back, one_line, time_limit
 from pytest_llmperf.measure.device import resolve_device
 from pytest_llmperf.measure.execution import Request
 from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
 from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Burden
-from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.measure.memory import is_out_of_memory, trace_memory
 from pytest_llmperf.measure.profile import profile_request
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.result import LoadFacts, test_result

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pytest_llmperf.measure.figures import Figure, cells_of, timed
+from pytest_llmperf.measure.figures import cells_of, timed
 from pytest_llmperf.measure.guards import by_guard, throttled
 from pytest_llmperf.measure.timing import Timing
-from pytest_llmperf.records.schema import Observation, Scalar, TestResult, Workload
+from pytest_llmperf.records.schema import Observation, TestResult, Workload
+from pytest_llmperf.verdict.metrics import Figure, Scalar
 
 ENGINE = "cuda_timer"
 NOT_A_MODELS = "none"

@@ -12,7 +12,6 @@ from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageE
 from pytest_llmperf.measure.clock import Clock
 from pytest_llmperf.measure.dynamo import Compilations, Setting, check_settings, fresh_dynamo, known_backends, obstacle
 from pytest_llmperf.measure.execution import Opened
-from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.request import RequestTimes, Run, time_request
 from pytest_llmperf.measure.static_cache import (
     StaticRequest,
@@ -22,7 +21,7 @@ from pytest_llmperf.measure.static_cache import (
     tokens_of_loop,
     unlike_loop,
 )
-from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.verdict.metrics import Figure, Scalar
 
 if TYPE_CHECKING:
     import torch

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.interrupts import can_interrupt
+from pytest_llmperf.measure.memory import is_out_of_memory
 from pytest_llmperf.measure.progress import Progress
 from pytest_llmperf.models.load import forget_locals
 from pytest_llmperf.models.registry import free_memory
@@ -44,24 +45,10 @@ def one_line(error: Exception, progress: Progress) -> str:
     return f"{type(error).__name__} {progress.moment()}: {first_line(error)}"
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory was short, on the host or on a device: torch says so in several ways."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
-    )
-
-
 def give_back(error: Exception, device: str) -> None:
     """Free what the frames hold that an error came through, so that the next test has room."""
     forget_locals(error)
     free_memory(device)
-
-
-def can_interrupt() -> bool:
-    """Whether this system has a timer signal, and this thread receives it."""
-    return hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
@@ -87,19 +74,6 @@ def time_limit(seconds: float | None, progress: Progress) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         signal.setitimer(signal.ITIMER_REAL, left_s)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Clean up without a time limit, or its reminders, cutting that short; it counts on afterwards."""
-    if not can_interrupt():
-        yield
-        return
-    left_s, again_s = signal.setitimer(signal.ITIMER_REAL, 0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, left_s, again_s)
 
 
 def timed_out(seconds: float, moment: str) -> str:

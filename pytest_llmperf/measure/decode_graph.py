@@ -14,7 +14,6 @@ from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.cublas import clear_workspaces
 from pytest_llmperf.measure.execution import Generated, OnToken, Opened
-from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.graph import NotCapturableError, Pool, captured, why_no_graphs
 from pytest_llmperf.measure.read_back import why_read_back
 from pytest_llmperf.measure.static_cache import (
@@ -25,7 +24,7 @@ from pytest_llmperf.measure.static_cache import (
     tokens_of_loop,
     unlike_loop,
 )
-from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.verdict.metrics import Figure, Scalar
 
 if TYPE_CHECKING:
     import torch

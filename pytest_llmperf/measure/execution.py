@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.measure.clock import Clock
-from pytest_llmperf.measure.figures import Figure
-from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.verdict.metrics import Figure, Scalar
 
 if TYPE_CHECKING:
     import torch

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from pytest_llmperf.measure.memory import Peak
 from pytest_llmperf.records.reduce import TAIL_REQUESTS, percentile, summarize
 from pytest_llmperf.records.schema import CellRun, Workload
-from pytest_llmperf.verdict.metrics import METRICS
-
-NO_DECODE = "one output token has no decode: ask for two or more"
-"""Why a request of a single token has no figure of decode."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One cell before it knows its test and run; ``value`` is ``None`` where it was not measured, for ``reason``."""
-
-    metric: str
-    value: float | str | None
-    reason: str = ""
-    count: int = 1
-    mean_log: float | None = None
-    mad_log: float | None = None
+from pytest_llmperf.verdict.metrics import METRICS, Figure
 
 
 def timed(metric: str, samples: Sequence[float], *, lacking: str) -> Figure:

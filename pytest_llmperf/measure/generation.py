@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
 from statistics import median
 from typing import Any
 
+from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.activity import activity_figures
 from pytest_llmperf.measure.arguments import require_whole
@@ -20,7 +21,6 @@ from pytest_llmperf.measure.cublas import clear_workspaces
 from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
 from pytest_llmperf.measure.execution import Execution, Opened, Request, check_produced
 from pytest_llmperf.measure.executions import find_execution
-from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.injection import Burden, SmallerBatch, StepTimes, batch_left, carry
 from pytest_llmperf.measure.memory import Peak, trace_memory
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
@@ -28,6 +28,7 @@ from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.request import RequestTimes, Run, time_request
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.records.schema import PhaseProfile, Warmup
+from pytest_llmperf.verdict.metrics import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,17 +177,6 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
 def clock_of(execution: Execution, device: str, clock: Clock) -> Clock:
     """The clock that tells when an execution's tokens are available: the device's, unless it hands them over late."""
     return ArrivalClock(clock.synchronize) if device == "mps" and execution.name == "generate" else clock
-
-
-@contextmanager
-def measuring_conditions() -> Iterator[None]:
-    """No gradients, and the same algorithms in every run: cuDNN deterministic and not searching."""
-    import torch
-
-    from pytest_llmperf.models.quiet import quiet
-
-    with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True), quiet():
-        yield
 
 
 def check_length(config: Any, plan: Plan) -> None:

@@ -13,7 +13,8 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.host import HostConditions, HostWatch
 from pytest_llmperf.measure.nvidia import GpuConditions, GpuWatch, UnreadGpu, watch_gpu
 from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
-from pytest_llmperf.records.schema import Observation, Scalar
+from pytest_llmperf.records.schema import Observation
+from pytest_llmperf.verdict.metrics import Scalar
 from pytest_llmperf.verdict.model import percent
 
 MOST_OF_OTHERS = 0.25

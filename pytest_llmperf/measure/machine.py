@@ -14,11 +14,10 @@ from typing import Any
 
 import psutil
 
-from pytest_llmperf.measure import METHOD
 from pytest_llmperf.measure.cuda_settings import cuda_settings
 from pytest_llmperf.measure.tracing import tracing
-from pytest_llmperf.records.schema import Scalar
 from pytest_llmperf.text import slug
+from pytest_llmperf.verdict.metrics import METHOD, Scalar
 
 CI_JOB_VARIABLES = ("GITHUB_RUN_ID", "CI_JOB_ID", "BUILD_NUMBER")
 """What names one job on GitHub, GitLab and Jenkins."""

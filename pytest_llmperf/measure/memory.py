@@ -40,6 +40,15 @@ class _DeviceTrace(Protocol):
     """Why a figure is ``None``."""
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was short, on the host or on a device: torch says so in several ways."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
 class Trace:
     """Phases, one after another, and the peaks of each once the trace is closed."""
 

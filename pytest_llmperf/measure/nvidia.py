@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any
 
 from pytest_llmperf.measure.clock_state import ClockState, clock_state
-from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.measure.host import own_processes
 from pytest_llmperf.measure.machine import NvmlUnavailableError, ask_nvml, nvml_handle, whole_gpu
 from pytest_llmperf.measure.run_processes import USERS_ABOVE, run_process_ids
 from pytest_llmperf.measure.violations import Violations, violation_share, violations
+from pytest_llmperf.verdict.metrics import Figure
 
 SHORTEST_ENERGY_S = 1.0
 """Ten steps of a counter that some devices move every 100 ms: it is 10 % off at most."""

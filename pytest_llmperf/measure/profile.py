@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from pytest_llmperf.measure.clock import NS_PER_MS, Clock
 from pytest_llmperf.measure.execution import Request
 from pytest_llmperf.measure.kineto import profiler
-from pytest_llmperf.records.schema import OperatorTime, PhaseProfile
+from pytest_llmperf.records.schema import OTHERS, OperatorTime, PhaseProfile
 
 PREFILL, DECODE = "prefill", "decode"
 
@@ -32,7 +32,7 @@ LONGEST_NAME = 300
 SEEN_INTO = frozenset({"cuda", "xpu"})
 """Devices whose work torch's profiler tells; of others, what the host does."""
 
-OUTSIDE, OTHERS = "(outside of operators)", "(others)"
+OUTSIDE = "(outside of operators)"
 
 US_PER_MS = 1e3
 

@@ -8,12 +8,13 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.measure.executions import find_execution
-from pytest_llmperf.measure.figures import NO_DECODE, Figure, cells_of, gap_percentiles, memory_figures, timed
+from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.generation import Measurement
 from pytest_llmperf.measure.memory import Peak
 from pytest_llmperf.measure.request import RequestTimes
 from pytest_llmperf.records.reduce import summarize
 from pytest_llmperf.records.schema import Observation, TestResult, Workload
+from pytest_llmperf.verdict.metrics import NO_DECODE, Figure
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel

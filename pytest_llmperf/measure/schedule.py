@@ -15,7 +15,7 @@ from pytest_llmperf.measure.arguments import require_whole
 from pytest_llmperf.measure.prompt import digest
 
 if TYPE_CHECKING:
-    from pytest_llmperf.records.schema import Scalar
+    from pytest_llmperf.verdict.metrics import Scalar
 
 NAIVE: Final = "naive"
 """One request after another: each arrives when the one before it has ended."""

@@ -8,10 +8,11 @@ from statistics import median
 
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.measure.clock import HostClock
-from pytest_llmperf.measure.figures import Figure, cells_of, gap_percentiles, memory_figures, timed
+from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.schedule import NAIVE
 from pytest_llmperf.measure.serving import SERVING, Pass, ServingMeasurement
 from pytest_llmperf.records.schema import Observation, TestResult, Workload
+from pytest_llmperf.verdict.metrics import Figure
 
 UNTOLD = "unknown"
 _NO_DECODE = "no request has a second output token"

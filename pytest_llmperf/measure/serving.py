@@ -18,7 +18,8 @@ from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.request import RequestTimes
 from pytest_llmperf.measure.schedule import NAIVE, ServingPlan, digest_asks, make_asks
 from pytest_llmperf.measure.warmup import warm_up
-from pytest_llmperf.records.schema import Scalar, Warmup
+from pytest_llmperf.records.schema import Warmup
+from pytest_llmperf.verdict.metrics import Scalar
 
 SERVING = "serving"
 """The phase of which the peak of memory is told."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pytest_llmperf.errors import MeasurementError, UsageError
-from pytest_llmperf.measure.figures import Figure, cells_of
+from pytest_llmperf.measure.figures import cells_of
 from pytest_llmperf.records.schema import CellRun, TestResult, Warmup
-from pytest_llmperf.verdict.metrics import METRICS, Better, primary_metric
+from pytest_llmperf.verdict.metrics import METRICS, Better, Figure, primary_metric
 
 
 def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:

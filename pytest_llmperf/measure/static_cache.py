@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.execution import Generated, OnToken, greedy, greedy_loop, last_logits_only
-from pytest_llmperf.measure.figures import Figure
+from pytest_llmperf.verdict.metrics import Figure
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pytest_llmperf.records.schema import Scalar
+from pytest_llmperf.verdict.metrics import Scalar
 
 
 class Weight(StrEnum):

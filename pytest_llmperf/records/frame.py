@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import BaselineError, MissingDependency, UsageError
-from pytest_llmperf.records.schema import Baseline, CellRun, Run, Scalar, Workload
+from pytest_llmperf.records.schema import Baseline, CellRun, Run, Workload
 from pytest_llmperf.records.store import baseline_files, load_baseline
 from pytest_llmperf.text import printable
-from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.verdict.metrics import METRICS, Scalar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_llmperf.records.schema import Baseline, PhaseProfile, Run, TestResult
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.metrics import Limit
 
 _NOTE = '{"test":'
 

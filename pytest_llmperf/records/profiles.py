@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.records.environment import blocking, compare_environments
-from pytest_llmperf.records.schema import PhaseProfile, ProfileFile, Run, Scalar, StoredProfile
+from pytest_llmperf.records.schema import PhaseProfile, ProfileFile, Run, StoredProfile
 from pytest_llmperf.records.store import first_problem, list_block, locked, replace_file
+from pytest_llmperf.verdict.metrics import Scalar
 
 Key = tuple[str, str]
 """Test and workload hash."""

@@ -14,11 +14,10 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.verdict.metrics import METRICS, Kind, find_metric
+from pytest_llmperf.verdict.metrics import METRICS, Kind, Scalar, find_metric
 
 SCHEMA_VERSION: Final = 1
 
-Scalar = str | bool | int | float | None
 Identifier = Annotated[str, Field(min_length=1, max_length=2048)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -201,6 +200,10 @@ def _refuse_duplicates(what: str, keys: Iterable[object]) -> None:
         if key in seen:
             raise ValueError(f"{what} {key!r} occurs twice")
         seen.add(key)
+
+
+OTHERS = "(others)"
+"""The operators that are not named, as one sum."""
 
 
 class OperatorTime(_Stored):

@@ -6,10 +6,9 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from statistics import median, stdev
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -17,16 +16,13 @@ from pytest_llmperf.compare import Comparison
 from pytest_llmperf.records.schema import Baseline
 from pytest_llmperf.report.results import figure_text
 from pytest_llmperf.report.rows import shape
-from pytest_llmperf.report.tables import PIPE_COLUMNS, Outline, narrowed, plain_table, render, wrapped
+from pytest_llmperf.report.tables import PIPE_COLUMNS, Outline, narrowed, plain_table, wrapped
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.exact import limit_value, varies
 from pytest_llmperf.verdict.metrics import Kind
 from pytest_llmperf.verdict.model import Cell, evidence
 from pytest_llmperf.verdict.screen import screen
 from pytest_llmperf.verdict.sentence import format_value
-
-if TYPE_CHECKING:
-    from pytest_llmperf.measure.doctor import Finding
 
 
 def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iterator[str]:
@@ -51,17 +47,6 @@ def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iter
     yield outline.render(table_width(), color=False)
     yield "spread: standard deviation between runs"
     yield "finds: smallest change for the worse that is found 9 times in 10"
-
-
-def finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """What a machine can measure, one line each, and why not the rest."""
-    table = plain_table()
-    for heading in ("", "", ""):
-        table.add_column(heading, overflow="fold")
-    table.show_header = False
-    for finding in findings:
-        table.add_row(*map(Text, (finding.subject, "yes" if finding.works else "no", printable(finding.detail))))
-    yield render(table, table_width(), color=False)
 
 
 def _row(cell: Cell, comparison: Comparison) -> tuple[str, ...]:

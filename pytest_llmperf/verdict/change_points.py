@@ -13,7 +13,7 @@ from itertools import pairwise
 from statistics import median
 
 from pytest_llmperf.errors import MissingDependency
-from pytest_llmperf.verdict.prior import SD_FLOOR
+from pytest_llmperf.verdict.student import SD_FLOOR
 
 FEWEST_POINTS = 6
 """Below, the noise cannot be told from a step."""

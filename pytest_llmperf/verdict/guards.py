@@ -13,8 +13,7 @@ from statistics import fmean, median
 from scipy.special import ndtr
 
 from pytest_llmperf.verdict.model import percent
-from pytest_llmperf.verdict.prior import SD_FLOOR
-from pytest_llmperf.verdict.student import upper_tail
+from pytest_llmperf.verdict.student import SD_FLOOR, upper_tail
 
 LEAST_AGREEMENT = 0.75
 """The share of blocks that must have moved the way the mean did."""

@@ -12,6 +12,12 @@ from enum import StrEnum
 
 from pytest_llmperf.errors import UsageError
 
+METHOD = 2
+"""Version of how numbers come about. Runs of different versions are not compared."""
+
+Scalar = str | bool | int | float | None
+"""What a record may hold beside a figure."""
+
 
 class Kind(StrEnum):
     """How a metric is judged."""
@@ -62,6 +68,37 @@ class Metric:
     def key(self) -> str:
         """The name under which it is stored, unit included."""
         return f"{self.name}_{self.unit}" if self.unit else self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How much of a change one cell accepts (``tolerate``, δ0), must catch (``catch``, δ1), and whether it gates."""
+
+    tolerate: float
+    catch: float
+    floor: float
+    gates: bool
+
+    @classmethod
+    def of(cls, metric: Metric) -> Limit:
+        """The limit that the metric's definition sets."""
+        return cls(tolerate=metric.tolerate, catch=metric.catch, floor=metric.floor, gates=metric.gates)
+
+
+NO_DECODE = "one output token has no decode: ask for two or more"
+"""Why a request of a single token has no figure of decode."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell before it knows its test and run; ``value`` is ``None`` where it was not measured, for ``reason``."""
+
+    metric: str
+    value: float | str | None
+    reason: str = ""
+    count: int = 1
+    mean_log: float | None = None
+    mad_log: float | None = None
 
 
 MIB = 1024**2

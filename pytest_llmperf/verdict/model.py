@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pytest_llmperf.text import plural
-from pytest_llmperf.verdict.metrics import Kind, Metric
+from pytest_llmperf.verdict.metrics import Kind, Limit, Metric
+from pytest_llmperf.verdict.student import Interval
 
 
 class Outcome(StrEnum):
@@ -68,21 +69,6 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limit:
-    """How much of a change one cell accepts (``tolerate``, δ0), must catch (``catch``, δ1), and whether it gates."""
-
-    tolerate: float
-    catch: float
-    floor: float
-    gates: bool
-
-    @classmethod
-    def of(cls, metric: Metric) -> Limit:
-        """The limit that the metric's definition sets."""
-        return cls(tolerate=metric.tolerate, catch=metric.catch, floor=metric.floor, gates=metric.gates)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Cell:
     """All that is needed to judge one test x metric.
 
@@ -117,15 +103,6 @@ class Cell:
     def sessions(self) -> int:
         """How many sessions the window's runs come from."""
         return len({sample.session_id for sample in self.window})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A two-sided confidence interval of the ratio now / baseline."""
-
-    low: float
-    high: float
-    level: float
 
 
 @dataclass(frozen=True, kw_only=True)

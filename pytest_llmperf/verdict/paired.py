@@ -18,12 +18,11 @@ from pytest_llmperf.verdict.guards import doubt
 from pytest_llmperf.verdict.history import oriented
 from pytest_llmperf.verdict.judge import problem
 from pytest_llmperf.verdict.location import Location
-from pytest_llmperf.verdict.metrics import Kind, Metric
-from pytest_llmperf.verdict.model import Cell, Limit, Outcome, Sample, Verdict, percent
-from pytest_llmperf.verdict.prior import SD_FLOOR
+from pytest_llmperf.verdict.metrics import Kind, Limit, Metric
+from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict, percent
 from pytest_llmperf.verdict.screen import limit_ratio
 from pytest_llmperf.verdict.spending import even, late, nominal_levels
-from pytest_llmperf.verdict.student import bounded_exp, quantile, ratio_interval, upper_tail
+from pytest_llmperf.verdict.student import SD_FLOOR, bounded_exp, quantile, ratio_interval, upper_tail
 
 LOOKS: tuple[int, ...] = (4, 6, 8, 12, 16, 24)
 """The numbers of blocks after which a decision may be taken."""

@@ -15,9 +15,7 @@ from scipy.special import digamma, polygamma
 
 from pytest_llmperf.verdict.history import History, Variance
 from pytest_llmperf.verdict.model import Cell
-
-SD_FLOOR = 0.002
-"""No spread is believed to be smaller: five equal runs are luck or a coarse clock, and t must stay finite."""
+from pytest_llmperf.verdict.student import SD_FLOOR
 
 DF_CAP = 30.0
 """No prior weighs more than this many sessions: cells of one metric are alike, not identical."""

@@ -13,9 +13,17 @@ from statistics import fmean, median
 
 from pytest_llmperf.verdict.history import History, oriented
 from pytest_llmperf.verdict.metrics import Better, Kind
-from pytest_llmperf.verdict.model import Cell, Interval, Outcome, Verdict, evidence, number, percent
-from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, SD_FLOOR, Prior
-from pytest_llmperf.verdict.student import bounded_exp, half_width, quantile, ratio_interval, upper_tail
+from pytest_llmperf.verdict.model import Cell, Outcome, Verdict, evidence, number, percent
+from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior
+from pytest_llmperf.verdict.student import (
+    SD_FLOOR,
+    Interval,
+    bounded_exp,
+    half_width,
+    quantile,
+    ratio_interval,
+    upper_tail,
+)
 
 ALPHA_FAMILY = 0.01
 """How often a run of unchanged code may fail, over all of its cells together."""

@@ -6,15 +6,26 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from scipy.special import stdtr, stdtrit
 
-from pytest_llmperf.verdict.model import Interval
+SD_FLOOR = 0.002
+"""No spread is believed to be smaller: five equal runs are luck or a coarse clock, and t must stay finite."""
 
 LEVEL = 0.95
 """The confidence of every interval that is shown."""
 
 _LARGEST_LOG = 700.0  # exp of more overflows a double
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A two-sided confidence interval of the ratio now / baseline."""
+
+    low: float
+    high: float
+    level: float
 
 
 def upper_tail(t: float, df: float) -> float:

@@ -10,8 +10,7 @@ from typing import Any
 from pytest_llmperf.fresh import Ended
 from pytest_llmperf.records.journal import Journal, Note
 from pytest_llmperf.records.schema import CellRun, Observation, Run, TestResult, Warmup, Workload
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.metrics import METRICS, Limit
 
 Figures = Mapping[str, Mapping[str, float | None]]
 """Test, metric key, value."""

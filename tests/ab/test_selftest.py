@@ -17,8 +17,7 @@ from pytest_llmperf.ab.selftest import parse_sizes
 from pytest_llmperf.cli import main
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.fresh import Ended
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.metrics import METRICS, Limit
 from pytest_llmperf.verdict.paired import LOOKS, detectable_change
 from pytest_llmperf.verdict.proportion import lower_bound, rate_interval, upper_bound
 from pytest_llmperf.verdict.spending import late, nominal_levels

@@ -13,11 +13,12 @@ from torch._inductor.cudagraph_utils import log_cudagraph_skip_and_bump_counter
 from transformers import LlamaConfig
 
 from pytest_llmperf import Compile, ModelSpec
+from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.measure import compiled
 from pytest_llmperf.measure.clock import HostClock
 from pytest_llmperf.measure.dynamo import Compilations, obstacle
-from pytest_llmperf.measure.generation import Plan, measure_generation, measuring_conditions
+from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.prompt import random_prompt
 from pytest_llmperf.measure.read_back import why_read_back
 from pytest_llmperf.measure.request import RequestTimes

@@ -9,11 +9,12 @@ import torch
 from recording_cuda import RecordingCuda
 
 from pytest_llmperf import Graph, ModelSpec
+from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageError
 from pytest_llmperf.measure import decode_graph
 from pytest_llmperf.measure.clock import HostClock
 from pytest_llmperf.measure.execution import greedy_loop
-from pytest_llmperf.measure.generation import Plan, measure_generation, measuring_conditions
+from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.prompt import random_prompt
 from pytest_llmperf.measure.read_back import why_read_back
 from pytest_llmperf.models.load import load

@@ -17,7 +17,7 @@ from pytest_llmperf.records.schema import (
     Workload,
 )
 from pytest_llmperf.report.evidence import Evidence
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.metrics import Limit
 from pytest_llmperf.verdict_file import VerdictFile, verdict_file
 
 REQUESTS, TOKENS = 3, 5

@@ -33,8 +33,7 @@ from pytest_llmperf.report.terminal import write_summary
 from pytest_llmperf.report.timeline import change_lines
 from pytest_llmperf.report.webpage import render
 from pytest_llmperf.session import _file_name
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Limit
+from pytest_llmperf.verdict.metrics import METRICS, Limit
 from pytest_llmperf.verdict_file import verdict_file
 from pytest_llmperf.workplace import _trace_name
 

@@ -17,8 +17,9 @@ from pytest_llmperf.report.ab import progress_lines
 from pytest_llmperf.report.results import results_table
 from pytest_llmperf.report.rows import rows
 from pytest_llmperf.report.terminal import write_now
-from pytest_llmperf.verdict.metrics import METRICS, Kind
-from pytest_llmperf.verdict.model import Cell, Interval, Limit, Outcome, Verdict
+from pytest_llmperf.verdict.metrics import METRICS, Kind, Limit
+from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
+from pytest_llmperf.verdict.student import Interval
 
 ALONE = Confirmed()
 

@@ -14,12 +14,12 @@ from pytest_llmperf.verdict.prior import (
     DEFAULT_NOISE,
     DEFAULT_PRIOR,
     DF_CAP,
-    SD_FLOOR,
     Prior,
     _inverse_trigamma,
     fit_prior,
     prior_of,
 )
+from pytest_llmperf.verdict.student import SD_FLOOR
 
 SEED = 20240607
 

@@ -15,8 +15,9 @@ from verdict_cells import make_cell
 
 from pytest_llmperf.verdict.judge import judge
 from pytest_llmperf.verdict.model import Cell, Outcome
-from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, SD_FLOOR, Prior, prior_of
+from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY, SCREEN_P, judge_timed, screen
+from pytest_llmperf.verdict.student import SD_FLOOR
 
 SEED = 20240607
 FAMILY = 24

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_llmperf.verdict.metrics import METRICS
-from pytest_llmperf.verdict.model import Cell, Limit, Sample
+from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.verdict.model import Cell, Sample
 
 MIB = 1024**2
 
