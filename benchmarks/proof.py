@@ -21,11 +21,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pytest_llmperf.verdict.metrics import PRIMARY
+from pytest_llmperf.metrics import PRIMARY
+from pytest_llmperf.stats.binomial import lower_bound, upper_bound
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.paired import LOOKS
-from pytest_llmperf.verdict.proportion import lower_bound, upper_bound
-from pytest_llmperf.verdict_file import read_verdicts
+from pytest_llmperf.verdict.verdict_file import read_verdicts
 
 TEST = """
 import pytest

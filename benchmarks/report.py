@@ -25,13 +25,13 @@ from chromium import Browser, find_chromium
 from store import CELLS, RUNS, run_of, stored
 from store import results as figures
 
-from pytest_llmperf.compare import Comparison
-from pytest_llmperf.outcome import Entry, RunOutcome
-from pytest_llmperf.records.journal import Journal
-from pytest_llmperf.records.schema import Baseline, Epoch, TestResult
-from pytest_llmperf.records.store import update_baseline
-from pytest_llmperf.verdict.metrics import Limit
-from pytest_llmperf.verdict_file import verdict_file, write_verdicts
+from pytest_llmperf.metrics import Limit
+from pytest_llmperf.storage.baseline_file import update_baseline
+from pytest_llmperf.storage.journal import Journal
+from pytest_llmperf.storage.schema import Baseline, Epoch, TestResult
+from pytest_llmperf.verdict.comparison import Comparison
+from pytest_llmperf.verdict.outcome import Entry, RunOutcome
+from pytest_llmperf.verdict.verdict_file import verdict_file, write_verdicts
 
 REQUESTS, TOKENS = 10, 64
 RUN = "run 99"

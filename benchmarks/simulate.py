@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
-from pytest_llmperf.ab.decide import Pairs
+from pytest_llmperf.ab.analysis import Pairs
+from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.verdict.judge import judge
-from pytest_llmperf.verdict.metrics import METRICS, Limit
 from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.paired import ALPHA, LOOKS, veto
 from pytest_llmperf.verdict.prior import Prior, prior_of

@@ -17,12 +17,12 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
-from pytest_llmperf.compare import Comparison
-from pytest_llmperf.records.schema import Baseline, CellRun, Observation, Run, TestResult, Warmup, Workload
-from pytest_llmperf.records.store import load_baseline, update_baseline
-from pytest_llmperf.records.window import merge
+from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
+from pytest_llmperf.storage.baseline_file import load_baseline, update_baseline
+from pytest_llmperf.storage.merge import merge
+from pytest_llmperf.storage.schema import Baseline, CellRun, Observation, Run, TestResult, Warmup, Workload
+from pytest_llmperf.verdict.comparison import Comparison
 from pytest_llmperf.verdict.judge import is_judged
-from pytest_llmperf.verdict.metrics import METRICS, Kind, Limit, Metric
 
 CELLS = 1000
 RUNS = 20

@@ -19,15 +19,15 @@ from pydantic import BaseModel
 
 import pytest_llmperf
 from pytest_llmperf import cli, plugin
-from pytest_llmperf.ab.tally import SelftestFile
-from pytest_llmperf.declare import SETTINGS, Option, add_device_option, add_options
-from pytest_llmperf.options import TestSettings
-from pytest_llmperf.outcome import Entry
-from pytest_llmperf.records.frame import COLUMNS, TYPES
-from pytest_llmperf.records.journal import Header, Note
-from pytest_llmperf.records.schema import Baseline, ProfileFile, TestResult
-from pytest_llmperf.verdict.metrics import METRICS, Metric
-from pytest_llmperf.verdict_file import VerdictFile
+from pytest_llmperf.ab.selftest_stats import SelftestFile
+from pytest_llmperf.metrics import METRICS, Metric
+from pytest_llmperf.runner.config import TestSettings
+from pytest_llmperf.runner.options import SETTINGS, Option, add_device_option, add_options
+from pytest_llmperf.storage.dataframe import COLUMNS, TYPES
+from pytest_llmperf.storage.journal import Header, Note
+from pytest_llmperf.storage.schema import Baseline, ProfileFile, TestResult
+from pytest_llmperf.verdict.outcome import Entry
+from pytest_llmperf.verdict.verdict_file import VerdictFile
 
 PYTESTS = "what pytest returned, where the command runs it"
 FAILED = "a regression or a test that failed (`ab`, `gate`); a false alarm or a missed slowdown (`selftest`)"

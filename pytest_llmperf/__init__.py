@@ -14,11 +14,11 @@ from pytest_llmperf.errors import (
 )
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.compiled import Compile
-    from pytest_llmperf.measure.decode_graph import Graph
-    from pytest_llmperf.measure.device_timer import device_timer
+    from pytest_llmperf.engines.executions.graph import Graph
+    from pytest_llmperf.engines.executions.torch_compile import Compile
+    from pytest_llmperf.hardware.device_timer import device_timer
     from pytest_llmperf.models.spec import ModelSpec
-    from pytest_llmperf.records.frame import load_runs
+    from pytest_llmperf.storage.dataframe import load_runs
 
 __all__ = [
     "BaselineError",
@@ -37,11 +37,11 @@ __all__ = [
 
 
 _HOMES = {
-    "Compile": "pytest_llmperf.measure.compiled",
-    "Graph": "pytest_llmperf.measure.decode_graph",
+    "Compile": "pytest_llmperf.engines.executions.torch_compile",
+    "Graph": "pytest_llmperf.engines.executions.graph",
     "ModelSpec": "pytest_llmperf.models.spec",
-    "device_timer": "pytest_llmperf.measure.device_timer",
-    "load_runs": "pytest_llmperf.records.frame",
+    "device_timer": "pytest_llmperf.hardware.device_timer",
+    "load_runs": "pytest_llmperf.storage.dataframe",
 }
 
 

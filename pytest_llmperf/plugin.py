@@ -15,21 +15,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from pytest_llmperf.collection import Collection
-from pytest_llmperf.declare import add_options, forgotten_flag, take_device_option
 from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
-from pytest_llmperf.once import Protocol, execution_of, ignored_options, is_repetition, only_once, remember, unrepeated
+from pytest_llmperf.runner.collection import Collection
+from pytest_llmperf.runner.once import (
+    Protocol,
+    execution_of,
+    ignored_options,
+    is_repetition,
+    only_once,
+    remember,
+    unrepeated,
+)
+from pytest_llmperf.runner.options import add_options, forgotten_flag, take_device_option
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
-    from pytest_llmperf.fixtures import CallRecorder, LlmPerf, PeakMemory
-    from pytest_llmperf.measure.timer import KernelTimer
+    from pytest_llmperf.measure.kernel import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
-    from pytest_llmperf.options import Options, TestSettings
-    from pytest_llmperf.outcome import Entry
-    from pytest_llmperf.session import Session
-    from pytest_llmperf.workplace import PlannedTest, Workplace
+    from pytest_llmperf.runner.config import Options, TestSettings
+    from pytest_llmperf.runner.context import PlannedTest, Workplace
+    from pytest_llmperf.runner.fixtures import CallRecorder, LlmPerf, PeakMemory
+    from pytest_llmperf.runner.session import Session
+    from pytest_llmperf.verdict.outcome import Entry
 
 MODEL_FIXTURES = ("llm", "engine")
 """Those that take a model as their parameter."""
@@ -94,8 +102,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """``-n auto`` is a worker for each device."""
     if not config.getoption("llmperf"):
         return None
-    from pytest_llmperf.measure.device import worker_devices
-    from pytest_llmperf.options import given_device
+    from pytest_llmperf.hardware.device import worker_devices
+    from pytest_llmperf.runner.config import given_device
 
     with _as_usage_errors():
         return len(worker_devices(given_device(config)))
@@ -189,7 +197,7 @@ class Collector:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take in the entry that a report carries, before another plugin's hook may raise."""
-        from pytest_llmperf.outcome import entry_of
+        from pytest_llmperf.verdict.outcome import entry_of
 
         if (entry := entry_of(report)) and self._session.collect(entry):
             _explain(report, entry, self._config)
@@ -216,7 +224,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture
 def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
     """Measures and records: ``llmperf.generate(llm, batch_size=8)``."""
-    from pytest_llmperf.fixtures import LlmPerf
+    from pytest_llmperf.runner.fixtures import LlmPerf
 
     item = request.node
     fixture = LlmPerf(request.config.stash[WORKPLACE], test_key(item), _settings(item))
@@ -227,7 +235,7 @@ def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
 @pytest.fixture
 def cuda_timer(request: pytest.FixtureRequest) -> KernelTimer:
     """Times a callable, with no model: ``timing = cuda_timer(fn, *args)``, then ``timing.median_ms``."""  # noqa: D402  # an example
-    from pytest_llmperf.fixtures import CallRecorder
+    from pytest_llmperf.runner.fixtures import CallRecorder
 
     workplace = request.config.stash[WORKPLACE]
     request.node.stash[TIMER] = recorder = CallRecorder(workplace, test_key(request.node))
@@ -237,7 +245,7 @@ def cuda_timer(request: pytest.FixtureRequest) -> KernelTimer:
 @pytest.fixture
 def peak_memory(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[PeakMemory]]:
     """Memory of a block: ``with peak_memory() as peak: ...``, then ``peak.allocated_bytes``."""  # noqa: D402  # an example
-    from pytest_llmperf.fixtures import peak_memory as follow
+    from pytest_llmperf.runner.fixtures import peak_memory as follow
 
     return partial(follow, request.config.stash[WORKPLACE].device)
 
@@ -290,12 +298,12 @@ class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
 
 
 def _start_session(config: pytest.Config) -> None:
-    from pytest_llmperf.measure.device import check_device_name, require_models_extra, worker_devices
-    from pytest_llmperf.measure.run_processes import begin_run
-    from pytest_llmperf.options import Options, baselines_arguments, measuring_arguments
-    from pytest_llmperf.outcome import RunOutcome
-    from pytest_llmperf.provenance import reporter_of
-    from pytest_llmperf.session import Session, refuse_early
+    from pytest_llmperf.hardware.device import check_device_name, require_models_extra, worker_devices
+    from pytest_llmperf.runner.config import Options, baselines_arguments, measuring_arguments
+    from pytest_llmperf.runner.session import Session, refuse_early
+    from pytest_llmperf.storage.provenance import reporter_of
+    from pytest_llmperf.system.run_processes import begin_run
+    from pytest_llmperf.verdict.outcome import RunOutcome
 
     begin_run()
     config.stash[OPTIONS] = options = Options.from_config(config)
@@ -308,7 +316,7 @@ def _start_session(config: pytest.Config) -> None:
     devices = worker_devices(options.device) if workers else []
     refuse_early(options, environ=os.environ, workers=workers, devices=devices)
     if hasattr(config, "workerinput"):
-        from pytest_llmperf.workers import Worker
+        from pytest_llmperf.runner.xdist import Worker
 
         config.pluginmanager.register(Worker(config), "llmperf-worker")
         _register_ending(config, None)
@@ -326,14 +334,14 @@ def _start_session(config: pytest.Config) -> None:
     config.pluginmanager.register(Collector(config, session), "llmperf-collector")
     _feed_pytest_benchmark(config, options)
     if workers:
-        from pytest_llmperf.workers import Controller
+        from pytest_llmperf.runner.xdist import Controller
 
         config.pluginmanager.register(Controller(devices[:workers], outcome), "llmperf-controller")
     _register_ending(config, session)
 
 
 def _register_ending(config: pytest.Config, running: Session | None) -> None:
-    from pytest_llmperf.ending import Ending
+    from pytest_llmperf.runner.ending import Ending
 
     ending = Ending(config, running, lambda: config.stash.get(WORKPLACE, None))
     config.pluginmanager.register(ending, "llmperf-ending")
@@ -343,7 +351,7 @@ def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
     """Not from a process that measures for another one, which tells what it found there."""
     if options.journal or not _has_pytest_benchmark(config):
         return
-    from pytest_llmperf.integrations.pytest_benchmark import Bridge, is_wanted
+    from pytest_llmperf.runner.pytest_benchmark import Bridge, is_wanted
 
     if is_wanted(config):
         config.pluginmanager.register(Bridge(config), "llmperf-benchmark")
@@ -374,7 +382,7 @@ def _workers(config: pytest.Config) -> int:
 
 
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
-    from pytest_llmperf.workplace import Workplace
+    from pytest_llmperf.runner.context import Workplace
 
     planned = {item.nodeid: _planned(item) for item in items}
     with _as_usage_errors():
@@ -397,13 +405,13 @@ def _tell_found(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     if session := config.stash.get(SESSION, None):
         session.outcome.take(found)
     else:
-        from pytest_llmperf.workers import tell_controller
+        from pytest_llmperf.runner.xdist import tell_controller
 
         tell_controller(config, found | {"models": config.stash[MODELS]})
 
 
 def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
-    from pytest_llmperf.report.live import LiveLine
+    from pytest_llmperf.runner.live_line import LiveLine
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if LiveLine.fits(reporter):
@@ -417,17 +425,17 @@ def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping
     options, register = workplace.options, config.pluginmanager.register
     run = None
     if options.tell:
-        from pytest_llmperf.wire import Teller
+        from pytest_llmperf.runner.ipc import Teller
 
         teller = Teller(config, options.tell)
         workplace.progress.listener = teller.tell_moment
         register(teller, "llmperf-teller")
     if options.isolate:
-        from pytest_llmperf.isolate import Isolator
+        from pytest_llmperf.runner.isolate import Isolator
 
         run = Isolator(config, workplace, planned).run
     if options.confirms:
-        from pytest_llmperf.confirm import Confirmer
+        from pytest_llmperf.runner.confirm import Confirmer
 
         register(Confirmer(config, workplace, config.stash.get(SESSION, None), run), "llmperf-protocol")
     else:
@@ -451,8 +459,8 @@ def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> 
     """A section of a failed test: pytest shows it below what failed."""
     if not entry.explanations:
         return
-    from pytest_llmperf.report.explain import explanation_text, explanation_title
-    from pytest_llmperf.report.tables import PIPE_COLUMNS
+    from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
+    from pytest_llmperf.report.text_table import PIPE_COLUMNS
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest offers no other way
@@ -461,7 +469,7 @@ def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> 
 
 
 def _planned(item: pytest.Item) -> PlannedTest:
-    from pytest_llmperf.workplace import PlannedTest
+    from pytest_llmperf.runner.context import PlannedTest
 
     return PlannedTest(test_key(item), _settings(item), _spec(item))
 
@@ -483,7 +491,7 @@ def _contained(item: pytest.Item, phase: str) -> Iterator[None]:
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
-    from pytest_llmperf.outcome import settle
+    from pytest_llmperf.verdict.outcome import settle
 
     known = execution_of(item)
     if report.skipped or known.judged:
@@ -503,7 +511,7 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
 
 def _error_line(report: pytest.TestReport) -> str:
     """The first line of what a failed test raised; empty for one that passed, or that pytest fails for passing."""
-    from pytest_llmperf.outcome import XPASS_STRICT
+    from pytest_llmperf.verdict.outcome import XPASS_STRICT
 
     if report.passed or report.longreprtext.startswith(XPASS_STRICT):
         return ""
@@ -519,7 +527,7 @@ def _check_marker(item: pytest.Item) -> None:
 
 
 def _settings(item: pytest.Item) -> TestSettings:
-    from pytest_llmperf.options import TestSettings
+    from pytest_llmperf.runner.config import TestSettings
 
     try:
         return TestSettings.from_markers(list(item.iter_markers("llmperf")))

@@ -87,8 +87,6 @@ def _imported(model_cache: Path) -> None:
         with suppress(ImportError):
             import_module(name)
 
-    import pytest_llmperf.report.terminal
-    import pytest_llmperf.report.webpage  # noqa: F401
     from pytest_llmperf import ModelSpec
     from pytest_llmperf.measure.bench import Bench
     from pytest_llmperf.measure.generation import Plan

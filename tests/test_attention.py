@@ -11,8 +11,8 @@ import sys
 import pytest
 from perf_project import QUICK
 
-from pytest_llmperf.measure.request import RequestTimes
-from pytest_llmperf.report.live import LiveLine
+from pytest_llmperf.engines.executions.request import RequestTimes
+from pytest_llmperf.runner.live_line import LiveLine
 
 PROMPTS = """
 import pytest

@@ -12,7 +12,7 @@ import tempfile
 import pytest
 
 from pytest_llmperf.cli import main
-from pytest_llmperf.records.frame import COLUMNS
+from pytest_llmperf.storage.dataframe import COLUMNS
 
 
 @pytest.fixture

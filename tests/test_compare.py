@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.compare import Comparison
-from pytest_llmperf.records.schema import (
+from pytest_llmperf.metrics import Limit
+from pytest_llmperf.storage.schema import (
     Baseline,
     CellRun,
     Epoch,
@@ -15,7 +15,7 @@ from pytest_llmperf.records.schema import (
     Warmup,
     Workload,
 )
-from pytest_llmperf.verdict.metrics import Limit
+from pytest_llmperf.verdict.comparison import Comparison
 from pytest_llmperf.verdict.model import Outcome
 
 TEST = "tests/test_perf.py::test_decode[nf4]"

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from perf_project import FAKE_CLOCK, QUICK
 
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.fresh import without_outputs
-from pytest_llmperf.records.store import load_baseline
-from pytest_llmperf.verdict.family import holm_family_sizes
+from pytest_llmperf.stats.holm import holm_family_sizes
+from pytest_llmperf.storage.baseline_file import load_baseline
+from pytest_llmperf.system.pytest_process import without_outputs
 
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
 
@@ -33,7 +33,7 @@ def test_decode(llm, llmperf, batch_size):
 """
 
 SLOW_AT_BATCH_2 = """
-import pytest_llmperf.fixtures as fixtures
+import pytest_llmperf.runner.fixtures as fixtures
 
 real = fixtures.LlmPerf.generate
 

@@ -13,9 +13,9 @@ from perf_project import FAKE_CLOCK, QUICK
 
 from pytest_llmperf import load_runs
 from pytest_llmperf.errors import MeasurementError
-from pytest_llmperf.measure import contain
-from pytest_llmperf.measure.contain import time_limit
+from pytest_llmperf.measure import timeout
 from pytest_llmperf.measure.progress import Progress
+from pytest_llmperf.measure.timeout import time_limit
 
 THREE_TESTS = """
 import os, time
@@ -98,7 +98,7 @@ def test_a_hang_is_interrupted(project, hang):
 
 def test_a_time_limit_that_is_swallowed_is_told_again(monkeypatch):
     """Python drops what is raised in a callback of the garbage collector, where a signal may well arrive."""
-    monkeypatch.setattr(contain, "REMIND_S", 0.05)
+    monkeypatch.setattr(timeout, "REMIND_S", 0.05)
 
     swallowed = []
     monkeypatch.setattr(sys, "unraisablehook", swallowed.append)
@@ -122,7 +122,7 @@ def test_a_time_limit_that_is_swallowed_is_told_again(monkeypatch):
 
 def test_the_baseline_says_what_is_too_long(project):
     """Ten times its slowest run, where nobody says otherwise; a marker and 0 do."""
-    shortest = "\nimport pytest_llmperf.workplace as workplace\nworkplace.SHORTEST_TIMEOUT_S = 0\n"
+    shortest = "\nimport pytest_llmperf.runner.context as workplace\nworkplace.SHORTEST_TIMEOUT_S = 0\n"
     project.write(three_tests(), conftest=FAKE_CLOCK)
     project.record(1.0)
     stored = project.baseline().read_text()
@@ -217,7 +217,7 @@ STUCK = "__import__('signal').pthread_sigmask(0, [14]) or time.sleep(60)"
 @pytest.mark.parametrize("hang", ["time.sleep(60)", STUCK], ids=["interruptible", "stuck"])
 def test_an_isolated_hang_ends(project, hang):
     """By its own alarm, or by the process that waits for it where no signal reaches it."""
-    grace = "\nimport pytest_llmperf.isolate as isolate\nisolate.GRACE_S = 1\n"
+    grace = "\nimport pytest_llmperf.runner.isolate as isolate\nisolate.GRACE_S = 1\n"
     project.write(three_tests(hang), conftest=FAKE_CLOCK + grace)
     result = project.run("--llmperf-isolate", "--llmperf-timeout=8")
     result.assert_outcomes(passed=2, failed=1)
@@ -228,7 +228,7 @@ NEVER = """
 import signal
 import time
 
-import pytest_llmperf.isolate as isolate
+import pytest_llmperf.runner.isolate as isolate
 
 isolate.GRACE_S = 1
 isolate.ENDING_S = 3

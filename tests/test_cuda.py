@@ -90,8 +90,8 @@ def test_requests_are_served_and_their_memory_is_followed(project):
 
 def test_clocks_are_read_where_nvml_tells_them():
     """Under load they are those of a device that works."""
+    from pytest_llmperf.hardware.gpu_monitor import GpuWatch
     from pytest_llmperf.measure.guards import watch
-    from pytest_llmperf.measure.nvidia import GpuWatch
     from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
 
     progress = Progress("cuda:0")
@@ -132,7 +132,7 @@ def test_64_mib_on_the_device_are_seen_to_the_byte(project):
 
 @pytest.fixture
 def timer():
-    from pytest_llmperf.measure.timer import KernelTimer
+    from pytest_llmperf.measure.kernel import KernelTimer
 
     return KernelTimer.on("cuda")
 

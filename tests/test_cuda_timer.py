@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_llmperf.records.store import load_baseline
+from pytest_llmperf.storage.baseline_file import load_baseline
 
 KERNEL_TEST = """
 import pytest

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from pytest_llmperf.cli import _parser as cli_parser
-from pytest_llmperf.declare import SETTINGS
-from pytest_llmperf.records.environment import FIELDS
-from pytest_llmperf.records.store import load_baseline
-from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.runner.options import SETTINGS
+from pytest_llmperf.storage.baseline_file import load_baseline
+from pytest_llmperf.storage.comparability import FIELDS
 from pytest_llmperf.verdict.model import Outcome
 
 ROOT = Path(__file__).parent.parent

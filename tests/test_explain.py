@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from perf_project import FAKE_CLOCK
 
-from pytest_llmperf import profiling
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.records.profiles import keep_profiles, load_profiles, profiles_path
-from pytest_llmperf.records.schema import OperatorTime, PhaseProfile, Run
-from pytest_llmperf.verdict_file import read_verdicts
+from pytest_llmperf.runner import profiling
+from pytest_llmperf.storage.profiles import keep_profiles, load_profiles, profiles_path
+from pytest_llmperf.storage.schema import OperatorTime, PhaseProfile, Run
+from pytest_llmperf.verdict.verdict_file import read_verdicts
 
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
 MORE_PRODUCTS = "--llmperf-inject=work:+150%"

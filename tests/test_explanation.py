@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.explanation import Profiles, explanations
-from pytest_llmperf.measure.profile import OUTSIDE
-from pytest_llmperf.records.schema import OTHERS, OperatorTime, PhaseProfile
-from pytest_llmperf.report.explain import explanation_text, explanation_title, headline
-from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.measure.operator_profile import OUTSIDE
+from pytest_llmperf.metrics import METRICS, Limit
+from pytest_llmperf.report.explanation_text import explanation_text, explanation_title, headline
+from pytest_llmperf.storage.schema import OTHERS, OperatorTime, PhaseProfile
+from pytest_llmperf.verdict.explanation import Profiles, explanations
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 
 KERNEL = "void gemv<float, 4>(at::Tensor const&)\x1b[31m"

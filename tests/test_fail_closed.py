@@ -12,7 +12,7 @@ import pytest
 from perf_project import DECODE_TEST, FAKE_CLOCK
 
 from pytest_llmperf.report.github import comment, workflow_commands
-from pytest_llmperf.verdict_file import read_verdicts
+from pytest_llmperf.verdict.verdict_file import read_verdicts
 
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
 RENAMED = DECODE_TEST.replace("test_decode", "test_renamed")
@@ -272,7 +272,7 @@ def test_a_run_that_failed_for_another_reason_never_reads_as_passed(recorded, mo
 
 
 FULL_DISK = """
-import pytest_llmperf.session as session
+import pytest_llmperf.runner.session as session
 from pytest_llmperf.errors import BaselineError
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from pytest_llmperf.verdict_file import read_verdicts
+from pytest_llmperf.verdict.verdict_file import read_verdicts
 
 QUIET_MACHINE = (1.00, 1.005, 0.995, 1.002, 0.998)
 

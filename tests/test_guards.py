@@ -8,12 +8,12 @@ import pytest
 from perf_project import FAKE_CLOCK, QUICK
 
 from pytest_llmperf.cli import main
-from pytest_llmperf.records.store import load_baseline
+from pytest_llmperf.storage.baseline_file import load_baseline
 
 OTHERS = """
 import sys
 
-import pytest_llmperf.measure.host as host
+import pytest_llmperf.hardware.cpu_monitor as host
 
 is_fresh = any(word.startswith("--llmperf-journal") for word in sys.argv)
 host.others_share = lambda start, end: {share}

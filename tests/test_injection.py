@@ -9,11 +9,11 @@ import torch
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.clock import HostClock
+from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.injection import Delay, Hold, SmallerBatch, StepTimes, carry, parse_burden
 from pytest_llmperf.models.load import load
-from pytest_llmperf.options import Factor
+from pytest_llmperf.runner.config import Factor
 
 MIB = 1024**2
 

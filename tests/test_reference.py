@@ -12,10 +12,10 @@ import pytest
 from _pytest.fixtures import FixtureFunctionDefinition
 
 from pytest_llmperf import cli, plugin
-from pytest_llmperf.declare import LIMIT_RULES_INI, SETTINGS, add_device_option, add_options
-from pytest_llmperf.options import TestSettings
-from pytest_llmperf.records.frame import COLUMNS
-from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.runner.config import TestSettings
+from pytest_llmperf.runner.options import LIMIT_RULES_INI, SETTINGS, add_device_option, add_options
+from pytest_llmperf.storage.dataframe import COLUMNS
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = runpy.run_path(str(ROOT / "docs" / "reference.py"), run_name="reference")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_llmperf.scratch import KEPT_RUNS, make_room, run_folder, scratch_folder
+from pytest_llmperf.system.paths import KEPT_RUNS, make_room, run_folder, scratch_folder
 
 
 def test_the_oldest_runs_make_room(tmp_path):

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "transformers", "pandas", "scipy", "rich", "pydantic", "numpy", "psutil", "pytest_llmperf.session")
+HEAVY = (
+    "torch",
+    "transformers",
+    "pandas",
+    "scipy",
+    "rich",
+    "pydantic",
+    "numpy",
+    "psutil",
+    "pytest_llmperf.runner.session",
+)
 
 ALL_KINDS = """
 import pytest

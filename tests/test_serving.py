@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from continuous_batching import needs_continuous_batching
 
-from pytest_llmperf.records.store import load_baseline
+from pytest_llmperf.storage.baseline_file import load_baseline
 
 COMPARED = """
 import pytest
@@ -23,8 +23,8 @@ def test_model(llm, llmperf):
 """
 
 OWN_ENGINE = """
-import pytest_llmperf.engines.choose as choose
-import pytest_llmperf.workplace as workplace
+import pytest_llmperf.engines.engine_registry as choose
+import pytest_llmperf.runner.context as workplace
 from pytest_llmperf.engines.engine import Answer
 from pytest_llmperf.errors import ModelError, UsageError
 

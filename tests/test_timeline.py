@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from pytest_llmperf.cli import main
-from pytest_llmperf.records.schema import Baseline, CellRun, Epoch, Run, Workload
-from pytest_llmperf.records.store import dump_baseline
+from pytest_llmperf.storage.baseline_file import dump_baseline
+from pytest_llmperf.storage.schema import Baseline, CellRun, Epoch, Run, Workload
 
 TEST = "test_perf.py::test_decode[nf4-$<b>]"
 WORKLOAD = Workload(

@@ -11,14 +11,14 @@ from types import SimpleNamespace
 import pytest
 from perf_project import FAKE_CLOCK
 
-from pytest_llmperf.fresh import _pinned_to
-from pytest_llmperf.outcome import RunOutcome
-from pytest_llmperf.records.store import load_baseline
-from pytest_llmperf.workers import Controller, ModelScheduling
+from pytest_llmperf.runner.xdist import Controller, ModelScheduling
+from pytest_llmperf.storage.baseline_file import load_baseline
+from pytest_llmperf.system.pytest_process import _pinned_to
+from pytest_llmperf.verdict.outcome import RunOutcome
 
 TWO_DEVICES = """
-import pytest_llmperf.measure.device as device
-import pytest_llmperf.workplace as workplace
+import pytest_llmperf.hardware.device as device
+import pytest_llmperf.runner.context as workplace
 
 given = []
 device._count = lambda kind: 2
@@ -144,9 +144,8 @@ def test_a_worker_that_dies_over_what_it_held_back_fails_the_run(project):
     """Its suspects were neither confirmed nor cleared, and xdist knows of no test that it died of."""
     project.write()
     project.record(1.0, 1.01, 0.99, 1.0, 1.005)
-    dying = (
-        "\nimport pytest_llmperf.confirm as confirm\nconfirm.run_replica = lambda *_, **__: os.kill(os.getpid(), 9)\n"
-    )
+    dies = "confirm.run_replica = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+    dying = f"\nfrom pytest_llmperf.runner import confirm\n{dies}"
     project.write(conftest=FAKE_CLOCK + dying)
     result = project.run("-n1", "--llmperf-confirm=1", "--llmperf-update", step_ms=1.5)
     assert result.ret == 1

@@ -15,7 +15,7 @@ from gpu.step import Place
 if TYPE_CHECKING:
     import torch
 
-    from pytest_llmperf.measure.timer import KernelTimer
+    from pytest_llmperf.measure.kernel import KernelTimer
 
 REPEATS = 5
 BANDS = ((0.050, 0.02), (0.010, 0.05))
@@ -70,7 +70,7 @@ def limits(place: Place, results: Results) -> None:
     """Copy bandwidth and the rate of a large product, by the plugin's own roofline."""
     import torch
 
-    from pytest_llmperf.measure.timer import KernelTimer
+    from pytest_llmperf.measure.kernel import KernelTimer
 
     timer = KernelTimer.on(place.device)
     found = timer.limits("bfloat16")
@@ -129,7 +129,7 @@ def _compare(
     place: Place, results: Results, make: CallOf, sizes: tuple[int, ...], *, cpu_sizes: tuple[int, ...]
 ) -> None:
     """A line for each size and mode."""
-    from pytest_llmperf.measure.timer import KernelTimer
+    from pytest_llmperf.measure.kernel import KernelTimer
 
     timer = KernelTimer.on(place.device)
     peers = _peers(place)
@@ -210,7 +210,7 @@ def _blocked_autorange_ms(call: Call) -> float:
 
 def _bare_loop_ms(call: Call) -> float:
     """Median of calls that each find the cache empty."""
-    from pytest_llmperf.measure.l2 import l2_flush
+    from pytest_llmperf.hardware.l2_cache import l2_flush
 
     return median(_flushed_times_ms(call, l2_flush("cpu").run))
 

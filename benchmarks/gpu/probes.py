@@ -20,9 +20,9 @@ from gpu.step import PYTEST, Place
 if TYPE_CHECKING:
     import torch
 
+    from pytest_llmperf.engines.executions.execution import Execution
     from pytest_llmperf.measure.bench import Bench
-    from pytest_llmperf.measure.execution import Execution
-    from pytest_llmperf.records.schema import TestResult
+    from pytest_llmperf.storage.schema import TestResult
 
 TINY = "synthetic:tiny"
 OUTPUT_TOKENS = 16
@@ -34,7 +34,7 @@ STREAMS = 4
 
 def processes(place: Place, results: Results) -> None:
     """NVML's list of processes: the run's own are no strangers to each other, and one of another run is."""
-    from pytest_llmperf.measure.run_processes import begin_run, begin_use
+    from pytest_llmperf.system.run_processes import begin_run, begin_use
 
     begin_run()
     begin_use()
@@ -65,8 +65,8 @@ def _context(device: str) -> Iterator[None]:
 
 def _asked(device: str) -> tuple[int | None, str]:
     """How many strangers the plugin counts, and how NVML names this process."""
-    from pytest_llmperf.measure.machine import nvml_handle
-    from pytest_llmperf.measure.nvidia import other_processes
+    from pytest_llmperf.hardware.environment import nvml_handle
+    from pytest_llmperf.hardware.gpu_monitor import other_processes
 
     with nvml_handle(device) as (nvml, handle):
         told = [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
@@ -136,7 +136,7 @@ def _time_products(bench: Bench) -> None:
     """Each timing captures on a stream of its own."""
     import torch
 
-    from pytest_llmperf.measure.timer import KernelTimer
+    from pytest_llmperf.measure.kernel import KernelTimer
 
     timer = KernelTimer(bench.device, bench.clock)
     matrix = torch.ones(64, 64, device=bench.device)
@@ -209,8 +209,8 @@ def profile_graph(place: Place, results: Results) -> None:
     """The same of a replayed graph, whose kernels have one launch together."""
     import torch
 
-    from pytest_llmperf.measure.device import resolve_device
-    from pytest_llmperf.measure.graph import captured
+    from pytest_llmperf.hardware.cuda_graph import captured
+    from pytest_llmperf.hardware.device import resolve_device
 
     device = resolve_device(place.device)
     ones = torch.ones(1 << 10, device=device)
@@ -238,9 +238,9 @@ def profiled(device: str, work: Callable[[], object]) -> tuple[int, int]:
     """Kernels on the device and launches on the host, as the plugin's own profiler has them."""
     from torch._C._autograd import DeviceType
 
-    from pytest_llmperf.measure.clock import clock_for
-    from pytest_llmperf.measure.device import resolve_device
-    from pytest_llmperf.measure.kineto import profiler
+    from pytest_llmperf.hardware.clock import clock_for
+    from pytest_llmperf.hardware.device import resolve_device
+    from pytest_llmperf.hardware.profiler import profiler
 
     os.environ.setdefault("TEARDOWN_CUPTI", "1")
     clock = clock_for(resolve_device(device))
@@ -259,7 +259,7 @@ def captures(place: Place, results: Results) -> None:
     """A capture that fails and one that holds nothing leave a device that works."""
     import torch
 
-    from pytest_llmperf.measure.timer import KernelTimer
+    from pytest_llmperf.measure.kernel import KernelTimer
 
     timer = KernelTimer.on(place.device)
     ones = torch.ones(1 << 16, device=place.device)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.records.revision import check_revision, git_environment, is_shallow, remote_of
-from pytest_llmperf.scratch import user_folder
+from pytest_llmperf.system.git import check_revision, git_environment, is_shallow, remote_of
+from pytest_llmperf.system.paths import user_folder
 from pytest_llmperf.text import printable, some
 
 # Fixed, so that an unchanged working tree is the same commit each time and an interrupted series can go on.

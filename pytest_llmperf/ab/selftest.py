@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.ab.effort import Effort, measure_until_decided
-from pytest_llmperf.ab.series import Series
+from pytest_llmperf.ab.blocks import Series
+from pytest_llmperf.ab.selftest_output import summary_lines, trial_line
+from pytest_llmperf.ab.selftest_stats import Trial, add_up
 from pytest_llmperf.ab.side import Side
-from pytest_llmperf.ab.tally import Trial, add_up
+from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.fresh import without_outputs
-from pytest_llmperf.records.store import write_model
-from pytest_llmperf.report.selftest import summary_lines, trial_line
-from pytest_llmperf.scratch import user_folder
+from pytest_llmperf.storage.baseline_file import write_model
+from pytest_llmperf.system.paths import user_folder
+from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.paired import LOOKS
 
 

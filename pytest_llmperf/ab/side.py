@@ -27,8 +27,8 @@ from pytest_llmperf.ab.installed import Environment
 from pytest_llmperf.ab.overlay import create_overlay, install_command, python_of
 from pytest_llmperf.ab.packages import Locator, Package, RepositoryPackages, build_backend, project_folders
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.provenance import SIDE_VARIABLE, SidePlaces
-from pytest_llmperf.records.revision import git_environment
+from pytest_llmperf.storage.provenance import SIDE_VARIABLE, SidePlaces
+from pytest_llmperf.system.git import git_environment
 from pytest_llmperf.text import printable, some
 
 WAYS_OUT = (

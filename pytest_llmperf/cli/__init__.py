@@ -11,9 +11,9 @@ from importlib.metadata import version
 from io import TextIOWrapper
 from typing import NoReturn
 
-from pytest_llmperf.cli import baselines, comparing, machine, reporting
+from pytest_llmperf.cli import ab, baselines, doctor_command, report
 from pytest_llmperf.errors import LlmperfError, UsageError
-from pytest_llmperf.measure.run_processes import begin_run
+from pytest_llmperf.system.run_processes import begin_run
 
 USAGE_ERROR = 4
 """The exit code of a wrong option or an unusable file, as pytest has it."""
@@ -103,6 +103,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("pytest-llmperf"))
     parser.set_defaults(passes_on=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (comparing, reporting, baselines, machine):
+    for part in (ab, report, baselines, doctor_command):
         part.add_commands(commands)
     return parser

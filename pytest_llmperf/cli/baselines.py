@@ -102,8 +102,8 @@ def _add_life(commands: Any) -> None:
 
 
 def _show(options: argparse.Namespace, _rest: list[str]) -> int:
-    from pytest_llmperf.records.store import baseline_files, load_baseline
-    from pytest_llmperf.report.show import baseline_lines
+    from pytest_llmperf.report.baseline_table import baseline_lines
+    from pytest_llmperf.storage.baseline_file import baseline_files, load_baseline
 
     for path in options.paths:
         for file in baseline_files(path):
@@ -114,8 +114,8 @@ def _show(options: argparse.Namespace, _rest: list[str]) -> int:
 def _merge(options: argparse.Namespace, _rest: list[str]) -> int:
     from functools import reduce
 
-    from pytest_llmperf.records.store import load_baseline, update_baseline
-    from pytest_llmperf.records.window import merge
+    from pytest_llmperf.storage.baseline_file import load_baseline, update_baseline
+    from pytest_llmperf.storage.merge import merge
 
     merged = reduce(merge, [load_baseline(path) for path in options.paths])
     written = update_baseline(options.output, lambda _old: merged)
@@ -129,7 +129,7 @@ def _record(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -> int:
     """Measure in fresh processes, each appending its run; the first exit code that is not 0 ends it."""
-    from pytest_llmperf.fresh import run_perf_tests
+    from pytest_llmperf.system.pytest_process import run_perf_tests
 
     _refuse_no_runs(runs, option)
     arguments = ["--llmperf-measure-only", "--llmperf-update", *rest]
@@ -149,7 +149,7 @@ def _refuse_no_runs(runs: int, option: str) -> None:
 
 
 def _accept(options: argparse.Namespace, rest: list[str]) -> int:
-    from pytest_llmperf import life
+    from pytest_llmperf.cli import maintenance_commands
 
     if options.record is not None:
         _refuse_no_runs(options.record, "--record")
@@ -157,12 +157,12 @@ def _accept(options: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError(
             f"llmperf accept: unexpected {rest[0]!r}: only with --record are arguments passed on to pytest"
         )
-    path = life.only_file(options.baselines, options.device_key)
-    accepted = life.accept(path, options.test, options.metric, reason=options.reason)
+    path = maintenance_commands.only_file(options.baselines, options.device_key)
+    accepted = maintenance_commands.accept(path, options.test, options.metric, reason=options.reason)
     say(*accepted.lines())
     if options.record is None:
         return 0
-    arguments = [*rest, f"--llmperf-baselines={options.baselines}", *life.selecting(accepted.tests)]
+    arguments = [*rest, f"--llmperf-baselines={options.baselines}", *maintenance_commands.selecting(accepted.tests)]
     code = _record_runs("accept", options.record, arguments, option="--record")
     if code:
         say("llmperf accept: the step stays accepted; record its level with llmperf record once that is mended")
@@ -170,24 +170,24 @@ def _accept(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _prune(options: argparse.Namespace, _rest: list[str]) -> int:
-    from pytest_llmperf import life
-    from pytest_llmperf.records.life import Condemned
+    from pytest_llmperf.cli import maintenance_commands
+    from pytest_llmperf.storage.maintenance import Condemned
 
     condemned = Condemned(
         tests=options.tests,
         runs=options.runs,
         sessions=options.sessions,
-        before=life.moment(options.before) if options.before else "",
+        before=maintenance_commands.moment(options.before) if options.before else "",
     )
-    path = life.only_file(options.baselines, options.device_key)
-    say(life.prune(path, condemned, dry_run=options.dry_run))
+    path = maintenance_commands.only_file(options.baselines, options.device_key)
+    say(maintenance_commands.prune(path, condemned, dry_run=options.dry_run))
     return 0
 
 
 def _history(options: argparse.Namespace, _rest: list[str]) -> int:
-    from pytest_llmperf import life
+    from pytest_llmperf.cli import maintenance_commands
 
-    lines = life.tell_history(
+    lines = maintenance_commands.tell_history(
         options.baselines, test=options.test, metric=options.metric, every_metric=options.all, plot=options.plot
     )
     say(*lines)
@@ -195,7 +195,7 @@ def _history(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _export(options: argparse.Namespace, _rest: list[str]) -> int:
-    from pytest_llmperf.records.frame import export_runs
+    from pytest_llmperf.storage.dataframe import export_runs
 
     say(f"{options.target}: {export_runs(options.source, options.target)} rows")
     return 0
@@ -204,8 +204,8 @@ def _export(options: argparse.Namespace, _rest: list[str]) -> int:
 def _schema(options: argparse.Namespace, _rest: list[str]) -> int:
     import json
 
-    from pytest_llmperf.records.schema import Baseline
-    from pytest_llmperf.verdict_file import VerdictFile
+    from pytest_llmperf.storage.schema import Baseline
+    from pytest_llmperf.verdict.verdict_file import VerdictFile
 
     model = VerdictFile if options.of == "verdicts" else Baseline
     say(json.dumps(model.model_json_schema(), indent=1, sort_keys=True))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.verdict.metrics import Scalar
+    from pytest_llmperf.metrics import Scalar
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.engines.engine import Answer, Ask, Sampling
-from pytest_llmperf.engines.served import ServedModel, check_model
-from pytest_llmperf.engines.stream import Event, Refused, TimeLimits, get_json, open_session, post_events
-from pytest_llmperf.engines.ways import LETTERS, Way, check_base_url, ways
+from pytest_llmperf.engines.openai_dialects import LETTERS, Way, check_base_url, ways
+from pytest_llmperf.engines.openai_model import ServedModel, check_model
+from pytest_llmperf.engines.sse import Event, Refused, TimeLimits, get_json, open_session, post_events
 from pytest_llmperf.errors import MeasurementError, MissingDependency
-from pytest_llmperf.verdict.metrics import Scalar
+from pytest_llmperf.metrics import Scalar
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.engine import Answer, Ask, Sampling
+from pytest_llmperf.engines.executions.execution import check_produced, library_generate
 from pytest_llmperf.errors import MeasurementError, UsageError
-from pytest_llmperf.interrupts import uninterrupted
-from pytest_llmperf.measure.execution import check_produced, library_generate
+from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of
 from pytest_llmperf.models.load import check_whole
+from pytest_llmperf.system.interrupts import uninterrupted
 from pytest_llmperf.text import first_line
-from pytest_llmperf.verdict.metrics import Scalar
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel

@@ -15,12 +15,12 @@ from typing import Any
 
 from pytest_llmperf.engines.engine import Answer, Ask, Sampling
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError, UsageError
-from pytest_llmperf.measure.memory import is_out_of_memory
+from pytest_llmperf.hardware.memory import is_out_of_memory
+from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, locate
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.text import plural, printable
-from pytest_llmperf.verdict.metrics import Scalar
 
 _UNQUANTIZED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 """Names of quantizations by dtype."""

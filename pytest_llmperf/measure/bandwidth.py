@@ -6,10 +6,10 @@ from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.timer import copy_bandwidth
-from pytest_llmperf.measure.timing import MS_PER_S
-from pytest_llmperf.models.registry import free_memory
-from pytest_llmperf.verdict.metrics import NO_DECODE, Figure
+from pytest_llmperf.measure.kernel import copy_bandwidth
+from pytest_llmperf.measure.kernel_timing import MS_PER_S
+from pytest_llmperf.metrics import NO_DECODE, Figure
+from pytest_llmperf.models.model_registry import free_memory
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement

@@ -10,30 +10,30 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_llmperf.engines.choose import Choice, Wanted
 from pytest_llmperf.engines.engine import Engine
+from pytest_llmperf.engines.engine_registry import Choice, Wanted
+from pytest_llmperf.engines.executions.execution import Request
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
+from pytest_llmperf.hardware.clock import NS_PER_MS, Clock, clock_for
+from pytest_llmperf.hardware.device import resolve_device
+from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
+from pytest_llmperf.hardware.memory import is_out_of_memory, trace_memory
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
-from pytest_llmperf.measure.clock import NS_PER_MS, Clock, clock_for
-from pytest_llmperf.measure.collector import set_libraries_aside
-from pytest_llmperf.measure.contain import give_back, one_line, time_limit
-from pytest_llmperf.measure.device import resolve_device
-from pytest_llmperf.measure.execution import Request
 from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
+from pytest_llmperf.measure.generation_result import LoadFacts, test_result
 from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Burden
-from pytest_llmperf.measure.memory import is_out_of_memory, trace_memory
-from pytest_llmperf.measure.profile import profile_request
+from pytest_llmperf.measure.operator_profile import profile_request
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
-from pytest_llmperf.measure.result import LoadFacts, test_result
-from pytest_llmperf.measure.run_processes import begin_use
-from pytest_llmperf.measure.schedule import ServingPlan
-from pytest_llmperf.measure.served import serving_result
-from pytest_llmperf.measure.serving import measure_serving
+from pytest_llmperf.measure.serving_measurement import measure_serving
+from pytest_llmperf.measure.serving_plan import ServingPlan
+from pytest_llmperf.measure.serving_result import serving_result
+from pytest_llmperf.measure.timeout import give_back, one_line, time_limit
 from pytest_llmperf.models.load import LoadedModel, check_whole, load, misplaced, prepare
-from pytest_llmperf.models.registry import ModelRegistry
+from pytest_llmperf.models.model_registry import ModelRegistry
 from pytest_llmperf.models.weights import weights_bytes
-from pytest_llmperf.records.schema import PhaseProfile, TestResult
+from pytest_llmperf.storage.schema import PhaseProfile, TestResult
+from pytest_llmperf.system.run_processes import begin_use
 
 if TYPE_CHECKING:
     from pytest_llmperf.models.spec import ModelSpec

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from pytest_llmperf.engines.executions.dynamo import obstacle
+from pytest_llmperf.engines.executions.torch_compile import INDUCTOR
 from pytest_llmperf.errors import LlmperfError
-from pytest_llmperf.measure.clock import SynchronizedClock, clock_for
-from pytest_llmperf.measure.compiled import INDUCTOR
-from pytest_llmperf.measure.device import resolve_device
-from pytest_llmperf.measure.dynamo import obstacle
-from pytest_llmperf.measure.machine import (
+from pytest_llmperf.hardware.clock import SynchronizedClock, clock_for
+from pytest_llmperf.hardware.device import resolve_device
+from pytest_llmperf.hardware.environment import (
     NvmlUnavailableError,
     ask_nvml,
     device_key,
@@ -20,7 +20,7 @@ from pytest_llmperf.measure.machine import (
     nvml_handle,
     whole_gpu,
 )
-from pytest_llmperf.measure.memory import trace_memory
+from pytest_llmperf.hardware.memory import trace_memory
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, compute_dtype
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from pytest_llmperf.measure.memory import Peak
-from pytest_llmperf.records.reduce import TAIL_REQUESTS, percentile, summarize
-from pytest_llmperf.records.schema import CellRun, Workload
-from pytest_llmperf.verdict.metrics import METRICS, Figure
+from pytest_llmperf.hardware.memory import Peak
+from pytest_llmperf.metrics import METRICS, Figure
+from pytest_llmperf.stats.summary import TAIL_REQUESTS, percentile, summarize
+from pytest_llmperf.storage.schema import CellRun, Workload
 
 
 def timed(metric: str, samples: Sequence[float], *, lacking: str) -> Figure:

@@ -11,24 +11,24 @@ from statistics import median
 from typing import Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
+from pytest_llmperf.engines.executions.execution import Execution, Opened, Request, check_produced
+from pytest_llmperf.engines.executions.execution_registry import find_execution
+from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.activity import activity_figures
-from pytest_llmperf.measure.arguments import require_whole
-from pytest_llmperf.measure.clock import ArrivalClock, Clock
-from pytest_llmperf.measure.collector import collector_paused
+from pytest_llmperf.hardware.clock import ArrivalClock, Clock
+from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
+from pytest_llmperf.hardware.garbage_collector import collector_paused
+from pytest_llmperf.hardware.memory import Peak, trace_memory
+from pytest_llmperf.measure.contention import Undisturbed, undisturbed
 from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
-from pytest_llmperf.measure.cublas import clear_workspaces
-from pytest_llmperf.measure.disturbance import Undisturbed, undisturbed
-from pytest_llmperf.measure.execution import Execution, Opened, Request, check_produced
-from pytest_llmperf.measure.executions import find_execution
+from pytest_llmperf.measure.cuda_activity import activity_figures
 from pytest_llmperf.measure.injection import Burden, SmallerBatch, StepTimes, batch_left, carry
-from pytest_llmperf.measure.memory import Peak, trace_memory
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
-from pytest_llmperf.measure.request import RequestTimes, Run, time_request
 from pytest_llmperf.measure.warmup import warm_up
-from pytest_llmperf.records.schema import PhaseProfile, Warmup
-from pytest_llmperf.verdict.metrics import Figure
+from pytest_llmperf.metrics import Figure
+from pytest_llmperf.storage.schema import PhaseProfile, Warmup
+from pytest_llmperf.validation import require_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,15 +10,15 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.host import HostConditions, HostWatch
-from pytest_llmperf.measure.nvidia import GpuConditions, GpuWatch, UnreadGpu, watch_gpu
+from pytest_llmperf.hardware.cpu_monitor import HostConditions, HostWatch
+from pytest_llmperf.hardware.gpu_monitor import GpuConditions, GpuWatch, UnreadGpu, watch_gpu
 from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
-from pytest_llmperf.records.schema import Observation
-from pytest_llmperf.verdict.metrics import Scalar
+from pytest_llmperf.metrics import Scalar
+from pytest_llmperf.storage.schema import Observation
 from pytest_llmperf.verdict.model import percent
 
 MOST_OF_OTHERS = 0.25
-"""Share of the processors' time. Less is what `measure.disturbance` makes requests again for; more shares caches and
+"""Share of the processors' time. Less is what `measure.contention` repeats requests for; more shares caches and
 memory with them all the time, which no waiting tells of."""
 LEAST_CLOCK = 0.5
 """Of the clock that the device may run at. NVML calls a clock that is halved or worse a slowdown by the hardware; above

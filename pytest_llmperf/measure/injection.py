@@ -13,7 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.clock import NS_PER_MS, Clock
+from pytest_llmperf.hardware.clock import NS_PER_MS, Clock
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.request import RequestTimes
+    from pytest_llmperf.engines.executions.request import RequestTimes
 
 SETUP = "setup"
 LOAD = "load"

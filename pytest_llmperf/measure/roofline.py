@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.timing import MS_PER_S, Timing
+from pytest_llmperf.measure.kernel_timing import MS_PER_S, Timing
 
 if TYPE_CHECKING:
     import torch

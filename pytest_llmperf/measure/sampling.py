@@ -10,8 +10,8 @@ from functools import partial
 from statistics import median
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.arguments import require_positive, require_whole
 from pytest_llmperf.measure.throttling import Throttling
+from pytest_llmperf.validation import require_positive, require_whole
 
 LEAST_SAMPLES = 10
 """As in nvbench: of fewer, the error of their median cannot be told."""

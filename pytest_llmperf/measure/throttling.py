@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from pytest_llmperf.measure.clock_state import ClockState, clock_state
+from pytest_llmperf.hardware.environment import NvmlUnavailableError, nvml_handle, whole_gpu
+from pytest_llmperf.hardware.gpu_clocks import ClockState, clock_state
+from pytest_llmperf.hardware.gpu_monitor import full_sm_clock_mhz
 from pytest_llmperf.measure.guards import HELD_BACK, LEAST_CLOCK
-from pytest_llmperf.measure.machine import NvmlUnavailableError, nvml_handle, whole_gpu
-from pytest_llmperf.measure.nvidia import full_sm_clock_mhz
 
 MOST_DISCARDED = 3
 """Batches of one timing. A device that is throttled after as many pauses will be for a while."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from statistics import median
 
-from pytest_llmperf.records.schema import Warmup
+from pytest_llmperf.storage.schema import Warmup
 
 WINDOW = 2
 """Requests in a window; the last two windows are compared."""

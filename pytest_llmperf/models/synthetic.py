@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.scratch import user_folder
+from pytest_llmperf.system.paths import user_folder
 
 PREFIX = "synthetic:"
 

@@ -11,11 +11,11 @@ from statistics import median
 from textwrap import shorten
 from typing import Literal
 
-from pytest_llmperf.history import Series
-from pytest_llmperf.records.reduce import percentile
-from pytest_llmperf.records.schema import TestResult
+from pytest_llmperf.metrics import METRICS, Metric
+from pytest_llmperf.stats.summary import percentile
+from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.text import plural, short_hash
-from pytest_llmperf.verdict.metrics import METRICS, Metric
+from pytest_llmperf.verdict.level_history import Series
 from pytest_llmperf.verdict.sentence import format_value, scale_of
 
 MOST_POINTS = 256

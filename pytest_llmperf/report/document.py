@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from pytest_llmperf.history import Series
-from pytest_llmperf.records.environment import FIELDS, Weight
-from pytest_llmperf.records.schema import CellRun, Observation, TestResult
-from pytest_llmperf.report import charts, compared
+from pytest_llmperf.metrics import METRICS, PRIMARY, Kind, Metric, primary_metric
+from pytest_llmperf.report import charts, workload_comparison
 from pytest_llmperf.report.charts import Chart
-from pytest_llmperf.report.evidence import Evidence
-from pytest_llmperf.report.explain import explanation_text, explanation_title
-from pytest_llmperf.report.results import shown_value
-from pytest_llmperf.report.rows import SEVERITY, Row, is_known, rows, severity, shape
+from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
+from pytest_llmperf.report.inputs import Evidence
+from pytest_llmperf.report.results_table import shown_value
 from pytest_llmperf.report.terminal import counted
+from pytest_llmperf.report.verdict_rows import SEVERITY, Row, is_known, rows, severity, shape
+from pytest_llmperf.storage.comparability import FIELDS, Weight
+from pytest_llmperf.storage.schema import CellRun, Observation, TestResult
 from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.judge import is_judged
-from pytest_llmperf.verdict.metrics import METRICS, PRIMARY, Kind, Metric, primary_metric
+from pytest_llmperf.verdict.level_history import Series
 from pytest_llmperf.verdict.model import Outcome, percent
 from pytest_llmperf.verdict.sentence import format_value
-from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile
+from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
 
 TABLE_COLUMNS = 100
 
@@ -119,8 +119,8 @@ def document(evidence: Evidence) -> Document:
         tests=[_test(test, evidence) for test in verdicts.tests],
         compared=[
             (family.name, Figures(charts=[chart]))
-            for family in compared.families(_measured(evidence))
-            for chart in compared.charts(family)
+            for family in workload_comparison.families(_measured(evidence))
+            for chart in workload_comparison.charts(family)
         ],
         differences=[*_differences(verdicts)],
         environment=[*_flat(verdicts.run.environment)] if verdicts.run else [],
@@ -221,13 +221,13 @@ def _history(series: Series, now: Mapping[str, object]) -> Chart:
     return charts.history(series, charts.figure(now.get(series.cell.metric.key)))
 
 
-def _measured(evidence: Evidence) -> Iterator[compared.Measured]:
+def _measured(evidence: Evidence) -> Iterator[workload_comparison.Measured]:
     for test in evidence.verdicts.tests:
         for name, workload in test.workloads.items():
             result = evidence.result_of.get((test.test, name))
             judged = {cell.metric: shown_value(cell) for cell in test.cells if cell.workload == name}
             figures = (_values(result) if result else {}) | judged
-            yield compared.Measured(test.test, workload, charts.figures(figures))
+            yield workload_comparison.Measured(test.test, workload, charts.figures(figures))
 
 
 def _values(result: TestResult) -> dict[str, int | float | str | None]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.records.schema import Workload
+from pytest_llmperf.metrics import METRICS, Better, Metric
+from pytest_llmperf.storage.schema import Workload
 from pytest_llmperf.text import printable
-from pytest_llmperf.verdict.metrics import METRICS, Better, Metric
-from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile
+from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
 
 
 @dataclass(frozen=True)

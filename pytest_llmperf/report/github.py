@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from html import escape
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.report.explain import explanation_text, explanation_title
-from pytest_llmperf.report.results import change, figure_text, shown_value
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
+from pytest_llmperf.report.results_table import change, figure_text, shown_value
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.text import plural, printable, slug
-from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Outcome
-from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile
+from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
 
 COMMENT_BYTES = 65_536
 """GitHub's limit for a comment, which it counts in characters: no more of these than of bytes."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
+from pytest_llmperf.metrics import Metric
 from pytest_llmperf.report.exports import Point, points
 from pytest_llmperf.text import printable
-from pytest_llmperf.verdict.metrics import Metric
 from pytest_llmperf.verdict.model import Outcome
-from pytest_llmperf.verdict_file import VerdictFile
+from pytest_llmperf.verdict.verdict_file import VerdictFile
 
 BASE_UNITS = {"ms": ("seconds", 1000), "tokens_per_s": ("tokens_per_second", 1)}
 """Prometheus' name of a unit, and what a figure is divided by; other units keep theirs."""

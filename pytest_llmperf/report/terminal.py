@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pytest_llmperf.outcome import Entry, RunOutcome
-from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.report.results import changed, results_table
+from pytest_llmperf.report.results_table import changed, results_table
+from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
-from pytest_llmperf.verdict_file import VerdictFile, decided
+from pytest_llmperf.verdict.verdict_file import VerdictFile, decided
 
 LONGEST_LIST = 3
 

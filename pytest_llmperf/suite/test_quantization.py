@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmperf.options import Options
+from pytest_llmperf.runner.config import Options
 
 if TYPE_CHECKING:
-    from pytest_llmperf.fixtures import LlmPerf
     from pytest_llmperf.models.load import LoadedModel
+    from pytest_llmperf.runner.fixtures import LlmPerf
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

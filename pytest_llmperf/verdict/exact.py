@@ -5,7 +5,7 @@ One more operator per token is a fact, not a sample: no test of significance, on
 
 from __future__ import annotations
 
-from pytest_llmperf.verdict.metrics import Kind
+from pytest_llmperf.metrics import Kind
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict, number
 
 

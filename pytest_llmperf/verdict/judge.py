@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from pytest_llmperf.metrics import Kind, Metric
 from pytest_llmperf.verdict.exact import judge_exact, judge_identity, varies
-from pytest_llmperf.verdict.metrics import Kind, Metric
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior
 from pytest_llmperf.verdict.screen import judge_timed

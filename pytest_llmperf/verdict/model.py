@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pytest_llmperf.metrics import Kind, Limit, Metric
+from pytest_llmperf.stats.student_t import Interval
 from pytest_llmperf.text import plural
-from pytest_llmperf.verdict.metrics import Kind, Limit, Metric
-from pytest_llmperf.verdict.student import Interval
 
 
 class Outcome(StrEnum):

@@ -13,16 +13,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from pytest_llmperf.metrics import Kind, Limit, Metric
+from pytest_llmperf.stats.alpha_spending import even, late, nominal_levels
+from pytest_llmperf.stats.student_t import SD_FLOOR, bounded_exp, quantile, ratio_interval, upper_tail
+from pytest_llmperf.stats.trimmed_mean import Location
 from pytest_llmperf.text import plural
-from pytest_llmperf.verdict.guards import doubt
-from pytest_llmperf.verdict.history import oriented
 from pytest_llmperf.verdict.judge import problem
-from pytest_llmperf.verdict.location import Location
-from pytest_llmperf.verdict.metrics import Kind, Limit, Metric
 from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict, percent
+from pytest_llmperf.verdict.paired_guards import doubt
 from pytest_llmperf.verdict.screen import limit_ratio
-from pytest_llmperf.verdict.spending import even, late, nominal_levels
-from pytest_llmperf.verdict.student import SD_FLOOR, bounded_exp, quantile, ratio_interval, upper_tail
+from pytest_llmperf.verdict.window_stats import oriented
 
 LOOKS: tuple[int, ...] = (4, 6, 8, 12, 16, 24)
 """The numbers of blocks after which a decision may be taken."""

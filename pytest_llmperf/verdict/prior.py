@@ -13,9 +13,9 @@ from statistics import fmean
 
 from scipy.special import digamma, polygamma
 
-from pytest_llmperf.verdict.history import History, Variance
+from pytest_llmperf.stats.student_t import SD_FLOOR
 from pytest_llmperf.verdict.model import Cell
-from pytest_llmperf.verdict.student import SD_FLOOR
+from pytest_llmperf.verdict.window_stats import History, Variance
 
 DF_CAP = 30.0
 """No prior weighs more than this many sessions: cells of one metric are alike, not identical."""

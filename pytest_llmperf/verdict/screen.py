@@ -11,11 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from pytest_llmperf.verdict.history import History, oriented
-from pytest_llmperf.verdict.metrics import Better, Kind
-from pytest_llmperf.verdict.model import Cell, Outcome, Verdict, evidence, number, percent
-from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior
-from pytest_llmperf.verdict.student import (
+from pytest_llmperf.metrics import Better, Kind
+from pytest_llmperf.stats.student_t import (
     SD_FLOOR,
     Interval,
     bounded_exp,
@@ -24,6 +21,9 @@ from pytest_llmperf.verdict.student import (
     ratio_interval,
     upper_tail,
 )
+from pytest_llmperf.verdict.model import Cell, Outcome, Verdict, evidence, number, percent
+from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior
+from pytest_llmperf.verdict.window_stats import History, oriented
 
 ALPHA_FAMILY = 0.01
 """How often a run of unchanged code may fail, over all of its cells together."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
+from pytest_llmperf.metrics import Kind, Metric
+from pytest_llmperf.stats.student_t import Interval
 from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.exact import limit_value
-from pytest_llmperf.verdict.metrics import Kind, Metric
 from pytest_llmperf.verdict.model import Outcome, Verdict, evidence, number, percent
-from pytest_llmperf.verdict.student import Interval
 
 _SCALES = {
     "ms": ((1e3, "s"), (1.0, "ms"), (1e-3, "us")),

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.fresh import Ended
-from pytest_llmperf.records.journal import Journal, Note
-from pytest_llmperf.records.schema import CellRun, Observation, Run, TestResult, Warmup, Workload
-from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.metrics import METRICS, Limit
+from pytest_llmperf.storage.journal import Journal, Note
+from pytest_llmperf.storage.schema import CellRun, Observation, Run, TestResult, Warmup, Workload
+from pytest_llmperf.system.pytest_process import Ended
 
 Figures = Mapping[str, Mapping[str, float | None]]
 """Test, metric key, value."""

@@ -11,7 +11,7 @@ from repository import commit, git
 
 from pytest_llmperf.ab import checkout as checkout_module
 from pytest_llmperf.ab.checkout import check_out, commit_of, repository_root, tracked_files, working_tree_commit
-from pytest_llmperf.ab.command import relative_argument
+from pytest_llmperf.ab.compare import relative_argument
 from pytest_llmperf.errors import LlmperfError
 
 

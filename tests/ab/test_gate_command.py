@@ -8,11 +8,11 @@ import pytest
 from perf_project import FAKE_CLOCK, QUICK
 from repository import commit, git
 
+from pytest_llmperf.ab.gate import combined, final_line, open_tests
 from pytest_llmperf.cli import main
-from pytest_llmperf.fresh import without_outputs
-from pytest_llmperf.gate import combined, final_line, open_tests
+from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.model import Outcome
-from pytest_llmperf.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts
+from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts
 
 STEP_OF_REVISION = """
 os.environ["STEP_MS"] = open(os.path.join(os.path.dirname(__file__), "step")).read()
@@ -121,7 +121,7 @@ def test_what_ends_a_comparison_from_outside_is_one_line(repository, monkeypatch
     def end(*_args, **_more):
         raise raised
 
-    monkeypatch.setattr("pytest_llmperf.ab.command.prepare_sides", end)
+    monkeypatch.setattr("pytest_llmperf.ab.compare.prepare_sides", end)
     assert (main(["ab", "main"]), capfd.readouterr().err) == ending
 
 

@@ -9,10 +9,17 @@ import types
 
 import pytest
 
-from pytest_llmperf.ab.series import _proof, _refuse_shared
+from pytest_llmperf.ab.blocks import _proof, _refuse_shared
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.provenance import SIDE_VARIABLE, Imported, ImportReporter, SidePlaces, reporter_of, site_folders
+from pytest_llmperf.storage.provenance import (
+    SIDE_VARIABLE,
+    Imported,
+    ImportReporter,
+    SidePlaces,
+    reporter_of,
+    site_folders,
+)
 
 
 @pytest.fixture

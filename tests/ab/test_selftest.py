@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from repository import PlayedRuns
 
-from pytest_llmperf.ab import series as series_module
+from pytest_llmperf.ab import blocks as series_module
 from pytest_llmperf.ab.selftest import parse_sizes
 from pytest_llmperf.cli import main
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.fresh import Ended
-from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.metrics import METRICS, Limit
+from pytest_llmperf.stats.alpha_spending import late, nominal_levels
+from pytest_llmperf.stats.binomial import lower_bound, rate_interval, upper_bound
+from pytest_llmperf.stats.student_t import quantile
+from pytest_llmperf.system.pytest_process import Ended
 from pytest_llmperf.verdict.paired import LOOKS, detectable_change
-from pytest_llmperf.verdict.proportion import lower_bound, rate_interval, upper_bound
-from pytest_llmperf.verdict.spending import late, nominal_levels
-from pytest_llmperf.verdict.student import quantile
 
 NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
 
@@ -106,7 +106,7 @@ def test_a_false_alarm_fails(run, alarm):
 def test_the_budget_ends_it_and_what_it_cut_is_not_counted(run, monkeypatch):
     """No comparison is begun for which not even the first look is left; an undecided one was cut."""
     clock = iter(range(0, 10**9, 20))
-    monkeypatch.setattr("pytest_llmperf.ab.effort.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("pytest_llmperf.ab.stopping.time.monotonic", lambda: float(next(clock)))
     code, lines, found = run(SlowedRuns(seconds=10.0), "--budget", "90s")
     assert code == 1
     assert found["cut"] == 1

@@ -8,16 +8,16 @@ from itertools import islice
 import pytest
 from repository import PlayedRuns
 
-from pytest_llmperf.ab import series as series_module
-from pytest_llmperf.ab.command import _outcome
-from pytest_llmperf.ab.decide import Standing
-from pytest_llmperf.ab.series import Series, block_orders
+from pytest_llmperf.ab import blocks as series_module
+from pytest_llmperf.ab.analysis import Standing
+from pytest_llmperf.ab.blocks import Series, block_orders
+from pytest_llmperf.ab.compare import _outcome
+from pytest_llmperf.ab.output import _disturbed_lines
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.provenance import Imported
-from pytest_llmperf.report.ab import _disturbed_lines
+from pytest_llmperf.storage.provenance import Imported
 from pytest_llmperf.verdict.model import Outcome
-from pytest_llmperf.verdict_file import verdict_file
+from pytest_llmperf.verdict.verdict_file import verdict_file
 
 NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from repository import commit, git
 
-from pytest_llmperf.ab.command import _repository
+from pytest_llmperf.ab.compare import _repository
 from pytest_llmperf.ab.side import Recipe, SideBuilder, prepare_sides
 from pytest_llmperf.errors import UsageError
 

@@ -25,9 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pytest_llmperf import Graph
-from pytest_llmperf.measure import decode_graph
-from pytest_llmperf.measure.clock import HostClock
-from pytest_llmperf.measure.execution import greedy_loop
+from pytest_llmperf.engines.executions import graph
+from pytest_llmperf.engines.executions.execution import greedy_loop
+from pytest_llmperf.hardware.clock import HostClock
 
 DEVICE = "cuda:0"
 KEPT_BY_WEIGHTS = "quant_state", "CB", "SCB"
@@ -157,9 +157,9 @@ def steps_of_graph(model: Any, monkeypatch: Any) -> list[Step]:
         steps.extend(watched.steps)
         yield SimpleNamespace(replay=lambda: None)
 
-    monkeypatch.setattr(decode_graph, "captured", captured)
-    monkeypatch.setattr(decode_graph, "Pool", SimpleNamespace(new=lambda: None))
+    monkeypatch.setattr(graph, "captured", captured)
+    monkeypatch.setattr(graph, "Pool", SimpleNamespace(new=lambda: None))
     for name in ("_reserved_bytes", "_free_bytes"):
-        monkeypatch.setattr(decode_graph, name, lambda _device: 0)
+        monkeypatch.setattr(graph, name, lambda _device: 0)
     with Watched(), Graph(sizes=(1, 2, 4)).open(model, prompt(), 3, HostClock()):
         return steps

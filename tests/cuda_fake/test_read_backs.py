@@ -8,8 +8,8 @@ import pytest
 import torch
 from fake_device import DEVICE, ReadBackError, Watched, fake_device, new_model, prompt, steps_of_graph, steps_of_loop
 
+from pytest_llmperf.engines.executions.static_cache import next_token, prefill, static_cache
 from pytest_llmperf.errors import ExecutionUnavailable
-from pytest_llmperf.measure.static_cache import next_token, prefill, static_cache
 from pytest_llmperf.models.synthetic import ARCHITECTURES
 
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch is no CUDA build: nox -s cuda-fake")

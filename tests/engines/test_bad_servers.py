@@ -11,11 +11,11 @@ from scripted_server import STREAM, TWO_TOKENS, event, json_answer, scripted, te
 
 from pytest_llmperf.engines.engine import Ask, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
-from pytest_llmperf.engines.stream import TimeLimits
-from pytest_llmperf.engines.ways import COMPLETIONS, ways
+from pytest_llmperf.engines.openai_dialects import COMPLETIONS, ways
+from pytest_llmperf.engines.sse import TimeLimits
 from pytest_llmperf.errors import MeasurementError, ModelError, UsageError
-from pytest_llmperf.measure.contain import time_limit
 from pytest_llmperf.measure.progress import Progress
+from pytest_llmperf.measure.timeout import time_limit
 
 QUICK = TimeLimits(connect_s=5, first_s=0.4, between_s=0.4)
 CHUNKED = STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")

@@ -17,7 +17,7 @@ from pytest_llmperf.engines.engine import Ask, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
 from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.models.synthetic import model_folder, prepare
-from pytest_llmperf.records.store import load_baseline
+from pytest_llmperf.storage.baseline_file import load_baseline
 
 ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
 

@@ -14,9 +14,9 @@ from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.engine import Ask, Sampling
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import MeasurementError, UsageError
-from pytest_llmperf.measure import contain
-from pytest_llmperf.measure.contain import time_limit
+from pytest_llmperf.measure import timeout
 from pytest_llmperf.measure.progress import Progress
+from pytest_llmperf.measure.timeout import time_limit
 from pytest_llmperf.models.load import load
 
 GREEDY = Sampling()
@@ -148,7 +148,7 @@ def test_a_cache_that_does_not_fit_ends_in_one_line(engine, monkeypatch):
 @needs_continuous_batching
 def test_a_time_limit_ends_it_and_its_thread(engine, monkeypatch):
     """While the main thread waits for answers; reminders of the limit do not cut the cleaning up short."""
-    monkeypatch.setattr(contain, "REMIND_S", 0.05)
+    monkeypatch.setattr(timeout, "REMIND_S", 0.05)
     monkeypatch.setattr(engine._loaded.model.model.norm, "forward", _slow(engine._loaded.model.model.norm.forward))
     start = time.monotonic()
     with (

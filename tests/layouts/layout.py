@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_llmperf.verdict_file import VerdictFile, read_verdicts
+from pytest_llmperf.verdict.verdict_file import VerdictFile, read_verdicts
 
 FAST, SLOW = "TIMES = 1\n", "TIMES = 3\n"
 SETTINGS = """

@@ -142,12 +142,12 @@ def test_tests_that_a_run_did_not_look_for_are_not_missing(recorded):
 
 
 BROKEN = {
-    "release": "import pytest_llmperf.workplace as workplace\n\n\nclass Broken(workplace.Bench):\n"
+    "release": "import pytest_llmperf.runner.context as workplace\n\n\nclass Broken(workplace.Bench):\n"
     "    def release(self):\n        raise RuntimeError('device lost')\n\n\nworkplace.Bench = Broken\n",
     "report": "def pytest_runtest_logreport(report):\n    raise RuntimeError('device lost')\n",
     "finish": "import pytest\n\n\n@pytest.hookimpl(tryfirst=True)\ndef pytest_sessionfinish():\n"
     "    raise RuntimeError('device lost')\n",
-    "disk": "import errno\nimport pytest_llmperf.records.journal as journal\n\n\ndef full(*_):\n"
+    "disk": "import errno\nimport pytest_llmperf.storage.journal as journal\n\n\ndef full(*_):\n"
     "    raise OSError(errno.ENOSPC, 'No space left on device')\n\n\njournal.Journal._write = full\n",
 }
 

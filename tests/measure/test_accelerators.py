@@ -8,13 +8,13 @@ import pytest
 import torch
 from fake_accelerators import FakeMps, FakeXpu
 
+from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure import clock as clocks
-from pytest_llmperf.measure.clock import EventClock, SynchronizedClock, clock_for
-from pytest_llmperf.measure.device import resolve_device, worker_devices
-from pytest_llmperf.measure.executions import find_execution
+from pytest_llmperf.hardware import clock as clocks
+from pytest_llmperf.hardware.clock import EventClock, SynchronizedClock, clock_for
+from pytest_llmperf.hardware.device import resolve_device, worker_devices
+from pytest_llmperf.hardware.memory import trace_memory
 from pytest_llmperf.measure.generation import clock_of, time_request
-from pytest_llmperf.measure.memory import trace_memory
 from pytest_llmperf.measure.progress import Progress
 
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pytest_llmperf.measure import activity
-from pytest_llmperf.measure.activity import DECODE_MARK, END_MARK, Activity, Event, activity_figures, activity_of
-from pytest_llmperf.measure.clock import HostClock
-from pytest_llmperf.measure.kineto import profiler
+from pytest_llmperf.hardware.clock import HostClock
+from pytest_llmperf.hardware.profiler import profiler
+from pytest_llmperf.measure import cuda_activity
+from pytest_llmperf.measure.cuda_activity import DECODE_MARK, END_MARK, Activity, Event, activity_figures, activity_of
 
 MS = 1_000_000
 
@@ -124,7 +124,7 @@ def test_the_echo_of_an_annotation_on_the_device_is_no_work():
         recorded("Torch-Compiled Region", DeviceType.CUDA, annotation=True),
         recorded("gemm", DeviceType.CUDA),
     ]
-    assert activity._events(events) == [Event(DECODE_MARK, False, 1, 2, 3), Event("gemm", True, 1, 2, 3)]
+    assert cuda_activity._events(events) == [Event(DECODE_MARK, False, 1, 2, 3), Event("gemm", True, 1, 2, 3)]
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def figures(monkeypatch):
 
     def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8", output_tokens=5):
         monkeypatch.setattr(torch.version, "cuda", version)
-        monkeypatch.setattr(activity, "_profile", lambda run, clock: profile())
+        monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: profile())
         return activity_figures(
             lambda tokens, on_token: None, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device,
             clock=HostClock(), enter=lambda phase: None,
@@ -202,13 +202,13 @@ def fail():
 def test_what_cannot_be_read_is_none_with_a_reason(figures, arguments, reason):
     """All three, and measuring goes on."""
     found = figures(**arguments)
-    assert [(figure.metric, figure.value) for figure in found] == [(metric, None) for metric in activity.FIGURES]
+    assert [(figure.metric, figure.value) for figure in found] == [(metric, None) for metric in cuda_activity.FIGURES]
     assert all(figure.reason.startswith(reason) for figure in found)
 
 
 def test_a_profile_of_the_host_has_both_marks(monkeypatch):
     """The first after the first token, the last after the request: by torch's own profiler."""
-    monkeypatch.setattr(activity, "profiler", lambda use_device: profiler())
+    monkeypatch.setattr(cuda_activity, "profiler", lambda use_device: profiler())
     monkeypatch.setenv("TEARDOWN_CUPTI", "1")
 
     def run(on_token):
@@ -216,7 +216,7 @@ def test_a_profile_of_the_host_has_both_marks(monkeypatch):
             torch.ones(1).add_(1)
             on_token()
 
-    found = activity._profile(run, HostClock())
+    found = cuda_activity._profile(run, HostClock())
     assert {event.correlation for event in found} != {0}
     assert activity_of(found) == Activity(kernels=0, syncs=0, busy_ms=0.0)
     mark = next(event for event in found if event.name == DECODE_MARK)

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from pytest_llmperf.measure.collector import collector_paused, set_libraries_aside
+from pytest_llmperf.hardware.garbage_collector import collector_paused, set_libraries_aside
 
 
 def test_it_is_paused_inside_and_goes_on_after_an_error():

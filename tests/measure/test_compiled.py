@@ -14,14 +14,14 @@ from transformers import LlamaConfig
 
 from pytest_llmperf import Compile, ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
+from pytest_llmperf.engines.executions import torch_compile
+from pytest_llmperf.engines.executions.dynamo import Compilations, obstacle
+from pytest_llmperf.engines.executions.read_back import why_read_back
+from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.errors import MeasurementError, UsageError
-from pytest_llmperf.measure import compiled
-from pytest_llmperf.measure.clock import HostClock
-from pytest_llmperf.measure.dynamo import Compilations, obstacle
+from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.prompt import random_prompt
-from pytest_llmperf.measure.read_back import why_read_back
-from pytest_llmperf.measure.request import RequestTimes
 from pytest_llmperf.models.load import load
 
 TRACED = {"backend": "eager"}
@@ -92,9 +92,9 @@ def test_nothing_is_left_behind(tiny):
 
 def test_a_precision_that_is_not_kept_is_an_error(tiny, monkeypatch):
     """As compiling resets it in torch 2.7 and 2.8."""
-    settle = compiled._settle
+    settle = torch_compile._settle
     reset = partial(torch.set_float32_matmul_precision, "high")
-    monkeypatch.setattr(compiled, "_settle", lambda *args: (settle(*args), reset())[0])
+    monkeypatch.setattr(torch_compile, "_settle", lambda *args: (settle(*args), reset())[0])
     with pytest.raises(MeasurementError, match=r"^torch \S+ made matmul_precision 'high' of 'medium' while it"):
         measured(tiny, Compile(**TRACED, matmul_precision="medium"))
     assert torch.get_float32_matmul_precision() == "highest"
@@ -184,9 +184,9 @@ def test_compiling_without_end_is_an_error(monkeypatch):
         counts.reasons = (*counts.reasons, f"reason {len(counts.reasons)}")
         return RequestTimes(1.0, [1.0], 2.0), None
 
-    monkeypatch.setattr(compiled, "time_request", time_request)
+    monkeypatch.setattr(torch_compile, "time_request", time_request)
     with pytest.raises(MeasurementError, match=r"torch.compile still compiles in request 6: reason 4"):
-        compiled._settle(None, HostClock(), counts)
+        torch_compile._settle(None, HostClock(), counts)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_compiled(llm, llmperf):
 """
 
 GOES_WRONG = """
-import pytest_llmperf.measure.compiled as compiled
+import pytest_llmperf.engines.executions.torch_compile as compiled
 
 right = compiled.next_token
 compiled.next_token = lambda *args: right(*args) ^ 1
@@ -279,7 +279,7 @@ def test_a_new_graph_break_turns_the_test_red(project):
     project.record(1.0, 1.0)
     breaks = """
 from torch import _dynamo
-import pytest_llmperf.measure.compiled as compiled
+import pytest_llmperf.engines.executions.torch_compile as compiled
 
 right = compiled.next_token
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from fake_cuda import WORKSPACE, FakeCuda
 
-from pytest_llmperf.measure import cublas
-from pytest_llmperf.measure.clock import EventClock
-from pytest_llmperf.measure.cublas import clear_workspaces
-from pytest_llmperf.measure.graph import captured
-from pytest_llmperf.measure.memory import trace_memory
-from pytest_llmperf.measure.timer import KernelTimer
+from pytest_llmperf.hardware import cublas_workspaces
+from pytest_llmperf.hardware.clock import EventClock
+from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
+from pytest_llmperf.hardware.cuda_graph import captured
+from pytest_llmperf.hardware.memory import trace_memory
+from pytest_llmperf.measure.kernel import KernelTimer
 
 
 class OthersGraph:
@@ -99,7 +99,7 @@ def test_nothing_is_freed_that_a_graph_of_somebody_else_may_write_to(cuda):
     graph = OthersGraph()
     clear_workspaces()
     assert cuda.memory_allocated() == WORKSPACE
-    cublas._captured_here.add(graph)
+    cublas_workspaces._captured_here.add(graph)
     clear_workspaces()
     assert cuda.memory_allocated() == 0
     gone = weakref.ref(graph)

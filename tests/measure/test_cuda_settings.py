@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pytest_llmperf.measure.cuda_settings import UNSET, cuda_settings
-from pytest_llmperf.records.environment import FIELDS, Weight, blocking, compare_environments
+from pytest_llmperf.hardware.cuda_settings import UNSET, cuda_settings
+from pytest_llmperf.storage.comparability import FIELDS, Weight, blocking, compare_environments
 
 VARIABLES = {
     "CUDA_LAUNCH_BLOCKING": ("cuda_launch_blocking", "1"),

@@ -10,13 +10,13 @@ from recording_cuda import RecordingCuda
 
 from pytest_llmperf import Graph, ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
+from pytest_llmperf.engines.executions import graph
+from pytest_llmperf.engines.executions.execution import greedy_loop
+from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageError
-from pytest_llmperf.measure import decode_graph
-from pytest_llmperf.measure.clock import HostClock
-from pytest_llmperf.measure.execution import greedy_loop
+from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.prompt import random_prompt
-from pytest_llmperf.measure.read_back import why_read_back
 from pytest_llmperf.models.load import load
 
 
@@ -39,7 +39,7 @@ def replace_cuda(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_allocate, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_releasePool", fake.release_pool, raising=False)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", fake.clear_workspaces, raising=False)
-    monkeypatch.setattr(decode_graph, "why_no_graphs", lambda device: "")
+    monkeypatch.setattr(graph, "why_no_graphs", lambda device: "")
     return fake
 
 
@@ -67,8 +67,8 @@ def test_the_tokens_are_those_of_the_loop(tiny, cuda, batch_size):
 
 def test_tokens_that_differ_are_counted(tiny, cuda, monkeypatch):
     """A step that goes wrong in a graph does so in every replay."""
-    right = decode_graph.next_token
-    monkeypatch.setattr(decode_graph, "next_token", lambda *args: right(*args) ^ 1)
+    right = graph.next_token
+    monkeypatch.setattr(graph, "next_token", lambda *args: right(*args) ^ 1)
     _, figures = measured(tiny, batch_size=2)
     assert figures["tokens_unlike_loop"] == 2 * 5
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fake_cuda import FakeCuda
 
-from pytest_llmperf.measure.clock import EventClock
-from pytest_llmperf.measure.device_timer import DeviceTimer
+from pytest_llmperf.hardware.clock import EventClock
+from pytest_llmperf.hardware.device_timer import DeviceTimer
 
 
 def test_the_device_timer_waits_for_the_device_and_adds_up_pairs_of_events():

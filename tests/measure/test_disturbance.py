@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.measure import disturbance
-from pytest_llmperf.measure.disturbance import MOST_WAITED, PATIENCE, longest_wait, undisturbed, waits_ms
+from pytest_llmperf.measure import contention
+from pytest_llmperf.measure.contention import MOST_WAITED, PATIENCE, longest_wait, undisturbed, waits_ms
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def requests(monkeypatch):
 
     def of(*waits):
         total, numbers = [0.0], count()
-        monkeypatch.setattr(disturbance, "waits_ms", lambda: {"main": total[0], "idle": 7.0})
+        monkeypatch.setattr(contention, "waits_ms", lambda: {"main": total[0], "idle": 7.0})
 
         def make():
             number = next(numbers)
@@ -50,7 +50,7 @@ def test_where_all_are_disturbed_the_least_disturbed_are_told(requests):
 
 def test_a_system_that_does_not_tell(monkeypatch):
     """Nothing is made again, and nothing is claimed."""
-    monkeypatch.setattr(disturbance, "waits_ms", lambda: None)
+    monkeypatch.setattr(contention, "waits_ms", lambda: None)
     numbers = count()
     found = undisturbed(lambda: (next(numbers), 1.0), 2)
     assert (found.requests, found.disturbed) == ([0, 1], None)
@@ -67,7 +67,7 @@ def test_as_many_as_wanted_and_none_worse_than_one_left_out(waits, wanted):
         return number, 1.0
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(disturbance, "waits_ms", lambda: {"main": total[0], "idle": 7.0})
+        patch.setattr(contention, "waits_ms", lambda: {"main": total[0], "idle": 7.0})
         found = undisturbed(make, wanted)
     made = next(numbers)
     assert len(found.requests) == wanted
@@ -88,5 +88,5 @@ def test_what_linux_counts_only_grows(monkeypatch, tmp_path):
     """And elsewhere it is unknown."""
     first = waits_ms()
     assert first is None or longest_wait(first, waits_ms()) >= 0
-    monkeypatch.setattr(disturbance, "_TASKS", tmp_path / "absent")
+    monkeypatch.setattr(contention, "_TASKS", tmp_path / "absent")
     assert waits_ms() is None

@@ -12,22 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf import ModelSpec
+from pytest_llmperf.engines.executions.execution import Generated, check_produced, greedy_loop, library_generate
+from pytest_llmperf.engines.executions.execution_registry import find_execution
+from pytest_llmperf.engines.executions.request import time_request
 from pytest_llmperf.errors import MeasurementError, UsageError
-from pytest_llmperf.measure import clock as clocks
-from pytest_llmperf.measure.clock import EventClock, HostClock, SynchronizedClock, clock_for
+from pytest_llmperf.hardware import clock as clocks
+from pytest_llmperf.hardware.clock import EventClock, HostClock, SynchronizedClock, clock_for
+from pytest_llmperf.hardware.device import check_device_name, resolve_device
+from pytest_llmperf.hardware.environment import device_key, environment, session_id
+from pytest_llmperf.hardware.memory import live_tensor_bytes, trace_memory
 from pytest_llmperf.measure.counters import cache_bytes, count_operators
-from pytest_llmperf.measure.device import check_device_name, resolve_device
-from pytest_llmperf.measure.execution import Generated, check_produced, greedy_loop, library_generate
-from pytest_llmperf.measure.executions import find_execution
 from pytest_llmperf.measure.generation import Plan, measure_generation
-from pytest_llmperf.measure.machine import device_key, environment, session_id
-from pytest_llmperf.measure.memory import live_tensor_bytes, trace_memory
 from pytest_llmperf.measure.prompt import digest, random_prompt
-from pytest_llmperf.measure.request import time_request
 from pytest_llmperf.measure.warmup import WINDOW, warm_up
 from pytest_llmperf.models.load import load
 from pytest_llmperf.models.source import default_model
-from pytest_llmperf.records.environment import FIELDS
+from pytest_llmperf.storage.comparability import FIELDS
 from pytest_llmperf.text import printable, slug
 
 

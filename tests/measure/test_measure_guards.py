@@ -10,15 +10,16 @@ from fake_nvml import FakeNvml
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure import clock_state, doctor, host, machine, nvidia
+from pytest_llmperf.hardware import cpu_monitor, environment, gpu_clocks, gpu_monitor
+from pytest_llmperf.hardware.cpu_monitor import HostConditions, HostWatch, ProcessorTime, others_share, processor_time
+from pytest_llmperf.hardware.environment import NvmlUnavailableError
+from pytest_llmperf.hardware.gpu_monitor import GpuConditions, other_processes
+from pytest_llmperf.measure import doctor
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.guards import GUARDS, MOST_OF_OTHERS, Seen, parse_guards, watch
-from pytest_llmperf.measure.host import HostConditions, HostWatch, ProcessorTime, others_share, processor_time
-from pytest_llmperf.measure.machine import NvmlUnavailableError
-from pytest_llmperf.measure.nvidia import GpuConditions, other_processes
 from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
-from pytest_llmperf.records.schema import Observation, Warmup
+from pytest_llmperf.storage.schema import Observation, Warmup
 
 ALL = frozenset(GUARDS)
 
@@ -135,7 +136,7 @@ def test_processor_time_only_grows_and_own_time_is_busy():
 def test_the_timed_requests_are_the_span(monkeypatch, after):
     """Warming up and counting are not: what others took then does not count."""
     times = iter([ProcessorTime(0.0, 0.0, 0.0), ProcessorTime(10.0, 6.0, 2.0)])
-    monkeypatch.setattr(host, "processor_time", lambda: next(times))
+    monkeypatch.setattr(cpu_monitor, "processor_time", lambda: next(times))
     progress = Progress("cpu")
     with watch("cpu", progress) as watched:
         for phase in ("warm-up", TIMED_REQUESTS, *after):
@@ -150,7 +151,7 @@ def test_a_host_that_tells_nothing(monkeypatch):
     def refuse():
         raise NotImplementedError
 
-    monkeypatch.setattr(host.psutil, "cpu_freq", refuse)
+    monkeypatch.setattr(cpu_monitor.psutil, "cpu_freq", refuse)
     monkeypatch.delattr(os, "getloadavg", raising=False)
     assert set(vars(HostWatch().conditions()).values()) == {None}
 
@@ -188,10 +189,10 @@ def watched(monkeypatch):
         fake = FakeNvml(**told)
         fake.started = 0
         fake.told["ComputeRunningProcesses"] = [told.get("ComputeRunningProcesses", [])]
-        for module in (nvidia, clock_state):
+        for module in (gpu_monitor, gpu_clocks):
             monkeypatch.setattr(module, "nvml_handle", fake.handle)
         clock = iter([10.0, 12.0])
-        monkeypatch.setattr(nvidia, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr(gpu_monitor, "time", SimpleNamespace(monotonic=lambda: next(clock)))
         progress = Progress("cuda:1")
         monkeypatch.setattr(progress, "moment", lambda: None)
         with watch("cuda:1", progress) as found:
@@ -240,7 +241,7 @@ def test_a_mig_instance_has_the_clocks_of_its_gpu_and_its_own_processes(watched)
 
 def test_energy_of_a_moment_is_none(monkeypatch, watched):
     """The counter moves in steps."""
-    monkeypatch.setattr(nvidia, "SHORTEST_ENERGY_S", 5.0)
+    monkeypatch.setattr(gpu_monitor, "SHORTEST_ENERGY_S", 5.0)
     energy = watched(TotalEnergyConsumption=[1, 2]).gpu.energy(1)
     assert energy.reason == "timed for 2 s: the counter moves every 100 ms, expected 5 s or more"
 
@@ -251,7 +252,7 @@ def test_a_device_without_nvml(monkeypatch):
     def unavailable(_device):
         raise NvmlUnavailableError("nvidia-ml-py is not installed")
 
-    monkeypatch.setattr(nvidia, "nvml_handle", unavailable)
+    monkeypatch.setattr(gpu_monitor, "nvml_handle", unavailable)
     progress = Progress("cuda:0")
     monkeypatch.setattr(progress, "moment", lambda: None)
     with watch("cuda:0", progress) as found:
@@ -278,23 +279,23 @@ def test_a_device_without_nvml(monkeypatch):
 )
 def test_processes_of_others(monkeypatch, pids, mps, others):
     """Ids may be those of another namespace, or hidden: then it is unknown, and not none."""
-    monkeypatch.setattr(nvidia, "own_processes", lambda: [SimpleNamespace(pid=OURS)])
+    monkeypatch.setattr(gpu_monitor, "own_processes", lambda: [SimpleNamespace(pid=OURS)])
     nvml = FakeNvml(ComputeRunningProcesses=[pids], MPSComputeRunningProcesses=[mps])
     assert other_processes(nvml, "handle") == others
 
 
 def test_what_this_process_started_is_no_other(monkeypatch):
     """A worker of an engine, say."""
-    monkeypatch.setattr(nvidia, "run_process_ids", lambda: {OURS, 71})
-    monkeypatch.setattr(nvidia, "own_processes", lambda: [SimpleNamespace(pid=OURS), SimpleNamespace(pid=71)])
+    monkeypatch.setattr(gpu_monitor, "run_process_ids", lambda: {OURS, 71})
+    monkeypatch.setattr(gpu_monitor, "own_processes", lambda: [SimpleNamespace(pid=OURS), SimpleNamespace(pid=71)])
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[OURS, 71]]), "handle") == 0
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[4_000_001, 4_000_002]]), "handle") == 0
 
 
 def test_what_waits_for_this_process_is_no_other(monkeypatch):
     """By its id, or where ids are the host's, by the number of those that have told that they use the device."""
-    monkeypatch.setattr(nvidia, "own_processes", lambda: [SimpleNamespace(pid=OURS)])
-    monkeypatch.setattr(nvidia, "USERS_ABOVE", 1)
+    monkeypatch.setattr(gpu_monitor, "own_processes", lambda: [SimpleNamespace(pid=OURS)])
+    monkeypatch.setattr(gpu_monitor, "USERS_ABOVE", 1)
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[OURS, os.getppid()]]), "handle") == 0
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[4_000_001, 4_000_002]]), "handle") == 0
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[4_000_001, 4_000_002, 4_000_003]]), "handle") == 1
@@ -310,8 +311,10 @@ def test_the_doctor_examines_a_mig_instance(monkeypatch):
 
 def test_the_environment_of_a_mig_instance_is_that_of_its_gpu(monkeypatch):
     """Whether it is one, and the power that all of them share."""
-    monkeypatch.setattr(machine, "nvml_handle", FakeNvml(IsMig=True, MigMode=(1, 1), EnforcedPowerLimit=700_000).handle)
-    assert machine._nvml_facts("cuda:0") == {"driver": "580.1", "mig": True, "ecc": None, "power_limit_w": 700.0}
+    monkeypatch.setattr(
+        environment, "nvml_handle", FakeNvml(IsMig=True, MigMode=(1, 1), EnforcedPowerLimit=700_000).handle
+    )
+    assert environment._nvml_facts("cuda:0") == {"driver": "580.1", "mig": True, "ecc": None, "power_limit_w": 700.0}
 
 
 def test_a_model_that_a_test_has_moved_is_noticed(model_cache):

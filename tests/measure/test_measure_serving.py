@@ -10,12 +10,12 @@ import pytest
 
 from pytest_llmperf.engines.engine import Answer, Sampling
 from pytest_llmperf.errors import MeasurementError, UsageError
-from pytest_llmperf.measure import disturbance
-from pytest_llmperf.measure.collector import set_libraries_aside
-from pytest_llmperf.measure.schedule import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_asks, make_asks
-from pytest_llmperf.measure.served import serving_result
-from pytest_llmperf.measure.serving import measure_serving
-from pytest_llmperf.measure.speedup import speedup_of
+from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
+from pytest_llmperf.measure import contention
+from pytest_llmperf.measure.serving_measurement import measure_serving
+from pytest_llmperf.measure.serving_plan import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_asks, make_asks
+from pytest_llmperf.measure.serving_result import serving_result
+from pytest_llmperf.measure.speedup_result import speedup_of
 
 FIRST_S, STEP_S = 0.010, 0.002
 """What a request takes until its first token, and each further one."""
@@ -24,7 +24,7 @@ FIRST_S, STEP_S = 0.010, 0.002
 @pytest.fixture(autouse=True)
 def _its_own_time(monkeypatch):
     """The machine that runs the tests disturbs nobody's clock here, and collecting what torch imported takes long."""
-    monkeypatch.setattr(disturbance, "waits_ms", lambda: None)
+    monkeypatch.setattr(contention, "waits_ms", lambda: None)
     set_libraries_aside()
 
 

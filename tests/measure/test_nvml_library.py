@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_llmperf.measure import nvidia
-from pytest_llmperf.measure.clock_state import ClockState, clock_state
-from pytest_llmperf.measure.machine import environment, nvml_handle
-from pytest_llmperf.measure.nvidia import GpuConditions, watch_gpu
-from pytest_llmperf.measure.violations import violations
+from pytest_llmperf.hardware import gpu_monitor
+from pytest_llmperf.hardware.environment import environment, nvml_handle
+from pytest_llmperf.hardware.gpu_clocks import ClockState, clock_state
+from pytest_llmperf.hardware.gpu_monitor import GpuConditions, watch_gpu
+from pytest_llmperf.hardware.throttle_counters import violations
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 pytestmark = pytest.mark.skipif(not COMPILER, reason="there is no C compiler to build the stub with")
@@ -77,7 +77,7 @@ def driver(libraries, tmp_path, monkeypatch):
     properties = SimpleNamespace(uuid=UUID, name="NVIDIA H100", total_memory=80 << 30, major=9, minor=0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-    monkeypatch.setattr(nvidia, "SHORTEST_ENERGY_S", 0.0)
+    monkeypatch.setattr(gpu_monitor, "SHORTEST_ENERGY_S", 0.0)
     monkeypatch.setenv("NVML_STUB", str(tmp_path / "answers"))
 
     def answers(told: dict, *, of: str = "new") -> None:
@@ -109,7 +109,7 @@ def test_the_clocks_and_what_holds_them_back(driver, mask, reasons):
 def test_what_is_read_around_a_timed_request(driver, monkeypatch):
     """Before, under load and after."""
     moments = iter([10.0, 12.0])
-    monkeypatch.setattr(nvidia, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    monkeypatch.setattr(gpu_monitor, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     driver({**GPU, "nvmlDeviceGetClockInfo(1)": 210})
     with watch_gpu("cuda:0") as watch:
         watch.begin()
@@ -211,7 +211,7 @@ from types import SimpleNamespace
 
 import torch
 
-from pytest_llmperf.measure.nvidia import watch_gpu
+from pytest_llmperf.hardware.gpu_monitor import watch_gpu
 
 torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid={UUID!r})
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)

@@ -12,12 +12,20 @@ import torch
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.measure.clock import HostClock
-from pytest_llmperf.measure.execution import greedy_loop, library_generate
+from pytest_llmperf.engines.executions.execution import greedy_loop, library_generate
+from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.injection import Delay, StepTimes, carry
-from pytest_llmperf.measure.profile import MOST_OPERATORS, OUTSIDE, Spent, Step, profile_request, step_of, typical
+from pytest_llmperf.measure.operator_profile import (
+    MOST_OPERATORS,
+    OUTSIDE,
+    Spent,
+    Step,
+    profile_request,
+    step_of,
+    typical,
+)
 from pytest_llmperf.models.load import load
-from pytest_llmperf.records.schema import OTHERS
+from pytest_llmperf.storage.schema import OTHERS
 
 PRODUCTS = 15
 """Of one step of the tiny model: seven in each of two layers, and the head."""

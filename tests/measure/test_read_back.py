@@ -12,8 +12,8 @@ from packaging.version import Version
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, StaticCache
 
-from pytest_llmperf.measure import read_back
-from pytest_llmperf.measure.read_back import MODELS, STATIC_CACHE, rope_types, why_read_back
+from pytest_llmperf.engines.executions import read_back
+from pytest_llmperf.engines.executions.read_back import MODELS, STATIC_CACHE, rope_types, why_read_back
 
 TRAINED = {"original_max_position_embeddings": 64}
 ROPE = {

@@ -13,17 +13,18 @@ from fake_cuda import FakeCuda
 from fake_nvml import FakeNvml
 
 from pytest_llmperf.errors import MeasurementError, UsageError
-from pytest_llmperf.measure import clock_state as clock_states
-from pytest_llmperf.measure import l2, throttling
-from pytest_llmperf.measure.call_name import arguments_of, call_name
-from pytest_llmperf.measure.call_result import call_result
-from pytest_llmperf.measure.clock import EventClock, HostClock
-from pytest_llmperf.measure.clock_state import ClockState, clock_state
-from pytest_llmperf.measure.machine import NvmlUnavailableError
+from pytest_llmperf.hardware import gpu_clocks as clock_states
+from pytest_llmperf.hardware import l2_cache
+from pytest_llmperf.hardware.clock import EventClock, HostClock
+from pytest_llmperf.hardware.environment import NvmlUnavailableError
+from pytest_llmperf.hardware.gpu_clocks import ClockState, clock_state
+from pytest_llmperf.measure import throttling
+from pytest_llmperf.measure.kernel import KernelTimer
+from pytest_llmperf.measure.kernel_name import arguments_of, call_name
+from pytest_llmperf.measure.kernel_result import call_result
+from pytest_llmperf.measure.kernel_timing import Limits, Timing
 from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
 from pytest_llmperf.measure.sampling import Stop
-from pytest_llmperf.measure.timer import KernelTimer
-from pytest_llmperf.measure.timing import Limits, Timing
 
 FLUSH_MS = 7.0
 
@@ -274,7 +275,7 @@ def test_inputs_take_turns(cuda, timer):
 
 def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host, monkeypatch, tmp_path):
     """No graph, no clock state, and no flush where the system does not tell its caches: each with its reason."""
-    monkeypatch.setattr(l2, "_HOST_CACHES", tmp_path)
+    monkeypatch.setattr(l2_cache, "_HOST_CACHES", tmp_path)
     timing = host(sum, [1, 2, 3], repetitions=5, flush_l2=True)
     assert len(timing.samples_ms) == 5
     assert min(timing.samples_ms) > 0
@@ -292,7 +293,7 @@ def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
     for index, size in enumerate(["32K", "64K", "odd"]):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
-    monkeypatch.setattr(l2, "_HOST_CACHES", tmp_path)
+    monkeypatch.setattr(l2_cache, "_HOST_CACHES", tmp_path)
     buffers, empty = [], torch.empty
     monkeypatch.setattr(torch, "empty", lambda size, **options: buffers.append(size) or empty(size, **options))
     assert host(sum, [1], flush_l2=True).flushed_l2

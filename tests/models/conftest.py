@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.scratch import CACHE_VARIABLE
+from pytest_llmperf.system.paths import CACHE_VARIABLE
 
 
 @pytest.fixture(scope="session", autouse=True)

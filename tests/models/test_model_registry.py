@@ -12,7 +12,7 @@ import pytest
 
 from pytest_llmperf.errors import MissingDependency, ModelError, UsageError
 from pytest_llmperf.models.load import LoadedModel
-from pytest_llmperf.models.registry import ModelRegistry, free_memory
+from pytest_llmperf.models.model_registry import ModelRegistry, free_memory
 from pytest_llmperf.models.spec import ModelSpec
 
 A, B = ModelSpec("org/a"), ModelSpec("org/b")

@@ -16,7 +16,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.models import synthetic
 from pytest_llmperf.models.synthetic import cache_folder, is_synthetic, prepare, synthetic_names
 from pytest_llmperf.models.tokenizer import SPECIAL_IDS, pieces, printable_tokenizer
-from pytest_llmperf.scratch import CACHE_VARIABLE
+from pytest_llmperf.system.paths import CACHE_VARIABLE
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.records.profiles import comparable, keep_profiles, load_profiles, profiles_path, run_of
-from pytest_llmperf.records.schema import OperatorTime, PhaseProfile, Run
+from pytest_llmperf.storage.profiles import comparable, keep_profiles, load_profiles, profiles_path, run_of
+from pytest_llmperf.storage.schema import OperatorTime, PhaseProfile, Run
 
 OURS, GONE = ("test", "aaaa"), ("gone", "bbbb")
 

@@ -13,13 +13,13 @@ from test_store import one_run, union
 
 from pytest_llmperf import load_runs
 from pytest_llmperf.errors import BaselineError, MeasurementError
-from pytest_llmperf.records.environment import ASSUMED, FIELDS, State, Weight, blocking, compare_environments
-from pytest_llmperf.records.frame import COLUMNS
-from pytest_llmperf.records.journal import Journal, read_journal
-from pytest_llmperf.records.reduce import percentile, summarize
-from pytest_llmperf.records.revision import head_commit, is_dirty
-from pytest_llmperf.records.schema import TestResult
-from pytest_llmperf.records.store import dump_baseline
+from pytest_llmperf.stats.summary import percentile, summarize
+from pytest_llmperf.storage.baseline_file import dump_baseline
+from pytest_llmperf.storage.comparability import ASSUMED, FIELDS, State, Weight, blocking, compare_environments
+from pytest_llmperf.storage.dataframe import COLUMNS
+from pytest_llmperf.storage.journal import Journal, read_journal
+from pytest_llmperf.storage.schema import TestResult
+from pytest_llmperf.system.git import head_commit, is_dirty
 
 positive = st.floats(1e-6, 1e6)
 

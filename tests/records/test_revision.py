@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.records.revision import file_at
+from pytest_llmperf.system.git import file_at
 
 
 def git(folder, *arguments):

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.records import store
-from pytest_llmperf.records.schema import Baseline, CellRun, Epoch, Observation, Run, Warmup, Workload
-from pytest_llmperf.records.store import dump_baseline, load_baseline, update_baseline
-from pytest_llmperf.records.window import merge, only_new_cells, trim
+from pytest_llmperf.storage import baseline_file
+from pytest_llmperf.storage.baseline_file import dump_baseline, load_baseline, update_baseline
+from pytest_llmperf.storage.merge import merge, only_new_cells, trim
+from pytest_llmperf.storage.schema import Baseline, CellRun, Epoch, Observation, Run, Warmup, Workload
 
 WORKLOAD = Workload(
     engine="transformers", model="synthetic:tiny", revision="r", quantization="nf4", dtype="bfloat16",
@@ -146,7 +146,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failure):
     def fail(_handle: int) -> None:
         raise failure
 
-    monkeypatch.setattr(store.os, "fsync", fail)
+    monkeypatch.setattr(baseline_file.os, "fsync", fail)
     with pytest.raises((BaselineError, KeyboardInterrupt)):
         update_baseline(path, lambda _old: one_run(2))
     assert path.read_text() == before

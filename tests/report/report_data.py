@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from pytest_llmperf.compare import Comparison
-from pytest_llmperf.outcome import Entry, RunOutcome
-from pytest_llmperf.records.schema import (
+from pytest_llmperf.metrics import Limit
+from pytest_llmperf.report.inputs import Evidence
+from pytest_llmperf.storage.schema import (
     Baseline,
     CellRun,
     Epoch,
@@ -16,9 +16,9 @@ from pytest_llmperf.records.schema import (
     Warmup,
     Workload,
 )
-from pytest_llmperf.report.evidence import Evidence
-from pytest_llmperf.verdict.metrics import Limit
-from pytest_llmperf.verdict_file import VerdictFile, verdict_file
+from pytest_llmperf.verdict.comparison import Comparison
+from pytest_llmperf.verdict.outcome import Entry, RunOutcome
+from pytest_llmperf.verdict.verdict_file import VerdictFile, verdict_file
 
 REQUESTS, TOKENS = 3, 5
 TEST = "tests/test_perf.py::test_decode"

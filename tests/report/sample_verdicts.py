@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from pytest_llmperf.explanation import Explanation, OperatorChange
-from pytest_llmperf.records.schema import Run, Workload
-from pytest_llmperf.verdict.metrics import METRICS
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.storage.schema import Run, Workload
+from pytest_llmperf.verdict.explanation import Explanation, OperatorChange
 from pytest_llmperf.verdict.model import Outcome
-from pytest_llmperf.verdict_file import Bounds, CellVerdict, TestVerdicts, VerdictFile
+from pytest_llmperf.verdict.verdict_file import Bounds, CellVerdict, TestVerdicts, VerdictFile
 
 HOSTILE = "</code><img src=x onerror=alert(1)> `a`|b @octocat #1 $x$ [l](u)\n::error::owned\x1b[31m"
 

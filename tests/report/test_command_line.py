@@ -10,7 +10,7 @@ import pytest
 from sample_verdicts import SAMPLE
 
 from pytest_llmperf.cli import main
-from pytest_llmperf.verdict_file import write_verdicts
+from pytest_llmperf.verdict.verdict_file import write_verdicts
 
 
 @pytest.mark.parametrize(

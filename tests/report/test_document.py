@@ -12,8 +12,8 @@ from sample_verdicts import explanation
 from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.document import Document, document
-from pytest_llmperf.report.evidence import Evidence
-from pytest_llmperf.report.webpage import render
+from pytest_llmperf.report.html import render
+from pytest_llmperf.report.inputs import Evidence
 
 FIRST = f"{TEST}[nf4-1]"
 

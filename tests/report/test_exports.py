@@ -17,17 +17,17 @@ from prometheus_client.parser import text_string_to_metric_families as text_fami
 from report_data import baseline, evidence
 from sample_verdicts import HOSTILE, SAMPLE, WORKLOAD, a_test, cell, verdict_file
 
-from pytest_llmperf.ab.tally import SelftestFile, add_up
+from pytest_llmperf.ab.selftest_stats import SelftestFile, add_up
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.outcome import Entry
-from pytest_llmperf.records.frame import COLUMNS, TYPES, export_runs
-from pytest_llmperf.records.journal import Header, Journal, Note
-from pytest_llmperf.records.schema import Baseline, TestResult
-from pytest_llmperf.records.store import dump_baseline
+from pytest_llmperf.metrics import METRICS, Better
 from pytest_llmperf.report.exports import bencher, custom_bigger_is_better, custom_smaller_is_better
 from pytest_llmperf.report.openmetrics import openmetrics
-from pytest_llmperf.verdict.metrics import METRICS, Better
+from pytest_llmperf.storage.baseline_file import dump_baseline
+from pytest_llmperf.storage.dataframe import COLUMNS, TYPES, export_runs
+from pytest_llmperf.storage.journal import Header, Journal, Note
+from pytest_llmperf.storage.schema import Baseline, TestResult
 from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict.outcome import Entry
 
 GOLDEN = Path(__file__).parent / "golden"
 NUMBER = {"type": "number"}

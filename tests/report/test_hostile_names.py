@@ -14,28 +14,28 @@ import pytest
 from report_data import evidence
 from sample_verdicts import HOSTILE, explanation
 
-from pytest_llmperf.compare import Comparison
-from pytest_llmperf.gate import final_line
-from pytest_llmperf.history import series_of
-from pytest_llmperf.integrations.pytest_benchmark import rows_of
-from pytest_llmperf.outcome import Entry, RunOutcome, failure_text
-from pytest_llmperf.records.frame import export_runs
-from pytest_llmperf.records.store import dump_baseline
-from pytest_llmperf.report.ab import result_lines
+from pytest_llmperf.ab.gate import final_line
+from pytest_llmperf.ab.output import result_lines
+from pytest_llmperf.metrics import METRICS, Limit
+from pytest_llmperf.report.baseline_table import baseline_lines
 from pytest_llmperf.report.document import document
-from pytest_llmperf.report.explain import explanation_text
+from pytest_llmperf.report.explanation_text import explanation_text
 from pytest_llmperf.report.exports import bencher, custom_bigger_is_better, custom_smaller_is_better
 from pytest_llmperf.report.github import comment, summary, workflow_commands
+from pytest_llmperf.report.history_plot import write_plot
+from pytest_llmperf.report.history_text import change_lines
+from pytest_llmperf.report.html import render
 from pytest_llmperf.report.openmetrics import openmetrics
-from pytest_llmperf.report.plot import write_plot
-from pytest_llmperf.report.show import baseline_lines
 from pytest_llmperf.report.terminal import write_summary
-from pytest_llmperf.report.timeline import change_lines
-from pytest_llmperf.report.webpage import render
-from pytest_llmperf.session import _file_name
-from pytest_llmperf.verdict.metrics import METRICS, Limit
-from pytest_llmperf.verdict_file import verdict_file
-from pytest_llmperf.workplace import _trace_name
+from pytest_llmperf.runner.context import _trace_name
+from pytest_llmperf.runner.pytest_benchmark import rows_of
+from pytest_llmperf.runner.session import _file_name
+from pytest_llmperf.storage.baseline_file import dump_baseline
+from pytest_llmperf.storage.dataframe import export_runs
+from pytest_llmperf.verdict.comparison import Comparison
+from pytest_llmperf.verdict.level_history import series_of
+from pytest_llmperf.verdict.outcome import Entry, RunOutcome, failure_text
+from pytest_llmperf.verdict.verdict_file import verdict_file
 
 NAME = f"test_perf.py::test_slow[{HOSTILE}]"
 

@@ -9,9 +9,9 @@ import pytest
 from sample_verdicts import SAMPLE
 
 from pytest_llmperf.cli import main
-from pytest_llmperf.cli.reporting import FORMATS
+from pytest_llmperf.cli.report import FORMATS
 from pytest_llmperf.report.github import SUMMARY_BYTES
-from pytest_llmperf.verdict_file import read_verdicts, write_verdicts
+from pytest_llmperf.verdict.verdict_file import read_verdicts, write_verdicts
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 

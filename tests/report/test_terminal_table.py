@@ -11,15 +11,15 @@ import report_data  # its tests_of, imported by name, would be a test
 from _pytest.terminal import TerminalReporter
 from report_data import baseline, result, run_record, verdicts_of
 
-from pytest_llmperf.compare import Comparison, Confirmed
-from pytest_llmperf.outcome import Entry
-from pytest_llmperf.report.ab import progress_lines
-from pytest_llmperf.report.results import results_table
-from pytest_llmperf.report.rows import rows
+from pytest_llmperf.ab.output import progress_lines
+from pytest_llmperf.metrics import METRICS, Kind, Limit
+from pytest_llmperf.report.results_table import results_table
 from pytest_llmperf.report.terminal import write_now
-from pytest_llmperf.verdict.metrics import METRICS, Kind, Limit
+from pytest_llmperf.report.verdict_rows import rows
+from pytest_llmperf.stats.student_t import Interval
+from pytest_llmperf.verdict.comparison import Comparison, Confirmed
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
-from pytest_llmperf.verdict.student import Interval
+from pytest_llmperf.verdict.outcome import Entry
 
 ALONE = Confirmed()
 

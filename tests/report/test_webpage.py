@@ -14,11 +14,11 @@ import pytest
 from report_data import evidence
 
 from pytest_llmperf.cli import main
-from pytest_llmperf.records.journal import Journal
-from pytest_llmperf.records.store import dump_baseline
 from pytest_llmperf.report.document import document
-from pytest_llmperf.report.webpage import render
-from pytest_llmperf.verdict_file import write_verdicts
+from pytest_llmperf.report.html import render
+from pytest_llmperf.storage.baseline_file import dump_baseline
+from pytest_llmperf.storage.journal import Journal
+from pytest_llmperf.verdict.verdict_file import write_verdicts
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>'\"\x1b[2J\n`|{{7*7}}\u202e"
 SHOWN = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>'\"\\x1b[2J\\n`|{{7*7}}\\u202e"

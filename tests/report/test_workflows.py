@@ -15,9 +15,9 @@ from report_data import baseline
 from sample_verdicts import SAMPLE
 
 from pytest_llmperf.cli import _parser
-from pytest_llmperf.records.store import dump_baseline, load_baseline
 from pytest_llmperf.report.github import comment
-from pytest_llmperf.verdict_file import write_verdicts
+from pytest_llmperf.storage.baseline_file import dump_baseline, load_baseline
+from pytest_llmperf.verdict.verdict_file import write_verdicts
 
 ROOT = Path(__file__).parents[2]
 FILES = [*(ROOT / ".github" / "workflows").glob("*.yml"), ROOT / "action.yml", ROOT / "comment" / "action.yml"]

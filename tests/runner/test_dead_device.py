@@ -12,8 +12,8 @@ import pytest
 import torch
 from perf_project import FAKE_CLOCK
 
-from pytest_llmperf.measure.dead_device import why_dead
-from pytest_llmperf.workplace import Workplace
+from pytest_llmperf.hardware.dead_device import why_dead
+from pytest_llmperf.runner.context import Workplace
 
 DEVICE = """
 import pytest

@@ -11,7 +11,7 @@ QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
 VERDICTS = "--llmperf-verdicts=verdicts.json"
 
 NOT_RELEASED = """
-import pytest_llmperf.workplace as workplace
+import pytest_llmperf.runner.context as workplace
 
 
 class Broken(workplace.Bench):

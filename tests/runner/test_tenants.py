@@ -13,7 +13,7 @@ import psutil
 import pytest
 from perf_project import QUICK
 
-from pytest_llmperf.measure import run_processes
+from pytest_llmperf.system import run_processes
 
 CONTEXTS = """
 import atexit
@@ -24,9 +24,9 @@ from types import SimpleNamespace
 
 import pytest_llmperf.measure.bench as bench
 import pytest_llmperf.measure.guards as guards
-from pytest_llmperf.measure.clock import HostClock
+from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.figures import Figure
-from pytest_llmperf.measure.nvidia import GpuConditions, other_processes
+from pytest_llmperf.hardware.gpu_monitor import GpuConditions, other_processes
 from pytest_llmperf.measure.progress import Progress
 
 CONTEXTS = Path(__file__).with_name("contexts")
@@ -146,7 +146,7 @@ def test_a_stranger_is_told(run, project):
 def test_a_run_is_its_ancestors_and_what_the_outermost_has_started(monkeypatch):
     """A sibling is one of the run's where the outermost has started it; a number of another process says nothing."""
     sibling = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    ask = "from pytest_llmperf.measure.run_processes import run_process_ids as ids; print(*ids())"
+    ask = "from pytest_llmperf.system.run_processes import run_process_ids as ids; print(*ids())"
     try:
         found = {}
         for name, outermost in (("ours", str(os.getpid())), ("another's", str(sibling.pid)), ("none", "no number")):

@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 from perf_project import DECODE_TEST, FAKE_CLOCK
 
-from pytest_llmperf.measure.tracing import tracing
+from pytest_llmperf.system.tracing import tracing
 
 TRACED = """
 import sys

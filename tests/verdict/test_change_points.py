@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from pytest_llmperf.verdict.change_points import FEWEST_POINTS, change_points, noise
+from pytest_llmperf.stats.change_points import FEWEST_POINTS, change_points, noise
 
 SEEDS = range(60)
 

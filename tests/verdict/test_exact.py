@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from verdict_cells import MIB, make_cell
 
+from pytest_llmperf.metrics import Better, Kind
 from pytest_llmperf.verdict.exact import judge_exact, judge_identity, limit_value, varies
-from pytest_llmperf.verdict.metrics import Better, Kind
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 
 COUNTER = "operators_per_token"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from verdict_cells import MIB, make_cell
 
+from pytest_llmperf.metrics import METRICS, Kind
 from pytest_llmperf.verdict.judge import is_judged, judge
-from pytest_llmperf.verdict.metrics import METRICS, Kind
 from pytest_llmperf.verdict.model import Outcome
 
 TIMED, COUNTER, MEMORY, DIGEST = "tpot_ms", "operators_per_token", "decode_peak_allocated_bytes", "token_digest"

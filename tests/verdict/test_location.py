@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.verdict.location import FEWEST_TO_TRIM, Location, spread_around_zero
-from pytest_llmperf.verdict.student import quantile
+from pytest_llmperf.stats.student_t import quantile
+from pytest_llmperf.stats.trimmed_mean import FEWEST_TO_TRIM, Location, spread_around_zero
 
 FIGURES = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.paired import LOOKS, Block, judge_paired, next_look, null_trips, veto
 from pytest_llmperf.verdict.sentence import sentence

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import polygamma
 from verdict_cells import make_cell
 
-from pytest_llmperf.verdict.history import Variance
+from pytest_llmperf.stats.student_t import SD_FLOOR
 from pytest_llmperf.verdict.prior import (
     DEFAULT_NOISE,
     DEFAULT_PRIOR,
@@ -19,7 +19,7 @@ from pytest_llmperf.verdict.prior import (
     fit_prior,
     prior_of,
 )
-from pytest_llmperf.verdict.student import SD_FLOOR
+from pytest_llmperf.verdict.window_stats import Variance
 
 SEED = 20240607
 

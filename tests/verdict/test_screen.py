@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from verdict_cells import make_cell
 
+from pytest_llmperf.stats.student_t import SD_FLOOR
 from pytest_llmperf.verdict.judge import judge
 from pytest_llmperf.verdict.model import Cell, Outcome
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY, SCREEN_P, judge_timed, screen
-from pytest_llmperf.verdict.student import SD_FLOOR
 
 SEED = 20240607
 FAMILY = 24

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from verdict_cells import MIB, make_cell
 
+from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.verdict.judge import judge
-from pytest_llmperf.verdict.metrics import METRICS
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 from pytest_llmperf.verdict.sentence import format_value, sentence, short_sentence
 

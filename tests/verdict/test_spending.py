@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from pytest_llmperf.verdict.spending import even, late, nominal_levels
+from pytest_llmperf.stats.alpha_spending import even, late, nominal_levels
 
 LOOKS = (4, 6, 8, 12, 16, 24)
 SHORT = (4, 6, 8, 12)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pytest_llmperf.verdict.metrics import METRICS, Limit
+from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.verdict.model import Cell, Sample
 
 MIB = 1024**2

@@ -1,0 +1,238 @@
+"""The blocks of a comparison: fresh processes in balanced order, each block kept as soon as it is whole."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from pytest_llmperf.ab.side import Side
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.metrics import Scalar
+from pytest_llmperf.storage.baseline_file import replace_file
+from pytest_llmperf.storage.process_result import Measured
+from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
+from pytest_llmperf.system.pytest_process import Ended, run_perf_tests
+from pytest_llmperf.text import printable
+
+_ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+
+_NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
+
+ARMS = ("null", "base", "head")
+"""The processes of a block. ``null`` is base once more: beside ``base`` it shows what the machine does by itself."""
+
+
+class _Block(BaseModel):
+    """What is written when a block is whole."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    order: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MeasuredBlock:
+    """A whole block."""
+
+    number: int
+    base_first: bool
+    seconds: float
+    arms: Mapping[str, Measured]
+    imported: Mapping[str, Imported] = field(default_factory=dict)
+    """Of each process that proved which revision it ran."""
+
+
+class Series:
+    """The blocks of one comparison, in a folder that outlives an interruption.
+
+    Args:
+        folder: where journals, logs and blocks lie.
+        base: one side.
+        head: the other.
+        arguments: of pytest, for both.
+        seed: of the order within blocks.
+        head_arguments: of pytest, for head alone.
+    """
+
+    def __init__(  # noqa: PLR0913  # two sides, and how they are run
+        self,
+        folder: Path,
+        base: Side,
+        head: Side,
+        *,
+        arguments: Sequence[str],
+        seed: int,
+        head_arguments: Sequence[str] = (),
+    ) -> None:
+        self._folder = folder
+        self._sides = {"null": base, "base": base, "head": head}
+        self._arguments = {"null": arguments, "base": arguments, "head": [*arguments, *head_arguments]}
+        self._orders = block_orders(seed)
+        self._absent: dict[str, set[str]] = {arm: set() for arm in ARMS}
+        self.blocks: list[MeasuredBlock] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        while (written := self._path(len(self.blocks) + 1, "block.json")).exists():
+            self.blocks.append(self._read(_Block.model_validate_json(written.read_bytes())))
+            next(self._orders)
+
+    def measure(self, tests: Sequence[str]) -> MeasuredBlock:
+        """Run one more block.
+
+        Args:
+            tests: keys of the tests that it measures; none: all that the arguments select.
+
+        Raises:
+            UsageError: a process ended in a way that leaves nothing to compare, or did not run its own revision.
+        """
+        number, order = len(self.blocks) + 1, next(self._orders)
+        seconds = sum(self._run(number, arm, tests).seconds for arm in order)
+        block = _Block(number=number, order=order, seconds=seconds)
+        measured = self._read(block)
+        replace_file(self._path(number, "block.json"), block.model_dump_json())
+        self.blocks.append(measured)
+        return measured
+
+    @property
+    def sides(self) -> dict[str, SideProof]:
+        """What the first block proved of base and head."""
+        imported = self.blocks[0].imported
+        return {arm: _proof(self._sides[arm], imported[arm]) for arm in ("base", "head") if arm in imported}
+
+    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[Measured, Ended]:
+        """Run some tests of one side once more, under the profiler.
+
+        Args:
+            arm: ``base`` or ``head``.
+            tests: keys of the tests.
+            traces: folder for torch's traces.
+
+        Raises:
+            BaselineError: the process left a journal that cannot be read.
+        """
+        journal = self._folder / f"profile-{arm}.jsonl"
+        ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
+        return Measured.read(journal), ended
+
+    def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
+        ended = self._try(number, arm, tests)
+        while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
+            self._absent[arm] |= gone
+            ended = self._try(number, arm, tests)
+        if ended.exit_code not in _ORDINARY_EXITS:
+            self._prove(number, arm, must_report=False)
+            found = f"pytest ended with exit code {ended.exit_code}: {ended.last_words}"
+            raise UsageError(f"{self._sides[arm].name}: {found} (see {ended.log})")
+        self._prove(number, arm)
+        return ended
+
+    def _try(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
+        return self._start(arm, self._path(number, f"{arm}.jsonl"), _only(tests))
+
+    def _start(self, arm: str, journal: Path, more: Sequence[str]) -> Ended:
+        side, log = self._sides[arm], journal.with_suffix(".log")
+        for left in (journal, log, report_path(journal)):
+            left.unlink(missing_ok=True)
+        arguments = [word for word in self._arguments[arm] if word not in self._absent[arm]]
+        if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
+            return Ended(pytest.ExitCode.NO_TESTS_COLLECTED, 0.0, log)
+        return run_perf_tests(
+            [*arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *more],
+            python=side.python,
+            folder=side.folder,
+            environment=side.environment,
+            log=log,
+        )
+
+    def _gone(self, arm: str, ended: Ended) -> set[str]:
+        """Arguments that name files or tests that base has not: those are new. Head has to know what it is asked."""
+        if arm == "head" or ended.log is None:
+            return set()
+        named = set(_NOT_FOUND.findall(ended.log.read_text(encoding="utf-8", errors="replace")))
+        folder = self._sides[arm].folder
+        gone = {word for word in self._arguments[arm] if word in named or str(folder / word) in named}
+        return gone - self._absent[arm]
+
+    def _prove(self, number: int, arm: str, *, must_report: bool = True) -> Imported | None:
+        """What a process imported of the repository; ``None`` if it is no side's, or measured nothing."""
+        journal, side = self._path(number, f"{arm}.jsonl"), self._sides[arm]
+        report = report_path(journal)
+        if side.place is None or not (report.exists() or (must_report and journal.exists())):
+            return None
+        try:
+            imported = Imported.read(report)
+        except UsageError as error:
+            raise UsageError(f"{side.name}: {error}") from error
+        _refuse_foreign(side, imported)
+        return imported
+
+    def _read(self, block: _Block) -> MeasuredBlock:
+        arms = {arm: Measured.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
+        imported = {arm: proof for arm in block.order if (proof := self._prove(block.number, arm))}
+        _refuse_shared(imported)
+        base_first = block.order.index("base") < block.order.index("head")
+        return MeasuredBlock(block.number, base_first, block.seconds, arms, imported)
+
+    def _path(self, number: int, name: str) -> Path:
+        return self._folder / f"{number:04}-{name}"
+
+
+def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
+    """Orders within blocks: each two of them mirror each other, ABBA or BAAB by chance, so that no drift sides.
+
+    ``null`` keeps to ``base``, away from ``head``: both neighbours of ``base`` are as far in time.
+    """
+    chance = random.Random(seed)  # noqa: S311  # balances an experiment, keeps no secret
+    while True:
+        first = ARMS if chance.random() < 0.5 else ARMS[::-1]  # noqa: PLR2004  # a fair coin
+        yield first
+        yield first[::-1]
+
+
+def environment_of(arm: Measured) -> Mapping[str, Scalar]:
+    """The environment that a process found."""
+    return arm.run.environment if arm.run else {}
+
+
+def _proof(side: Side, imported: Imported) -> SideProof:
+    """Files by their paths in the side's folder, or as they are where they lie elsewhere."""
+    place = str(side.place.resolve()) + os.sep if side.place else ""
+    return SideProof(
+        commit=side.commit, packages={name: file.removeprefix(place) for name, file in imported.packages.items()}
+    )
+
+
+def _refuse_foreign(side: Side, imported: Imported) -> None:
+    for module, file in imported.foreign.items():
+        raise UsageError(
+            f"{side.name}: {printable(module)} was imported from {printable(file)}, which is not this side's: remove "
+            "what leads there (an editable install, a .pth file, pythonpath, PYTHONPATH, sys.path in a conftest), or "
+            "bring an environment for each side with --python-base and --python-head"
+        )
+
+
+def _refuse_shared(imported: Mapping[str, Imported]) -> None:
+    """Environments that somebody brought may be one and the same: then both sides ran the same code."""
+    base, head = (imported.get(arm, Imported()).packages for arm in ("base", "head"))
+    for name in base:
+        if base[name] == head.get(name):
+            raise UsageError(
+                f"base and head imported {printable(name)} from the same file, {printable(base[name])}: bring an "
+                "environment of its own for each side with --python-base and --python-head"
+            )
+
+
+def _is_path(word: str, folder: Path) -> bool:
+    return not word.startswith("-") and (folder / word.partition("::")[0]).exists()
+
+
+def _only(tests: Sequence[str]) -> list[str]:
+    return [f"--llmperf-only={test}" for test in tests]

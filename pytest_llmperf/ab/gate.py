@@ -1,0 +1,227 @@
+"""``llmperf gate``: one command for a pull request.
+
+The perf tests run once and are screened against the stored baseline. What that leaves open, because it looks slower,
+because the baseline is too young or too noisy, or because there is none, is decided beside the merge base on this
+machine. Only tests that need it pay for that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pytest_llmperf.ab.checkout import commit_of, first_parent, merge_base, repository_root, working_tree_commit
+from pytest_llmperf.ab.compare import Comparison, compare
+from pytest_llmperf.errors import LlmperfError, UsageError
+from pytest_llmperf.report.terminal import conclusion
+from pytest_llmperf.system.git import remote_of
+from pytest_llmperf.system.paths import scratch_folder
+from pytest_llmperf.system.pytest_process import run_perf_tests, without_outputs
+from pytest_llmperf.text import plural, printable
+from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict.verdict_file import (
+    CellVerdict,
+    TestVerdicts,
+    VerdictFile,
+    decided,
+    read_verdicts,
+    verdict_file,
+    write_verdicts,
+)
+
+BRANCH_VARIABLES = (
+    "GITHUB_BASE_REF",
+    "CI_MERGE_REQUEST_TARGET_BRANCH_NAME",  # GitLab
+    "CHANGE_TARGET",  # Jenkins
+    "SYSTEM_PULLREQUEST_TARGETBRANCH",  # Azure Pipelines
+    "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
+    "BITBUCKET_PR_DESTINATION_BRANCH",
+)
+"""What names the target branch of a pull request in CI."""
+
+COMMON_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
+
+_OPEN = frozenset({Outcome.INCONCLUSIVE, Outcome.NEW, Outcome.NOT_COMPARABLE, Outcome.INVALID})
+_NOT_COMPARED = (Outcome.NEW, Outcome.NOT_COMPARABLE)
+_SCREENED = (0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What is asked for. ``comparison`` says how the second stage is made; its base is a branch, or empty."""
+
+    comparison: Comparison
+    fail_on: frozenset[Outcome] = frozenset()
+
+
+def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
+    """Screen, compare what is left open, and return the exit code: pytest's where the tests could not be run.
+
+    Raises:
+        LlmperfError: there is no merge base, a revision does not build, or a process left nothing to compare.
+    """
+    root = repository_root(here)
+    base = base_commit(root, wanted.comparison.base or target_branch(root, os.environ), say)
+    say(f"llmperf gate: screening against the baseline of {base[:12]}")
+    code, screened = _screen(wanted, base, here)
+    if screened is None:
+        return code
+    compared = None
+    if tests := open_tests(screened):
+        left_open = f"{len(tests)} of {plural(len(screened.tests), 'test')} left open"
+        say(f"llmperf gate: {left_open}: comparing with {base[:12]}")
+        compared = _compare(wanted, base, tests, here, say)
+    found = combined(screened, compared, fail_on=wanted.fail_on)
+    say(final_line(found))
+    if wanted.comparison.verdicts:
+        write_verdicts(wanted.comparison.verdicts, found)
+    return found.exit_code
+
+
+def base_commit(root: Path, branch: str, say: Callable[[str], None]) -> str:
+    """What a change is compared with: where it left its target branch, or on the branch itself the commit before it.
+
+    Raises:
+        LlmperfError: git knows no such branch, they share no history, or HEAD has no parent.
+    """
+    base, head = merge_base(root, branch), commit_of(root, "HEAD")
+    if base != head or working_tree_commit(root) != head:
+        return base
+    base = first_parent(root, head)
+    say(f"llmperf gate: HEAD ({head[:12]}) is on {printable(branch)}: comparing with its first parent, {base[:12]}")
+    return base
+
+
+def target_branch(root: Path, environ: Mapping[str, str]) -> str:
+    """The branch that a pull request is for: as the CI system says, else the first of the usual ones.
+
+    Raises:
+        UsageError: git does not have the branch that CI names, or none of the usual ones.
+    """
+    if told := next((name for name in BRANCH_VARIABLES if environ.get(name)), ""):
+        return _told_branch(root, told, environ[told].removeprefix("refs/heads/"))
+    for branch in COMMON_BRANCHES:
+        with suppress(LlmperfError):
+            merge_base(root, branch)
+            return branch
+    tried = ", ".join(COMMON_BRANCHES)
+    raise UsageError(f"no target branch: none of {tried} shares history with HEAD; name one: llmperf gate BRANCH")
+
+
+def _told_branch(root: Path, variable: str, name: str) -> str:
+    """The branch that CI names, and no other one: a merge base with another branch would be another question."""
+    remote = remote_of(root)
+    branch = f"{remote}/{name}"
+    try:
+        commit_of(root, f"refs/remotes/{branch}")
+    except LlmperfError as error:
+        words = printable(f"{variable}={name}: git does not have {branch}")
+        fetch = printable(f"git fetch {remote} +refs/heads/{name}:refs/remotes/{branch}")
+        raise UsageError(f"{words}: run {fetch}, or name the branch: llmperf gate BRANCH") from error
+    return branch
+
+
+def open_tests(screened: VerdictFile) -> list[str]:
+    """Tests with a cell that gates and that the screen could not decide."""
+    return [test.test for test in screened.tests if any(map(_is_open, test.cells))]
+
+
+def combined(screened: VerdictFile, compared: VerdictFile | None, *, fail_on: frozenset[Outcome]) -> VerdictFile:
+    """The screen's verdicts, each cell that was compared with the merge base replaced by what that said.
+
+    Args:
+        screened: with nothing failing but what always does.
+        compared: with the merge base; ``None`` if the screen left nothing open.
+        fail_on: outcomes that fail as well.
+    """
+    second = {test.test: test for test in compared.tests} if compared else {}
+    tests = [_replaced(test, second.get(test.test), fail_on) for test in screened.tests]
+    outcomes = Counter(cell.outcome for test in tests for cell in test.cells if cell.counts)
+    outcomes[Outcome.ERROR] += sum(bool(test.error) for test in tests)
+    breach = screened.breach or _breach(screened.missing, fail_on)
+    failed = any(test.failed for test in tests) or bool(breach)
+    return screened.model_copy(
+        update={
+            "tests": tests,
+            "outcomes": {outcome: outcomes[outcome] for outcome in Outcome if outcomes[outcome]},
+            "decided": decided(outcomes),
+            "total": sum(outcomes.values()),
+            "failed": failed,
+            "breach": breach,
+            "exit_code": int(failed),
+            "sides": compared.sides if compared else {},
+        }
+    )
+
+
+def _breach(missing: Sequence[str], fail_on: frozenset[Outcome]) -> str:
+    is_asked = missing and Outcome.MISSING in fail_on
+    return f"no result of {plural(len(missing), 'test')} of the baseline" if is_asked else ""
+
+
+def final_line(found: VerdictFile) -> str:
+    """What the gate says at its end."""
+    return f"llmperf gate: {conclusion(found)}" + (f"; {printable(found.breach)}" if found.breach else "")
+
+
+def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | None]:
+    """The exit code of one run of the perf tests, and its verdicts if it came to any."""
+    path = scratch_folder(here, "gate") / "screen.json"
+    path.unlink(missing_ok=True)
+    arguments = [
+        *without_outputs(wanted.comparison.arguments),
+        "--llmperf-screen",
+        f"--llmperf-baseline-ref={base}",
+        f"--llmperf-verdicts={path}",
+        "--llmperf-fail-on=",  # applied to the whole, at the end
+    ]
+    ended = run_perf_tests(arguments, folder=here)
+    if ended.exit_code not in _SCREENED or not path.exists():
+        return ended.exit_code or 1, None
+    return ended.exit_code, read_verdicts(path)
+
+
+def _compare(wanted: Gate, base: str, tests: Sequence[str], here: Path, say: Callable[[str], None]) -> VerdictFile:
+    only = [f"--llmperf-only={test}" for test in tests]
+    comparison = replace(wanted.comparison, base=base, head=None, arguments=[*wanted.comparison.arguments, *only])
+    outcome = compare(comparison, here=here, say=say)
+    command = ["llmperf", "ab", base, "--", *without_outputs(wanted.comparison.arguments)]
+    return verdict_file(outcome, command=command, exit_code=int(outcome.failed))
+
+
+def _is_open(cell: CellVerdict) -> bool:
+    return cell.counts and _may_be_answered(cell)
+
+
+def _may_be_answered(cell: CellVerdict) -> bool:
+    """Whether the stored baseline had no answer that the merge base could give: it knows nothing of an anchor."""
+    return cell.outcome in _OPEN and not cell.against
+
+
+def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozenset[Outcome]) -> TestVerdicts:
+    found = {(cell.workload, cell.metric): cell for cell in second.cells} if second else {}
+    cells = [_chosen(cell, found.get((cell.workload, cell.metric)), fail_on) for cell in test.cells]
+    error = test.error or (second.error if second else "")
+    failed = bool(error) or any(cell.fails for cell in cells)
+    reproduce, explanations = (second or test).reproduce, (second or test).explanations
+    return test.model_copy(
+        update={
+            "cells": cells,
+            "error": error,
+            "failed": failed,
+            "reproduce": reproduce,
+            "explanations": explanations,
+        }
+    )
+
+
+def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:
+    """The comparison's answer wherever the stored baseline had none, or why it came to none."""
+    cell = second if second and second.outcome not in _NOT_COMPARED and _may_be_answered(first) else first
+    improved_long_ago = cell.against and cell.outcome is Outcome.IMPROVED
+    asked = cell.counts and cell.outcome in fail_on and not improved_long_ago
+    return cell.model_copy(update={"fails": cell.fails or asked})

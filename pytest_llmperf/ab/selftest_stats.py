@@ -1,0 +1,234 @@
+"""What a selftest's comparisons add up to: false alarms, detection rates, spreads and costs."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from statistics import fmean, variance
+from typing import Literal
+
+from pytest_llmperf.ab.analysis import Pairs, Standing
+from pytest_llmperf.ab.blocks import MeasuredBlock
+from pytest_llmperf.metrics import Kind, Limit
+from pytest_llmperf.stats.binomial import rate_interval, upper_bound
+from pytest_llmperf.storage.baseline_file import Written
+from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.paired import detectable_change
+
+SEEN = 0.9
+"""The share of decisions that must have found a slowdown for the machine to be said to see it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellBlocks:
+    """One cell's blocks of one A/A pair: ln(head / base), more is worse, and what the cell is held to."""
+
+    test: str
+    metric: str
+    limit: Limit
+    alpha: float
+    differences: Sequence[float]
+
+    @classmethod
+    def of(cls, pairs: Pairs, alpha: float) -> CellBlocks:
+        """Without blocks whose figures have no logarithm."""
+        sign = pairs.metric.better.sign
+        sound = [block for block in pairs.blocks if block.base > 0 and block.head > 0]
+        differences = [sign * math.log(block.head / block.base) for block in sound]
+        return cls(test=pairs.key[0], metric=pairs.metric.name, limit=pairs.limit, alpha=alpha, differences=differences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One comparison of the working tree with itself, slowed down by ``size`` (a share; 0: an A/A pair)."""
+
+    size: float
+    cells: Sequence[Verdict]
+    """The timed cells that gate: one decision each."""
+    exact_alarms: Sequence[Verdict]
+    """Cells of exact metrics that gate and regressed."""
+    spreads: Sequence[CellBlocks]
+    null_trip: str
+    blocks: int
+    seconds: float
+    cut: bool
+    """Whether the budget ended it before every cell was decided: it costs, and counts for nothing else."""
+
+    @property
+    def found(self) -> int:
+        """Decisions that said regressed."""
+        return sum(verdict.outcome is Outcome.REGRESSED for verdict in self.cells)
+
+    @classmethod
+    def of(cls, size: float, standing: Standing, blocks: Sequence[MeasuredBlock], *, cut: bool) -> Trial:
+        """From what a series of blocks says at its end."""
+        judged = [verdict for verdict in standing.verdicts if verdict.counts]
+        return cls(
+            size=size,
+            cells=[verdict for verdict in judged if _is_timed(verdict) and verdict.blocks],
+            exact_alarms=[v for v in judged if not _is_timed(v) and v.outcome is Outcome.REGRESSED],
+            spreads=[CellBlocks.of(pairs, standing.alpha) for pairs in standing.timed if pairs.limit.gates],
+            null_trip=standing.null_trip,
+            blocks=len(blocks),
+            seconds=math.fsum(block.seconds for block in blocks),
+            cut=cut,
+        )
+
+
+def _is_timed(verdict: Verdict) -> bool:
+    """By its definition: an exact metric that varies may have been judged as a timed one."""
+    return verdict.cell.metric.kind is Kind.TIMED
+
+
+class Tally(Written):
+    """All decisions on one size of slowdown, as a share; 0 for A/A pairs, of which every finding is a false alarm."""
+
+    size: float
+    comparisons: int
+    decisions: int
+    decided: int
+    found: int
+    """Decisions that said regressed."""
+    rate_low: float
+    rate_high: float
+    """The two-sided 95 % interval of found / decisions, as if decisions were independent."""
+    upper_bound: float
+    """The one-sided 95 % upper bound of the same."""
+    measured: float | None
+    """The slowdown that the blocks showed: geometric mean over decisions, as a share."""
+    blocks: float | None
+    """A comparison, on average."""
+    minutes: float
+    """Of all comparisons, cut ones included."""
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether the slowdown was found nearly each time."""
+        return self.decisions > 0 and self.found >= SEEN * self.decisions
+
+
+class CellSpread(Written):
+    """How much one cell's blocks differ, base against itself: the standard deviation of ln(head / base)."""
+
+    test: str
+    metric: str
+    blocks: int
+    sd: float
+    detectable: float
+    """The slowdown, as a share, that 24 blocks find nine times in ten."""
+
+
+class SelftestFile(Written):
+    """All that a selftest found."""
+
+    schema_version: Literal[1] = 1
+    tool: str
+    device_key: str
+    kind: str
+    """Of the injection."""
+    null: Tally
+    exact_alarms: int
+    """Exact cells that regressed in A/A pairs."""
+    sizes: list[Tally]
+    smallest_seen: float | None
+    """The smallest size that was found nearly each time, and so was every larger one."""
+    spreads: list[CellSpread]
+    cut: int
+    """Comparisons that the budget ended."""
+
+    @property
+    def shortcomings(self) -> list[str]:
+        """Why the gate has not shown on this machine that it works; empty if it has."""
+        largest = self.sizes[-1]
+        size = f"+{100 * largest.size:g} %"
+        reasons = {
+            "a false alarm": self.null.found + self.exact_alarms > 0,
+            "no A/A cell was decided: allow more --budget or --blocks": not self.null.decided,
+            f"{size} was not tried to the end: allow more --budget": not largest.decisions,
+            f"{size} was missed": largest.found < largest.decisions,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+
+def add_up(trials: Sequence[Trial], sizes: Sequence[float], *, tool: str, device_key: str, kind: str) -> SelftestFile:
+    """What trials add up to.
+
+    Args:
+        trials: in any order.
+        sizes: that were asked for, the largest last.
+        tool: name and version.
+        device_key: of the machine.
+        kind: of the injection.
+    """
+    null, *tallies = (_tally(size, [trial for trial in trials if trial.size == size]) for size in (0.0, *sizes))
+    pairs = [trial for trial in trials if not trial.size]
+    return SelftestFile(
+        tool=tool,
+        device_key=device_key,
+        kind=kind,
+        null=null,
+        exact_alarms=sum(len(trial.exact_alarms) for trial in pairs),
+        sizes=tallies,
+        smallest_seen=_smallest_seen(tallies),
+        spreads=_spreads(pairs),
+        cut=sum(trial.cut for trial in trials),
+    )
+
+
+def slowdown(verdicts: Iterable[Verdict]) -> float | None:
+    """The change for the worse that verdicts show, as a share: the geometric mean; none where none shows any."""
+    logs = [verdict.cell.metric.better.sign * math.log(verdict.ratio) for verdict in verdicts if verdict.ratio]
+    return math.expm1(fmean(logs)) if logs else None
+
+
+def _tally(size: float, trials: Sequence[Trial]) -> Tally:
+    whole = [trial for trial in trials if not trial.cut]
+    cells = [verdict for trial in whole for verdict in trial.cells]
+    found = sum(trial.found for trial in whole)
+    low, high = rate_interval(found, len(cells))
+    return Tally(
+        size=size,
+        comparisons=len(whole),
+        decisions=len(cells),
+        decided=sum(verdict.outcome.decided for verdict in cells),
+        found=found,
+        rate_low=low,
+        rate_high=high,
+        upper_bound=upper_bound(found, len(cells)),
+        measured=slowdown(cells),
+        blocks=fmean([trial.blocks for trial in whole]) if whole else None,
+        minutes=math.fsum(trial.seconds for trial in trials) / 60,
+    )
+
+
+def _smallest_seen(tallies: Sequence[Tally]) -> float | None:
+    seen = [tally.size for tally in takewhile(lambda tally: tally.is_seen, reversed(tallies))]
+    return seen[-1] if seen else None
+
+
+def _spreads(pairs: Sequence[Trial]) -> list[CellSpread]:
+    """Of each cell, pooled within comparisons: what the machine does between two of them is not in a block."""
+    by_cell: dict[tuple[str, str], list[CellBlocks]] = defaultdict(list)
+    for trial in pairs:
+        for cell in trial.spreads:
+            by_cell[cell.test, cell.metric].append(cell)
+    return [spread for cells in by_cell.values() if (spread := _spread(cells))]
+
+
+def _spread(cells: Sequence[CellBlocks]) -> CellSpread | None:
+    several = [cell.differences for cell in cells if len(cell.differences) > 1]
+    if not several:
+        return None
+    degrees = sum(len(differences) - 1 for differences in several)
+    sd = math.sqrt(math.fsum((len(d) - 1) * variance(d) for d in several) / degrees)
+    first = cells[0]
+    return CellSpread(
+        test=first.test,
+        metric=first.metric,
+        blocks=sum(map(len, several)),
+        sd=sd,
+        detectable=detectable_change(sd, first.limit, alpha=first.alpha),
+    )

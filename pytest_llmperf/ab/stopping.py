@@ -1,0 +1,55 @@
+"""Blocks until every test is decided, the budget is spent or the last look has been taken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pytest_llmperf.ab.analysis import Standing
+from pytest_llmperf.ab.blocks import MeasuredBlock, Series
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.verdict.paired import LOOKS, next_look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much measuring a decision may take. ``deadline`` is a time of ``time.monotonic``, in seconds."""
+
+    most_blocks: int = LOOKS[-1]
+    deadline: float | None = None
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the deadline; none if there is no deadline."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def has_taken_all_looks(self, blocks: int) -> bool:
+        """Whether no further block is wanted after so many."""
+        return blocks >= self.most_blocks or next_look(blocks) is None
+
+    def is_spent(self, blocks: Sequence[MeasuredBlock]) -> bool:
+        """Whether no further block is wanted, or none as long as the last would end in time."""
+        late = self.left_s is not None and self.left_s < blocks[-1].seconds
+        return late or self.has_taken_all_looks(len(blocks))
+
+
+def measure_until_decided(series: Series, effort: Effort, tell: Callable[[Standing], None]) -> Standing:
+    """Run blocks until every test is decided or the effort is spent; at least one.
+
+    Args:
+        series: of the two sides; blocks that it has already count.
+        effort: that may be made.
+        tell: is called after each block.
+
+    Raises:
+        UsageError: no test was selected on head, or a process left nothing to compare.
+    """
+    standing = Standing(series.blocks) if series.blocks else None
+    while standing is None or (standing.undecided and not effort.is_spent(series.blocks)):
+        series.measure(standing.undecided if standing else ())
+        standing = Standing(series.blocks)
+        if not standing.tests:
+            raise UsageError("no perf test was selected on head: nothing to compare")
+        tell(standing)
+    return Standing(series.blocks, final=True)

@@ -1,0 +1,143 @@
+"""Commands that measure side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.cli.say import say
+from pytest_llmperf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.ab.compare import Comparison
+
+
+def add_commands(commands: Any) -> None:
+    """Declare them."""
+    _add_gate(commands)
+    _add_ab(commands)
+    _add_selftest(commands)
+
+
+def _add_ab(commands: Any) -> None:
+    ab = commands.add_parser(
+        "ab",
+        help="compare two git revisions on this machine, interleaved, until every test is decided",
+        usage="llmperf ab BASE [HEAD] [options] [-- pytest arguments]",
+    )
+    ab.add_argument("base", metavar="BASE", help="revision to compare with")
+    ab.add_argument("head", nargs="?", metavar="HEAD", help="revision to judge (default: the working tree as it is)")
+    _add_comparing(ab)
+    ab.set_defaults(run=_ab, passes_on="after --")
+
+
+def _add_gate(commands: Any) -> None:
+    gate = commands.add_parser(
+        "gate",
+        help="screen against the stored baseline, then compare with the merge base what that leaves open",
+        usage="llmperf gate [BRANCH] [options] [-- pytest arguments]",
+    )
+    gate.add_argument("base", nargs="?", metavar="BRANCH", help="what the change is to be merged into (default: as the "
+                      "CI system says, else origin/HEAD, main or master)")  # fmt: skip
+    gate.add_argument("--fail-on", default="", metavar="OUTCOMES", help="outcomes that fail as well, comma-separated")
+    gate.add_argument("--strict", action="store_true", help="fail on whatever is not decided")
+    _add_comparing(gate)
+    gate.set_defaults(run=_gate, passes_on="after --")
+
+
+def _add_comparing(ab: argparse.ArgumentParser) -> None:
+    ab.add_argument("--budget", metavar="TIME", help="stop measuring after this long: 20m, 90s, 1.5h")
+    ab.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks to measure (default: 24)")
+    ab.add_argument("--prepare", metavar="CMD", help="build each checkout with this command instead of installing it")
+    ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
+    ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
+    ab.add_argument("--same-environment", action="store_true",
+                    help="run both sides with what is installed here, although their dependencies differ")  # fmt: skip
+    ab.add_argument("--restart", action="store_true", help="forget the blocks of an interrupted comparison")
+    ab.add_argument("--no-explain", action="store_true", help="do not profile what regressed")
+    ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
+
+
+def _ab(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.compare import compare_and_exit
+
+    return compare_and_exit(_comparison(options, rest, head=options.head), here=Path.cwd(), say=say)
+
+
+def _gate(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.gate import Gate, pass_gate
+    from pytest_llmperf.runner.config import failing_outcomes
+
+    wanted = Gate(
+        comparison=_comparison(options, rest, head=None),
+        fail_on=failing_outcomes(options.fail_on, strict=options.strict, option="--fail-on"),
+    )
+    return pass_gate(wanted, here=Path.cwd(), say=say)
+
+
+def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> Comparison:
+    from pytest_llmperf.ab.compare import Comparison, budget_seconds
+    from pytest_llmperf.ab.side import Recipe
+
+    _require_blocks(options.blocks)
+    return Comparison(
+        base=options.base or "",
+        head=head,
+        arguments=rest,
+        base_recipe=Recipe(python=options.python_base, command=options.prepare),
+        head_recipe=Recipe(python=options.python_head, command=options.prepare),
+        budget_s=budget_seconds(options.budget) if options.budget else None,
+        most_blocks=options.blocks,
+        restart=options.restart,
+        same_environment=options.same_environment,
+        verdicts=options.verdicts,
+        explain=not options.no_explain,
+    )
+
+
+def _add_selftest(commands: Any) -> None:
+    selftest = commands.add_parser(
+        "selftest",
+        help="count false alarms and found slowdowns of your tests on this machine",
+        usage="llmperf selftest [options] [-- pytest arguments]",
+        description=(
+            "Compare the working tree with itself, as it is (A/A) and with a slowdown injected into one side, in fresh "
+            "processes as 'llmperf ab' does. Exit code: 0 if there was no false alarm and the largest slowdown was "
+            "found in every decision; else 1."
+        ),
+    )
+    selftest.add_argument("--pairs", type=int, default=5, metavar="N", help="comparisons of each size (default: 5)")
+    selftest.add_argument("--sizes", default="5%,10%,15%", metavar="SIZES", help="slowdowns (default: 5%%,10%%,15%%)")
+    selftest.add_argument("--kind", choices=("sleep", "work"), default="sleep",
+                          help="what slows down: a wait (default) or extra matrix products")  # fmt: skip
+    selftest.add_argument("--budget", default="30m", metavar="TIME", help="stop after this long (default: 30m)")
+    selftest.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks of one (default: 24)")
+    selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    selftest.set_defaults(run=_selftest, passes_on="after --")
+
+
+def _selftest(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.compare import budget_seconds
+    from pytest_llmperf.ab.selftest import Selftest, parse_sizes, selftest
+
+    _require_blocks(options.blocks)
+    if options.pairs < 1:
+        raise UsageError(f"--pairs {options.pairs}: expected a whole number of at least 1")
+    wanted = Selftest(
+        arguments=rest,
+        sizes=parse_sizes(options.sizes),
+        kind=options.kind,
+        pairs=options.pairs,
+        budget_s=budget_seconds(options.budget),
+        most_blocks=options.blocks,
+        json=options.json,
+    )
+    return selftest(wanted, here=Path.cwd(), say=say)
+
+
+def _require_blocks(blocks: int) -> None:
+    from pytest_llmperf.verdict.paired import LOOKS
+
+    if blocks < LOOKS[0]:
+        raise UsageError(f"--blocks {blocks}: expected at least {LOOKS[0]}, the first look")

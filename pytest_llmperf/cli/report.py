@@ -1,0 +1,86 @@
+"""Commands that tell what a run decided."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.cli.say import say
+from pytest_llmperf.errors import UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.verdict.verdict_file import VerdictFile
+
+    Writer = Callable[[VerdictFile], str]
+
+FORMATS: Mapping[str, str] = {
+    "github": "pytest_llmperf.report.github:comment",
+    "html": "pytest_llmperf.report.html:page",
+    "github-annotations": "pytest_llmperf.report.github:workflow_commands",
+    "customSmallerIsBetter": "pytest_llmperf.report.exports:custom_smaller_is_better",
+    "customBiggerIsBetter": "pytest_llmperf.report.exports:custom_bigger_is_better",
+    "bencher": "pytest_llmperf.report.exports:bencher",
+    "openmetrics": "pytest_llmperf.report.openmetrics:openmetrics",
+}
+"""Each format's writer, imported when it is asked for: a function from the verdicts to the whole text."""
+
+STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+def add_commands(commands: Any) -> None:
+    """Declare them."""
+    report = commands.add_parser("report", help="tell the verdicts of a run in the form that another tool takes")
+    report.add_argument("verdicts", type=Path, metavar="VERDICTS", help="file of --llmperf-verdicts or gate --verdicts")
+    report.add_argument("--format", choices=FORMATS, default="github", help="(default: github)")
+    target = report.add_mutually_exclusive_group()
+    target.add_argument("-o", "--output", type=Path, metavar="OUT", help="file to write (default: standard output)")
+    target.add_argument("--summary", action="store_true", help=f"append it to ${STEP_SUMMARY}, with --format github")
+    html = report.add_argument_group("--format html", "what the page shows beside the verdicts")
+    html.add_argument("--journal", type=Path, metavar="FILE",
+                      help="what the run measured (default: what .llmperf/runs kept of it)")  # fmt: skip
+    html.add_argument("--baselines", type=Path, metavar="DIR", help="history (default: baselines, where it is there)")
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace, _rest: list[str]) -> int:
+    from pytest_llmperf.verdict.verdict_file import read_verdicts
+
+    found = read_verdicts(options.verdicts)
+    if options.summary:
+        _append_summary(found, _summary_file(options.format))
+        return 0
+    writer: Writer = resolve_name(FORMATS[options.format])
+    if options.format == "html":
+        writer = partial(resolve_name(FORMATS["html"]), journal=options.journal, baselines=options.baselines)
+    elif options.journal or options.baselines:
+        raise UsageError(f"--journal and --baselines are for --format html; found --format {options.format}")
+    text = writer(found)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8", newline="\n")
+    else:
+        say(text.removesuffix("\n"))
+    return 0
+
+
+def _summary_file(wanted: str) -> Path:
+    name = os.environ.get(STEP_SUMMARY)
+    if wanted != "github":
+        raise UsageError(f"--summary: the summary of a step is of --format github, not {wanted}: leave out --format")
+    if not name:
+        raise UsageError(f"--summary: {STEP_SUMMARY} is not set, as it is in a step of GitHub Actions: give -o FILE")
+    return Path(name)
+
+
+def _append_summary(found: VerdictFile, path: Path) -> None:
+    """What the step has written before counts against GitHub's limit too."""
+    from pytest_llmperf.report.github import SUMMARY_BYTES, summary
+
+    taken = path.stat().st_size if path.exists() else 0
+    text = summary(found, SUMMARY_BYTES - taken - 1)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"\n{text}")

@@ -1,0 +1,1 @@
+"""Ways to decode: transformers' own loop, a bare one, compiled, and from CUDA graphs."""

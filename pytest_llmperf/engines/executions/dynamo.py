@@ -1,0 +1,135 @@
+"""Dynamo, the front end of ``torch.compile``: its settings, what it has done, and how it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from pytest_llmperf.errors import LlmperfError, MeasurementError, UsageError
+from pytest_llmperf.hardware.device import require_models_extra
+
+Setting = bool | int | str
+
+_ALL = 1_000_000
+"""Compilations to remember: by itself dynamo forgets all but the last 64."""
+
+
+def parse_settings(text: str) -> dict[str, Setting]:
+    """From ``NAME=VALUE,...``: names of ``torch._dynamo.config``, values ``true``, ``false``, numbers or words.
+
+    Raises:
+        UsageError: it has another form.
+    """
+    pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+    if wrong := next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), ""):
+        raise UsageError(f"--llmperf-dynamo {wrong!r}: expected NAME=VALUE, of torch._dynamo.config")
+    return {name: _value(word) for name, _, word in pairs}
+
+
+def check_settings(settings: Mapping[str, Setting]) -> None:
+    """Refuse names that ``torch._dynamo.config`` lacks, and values of another type than its own. Imports torch.
+
+    Raises:
+        UsageError: one is unknown or wrong; ``MissingDependency`` without torch.
+    """
+    if not settings:
+        return
+    require_models_extra()
+    from torch import _dynamo as dynamo
+
+    known: dict[str, Any] = dynamo.config.get_config_copy()
+    for name, value in settings.items():
+        if name not in known:
+            raise UsageError(f"dynamo setting {name!r} is unknown: expected one of torch._dynamo.config")
+        if known[name] is not None and type(value) is not type(known[name]):
+            kind = type(known[name]).__name__
+            raise UsageError(f"dynamo setting {name}={value!r}: expected a value of type {kind}, as {known[name]!r} is")
+
+
+def known_backends() -> list[str]:
+    """The compilers that ``torch.compile`` knows by name. Imports torch.
+
+    Raises:
+        MissingDependency: torch is not installed.
+    """
+    require_models_extra()
+    from torch import _dynamo as dynamo
+
+    return list(dynamo.list_backends(exclude_tags=None))
+
+
+class Compilations:
+    """What dynamo has done since it was reset."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """One a frame that was compiled or tried: why again, empty for its first time."""
+        from torch._dynamo.utils import get_compilation_metrics
+
+        return [found.recompile_reason or "" for found in get_compilation_metrics()]
+
+    def count(self, group: str, name: str | None = None) -> int:
+        """A counter of dynamo's, or the sum of a group of them."""
+        from torch._dynamo.utils import counters
+
+        return counters[group][name] if name else sum(counters[group].values())
+
+
+@contextmanager
+def fresh_dynamo(settings: Mapping[str, Setting]) -> Iterator[Compilations]:
+    """Dynamo as in a fresh process, with settings of its own; nothing that was compiled is left when the block ends.
+
+    Where it gives up compiling a frame again and again, that is an error: it would go on eagerly, in silence.
+
+    Raises:
+        MeasurementError: it failed in the block.
+    """
+    from torch import _dynamo as dynamo
+
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    dynamo.utils.clear_compilation_metrics()
+    dynamo.utils.set_compilation_metrics_limit(_ALL)
+    try:
+        with dynamo.config.patch({"fail_on_recompile_limit_hit": True, **settings}):
+            yield Compilations()
+    except (dynamo.exc.TorchDynamoException, dynamo.exc.FailOnRecompileLimitHit) as error:
+        raise MeasurementError(f"torch.compile: {_one_line(error)}") from error
+    finally:
+        dynamo.utils.set_compilation_metrics_limit(dynamo.utils.DEFAULT_COMPILATION_METRICS_LIMIT)
+        dynamo.reset()
+
+
+@cache
+def obstacle(device: str, backend: str) -> str:
+    """Why nothing can be compiled for a device here, found by trying; empty if it can."""
+    import torch
+
+    try:
+        torch.compile(_probe, backend=backend)(torch.ones(8, device=device))
+    except LlmperfError:  # of which time limits are
+        raise
+    except Exception as error:  # noqa: BLE001  # whatever is missing has an exception of its own
+        return _one_line(error)
+    return ""
+
+
+def _probe(x: Any) -> Any:
+    return x.sin() + 1
+
+
+def _value(word: str) -> Setting:
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    try:
+        return int(word)
+    except ValueError:
+        return word
+
+
+def _one_line(error: Exception) -> str:
+    """The first two lines: the second often holds the cause."""
+    lines = [line.strip() for line in str(error).strip().splitlines()[:2]]
+    return " ".join(filter(None, lines)) or type(error).__name__

@@ -1,0 +1,180 @@
+"""The ways to decode: the library's own loop, a bare greedy one, and what is set up for a shape first."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.hardware.clock import Clock
+from pytest_llmperf.metrics import Figure, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+OnToken = Callable[[], object]
+"""Called once for each output token of the batch, when it is available."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one request produced."""
+
+    tokens: torch.Tensor
+    """Output token ids, shape ``(batch, output tokens)``."""
+    cache: Any
+    """The model's key-value cache after the last token."""
+
+
+class Request(Protocol):
+    """Makes one request: prefill, then greedy decode of exactly so many tokens."""
+
+    def __call__(self, output_tokens: int, on_token: OnToken) -> Generated:
+        """``on_token`` is called once for each output token of the batch."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An execution that is ready for one prompt."""
+
+    request: Request
+    figures: Callable[[], Sequence[Figure]] = tuple
+    """What setting up took and gave, beside what is measured of every execution; asked for at the end."""
+    dispatches: bool = True
+    """Whether every operator goes through torch's dispatcher, where operators are counted and hooks of the model's
+    forward are called."""
+
+
+class Execution(Protocol):
+    """A way to decode."""
+
+    @property
+    def name(self) -> str:
+        """Recorded in the workload."""
+
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
+        """What else was asked for: part of the workload."""
+
+    def open(
+        self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock
+    ) -> AbstractContextManager[Opened]:
+        """Set up for a prompt of shape ``(batch, input tokens)``, until the block ends."""
+
+
+@dataclass(frozen=True)
+class Eager:
+    """An execution that needs no setting up."""
+
+    name: str
+    run: Callable[[Any, torch.Tensor, int, OnToken], Generated]
+    settings: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
+
+    @contextmanager
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:  # noqa: ARG002  # others need them
+        """Nothing is set up."""
+        yield Opened(partial(self.run, model, prompt))
+
+
+def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
+    """Prefill, then one forward a token; nothing synchronizes between tokens, and the end token does not stop it."""
+    import torch
+
+    out = model(input_ids=prompt, use_cache=True, **last_logits_only(model))
+    token = greedy(out)
+    on_token()
+    tokens = [token]
+    for _ in range(output_tokens - 1):
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
+        token = greedy(out)
+        on_token()
+        tokens.append(token)
+    return Generated(torch.cat(tokens, dim=1), out.past_key_values)
+
+
+def library_generate(
+    model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken, **chosen: Any
+) -> Generated:
+    """``model.generate`` with a streamer: what a user of the library sees; greedy unless something else is chosen.
+
+    It looks for end tokens as it does for a user, and finds none. ``min_new_tokens`` would keep it from stopping as
+    well, by work on the logits of every step that a user does not have.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    eos = model.generation_config.eos_token_id
+    out = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        streamer=_TokenStreamer(on_token),
+        generation_config=GenerationConfig(
+            max_new_tokens=output_tokens,
+            eos_token_id=_unreachable(model, eos),
+            pad_token_id=_pad_token(model, eos),
+            return_dict_in_generate=True,
+            **{"do_sample": False, **chosen},
+        ),
+    )
+    return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)
+
+
+def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:
+    """Refuse to time less work than was asked for.
+
+    Raises:
+        MeasurementError: other than ``batch_size`` x ``output_tokens`` tokens were produced.
+    """
+    found = tuple(generated.tokens.shape)
+    if found != (batch_size, output_tokens):
+        raise MeasurementError(
+            f"the model produced {found[-1]} tokens for each of {found[0]} prompts; expected {output_tokens} for "
+            f"each of {batch_size}: a shorter generation is not the same work"
+        )
+
+
+class _TokenStreamer:
+    """The two calls that ``generate`` makes of a streamer. Its first ``put`` carries the prompt."""
+
+    def __init__(self, on_token: OnToken) -> None:
+        self._on_token = on_token
+        self._prompt_seen = False
+
+    def put(self, _value: torch.Tensor) -> None:
+        if self._prompt_seen:
+            self._on_token()
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Nothing is held back, so nothing is left to flush."""
+
+
+def greedy(out: Any) -> torch.Tensor:
+    """The likeliest next token ids, shape ``(batch, 1)``, by a forward's logits."""
+    token: torch.Tensor = out.logits[:, -1:].argmax(-1)
+    return token
+
+
+def last_logits_only(model: Any) -> dict[str, int]:
+    """Prefill needs the last position's logits alone; ``generate`` asks for no more either."""
+    accepts = "logits_to_keep" in inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if accepts else {}
+
+
+def _unreachable(model: Any, eos: int | list[int] | None) -> list[int] | None:
+    """As many end tokens as the model has, none of which it can produce."""
+    if eos is None:
+        return None
+    beyond: int = model.config.get_text_config().vocab_size
+    return [beyond + number for number in range(len(eos) if isinstance(eos, list) else 1)]
+
+
+def _pad_token(model: Any, eos: int | list[int] | None) -> int | None:
+    pad = model.generation_config.pad_token_id
+    if pad is not None:
+        return int(pad)
+    return eos[0] if isinstance(eos, list) else eos

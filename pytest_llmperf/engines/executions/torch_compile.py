@@ -1,0 +1,205 @@
+"""Decode through ``torch.compile`` over a static cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_llmperf.engines.executions.dynamo import (
+    Compilations,
+    Setting,
+    check_settings,
+    fresh_dynamo,
+    known_backends,
+    obstacle,
+)
+from pytest_llmperf.engines.executions.execution import Opened
+from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
+from pytest_llmperf.engines.executions.static_cache import (
+    StaticRequest,
+    Step,
+    next_token,
+    static_cache,
+    tokens_of_loop,
+    unlike_loop,
+)
+from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageError
+from pytest_llmperf.hardware.clock import Clock
+from pytest_llmperf.metrics import Figure, Scalar
+
+if TYPE_CHECKING:
+    import torch
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+GRAPH_MODES = ("reduce-overhead", "max-autotune")
+"""Those that ask inductor for CUDA graphs. Where it cannot make one it goes on without, and says so in a log alone."""
+PRECISIONS = ("highest", "high", "medium")
+
+INDUCTOR = "inductor"
+
+SETTLING = 5
+"""Most requests until one compiles nothing."""
+
+
+@dataclass(frozen=True)
+class Compile:
+    """A step of decode compiled by ``torch.compile``, over a static cache; prefill is eager.
+
+    So does ``generate`` of transformers with ``cache_implementation="static"``.
+
+    Args:
+        mode: of ``torch.compile``.
+        dynamic: of ``torch.compile``.
+        fullgraph: of ``torch.compile``: a graph break is an error.
+        backend: of ``torch.compile``.
+        matmul_precision: of float32 matrix products, prefill included, while this is measured.
+        dynamo: settings of ``torch._dynamo.config``, while this is measured.
+
+    Raises:
+        UsageError: a setting is unknown or of another type.
+    """
+
+    name: ClassVar[str] = "compile"
+
+    mode: str = "default"
+    dynamic: bool | None = None
+    fullgraph: bool = False
+    backend: str = INDUCTOR
+    matmul_precision: str = "highest"
+    dynamo: Mapping[str, Setting] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        _check("mode", self.mode, MODES)
+        _check("matmul_precision", self.matmul_precision, PRECISIONS)
+        if self.backend != INDUCTOR:
+            _check("backend", self.backend, known_backends())
+        check_settings(self.dynamo)
+
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
+        """What decides about the compiled code."""
+        return {
+            "cache": "static",
+            "mode": self.mode,
+            "dynamic": self.dynamic,
+            "fullgraph": self.fullgraph,
+            "backend": self.backend,
+            "matmul_precision": self.matmul_precision,
+            **{f"dynamo.{name}": value for name, value in self.dynamo.items()},
+        }
+
+    @contextmanager
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:
+        """Compile by a first request, and go on until one compiles nothing.
+
+        Raises:
+            ExecutionUnavailable: nothing can be compiled for this device here.
+            MeasurementError: it failed, compiled nothing, never stops compiling, changed the precision of products, or
+                made no CUDA graphs where the mode asks for them.
+            UsageError: one output token has no decode.
+        """
+        cache = static_cache(model, prompt, output_tokens)
+        self._check_available(prompt.device)
+        with ExitStack() as stack:
+            stack.enter_context(_matmul_precision(self.matmul_precision))
+            compilations = stack.enter_context(fresh_dynamo(self.dynamo))
+            request = StaticRequest(model, cache, prompt, self._compiled(model, cache))
+            run = partial(request, output_tokens)
+            cold, generated = time_request(run, clock)
+            steady = _settle(run, clock, compilations)
+            self._check_graphs(prompt.device, compilations)
+            _check_precision(self.matmul_precision)
+            tried = len(compilations.reasons)
+            unlike = unlike_loop(generated, tokens_of_loop(model, prompt, output_tokens))
+
+            def figures() -> Sequence[Figure]:
+                _check_settled(compilations, tried)
+                self._check_graphs(prompt.device, compilations)
+                return [*_figures(compilations, cold, steady), unlike]
+
+            yield Opened(request, figures, dispatches=False)
+
+    def _check_available(self, device: torch.device) -> None:
+        reason = obstacle(str(device), self.backend)
+        if reason:
+            raise ExecutionUnavailable(f"execution 'compile' cannot run on {device} here: {reason}")
+
+    def _check_graphs(self, device: torch.device, compilations: Compilations) -> None:
+        skipped = compilations.count("inductor", "cudagraph_skips")
+        if skipped and device.type == "cuda" and self.mode in GRAPH_MODES:
+            raise MeasurementError(
+                f"torch.compile: mode {self.mode!r}: inductor made no CUDA graph {skipped} times and ran without: "
+                "TORCH_LOGS=cudagraphs tells why; expected one each, or mode 'default'"
+            )
+
+    def _compiled(self, model: Any, cache: Any) -> Step:
+        import torch
+
+        def step(token: torch.Tensor) -> torch.Tensor:
+            return next_token(model, cache, token)
+
+        compiled: Step = torch.compile(
+            step, mode=self.mode, dynamic=self.dynamic, fullgraph=self.fullgraph, backend=self.backend
+        )
+        return compiled
+
+
+def _check(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"compile: {name} {value!r} is unknown: expected one of {', '.join(known)}")
+
+
+def _settle(run: Run, clock: Clock, compilations: Compilations) -> RequestTimes:
+    """The times of the first request that compiled nothing."""
+    if not compilations.count("stats", "unique_graphs"):
+        raise MeasurementError(
+            "torch.compile compiled nothing, so that decode ran eagerly: is TORCHDYNAMO_DISABLE set?"
+        )
+    for _ in range(SETTLING):
+        tried = len(compilations.reasons)
+        times, _ = time_request(run, clock)
+        if len(compilations.reasons) == tried:
+            return times
+    raise MeasurementError(f"torch.compile still compiles in request {SETTLING + 1}: {compilations.reasons[-1]}")
+
+
+def _check_precision(asked: str) -> None:
+    """Compiling resets ``medium`` to ``high`` in torch 2.7 and 2.8."""
+    import torch
+
+    found = torch.get_float32_matmul_precision()
+    if found != asked:
+        raise MeasurementError(
+            f"torch {torch.__version__} made matmul_precision {found!r} of {asked!r} while it compiled: "
+            f"ask for {found!r}, or pip install --upgrade torch"
+        )
+
+
+def _check_settled(compilations: Compilations, tried: int) -> None:
+    reasons = compilations.reasons[tried:]
+    if reasons:
+        raise MeasurementError(f"torch.compile compiled {len(reasons)} frames while it was timed: {reasons[0]}")
+
+
+def _figures(compilations: Compilations, cold: RequestTimes, steady: RequestTimes) -> Iterator[Figure]:
+    yield Figure("compile_ms", cold.e2e_ms - steady.e2e_ms)
+    yield Figure("cold_ttft_ms", cold.ttft_ms)
+    yield Figure("graph_breaks", compilations.count("graph_break"))
+    yield Figure("unique_graphs", compilations.count("stats", "unique_graphs"))
+    yield Figure("recompilations", sum(bool(reason) for reason in compilations.reasons))
+    yield Figure("graphs_from_cache", compilations.count("inductor", "fxgraph_cache_hit"))
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

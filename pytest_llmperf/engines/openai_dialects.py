@@ -1,0 +1,103 @@
+"""The ways to ask a server for a fixed number of tokens: OpenAI's protocol has none, its servers have several."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.sse import quote
+from pytest_llmperf.errors import UsageError
+
+COMPLETIONS, CHAT = "/completions", "/chat/completions"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+"""Nearly every tokenizer has a token for a space and one of them. What the server counts is what is recorded."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a server takes a prompt, and how it is told not to stop before the last token."""
+
+    path: str
+    prompt: str
+    """``ids``, or ``text``: words of one letter, as many as there are ids."""
+    fixed_by: str
+    fix: Callable[[Ask, Sampling], Mapping[str, Any]]
+
+    def body(self, ask: Ask, sampling: Sampling) -> dict[str, Any]:
+        """The request.
+
+        Raises:
+            UsageError: the server cannot be told of this sampling.
+        """
+        stream = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": ask.output_tokens}
+        return {**self._prompt(ask), **stream, **self.fix(ask, sampling)}
+
+    def _prompt(self, ask: Ask) -> dict[str, Any]:
+        if self.prompt == "ids":
+            return {"prompt": list(ask.prompt)}
+        words = "".join(f" {LETTERS[token % len(LETTERS)]}" for token in ask.prompt)
+        return {"messages": [{"role": "user", "content": words}]} if self.path == CHAT else {"prompt": words}
+
+
+def ways(paths: Sequence[str], *, ids: bool) -> Iterator[Way]:
+    """Those below some paths, from what leaves least open to what every server takes; by token ids only if asked to."""
+    for path in paths:
+        if ids and path == COMPLETIONS:
+            yield Way(path, "ids", "ignore_eos", _ignore_eos)
+        yield Way(path, "text", "ignore_eos", _ignore_eos)
+        yield Way(path, "text", "generation_config", _generation_config)
+        yield Way(path, "text", "max_tokens", _plain)
+
+
+def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
+    """A server's URL without a slash at its end, and the paths below it that may be asked.
+
+    Raises:
+        UsageError: it is none of a server.
+    """
+    expected = "expected one like http://127.0.0.1:8000/v1"
+    try:
+        parts = urlsplit(base_url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        sound = False
+    if not sound or parts.query or parts.fragment:
+        raise UsageError(f"--llmperf-base-url {quote(base_url)!r}: {expected}")
+    if parts.username or parts.password:
+        raise UsageError(f"--llmperf-base-url: found a user or a password; {expected}, and a key in OPENAI_API_KEY")
+    url = base_url.rstrip("/")
+    for path in (CHAT, COMPLETIONS):
+        if url.endswith(path):
+            return url.removesuffix(path), (path,)
+    return url, (COMPLETIONS, CHAT)
+
+
+def _ignore_eos(ask: Ask, sampling: Sampling) -> dict[str, Any]:
+    """As vLLM takes it. The salt keeps a repeated prompt from being found in its prefix cache."""
+    fixed = {"ignore_eos": True, "min_tokens": ask.output_tokens, "cache_salt": uuid.uuid4().hex}
+    return fixed | _given(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+
+
+def _generation_config(ask: Ask, sampling: Sampling) -> dict[str, Any]:
+    """As ``transformers serve`` takes it."""
+    fixed = {"min_new_tokens": ask.output_tokens, "max_new_tokens": ask.output_tokens}
+    if sampling.temperature == 0:
+        return {"generation_config": json.dumps(fixed | {"do_sample": False})}
+    drawn = _given(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    return {"generation_config": json.dumps(fixed | drawn | {"do_sample": True})}
+
+
+def _plain(_ask: Ask, sampling: Sampling) -> dict[str, Any]:
+    """What the protocol has. Where an end token stops it, that is an error then."""
+    if sampling.top_k is not None:
+        raise UsageError(f"top_k={sampling.top_k}: OpenAI's protocol has none, and this server takes no more than that")
+    return _given(temperature=sampling.temperature, top_p=sampling.top_p)
+
+
+def _given(**values: float | None) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,50 @@
+"""A timer by the device's clock for whatever takes timers, such as pytest-benchmark."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from pytest_llmperf.hardware.clock import Clock
+
+MS_PER_S = 1e3
+
+
+class DeviceTimer:
+    """Seconds of a device's clock between two calls, once it has done all that it was given.
+
+    Each call adds the time since the call before, taken from that pair of stamps: events tell milliseconds in single
+    precision, so that the distance from one far stamp would be coarse.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._clock.synchronize()
+        self._latest = clock.stamp()
+        self._seconds = 0.0
+
+    def __call__(self) -> float:
+        """Seconds since the timer was made."""
+        stamp = self._clock.stamp()
+        self._clock.synchronize()
+        self._seconds += self._clock.elapsed_ms(self._latest, stamp) / MS_PER_S
+        self._latest = stamp
+        return self._seconds
+
+
+def device_timer() -> float:
+    """Seconds by the clock of torch's current accelerator, or of the host where there is none.
+
+    The first call in a process chooses the device: ``torch.cuda.set_device`` goes before it.
+
+    Raises:
+        MissingDependency: torch is not installed.
+    """
+    return _timer()()
+
+
+@cache
+def _timer() -> DeviceTimer:
+    from pytest_llmperf.hardware.clock import clock_for
+    from pytest_llmperf.hardware.device import resolve_device
+
+    return DeviceTimer(clock_for(resolve_device("auto")))

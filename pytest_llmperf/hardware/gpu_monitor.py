@@ -1,0 +1,221 @@
+"""What NVIDIA's driver tells of a device around a measurement: clocks, other processes, temperature and energy."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from pytest_llmperf.hardware.cpu_monitor import own_processes
+from pytest_llmperf.hardware.environment import NvmlUnavailableError, ask_nvml, nvml_handle, whole_gpu
+from pytest_llmperf.hardware.gpu_clocks import ClockState, clock_state
+from pytest_llmperf.hardware.throttle_counters import Violations, violation_share, violations
+from pytest_llmperf.metrics import Figure
+from pytest_llmperf.system.run_processes import USERS_ABOVE, run_process_ids
+
+SHORTEST_ENERGY_S = 1.0
+"""Ten steps of a counter that some devices move every 100 ms: it is 10 % off at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuConditions:
+    """``None`` where the driver does not tell; ``nvml_reason`` says why it tells nothing, or not all."""
+
+    sm_clock_before_mhz: int | None = None
+    sm_clock_under_load_mhz: float | None = None
+    """Median of readings right after each timed request: the governor takes longer to notice than the reading does."""
+    sm_clock_after_mhz: int | None = None
+    sm_clock_full_mhz: int | None = None
+    """What it may run at: the most there is, or the application clock that was set below."""
+    memory_clock_under_load_mhz: float | None = None
+    throttle_reasons: str | None = None
+    """What held clocks back under load, in NVML's words; empty for nothing."""
+    thermal_violation_share: float | None = None
+    """Of the time in which requests were timed, that in which heat kept clocks below the application clock."""
+    power_violation_share: float | None = None
+    board_limit_violation_share: float | None = None
+    reliability_violation_share: float | None = None
+    temperature_before_c: int | None = None
+    temperature_after_c: int | None = None
+    other_processes_on_device: int | None = None
+    """The most that were seen, before or after."""
+    nvml_reason: str = ""
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What the driver had counted of the device when requests began or ended to be timed."""
+
+    energy_mj: int | None
+    violations: Violations
+    moment_s: float
+
+
+class GpuWatch:
+    """Reads a device from its making until ``conditions`` is asked for.
+
+    Args:
+        device: as torch names it.
+        nvml: NVML, started.
+        handle: its handle of the device.
+    """
+
+    def __init__(self, device: str, nvml: Any, handle: Any) -> None:
+        self._device, self._nvml, self._handle = device, nvml, handle
+        self._gpu = whole_gpu(nvml, handle)
+        self._before = clock_state(device)
+        self._temperature = self._temperature_c()
+        self._others = other_processes(nvml, handle)
+        self._looks: list[ClockState] = []
+        self._counters: list[Counters] = []
+
+    def begin(self) -> None:
+        """Requests are timed from here."""
+        self._counters = [self._counters_now()]
+
+    def look(self) -> None:
+        """A timed request has just ended, and the device was busy until now.
+
+        A thread that reads during a request would take the interpreter from it, and a request that is not timed is not
+        the load that is compared.
+        """
+        self._looks.append(clock_state(self._device))
+
+    def end(self) -> None:
+        """Requests were timed until here."""
+        self._counters.append(self._counters_now())
+
+    def conditions(self) -> GpuConditions:
+        """What was read, and what is read now."""
+        after, told = clock_state(self._device), [self._others, other_processes(self._nvml, self._handle)]
+        hidden = "the driver hides processes" if None in told else ""
+        shares = self._violation_shares()
+        uncounted = "the driver does not count all throttling" if None in shares.values() else ""
+        return GpuConditions(
+            sm_clock_before_mhz=self._before.sm_mhz,
+            sm_clock_under_load_mhz=_median([look.sm_mhz for look in self._looks]),
+            sm_clock_after_mhz=after.sm_mhz,
+            sm_clock_full_mhz=full_sm_clock_mhz(self._nvml, self._gpu),
+            memory_clock_under_load_mhz=_median([look.memory_mhz for look in self._looks]),
+            throttle_reasons=_held_back(self._looks),
+            **shares,
+            temperature_before_c=self._temperature,
+            temperature_after_c=self._temperature_c(),
+            other_processes_on_device=max((count for count in told if count is not None), default=None),
+            nvml_reason="; ".join(filter(None, (after.reason, hidden, uncounted))),
+        )
+
+    def energy(self, tokens_per_request: int) -> Figure:
+        """Energy of the device by output token; the pauses between timed requests are in it."""
+        if len(self._counters) < 2 or not self._looks:  # noqa: PLR2004  # a beginning and an end
+            return _no_energy("no request was timed")
+        start, end = self._counters
+        seconds = end.moment_s - start.moment_s
+        if start.energy_mj is None or end.energy_mj is None:
+            return _no_energy("the driver keeps no energy counter of this device")
+        if self._gpu is not self._handle:
+            return _no_energy("a MIG instance has no energy counter of its own")
+        if seconds < SHORTEST_ENERGY_S:
+            return _no_energy(
+                f"timed for {seconds:.2g} s: the counter moves every 100 ms, expected {SHORTEST_ENERGY_S:g} s or more"
+            )
+        tokens = len(self._looks) * tokens_per_request
+        return Figure("energy_mj_per_token", (end.energy_mj - start.energy_mj) / tokens)
+
+    def _violation_shares(self) -> dict[str, float | None]:
+        """By the conditions' names; nothing if no request was timed."""
+        if len(self._counters) < 2:  # noqa: PLR2004  # a beginning and an end
+            return {}
+        start, end = self._counters
+        seconds = end.moment_s - start.moment_s
+        return {
+            f"{name}_violation_share": violation_share(start.violations, end.violations, name, seconds)
+            for name in start.violations
+        }
+
+    def _counters_now(self) -> Counters:
+        mj = ask_nvml(self._nvml, lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._gpu))
+        return Counters(mj, violations(self._nvml, self._gpu), time.monotonic())
+
+    def _temperature_c(self) -> Any:
+        return ask_nvml(
+            self._nvml, lambda: self._nvml.nvmlDeviceGetTemperature(self._gpu, self._nvml.NVML_TEMPERATURE_GPU)
+        )
+
+
+class UnreadGpu:
+    """A device that the driver tells nothing of."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def begin(self) -> None:
+        """Nothing to read."""
+
+    look = end = begin
+
+    def conditions(self) -> GpuConditions:
+        """Why there are none."""
+        return GpuConditions(nvml_reason=self._reason)
+
+    def energy(self, tokens_per_request: int) -> Figure:  # noqa: ARG002  # the other watch needs it
+        """Why there is none."""
+        return _no_energy(self._reason)
+
+
+@contextmanager
+def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadGpu]:
+    """Watch one of torch's CUDA devices; NVML stays started meanwhile, so that a reading takes no start of its own."""
+    with ExitStack() as stack:
+        try:
+            nvml, handle = stack.enter_context(nvml_handle(device))
+        except NvmlUnavailableError as error:
+            yield UnreadGpu(str(error))
+            return
+        yield GpuWatch(device, nvml, handle)
+
+
+def full_sm_clock_mhz(nvml: Any, gpu: Any) -> int | None:
+    """The SM clock that a GPU may run at, in MHz: its highest, or the application clock that was set below.
+
+    Applications are told the graphics clock, which is the SM's as well.
+    """
+    most = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM))
+    chosen = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetApplicationsClock(gpu, nvml.NVML_CLOCK_GRAPHICS))
+    return min((mhz for mhz in (most, chosen) if mhz), default=None)
+
+
+def other_processes(nvml: Any, handle: Any) -> int | None:
+    """How many processes of others compute on a device; ``None`` where the driver hides processes.
+
+    This process has a context there, so a list without any process hides them. The processes of this run are not
+    others: one that waits for this one keeps its context until it ends. Inside a container the ids may be those of the
+    host, where none is known to be ours: then as many as we have processes, and as use the device above us, may be.
+    What only draws on a display is not among them.
+    """
+    questions = nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetMPSComputeRunningProcesses
+    told = [ask_nvml(nvml, lambda ask=ask: ask(handle)) or [] for ask in questions]
+    found = {process.pid for processes in told for process in processes}
+    if not found:
+        return None
+    if os.getpid() in found:
+        return len(found - run_process_ids())
+    return max(0, len(found) - len(own_processes()) - USERS_ABOVE)
+
+
+def _held_back(looks: Sequence[ClockState]) -> str | None:
+    told = [look.throttle_reasons for look in looks if look.throttle_reasons is not None]
+    return " ".join(sorted({reason for reasons in told for reason in reasons} - {"GpuIdle"})) if told else None
+
+
+def _median(readings: Sequence[int | None]) -> float | None:
+    told = [reading for reading in readings if reading is not None]
+    return median(told) if told else None
+
+
+def _no_energy(reason: str) -> Figure:
+    return Figure("energy_mj_per_token", None, reason)

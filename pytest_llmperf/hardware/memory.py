@@ -1,0 +1,259 @@
+"""Peak memory by phase: on the device, and resident on the host."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
+from pytest_llmperf.hardware.profiler import mark, profiler
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Largest memory in use during one phase, in bytes; ``None`` where it cannot be read, for ``reason``."""
+
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    rss_bytes: int | None
+    reason: str = ""
+
+
+class _DeviceTrace(Protocol):
+    """Peaks of allocated and reserved bytes between calls of ``enter``; the last phase ends with ``close``."""
+
+    def enter(self) -> None:
+        """End the present phase and begin the next."""
+
+    def close(self) -> list[tuple[int | None, int | None]]:
+        """Allocated and reserved peak of each phase that was entered."""
+
+    reason: str
+    """Why a figure is ``None``."""
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory was short, on the host or on a device: torch says so in several ways."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error).lower() for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+class Trace:
+    """Phases, one after another, and the peaks of each once the trace is closed."""
+
+    def __init__(self, device: _DeviceTrace) -> None:
+        self._device = device
+        self._resident = _ResidentSet()
+        self._names: list[str] = []
+        self._rss: list[int | None] = []
+        self.peaks: dict[str, Peak] = {}
+
+    def enter(self, phase: str) -> None:
+        """End the present phase, if any, and begin this one."""
+        self._end_phase()
+        self._names.append(phase)
+        self._device.enter()
+        self._resident.reset()
+
+    def close(self) -> None:
+        """End the last phase and fill ``peaks``."""
+        self._end_phase()
+        reason = "; ".join(filter(None, (self._device.reason, self._resident.reason)))
+        for name, (allocated, reserved), rss in zip(self._names, self._device.close(), self._rss, strict=True):
+            self.peaks[name] = Peak(allocated, reserved, rss, reason)
+
+    def _end_phase(self) -> None:
+        if self._names:
+            self._rss.append(self._resident.peak_bytes())
+
+
+@contextlib.contextmanager
+def trace_memory(device: str, phase: str) -> Iterator[Trace]:
+    """Follow memory from here, beginning with ``phase``; ``peaks`` is filled when the block ends.
+
+    Following costs time (on a CPU every allocation is recorded), so nothing inside should be timed. Of the workspaces
+    of matrix products, those are counted that are needed inside.
+    """
+    clear_workspaces()
+    trace = Trace(_device_trace(device, phase))
+    trace.enter(phase)
+    try:
+        yield trace
+    except BaseException:
+        with contextlib.suppress(Exception):  # a phase may be half begun, and what ended it is what is to be told
+            trace.close()
+        raise
+    trace.close()
+
+
+_UNREADABLE_ON_CPU = {
+    "load": "on a CPU, loading maps files into memory: see the resident set",
+    "serving": "on a CPU, only one thread's allocations are recorded, and serving has one of its own",
+}
+
+
+def _device_trace(device: str, phase: str) -> _DeviceTrace:
+    if device == "cpu":
+        if phase in _UNREADABLE_ON_CPU:
+            return _Unreadable(_UNREADABLE_ON_CPU[phase])
+        return _RecordedAllocations()
+    import torch
+
+    module: Any = getattr(torch, torch.device(device).type)
+    if not hasattr(module, "reset_peak_memory_stats"):
+        return _Unreadable(f"{module.__name__} keeps no peak")
+    return _CachingAllocator(module, device)
+
+
+class _Unreadable:
+    """A device whose peaks cannot be read."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = f"device peaks: {reason}"
+        self._phases = 0
+
+    def enter(self) -> None:
+        self._phases += 1
+
+    def close(self) -> list[tuple[int | None, int | None]]:
+        return [(None, None)] * self._phases
+
+
+class _CachingAllocator:
+    """The statistics of torch's caching allocator, as CUDA and XPU keep them. Graph pools are part of them."""
+
+    reason = ""
+
+    def __init__(self, module: Any, device: str) -> None:
+        self._module = module
+        self._device = device
+        self._peaks: list[tuple[int | None, int | None]] = []
+        self._open = False
+
+    def enter(self) -> None:
+        self._end_phase()
+        if not self._open:
+            self._module.empty_cache()  # what others left there is no part of the reserved peak
+        self._module.reset_peak_memory_stats(self._device)
+        self._open = True
+
+    def close(self) -> list[tuple[int | None, int | None]]:
+        self._end_phase()
+        return self._peaks
+
+    def _end_phase(self) -> None:
+        self._module.synchronize(self._device)
+        if self._open:
+            allocated = self._module.max_memory_allocated(self._device)
+            self._peaks.append((allocated, self._module.max_memory_reserved(self._device)))
+
+
+class _RecordedAllocations:
+    """Every allocation of torch's CPU allocator, recorded by its profiler, on top of the tensors alive at the start.
+
+    The CPU allocator keeps no peak of its own. This one is exact and the same on identical runs, which a resident
+    set is not. Memory that others than torch allocate is seen in the resident set alone.
+    """
+
+    reason = "reserved: the CPU allocator keeps no pool"
+
+    def __init__(self) -> None:
+        self._base = live_tensor_bytes()
+        self._profile = profiler(profile_memory=True)
+        self._phases = 0
+
+    def enter(self) -> None:
+        if not self._phases:
+            self._profile.__enter__()
+        mark(_PHASE_MARK)
+        self._phases += 1
+
+    def close(self) -> list[tuple[int | None, int | None]]:
+        self._profile.__exit__(None, None, None)
+        recorded = self._profile.kineto_results.events()
+        events = [event for event in recorded if event.name() in (_PHASE_MARK, _MEMORY_EVENT)]
+        events.sort(key=lambda event: event.start_ns())
+        return [(peak, None) for peak in _peaks_of(events, self._base, self._phases)]
+
+
+_PHASE_MARK = "llmperf phase"
+_MEMORY_EVENT = "[memory]"
+
+
+def _peaks_of(events: list[Any], base: int, phases: int) -> list[int]:
+    """Largest number of bytes alive in each phase; a phase begins with a mark, at what is alive then."""
+    alive, peaks = base, []
+    for event in events:
+        if event.name() == _PHASE_MARK:
+            peaks.append(alive)
+        elif peaks:
+            alive += event.nbytes()
+            peaks[-1] = max(peaks[-1], alive)
+    if len(peaks) != phases:
+        raise RuntimeError(f"torch's profiler recorded {len(peaks)} of {phases} phases")
+    return peaks
+
+
+def live_tensor_bytes() -> int:
+    """Bytes of the CPU tensors that Python made since the first model was loaded, each storage counted once."""
+    import torch
+
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        # Not isinstance: that asks lazy objects for their class and sets off their deprecation warnings.
+        if issubclass(type(thing), torch.Tensor) and _has_host_storage(thing):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _has_host_storage(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided and not _is_fake(tensor)
+
+
+def _is_fake(tensor: torch.Tensor) -> bool:
+    """Whether it has no memory of its own, as what torch.compile traces with and other wrappers."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if issubclass(type(tensor), FakeTensor):  # it warns when asked for its address
+        return True
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return True
+    return False
+
+
+class _ResidentSet:
+    """The process's peak resident set, where the kernel lets it be reset (Linux)."""
+
+    _CLEAR = Path("/proc/self/clear_refs")
+    _STATUS = Path("/proc/self/status")
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def reset(self) -> None:
+        try:
+            self._CLEAR.write_text("5", encoding="ascii")
+        except OSError:
+            self.reason = "RSS: this system cannot reset the peak resident set"
+
+    def peak_bytes(self) -> int | None:
+        if self.reason:
+            return None
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", self._STATUS.read_text(encoding="ascii"), re.MULTILINE)
+        return int(found[1]) * 1024 if found else None

@@ -1,0 +1,92 @@
+"""Disturbance by others: a request during which this process waited for a processor is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pytest_llmperf.hardware.clock import NS_PER_MS
+
+MOST_WAITED = 0.02
+"""Share of a request's time that may pass in waiting: what a comparison tolerates (`delta0`)."""
+PATIENCE = 3
+"""Requests that are made at most for each that is wanted."""
+
+_Timed = TypeVar("_Timed")
+_TASKS = Path("/proc/self/task")
+
+
+@dataclass(frozen=True)
+class Undisturbed(Generic[_Timed]):
+    """The requests that are kept, in their order, and how many of them were disturbed; ``None`` if unknown."""
+
+    requests: list[_Timed]
+    disturbed: int | None
+
+
+@dataclass(frozen=True)
+class _Attempt(Generic[_Timed]):
+    number: int
+    request: _Timed
+    waited: float | None
+    """Share of its time; ``None`` if unknown."""
+
+    @property
+    def is_disturbed(self) -> bool:
+        return self.waited is not None and self.waited > MOST_WAITED
+
+
+Waits = Mapping[str, float]
+"""How long each thread of this process has been ready to run and had no processor, in milliseconds, since it began."""
+
+
+def waits_ms() -> Waits | None:
+    """What Linux counts (the second figure of ``schedstat``); elsewhere ``None``.
+
+    Waiting for a lock, a file or a sleep is not in it: code that waits is not mistaken for a machine that is busy.
+    """
+    try:
+        return {
+            task.name: int((task / "schedstat").read_text("ascii").split()[1]) / NS_PER_MS for task in _TASKS.iterdir()
+        }
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def longest_wait(before: Waits | None, after: Waits | None) -> float | None:
+    """How long the thread waited that waited most between two moments, in milliseconds: it held up the others."""
+    if before is None or after is None:
+        return None
+    return max((wait - before.get(thread, 0.0) for thread, wait in after.items()), default=None)
+
+
+def undisturbed(make: Callable[[], tuple[_Timed, float]], wanted: int) -> Undisturbed[_Timed]:
+    """Make requests until as many as wanted were not disturbed, or too many were.
+
+    Args:
+        make: makes a request and tells its wall time in milliseconds.
+        wanted: how many to keep. Where fewer were left in peace, the least disturbed ones make up for the rest.
+    """
+    attempts: list[_Attempt[_Timed]] = []
+    for attempt in islice(_attempts(make), PATIENCE * wanted):
+        attempts.append(attempt)
+        if sum(not one.is_disturbed for one in attempts) == wanted:
+            break
+    kept = sorted(attempts, key=lambda one: one.waited if one.is_disturbed and one.waited else 0.0)[:wanted]
+    known = all(one.waited is not None for one in kept)
+    requests = [one.request for one in sorted(kept, key=attrgetter("number"))]
+    return Undisturbed(requests, sum(one.is_disturbed for one in kept) if known else None)
+
+
+def _attempts(make: Callable[[], tuple[_Timed, float]]) -> Iterator[_Attempt[_Timed]]:
+    number = 0
+    while True:
+        before = waits_ms()
+        request, wall_ms = make()
+        waited = longest_wait(before, waits_ms())
+        yield _Attempt(number, request, None if waited is None or not wall_ms else waited / wall_ms)
+        number += 1

@@ -1,0 +1,131 @@
+"""A measurement as what is stored of it: its workload, its observation and one cell a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.engines.executions.execution_registry import find_execution
+from pytest_llmperf.engines.executions.request import RequestTimes
+from pytest_llmperf.hardware.memory import Peak
+from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
+from pytest_llmperf.measure.generation import Measurement
+from pytest_llmperf.metrics import NO_DECODE, Figure
+from pytest_llmperf.stats.summary import summarize
+from pytest_llmperf.storage.schema import Observation, TestResult, Workload
+
+if TYPE_CHECKING:
+    from pytest_llmperf.models.load import LoadedModel
+
+
+@dataclass(frozen=True)
+class LoadFacts:
+    """What loading a model took, measured once a run."""
+
+    load_ms: float
+    weights_bytes: int
+    peak: Peak
+
+
+def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
+    """What one test adds to its run."""
+    workload = _workload(measured, loaded)
+    samples = _request_samples(measured.requests)
+    figures = (
+        *(timed(metric, values, lacking=NO_DECODE) for metric, values in samples.items()),
+        *_informative(measured, facts),
+        *_memory(measured, facts),
+        *_counted(measured),
+        *measured.figures,
+    )
+    return TestResult(
+        workload=workload,
+        observation=_observation(measured, loaded, test=test, run_id=run_id, workload=workload),
+        cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
+        samples=samples | {"itl_ms": list(chain.from_iterable(times.itl_ms for times in measured.requests))},
+        profile=dict(measured.profile),
+    )
+
+
+test_result.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
+
+
+def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
+    plan, execution = measured.plan, find_execution(measured.plan.execution)
+    return Workload(
+        engine="transformers",
+        model=loaded.name,
+        revision=loaded.revision,
+        quantization=loaded.spec.quantization,
+        dtype=loaded.dtype,
+        attention=loaded.attention,
+        execution=execution.name,
+        batch_size=plan.batch_size,
+        input_tokens=plan.input_tokens,
+        output_tokens=plan.output_tokens,
+        sampling="greedy",
+        prompt_sha256=measured.prompt_sha256,
+        settings=dict(execution.settings),
+    )
+
+
+def _observation(
+    measured: Measurement, loaded: LoadedModel, *, test: str, run_id: str, workload: Workload
+) -> Observation:
+    return Observation(
+        run=run_id,
+        test=test,
+        workload=workload.hash,
+        clock=measured.clock,
+        requests=len(measured.requests),
+        disturbed_requests=measured.disturbed,
+        tokens_produced=measured.tokens_produced,
+        attention_requested=loaded.spec.attention,
+        warmup=measured.warmup,
+    )
+
+
+def _request_samples(requests: list[RequestTimes]) -> dict[str, list[float]]:
+    tpots = [tpot for times in requests if (tpot := times.tpot_ms) is not None]
+    return {
+        "tpot_ms": tpots,
+        "ttft_ms": [times.ttft_ms for times in requests],
+        "e2e_ms": [times.e2e_ms for times in requests],
+        "e2e_wall_ms": [times.wall_ms for times in requests],
+    }
+
+
+def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
+    yield Figure("load_ms", facts.load_ms)
+    yield from _rates(measured)
+    gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
+    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=NO_DECODE)
+
+
+def _rates(measured: Measurement) -> Iterator[Figure]:
+    prompt_tokens = measured.batch_size * measured.plan.input_tokens
+    prefill = [1000 * prompt_tokens / times.ttft_ms for times in measured.requests]
+    yield Figure("prefill_tokens_per_s", summarize(prefill).value, count=len(prefill))
+    decode = [1000 * measured.batch_size / tpot for times in measured.requests if (tpot := times.tpot_ms)]
+    if decode:
+        yield Figure("decode_tokens_per_s", summarize(decode).value, count=len(decode))
+    else:
+        yield Figure("decode_tokens_per_s", None, NO_DECODE)
+
+
+def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
+    yield Figure("weights_bytes", facts.weights_bytes)
+    kv_bytes = measured.counts.kv_cache_bytes
+    yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "a kind of cache that is not known here")
+    no_decode = Peak(None, None, None, NO_DECODE)
+    for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
+        yield from memory_figures(phase, peak)
+
+
+def _counted(measured: Measurement) -> Iterator[Figure]:
+    operators = measured.counts.operators_per_token
+    if operators is not None or measured.dispatches:
+        yield Figure("operators_per_token", operators, "" if operators is not None else NO_DECODE)
+    yield Figure("token_digest", measured.counts.token_digest)

@@ -1,0 +1,288 @@
+"""Timing any callable: events around eager calls, and around replays of a CUDA graph where it can be captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from itertools import cycle
+from math import ceil
+from statistics import median
+from typing import Any, NamedTuple
+
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.hardware.clock import Clock, clock_for
+from pytest_llmperf.hardware.cuda_graph import NotCapturableError, captured, why_no_graphs
+from pytest_llmperf.hardware.device import resolve_device
+from pytest_llmperf.hardware.garbage_collector import collector_paused
+from pytest_llmperf.hardware.l2_cache import Flush, l2_flush, no_flush
+from pytest_llmperf.measure.kernel_name import arguments_of, call_name
+from pytest_llmperf.measure.kernel_timing import FLUSH_OFF, Limits, Timing
+from pytest_llmperf.measure.roofline import copy_rate, matrix_rate
+from pytest_llmperf.measure.sampling import BATCH_MS, SHORTEST_MS, Rule, Sampler, Stop
+from pytest_llmperf.measure.throttling import watch_throttling
+from pytest_llmperf.measure.warmup import warm_up
+from pytest_llmperf.storage.schema import Warmup
+from pytest_llmperf.validation import require_whole
+
+LARGEST_WARM_UP = 1000
+"""Calls in a batch of warming up. It is to take as long as one of samples: an idle device takes tens of milliseconds to
+raise its clocks."""
+GRAPH_MS = 2.0
+"""How long a replay is to take: launching it takes microseconds, which its calls share."""
+LARGEST_GRAPH = 1000
+"""Capturing a call takes as long as making it, and a node of the graph some memory."""
+
+Call = Callable[[], object]
+Calls = Iterator[Call]
+Stamps = tuple[Any, Any]
+"""Before and after."""
+
+
+class Work(NamedTuple):
+    """What is timed: the next of the calls, and what comes before each."""
+
+    calls: Calls
+    flush: Flush
+
+    def once(self) -> None:
+        """One flush and one call."""
+        self.flush.run()
+        next(self.calls)()
+
+    def repeat(self, times: int) -> None:
+        """So many flushes and calls."""
+        for _ in range(times):
+            self.once()
+
+
+class Replays(NamedTuple):
+    """Samples of graph replays, or the reason why there are none."""
+
+    samples_ms: tuple[float, ...] = ()
+    stop: Stop | None = None
+    reason: str = ""
+
+
+class KernelTimer:
+    """Times callables on one device.
+
+    Args:
+        device: as torch names it, such as ``cpu`` or ``cuda:0``.
+        clock: of that device.
+        keep: is given each timing.
+    """
+
+    def __init__(self, device: str, clock: Clock, keep: Callable[[Timing], object] = lambda _timing: None) -> None:
+        self.device = device
+        self._clock = clock
+        self._keep = keep
+
+    @classmethod
+    def on(cls, device: str = "auto") -> KernelTimer:
+        """A timer for use without pytest.
+
+        Raises:
+            UsageError: there is no such device here; ``MissingDependency`` without torch.
+        """
+        found = resolve_device(device)
+        return cls(found, clock_for(found))
+
+    def __call__(  # noqa: PLR0913  # one keyword for each thing that decides how a call is timed
+        self,
+        fn: Callable[..., object],
+        *args: Any,
+        inputs: Sequence[tuple[Any, ...]] | None = None,
+        repetitions: int | None = None,
+        precision: float | None = None,
+        budget_ms: float | None = None,
+        graph_repetitions: int | None = None,
+        flush_l2: bool = False,
+        warmup: int = 10,
+        name: str | None = None,
+    ) -> Timing:
+        """Time single calls of ``fn``. What it raises comes out as it is.
+
+        Eager calls are sampled until their median is precise enough or their time is spent, ten at least and a
+        thousand at most; then graph replays in the same way. Batches of samples during which an NVIDIA device was
+        throttled are made again, three at most.
+
+        Args:
+            fn: what to time; keywords can be bound with ``functools.partial``.
+            *args: its arguments, the same in every call.
+            inputs: tuples of arguments, taken in turn instead of ``args``: together larger than the caches, they keep
+                one call from warming them for the next.
+            repetitions: exactly so many samples, of eager calls and of graph replays, whatever their precision.
+            precision: relative standard error of each median to reach (default: 0.005), by the formula of
+                :func:`pytest_llmperf.measure.sampling.error_of_median`.
+            budget_ms: time for eager calls, and as much for replays, in milliseconds (default: 200); ten samples are
+                taken even if they take longer.
+            graph_repetitions: calls that one CUDA graph holds (default: as many as take about 2 ms).
+            flush_l2: whether to empty the L2 cache, on a CPU the largest one, before each call, outside its time.
+            warmup: most batches of calls to warm up with.
+            name: under which it is recorded (default: the callable's own).
+
+        Raises:
+            UsageError: an argument is not of its kind, or ``repetitions`` stands beside ``precision`` or ``budget_ms``.
+            MeasurementError: the device does not work any more after a capture that failed.
+        """
+        made = _calls(fn, args, inputs)
+        calls = cycle(made)
+        rule = Rule.of(repetitions, precision, budget_ms)
+        require_whole("warmup", warmup, at_least=1)
+        if graph_repetitions is not None:
+            require_whole("graph_repetitions", graph_repetitions, at_least=1)
+        if name is not None and not (isinstance(name, str) and name.strip()):
+            raise UsageError(f"cuda_timer: name={name!r}: expected a text")
+        with collector_paused():
+            next(calls)()
+            work = Work(calls, l2_flush(self.device) if flush_l2 else no_flush(FLUSH_OFF))
+            warmed, call_ms = self._warm_up(work, warmup)
+            graph_calls = graph_repetitions or _graph_calls(call_ms, sets=len(made))
+            with watch_throttling(self.device) as throttling:
+                sampler = Sampler(rule, throttling)
+                samples, stop = self._time_eager(work, sampler, call_ms)
+                replays = self._time_graph(work, sampler, call_ms, graph_calls)
+        timing = Timing(
+            name=name or call_name(fn),
+            arguments=arguments_of(made[0], of=len(made)),
+            device=self.device,
+            clock=self._clock.name,
+            samples_ms=samples,
+            stop=stop,
+            graph_samples_ms=replays.samples_ms,
+            graph_stop=replays.stop,
+            wanted_precision=None if rule.is_number else rule.precision,
+            graph_repetitions=graph_calls,
+            graph_sized=graph_repetitions is None,
+            graph_reason=replays.reason,
+            flush_reason=work.flush.reason,
+            warmup=warmed,
+            clocks=tuple(throttling.looks),
+            discarded=throttling.discarded,
+            throttled=throttling.kept,
+        )
+        self._keep(timing)
+        return timing
+
+    def limits(self, dtype: str) -> Limits:
+        """What the device can do at most: measured on first use, once a process.
+
+        Args:
+            dtype: a floating dtype of torch that the device multiplies matrices of, such as ``bfloat16``.
+
+        Raises:
+            UsageError: ``dtype`` is not one.
+        """
+        return _limits(self.device, dtype)
+
+    def _warm_up(self, work: Work, cap: int) -> tuple[Warmup, float]:
+        """How warming up ended, and how many milliseconds a flush and a call took in its last batch."""
+        size, call_ms = 1, 0.0
+
+        def batch() -> float:
+            nonlocal size, call_ms
+            (took_ms,) = self._elapsed([self._stamped(partial(work.repeat, size))])
+            call_ms = max(took_ms, SHORTEST_MS) / size
+            size = min(ceil(BATCH_MS / call_ms), LARGEST_WARM_UP)
+            return call_ms
+
+        warmed = warm_up(batch, cap=cap)
+        return warmed, call_ms
+
+    def _time_eager(self, work: Work, sampler: Sampler, call_ms: float) -> tuple[tuple[float, ...], Stop]:
+        def sample() -> list[Stamps]:
+            work.flush.run()
+            return [self._stamped(next(work.calls))]
+
+        def take(number: int) -> tuple[Sequence[float], float]:
+            (samples,), took_ms = self._batch(sample, number)
+            return samples, took_ms
+
+        return sampler.collect(take, estimate_ms=call_ms)
+
+    def _time_graph(self, work: Work, sampler: Sampler, call_ms: float, graph_calls: int) -> Replays:
+        if reason := why_no_graphs(self.device):
+            return Replays(reason=reason)
+        try:
+            samples, stop = self._time_replays(work, sampler, call_ms, graph_calls)
+        except NotCapturableError as error:
+            return Replays(reason=str(error))
+        if min(samples) <= 0:
+            return Replays(reason="the calls take less time than the L2 flush varies by: raise graph_repetitions")
+        return Replays(samples, stop)
+
+    def _time_replays(
+        self, work: Work, sampler: Sampler, call_ms: float, graph_calls: int
+    ) -> tuple[tuple[float, ...], Stop]:
+        """Time of one call, from replays of a graph of flushes and calls, less those of a graph of flushes alone.
+
+        Events recorded inside the graph would need no subtraction, but older versions of torch have none that can be
+        timed, and each is work of its own between two calls. The replays of both graphs alternate, so that a drift of
+        the device's clocks is in both.
+        """
+
+        def sample() -> list[Stamps]:
+            return [self._stamped(graph.replay) for graph in graphs]
+
+        def take(number: int) -> tuple[Sequence[float], float]:
+            (whole, *alone), took_ms = self._batch(sample, number)
+            flushes_ms = median(alone[0]) if alone else 0.0
+            return [(replay_ms - flushes_ms) / graph_calls for replay_ms in whole], took_ms
+
+        with ExitStack() as stack:
+            graphs = [stack.enter_context(captured(self.device, work.once, graph_calls))]
+            if not work.flush.reason:
+                graphs.append(stack.enter_context(captured(self.device, work.flush.run, graph_calls)))
+            return sampler.collect(take, estimate_ms=call_ms * graph_calls)
+
+    def _batch(self, sample: Callable[[], list[Stamps]], number: int) -> tuple[list[tuple[float, ...]], float]:
+        """Times of so many samples, each between one or more pairs of stamps, by pair; and how long all took."""
+        start = self._clock.stamp()
+        samples = [sample() for _ in range(number)]
+        (took_ms,) = self._elapsed([(start, self._clock.stamp())])
+        return [self._elapsed(stamps) for stamps in zip(*samples, strict=True)], took_ms
+
+    def _stamped(self, call: Call) -> Stamps:
+        start = self._clock.stamp()
+        output = call()
+        end = self._clock.stamp()
+        del output  # freeing it is not part of the call
+        return start, end
+
+    def _elapsed(self, stamps: Sequence[Stamps]) -> tuple[float, ...]:
+        self._clock.synchronize()
+        return tuple(self._clock.elapsed_ms(start, end) for start, end in stamps)
+
+
+@cache
+def copy_bandwidth(device: str) -> float:
+    """Bytes that a copy on a device reads and writes by second: measured on first use, once a process."""
+    return copy_rate(KernelTimer.on(device), device)
+
+
+@cache
+def _limits(device: str, dtype: str) -> Limits:
+    operations_per_s = matrix_rate(KernelTimer.on(device), device, dtype)
+    return Limits(device, dtype, copy_bandwidth(device), operations_per_s)
+
+
+def _graph_calls(call_ms: float, *, sets: int) -> int:
+    """How many calls a graph is to hold that take so long each: every set of arguments equally often, at least once."""
+    rounds = min(ceil(GRAPH_MS / (call_ms * sets)), LARGEST_GRAPH // sets)
+    return max(rounds, 1) * sets
+
+
+def _calls(
+    fn: Callable[..., object], args: tuple[Any, ...], inputs: Sequence[tuple[Any, ...]] | None
+) -> list[partial[object]]:
+    """One call of ``fn`` for each set of arguments."""
+    if not callable(fn):
+        raise UsageError(f"cuda_timer: {fn!r}: expected something to call")
+    if inputs is None:
+        return [partial(fn, *args)]
+    if args:
+        raise UsageError(f"cuda_timer: {len(args)} arguments beside inputs=: expected either")
+    if not inputs or not all(isinstance(one, tuple) for one in inputs):
+        raise UsageError(f"cuda_timer: inputs={inputs!r}: expected tuples of arguments, at least one")
+    return [partial(fn, *one) for one in inputs]

@@ -1,0 +1,162 @@
+"""Where the time of a request goes: untimed requests under torch's profiler, prefill and decode apart."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, NamedTuple
+
+from pytest_llmperf.engines.executions.execution import Request
+from pytest_llmperf.hardware.clock import NS_PER_MS, Clock
+from pytest_llmperf.hardware.profiler import profiler
+from pytest_llmperf.storage.schema import OTHERS, OperatorTime, PhaseProfile
+
+PREFILL, DECODE = "prefill", "decode"
+
+PROFILED_REQUESTS = 3
+"""Of each operator the median counts: where one of them had to wait for a processor, it was not its own work."""
+PROFILED_TOKENS = 9
+"""Most output tokens of a request: some thousands of events, which the profiler takes a second to sum up."""
+MOST_OPERATORS = 40
+"""Named of each place; the others are one sum."""
+LONGEST_NAME = 300
+"""Kernels made of templates have names of thousands of characters."""
+
+SEEN_INTO = frozenset({"cuda", "xpu"})
+"""Devices whose work torch's profiler tells; of others, what the host does."""
+
+OUTSIDE = "(outside of operators)"
+
+US_PER_MS = 1e3
+
+Place = Literal["host", "device"]
+
+
+class Spent(NamedTuple):
+    """What an operator took of one step by itself, and how often it was called."""
+
+    ms: float = 0.0
+    calls: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a phase, on average over one request: its time by the host's clock, and what of it was whose."""
+
+    wall_ms: float
+    spent: Mapping[tuple[str, Place], Spent]
+
+
+def profile_request(
+    request: Request, output_tokens: int, *, device: str, clock: Clock, traces: Path
+) -> dict[str, PhaseProfile]:
+    """Make a few requests under the profiler.
+
+    Args:
+        request: that was made before: what is set up on first use is no part of it.
+        output_tokens: of the plan; no more than `PROFILED_TOKENS` are made.
+        device: as torch names it.
+        clock: the device's.
+        traces: Chrome traces of the last one go there, ``-prefill.json.gz`` and ``-decode.json.gz`` behind the name.
+
+    Returns:
+        By phase, what each operator and kernel took of a step; a single token has no decode.
+    """
+    traces.parent.mkdir(parents=True, exist_ok=True)
+    steps: defaultdict[str, list[Step]] = defaultdict(list)
+
+    def keep(phase: str, recording: Any, wall_ms: float, count: int) -> None:
+        _keep_trace(recording, Path(f"{traces}-{phase}.json.gz"))
+        steps[phase].append(step_of(recording.key_averages(), wall_ms, count))
+
+    for _ in range(PROFILED_REQUESTS):
+        _profile_once(request, min(output_tokens, PROFILED_TOKENS), device, clock, keep)
+    return {phase: typical(found) for phase, found in steps.items()}
+
+
+def step_of(averages: Iterable[Any], wall_ms: float, count: int) -> Step:
+    """A step of a phase that had ``count`` of them and took ``wall_ms``, by what ``key_averages()`` tells of it."""
+    spent: defaultdict[tuple[str, Place], Spent] = defaultdict(Spent)
+    for one in averages:
+        if getattr(one, "is_user_annotation", False):
+            continue
+        place: Place = "host" if one.device_type.name == "CPU" else "device"
+        us = one.self_cpu_time_total if place == "host" else one.self_device_time_total
+        before = spent[one.key[:LONGEST_NAME], place]
+        spent[one.key[:LONGEST_NAME], place] = Spent(
+            before.ms + us / US_PER_MS / count, before.calls + one.count / count
+        )
+    inside_ms = sum(one.ms for (_, place), one in spent.items() if place == "host")
+    spent[OUTSIDE, "host"] = Spent(max(0.0, wall_ms / count - inside_ms))
+    return Step(wall_ms / count, spent)
+
+
+def typical(steps: Sequence[Step]) -> PhaseProfile:
+    """The median of each figure over the requests; an operator that one of them lacks took nothing there."""
+    keys = dict.fromkeys(key for step in steps for key in step.spent)
+    times = [_typical_time(key, [step.spent.get(key, Spent()) for step in steps]) for key in keys]
+    of_place = ([one for one in times if one.place == place] for place in ("host", "device"))
+    wall_ms = median(step.wall_ms for step in steps)
+    return PhaseProfile(wall_ms=round(wall_ms, 6), operators=[one for some in of_place for one in _largest(some)])
+
+
+def _typical_time(key: tuple[str, Place], spent: Sequence[Spent]) -> OperatorTime:
+    ms, calls = median(one.ms for one in spent), median(one.calls for one in spent)
+    return OperatorTime(name=key[0], place=key[1], self_ms=round(ms, 6), calls=round(calls, 3))
+
+
+def _largest(times: Sequence[OperatorTime]) -> list[OperatorTime]:
+    ordered = sorted(times, key=lambda one: -one.self_ms)
+    named, others = ordered[:MOST_OPERATORS], ordered[MOST_OPERATORS:]
+    if not others:
+        return named
+    ms, calls = sum(one.self_ms for one in others), sum(one.calls for one in others)
+    return [*named, OperatorTime(name=OTHERS, place=others[0].place, self_ms=round(ms, 6), calls=round(calls, 3))]
+
+
+def _profile_once(
+    request: Request, tokens: int, device: str, clock: Clock, keep: Callable[[str, Any, float, int], None]
+) -> None:
+    """One request: its prefill until the first token, then its decode. ``keep`` gets each phase as it ends."""
+    seen = 0
+    with ExitStack() as running:
+
+        def on_token() -> None:
+            nonlocal seen
+            seen += 1
+            if seen == 1 and tokens > 1:
+                running.close()
+                running.enter_context(_profiled(device, clock, lambda found, ms: keep(DECODE, found, ms, tokens - 1)))
+
+        running.enter_context(_profiled(device, clock, lambda found, ms: keep(PREFILL, found, ms, 1)))
+        request(tokens, on_token)
+
+
+@contextmanager
+def _profiled(device: str, clock: Clock, keep: Callable[[Any, float], None]) -> Iterator[None]:
+    """Profile the block, the device idle at both ends; ``keep`` gets that and the block's milliseconds."""
+    kind = device.partition(":")[0]
+    recording = profiler(use_device=kind if kind in SEEN_INTO else None)
+    clock.synchronize()
+    with recording:
+        start = time.perf_counter_ns()
+        yield
+        clock.synchronize()
+        wall_ms = (time.perf_counter_ns() - start) / NS_PER_MS
+    keep(recording, wall_ms)
+
+
+def _keep_trace(recording: Any, path: Path) -> None:
+    """Compressed, as a browser takes it: a trace of a thousand events a step is large."""
+    plain = path.with_suffix("")
+    recording.export_chrome_trace(str(plain))
+    with plain.open("rb") as source, gzip.open(path, "wb") as target:
+        shutil.copyfileobj(source, target)
+    plain.unlink()

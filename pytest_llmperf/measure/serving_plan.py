@@ -1,0 +1,117 @@
+"""Which requests are served, by which scheduler, and how often: the same in every run."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.prompt import digest
+from pytest_llmperf.validation import require_whole
+
+if TYPE_CHECKING:
+    from pytest_llmperf.metrics import Scalar
+
+NAIVE: Final = "naive"
+"""One request after another: each arrives when the one before it has ended."""
+OFFLINE: Final = "offline"
+"""All at once, as many side by side as there are."""
+ONLINE: Final = "online"
+"""As they arrive, at most so many side by side."""
+SCHEDULERS = (NAIVE, OFFLINE, ONLINE)
+
+Length = int | tuple[int, int]
+"""Tokens, or the least and the most of uniform lengths."""
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """Which requests to serve, how, and how often."""
+
+    scheduler: str
+    requests: int
+    input_tokens: Length
+    output_tokens: Length
+    max_batch_size: int = 8
+    """Of the online scheduler."""
+    sampling: Sampling = GREEDY
+    rate: float | None = None
+    """Requests that arrive a second, Poisson; all at once if ``None``. Of the online scheduler."""
+    seed: int = 0
+    repeats: int = 3
+    warmup_cap: int = 10
+
+    def __post_init__(self) -> None:
+        if self.scheduler not in SCHEDULERS:
+            raise UsageError(f"unknown scheduler {self.scheduler!r}: expected one of {', '.join(SCHEDULERS)}")
+        for name in ("requests", "max_batch_size", "repeats"):
+            require_whole(name, getattr(self, name), at_least=1)
+        require_whole("warmup_cap", self.warmup_cap, at_least=0)
+        for name in ("input_tokens", "output_tokens"):
+            _check_length(name, getattr(self, name))
+        if self.rate is not None:
+            self._check_rate(self.rate)
+
+    @property
+    def at_most(self) -> int:
+        """Requests side by side."""
+        return {NAIVE: 1, OFFLINE: self.requests, ONLINE: self.max_batch_size}[self.scheduler]
+
+    @property
+    def settings(self) -> dict[str, Scalar]:
+        """What is part of the workload beside the figures that every workload has."""
+        lengths = {"input_lengths": self.input_tokens, "output_lengths": self.output_tokens}
+        told: dict[str, Scalar] = {name: "{}-{}".format(*_bounds(length)) for name, length in lengths.items()}
+        return {"requests": self.requests, "rate_per_s": self.rate, **told}
+
+    def _check_rate(self, rate: float) -> None:
+        if self.scheduler != ONLINE:
+            raise UsageError(f"rate={rate!r} with the {self.scheduler} scheduler: only online has arrivals")
+        if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
+            raise UsageError(f"rate={rate!r}: expected requests a second, a number above 0, or None for all at once")
+
+
+def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
+    """The requests of a plan: random ids below ``vocabulary``, and the same in every run.
+
+    Whether they arrive at once or one by one changes nothing else about them.
+    """
+    draw = random.Random(plan.seed)  # noqa: S311  # a workload, not a secret
+    inputs, outputs = (
+        [draw.randint(*_bounds(length)) for _ in range(plan.requests)]
+        for length in (plan.input_tokens, plan.output_tokens)
+    )
+    prompts = [tuple(draw.choices(range(vocabulary), k=length)) for length in inputs]
+    gaps = [draw.expovariate(plan.rate) if plan.rate else 0.0 for _ in prompts[1:]]
+    arrivals = accumulate(gaps, initial=0.0)
+    return [
+        Ask(prompt=prompt, output_tokens=output, arrival_s=arrival)
+        for prompt, output, arrival in zip(prompts, outputs, arrivals, strict=True)
+    ]
+
+
+def digest_asks(asks: Sequence[Ask]) -> str:
+    """SHA-256 of all prompts and lengths, first 16 hexadecimal digits."""
+    import torch
+
+    told = ((len(ask.prompt), ask.output_tokens, *ask.prompt) for ask in asks)
+    return digest(torch.tensor(list(chain.from_iterable(told))))
+
+
+def _bounds(length: Length) -> tuple[int, int]:
+    return (length, length) if isinstance(length, int) else length
+
+
+def _check_length(name: str, given: Any) -> None:
+    low, high = given if isinstance(given, tuple) and len(given) == 2 else (given, given)  # noqa: PLR2004  # low and high
+    require_whole(name, low, at_least=1)
+    require_whole(name, high, at_least=1)
+    if low > high:
+        raise UsageError(f"{name}={given!r}: expected the least length before the most")

@@ -1,0 +1,100 @@
+"""A measurement of serving as what is stored of it: its workload, its observation and one cell a metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+from statistics import median
+
+from pytest_llmperf.engines.engine import Engine
+from pytest_llmperf.hardware.clock import HostClock
+from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
+from pytest_llmperf.measure.serving_measurement import SERVING, Pass, ServingMeasurement
+from pytest_llmperf.measure.serving_plan import NAIVE
+from pytest_llmperf.metrics import Figure
+from pytest_llmperf.storage.schema import Observation, TestResult, Workload
+
+UNTOLD = "unknown"
+_NO_DECODE = "no request has a second output token"
+_SEVERAL_AT_A_TIME = "tokens came several at a time: the gaps between them are not known"
+
+
+def serving_result(measured: ServingMeasurement, engine: Engine, *, test: str, run_id: str) -> TestResult:
+    """What one test adds to its run."""
+    workload = _workload(measured, engine)
+    return TestResult(
+        workload=workload,
+        observation=_observation(measured, test=test, run_id=run_id, workload=workload),
+        cells=cells_of(_figures(measured), test=test, run_id=run_id, workload=workload),
+        samples=_samples(measured),
+    )
+
+
+def _workload(measured: ServingMeasurement, engine: Engine) -> Workload:
+    plan, model = measured.plan, engine.model
+    return Workload(
+        engine=engine.name,
+        model=model["model"] or UNTOLD,
+        revision=model["revision"],
+        quantization=model["quantization"] or UNTOLD,
+        dtype=model["dtype"] or UNTOLD,
+        attention=model["attention"] or UNTOLD,
+        execution=plan.scheduler,
+        batch_size=plan.at_most,
+        input_tokens=measured.longest_input,
+        output_tokens=measured.longest_output,
+        sampling=str(plan.sampling),
+        prompt_sha256=measured.prompt_sha256,
+        settings={**plan.settings, **measured.settings},
+    )
+
+
+def _observation(measured: ServingMeasurement, *, test: str, run_id: str, workload: Workload) -> Observation:
+    requests = measured.plan.requests
+    return Observation(
+        run=run_id,
+        test=test,
+        workload=workload.hash,
+        clock=HostClock.name,
+        requests=len(measured.passes) * requests,
+        disturbed_requests=None if measured.disturbed is None else measured.disturbed * requests,
+        tokens_produced=sum(one.output_tokens for one in measured.passes),
+        attention_requested=None,
+        warmup=measured.warmup,
+    )
+
+
+def _figures(measured: ServingMeasurement) -> Iterator[Figure]:
+    passes = measured.passes
+    yield timed("output_tokens_per_s", [one.output_tokens / one.elapsed_s for one in passes], lacking="")
+    totals = [(one.input_tokens + one.output_tokens) / one.elapsed_s for one in passes]
+    yield timed("total_tokens_per_s", totals, lacking="")
+    for metric in ("tpot_ms", "ttft_ms", "e2e_ms"):
+        medians = [median(values) for one in passes if (values := _of_pass(one, metric))]
+        yield timed(metric, medians, lacking=_NO_DECODE)
+    gaps, why = _gaps(measured)
+    yield from gap_percentiles(gaps, requests=len(passes) * measured.plan.requests, lacking=why)
+    if measured.plan.scheduler != NAIVE:
+        yield Figure("lateness_ms", median(median(_of_pass(one, "lateness_ms")) for one in passes), count=len(passes))
+    yield from memory_figures(SERVING, measured.peak)
+
+
+def _samples(measured: ServingMeasurement) -> dict[str, list[float]]:
+    """Of every request of every pass, in order."""
+    names = ("tpot_ms", "ttft_ms", "e2e_ms", "lateness_ms")
+    samples = {name: list(chain.from_iterable(_of_pass(one, name) for one in measured.passes)) for name in names}
+    return samples | {"itl_ms": _gaps(measured)[0]}
+
+
+def _of_pass(one: Pass, figure: str) -> list[float]:
+    values = (getattr(request, figure) for request in one.requests)
+    return [value for value in values if value is not None]
+
+
+def _gaps(measured: ServingMeasurement) -> tuple[list[float], str]:
+    """Milliseconds between consecutive tokens, and why there are none: one unknown gap leaves the rest a selection."""
+    gaps = [request.answer.gaps_s for one in measured.passes for request in one.requests]
+    known = [gap for gap in gaps if gap is not None]
+    if len(known) < len(gaps):
+        return [], _SEVERAL_AT_A_TIME
+    return [1000 * gap for gap in chain.from_iterable(known)], _NO_DECODE

@@ -1,0 +1,58 @@
+"""How many times as fast one workload is as another, measured in one test: a figure of its own, gated like others."""
+
+from __future__ import annotations
+
+from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.measure.figures import cells_of
+from pytest_llmperf.metrics import METRICS, Better, Figure, primary_metric
+from pytest_llmperf.storage.schema import CellRun, TestResult, Warmup
+
+
+def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:
+    """The ratio of what two workloads are measured for, above 1 where ``result`` is faster than ``over``.
+
+    Its workload is that of ``result``, and names the other one: against something else it is another figure.
+
+    Raises:
+        UsageError: the two are measured for different things, or are one and the same.
+        MeasurementError: one of them has no figure.
+    """
+    metric = primary_metric([cell.metric for cell in result.cells])
+    other = primary_metric([cell.metric for cell in over.cells])
+    if metric is not other or metric is METRICS["speedup_ratio"] or result.workload == over.workload:
+        raise UsageError(
+            f"speedup of {_named(result)} over {_named(over)}: expected two workloads that are measured for the same"
+        )
+    now, then = _number(result, metric.key), _number(over, metric.key)
+    ratio = now / then if metric.better is Better.LARGER else then / now
+    settings = {**result.workload.settings, "speedup_over": over.workload.hash}
+    workload = result.workload.model_copy(update={"settings": settings})
+    seen = result.observation.model_copy(
+        update={
+            "workload": workload.hash,
+            "warmup": _both(result.observation.warmup, over.observation.warmup),
+            "invalid": result.observation.invalid or over.observation.invalid,
+        }
+    )
+    return TestResult(
+        workload=workload,
+        observation=seen,
+        cells=cells_of([Figure("speedup_ratio", ratio)], test=seen.test, run_id=seen.run, workload=workload),
+    )
+
+
+def _named(result: TestResult) -> str:
+    metric = primary_metric([cell.metric for cell in result.cells])
+    return f"{metric.name} of {result.workload.execution} {result.workload.hash}"
+
+
+def _number(result: TestResult, metric: str) -> float:
+    cell: CellRun = next(one for one in result.cells if one.metric == metric)
+    if not isinstance(cell.value, int | float) or cell.value <= 0:
+        raise MeasurementError(f"speedup: {metric} is {cell.value}: {cell.reason or 'expected a number above 0'}")
+    return cell.value
+
+
+def _both(mine: Warmup, other: Warmup) -> Warmup:
+    """The one that went worse."""
+    return other if mine.steady else mine

@@ -1,1 +1,0 @@
-"""What is stored, and where: pure data, no torch."""

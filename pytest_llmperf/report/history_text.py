@@ -1,0 +1,56 @@
+"""Changes of level as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from pytest_llmperf.report.baseline_table import table_width
+from pytest_llmperf.report.text_table import wrapped
+from pytest_llmperf.report.verdict_rows import shape
+from pytest_llmperf.stats.change_points import FEWEST_POINTS
+from pytest_llmperf.text import plural, printable, short_hash
+from pytest_llmperf.verdict.level_history import Change, Series
+from pytest_llmperf.verdict.sentence import format_value
+
+
+def change_lines(series: Sequence[Series], *, name: str) -> Iterator[str]:
+    """A baseline's change points: below each test a line each, and one for all its cells that have none."""
+    changes = sum(len(one.changes) for one in series)
+    yield printable(f"{name}: {plural(len(series), 'cell')}, {plural(changes, 'change')}")
+    for line in _lines(series):
+        yield wrapped(printable(line), table_width())
+    yield f"A point is a session's runs at one commit; to find a change takes {FEWEST_POINTS} of them."
+
+
+def _lines(series: Sequence[Series]) -> Iterator[str]:
+    for (test, workload), members in groupby(series, key=lambda one: (one.cell.test, one.workload)):
+        cells = [*members]
+        points = max((one.points for one in cells), key=len)
+        length = f"{plural(sum(point.runs for point in points), 'run')}, {plural(len(points), 'point')}"
+        yield f"{test}: {shape(workload)}: {length}"
+        for one in cells:
+            yield from (f"  {_told(one, change)}" for change in one.changes)
+        yield from _calm_lines(cells)
+
+
+def _calm_lines(cells: Sequence[Series]) -> Iterator[str]:
+    """Cells without a change, named together."""
+    calm = [one for one in cells if not one.changes]
+    for words, long_enough in (("no change", True), ("too few points", False)):
+        names = [one.cell.metric.name for one in calm if one.is_long_enough is long_enough]
+        if names:
+            yield f"  {words}: {', '.join(names)}"
+
+
+def _told(series: Series, change: Change) -> str:
+    metric, percent = series.cell.metric, 100 * (change.after / change.before - 1)
+    levels = f"{format_value(metric, change.before)} -> {format_value(metric, change.after)}"
+    since = change.first.time[:16].replace("T", " ")
+    accepted = f", accepted: {change.accepted}" if change.accepted else ""
+    return f"{metric.name} {percent:+.1f} %: {levels} since {since}, {_commits(change)}{accepted}"
+
+
+def _commits(change: Change) -> str:
+    """As ``git log`` takes them."""
+    return "..".join(short_hash(point.commit) if point.commit else "?" for point in (change.last, change.first))

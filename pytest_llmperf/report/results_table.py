@@ -1,0 +1,216 @@
+"""The table of results: a group a model, a row a test and workload, with the figure that it is measured for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from rich.table import Table
+from rich.text import Text
+
+from pytest_llmperf.metrics import METRICS, Metric, primary_metric
+from pytest_llmperf.report.text_table import LEAST_NAME, Outline, narrowed, plain_table, room_for_names
+from pytest_llmperf.storage.schema import TestResult, Workload
+from pytest_llmperf.text import printable, short_hash, short_name
+from pytest_llmperf.verdict.model import Outcome, Verdict, number
+from pytest_llmperf.verdict.outcome import Entry
+from pytest_llmperf.verdict.sentence import format_value
+from pytest_llmperf.verdict.verdict_file import CellVerdict
+
+EXPLAINING = ("ttft_ms", "decode_tokens_per_s", "decode_peak_allocated_bytes", "operators_per_token")
+
+COLORS = {
+    Outcome.REGRESSED: "red",
+    Outcome.ERROR: "red",
+    Outcome.IMPROVED: "green",
+    Outcome.UNCHANGED: "green",
+}
+OTHER_COLOR = "yellow"
+
+Row = tuple[Entry, TestResult]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """What is shown of each row."""
+
+    verbosity: int
+    explaining: Sequence[str] = ()
+    """Keys of metrics that have a column of their own."""
+    named: bool = False
+    """Whether a verdict names the metrics that fail the test."""
+    intervals: bool = True
+    """Whether a change has its interval."""
+
+
+def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -> Outline:
+    """The table of a run, with as much as fits of what explains its figures.
+
+    Args:
+        entries: what became of its tests.
+        width: columns that there are.
+        verbosity: 0 for the figure that a workload is measured for; 1 adds what gates or moved, 2 all that is judged.
+    """
+    rows = _by_model((entry, result) for entry in entries for result in entry.results)
+    for layout in _layouts(rows, verbosity):
+        outline = _table(rows, layout)
+        if outline.fits(width):
+            return outline
+    if room_for_names(outline.table, width) < LEAST_NAME:
+        outline = _table(rows, replace(layout, intervals=False))
+    outline.table = narrowed(outline.table, width, spare=("baseline", "change"))
+    return outline
+
+
+def _layouts(rows: Iterable[Row], verbosity: int) -> Iterator[_Layout]:
+    """The richest first, the barest last. Lines below the table tell what a verdict does not name."""
+    explaining = [key for key in EXPLAINING if not verbosity and any(result.cell(key) for _, result in rows)]
+    for named in (True, False):
+        yield _Layout(verbosity=verbosity, explaining=explaining, named=named)
+    yield _Layout(verbosity=verbosity)
+
+
+def _table(rows: Sequence[Row], layout: _Layout) -> Outline:
+    titles = {_primary(result).title for _, result in rows}
+    figure = titles.pop() if len(titles) == 1 and not layout.verbosity else "figure"
+    outline = Outline(_empty_table(figure, layout.explaining))
+    for model, members in groupby(rows, key=_group):
+        outline.add_line(Text(model, style="bold"))
+        for entry, result in members:
+            _add(outline, entry, result, layout)
+    return outline
+
+
+def _empty_table(figure: str, explaining: Iterable[str]) -> Table:
+    table = plain_table()
+    table.add_column("test", no_wrap=True)
+    for heading in (figure, "baseline", "change"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for key in explaining:
+        table.add_column(METRICS[key].title.removeprefix("decode "), justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    return table
+
+
+def _by_model(rows: Iterable[Row]) -> list[Row]:
+    """Rows of one model together, models and rows in the order in which they came."""
+    found = list(rows)
+    order = {name: place for place, name in reversed(list(enumerate(map(_group, found))))}
+    return sorted(found, key=lambda row: order[_group(row)])
+
+
+def _group(row: Row) -> str:
+    """Model, quantization and what it computes with; the callables of one run are a group as well."""
+    workload = row[1].workload
+    return printable(_model(workload) if workload.input_tokens else workload.engine)
+
+
+def _model(workload: Workload) -> str:
+    words = (workload.model, workload.quantization, workload.attention)
+    engine = "" if workload.engine == "transformers" else f" by {workload.engine}"
+    return " ".join(dict.fromkeys(words)) + engine
+
+
+def _add(outline: Outline, entry: Entry, result: TestResult, layout: _Layout) -> None:
+    """One row for what is measured; with more verbosity a row for each metric, below the test's name."""
+    primary, verdicts = _primary(result), _verdicts(entry, result)
+    of_primary = next((one for one in verdicts if one.cell.metric.key == primary.key and not one.against), None)
+    several = f" {result.workload.execution}" if len(entry.results) > 1 else ""
+    name = Text(printable(short_name(entry.test) + several))
+    others = [one for one in verdicts if one is not of_primary and _is_shown(one, layout.verbosity)]
+    if not others:
+        outcome = _worst_text(entry, result, of_primary, named=layout.named)
+        outline.table.add_row(name, *_figures(primary, result, of_primary, layout), outcome)
+        return
+    outline.add_line(name)
+    label = Text(f"  {primary.title}")
+    outline.table.add_row(label, *_figures(primary, result, of_primary, layout), _own_text(entry, of_primary))
+    for verdict in others:
+        metric, label = verdict.cell.metric, Text(printable(f"  {verdict.cell.metric.title}{since(verdict)}"))
+        outline.table.add_row(label, *_figures(metric, result, verdict, layout), outcome_text(verdict.outcome))
+
+
+def _verdicts(entry: Entry, result: TestResult) -> list[Verdict]:
+    return [
+        verdict
+        for verdict in entry.verdicts
+        if verdict.cell.workload == result.workload.hash and verdict.cell.metric.key in METRICS
+    ]
+
+
+def _is_shown(verdict: Verdict, verbosity: int) -> bool:
+    """Beside the primary metric what gates or moved; with more verbosity all but what this device cannot measure."""
+    if verbosity > 1:
+        return verdict.cell.value is not None or verdict.outcome is not Outcome.NEW
+    return verbosity > 0 and (verdict.counts or verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED))
+
+
+def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, layout: _Layout) -> Iterator[Text]:
+    yield Text(figure_text(metric, shown_value(verdict) if verdict else result.value(metric.key)))
+    yield Text(figure_text(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
+    yield Text(change(verdict) if layout.intervals else change(verdict).partition(" ")[0])
+    for key in layout.explaining:
+        cell = result.cell(key)
+        yield Text(format_value(METRICS[key], cell.value) if cell else "-")
+
+
+def _primary(result: TestResult) -> Metric:
+    return primary_metric(cell.metric for cell in result.cells)
+
+
+def shown_value(verdict: Verdict | CellVerdict) -> float | str | None:
+    """What the change is of: where fresh runs confirmed the first one, the mean of all."""
+    if verdict.candidates and verdict.ratio is not None:
+        return number(verdict.baseline) * verdict.ratio
+    return verdict.value if isinstance(verdict, CellVerdict) else verdict.cell.value
+
+
+def figure_text(metric: Metric, value: float | str | None) -> str:
+    """A figure that is to stand in a column: of a digest, its beginning."""
+    return short_hash(value) if isinstance(value, str) else format_value(metric, value)
+
+
+def change(verdict: Verdict | CellVerdict | None) -> str:
+    """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
+    if verdict is None or verdict.ratio is None:
+        return "-"
+    bounds = verdict.interval
+    interval = f" [{_percent(bounds.low)}, {_percent(bounds.high)}]" if bounds else ""
+    return f"{_percent(verdict.ratio)}%{interval}"
+
+
+def _percent(ratio: float) -> str:
+    points = 100 * (ratio - 1)
+    return f"{points:+.1f}" if abs(points) < 10 else f"{points:+.0f}"  # noqa: PLR2004  # two digits are enough
+
+
+def _worst_text(entry: Entry, result: TestResult, primary: Verdict | None, *, named: bool) -> Text:
+    """The worst of what fails the test, with the metrics if they are to be named; else the primary one's outcome."""
+    failing = [verdict for verdict in entry.failing if verdict.cell.workload == result.workload.hash]
+    if entry.error or not failing:
+        return _own_text(entry, primary)
+    worst = min((verdict.outcome for verdict in failing), key=[*Outcome].index)
+    names = ", ".join(changed(verdict) for verdict in failing if verdict.outcome is worst)
+    return Text(f"{worst.words}: {names}" if named else worst.words, style=COLORS[Outcome.REGRESSED])
+
+
+def _own_text(entry: Entry, primary: Verdict | None) -> Text:
+    if entry.error:
+        return Text("error", style=COLORS[Outcome.ERROR])
+    return Text("measured") if primary is None else outcome_text(primary.outcome)
+
+
+def outcome_text(outcome: Outcome) -> Text:
+    """An outcome in its colour."""
+    return Text(outcome.words, style=COLORS.get(outcome, OTHER_COLOR))
+
+
+def changed(verdict: Verdict) -> str:
+    """The metric, and since when it changed where that is not the present baseline."""
+    return verdict.cell.metric.name + printable(since(verdict))
+
+
+def since(verdict: Verdict | CellVerdict) -> str:
+    """Since when it changed, where that is not the present baseline."""
+    return f" since {verdict.against}" if verdict.against else ""

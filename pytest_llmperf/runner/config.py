@@ -1,0 +1,587 @@
+"""Every option, resolved in one place: marker over command line over ini file."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pytest_llmperf.engines.engine_registry import TRANSFORMERS, check_engine_name
+from pytest_llmperf.errors import UsageError
+from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
+from pytest_llmperf.measure.prompt import Prompt
+from pytest_llmperf.measure.serving_plan import SCHEDULERS
+from pytest_llmperf.metrics import Kind, Limit, Metric, find_metric
+from pytest_llmperf.models.attention import check_attention
+from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.runner.options import LIMIT_RULES_INI, SETTINGS, Option
+from pytest_llmperf.verdict.model import Outcome
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_llmperf.engines.executions.execution import Execution
+    from pytest_llmperf.engines.executions.torch_compile import Compile
+
+ALL_METRICS = "*"
+
+JUDGING = frozenset(
+    {"baselines", "anchor", "baseline-ref", "fail-on", "confirm", "gate", "tolerate", "catch", "explain"}
+)
+"""Settings that change no figure."""
+
+_ALWAYS_OR_NEVER_FAILING = (Outcome.REGRESSED, Outcome.ERROR, Outcome.UNCHANGED)
+
+_Share = TypeVar("_Share", float, float | None)
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A factor put on one metric."""
+
+    metric: Metric
+    factor: float
+
+    def __str__(self) -> str:
+        return f"{self.metric.name}:{100 * (self.factor - 1):+g}%"
+
+    @classmethod
+    def parse(cls, text: str) -> Factor:
+        """From ``tpot:+50%``.
+
+        Raises:
+            UsageError: it has another form, or names a metric that is a text.
+        """
+        found = re.fullmatch(r"([\w.-]+):([+-]\d+(?:\.\d+)?)%", text.strip())
+        if not found:
+            raise UsageError(
+                f"--llmperf-inject {text!r}: expected METRIC:+N% or METRIC:-N%, such as tpot:+50%, or {FORMS}"
+            )
+        metric = find_metric(found[1])
+        factor = 1 + float(found[2]) / 100
+        if metric.kind is Kind.IDENTITY or factor <= 0:
+            raise UsageError(f"--llmperf-inject {text!r}: expected a metric that is a number, and more than -100%")
+        return cls(metric, factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitLayer:
+    """Limits from one place: what gates, and tolerances by metric name (``*`` for all timed ones)."""
+
+    gate: frozenset[str] | None = None
+    tolerate: Mapping[str, float] = field(default_factory=dict)
+    catch: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitRule:
+    """A layer for the tests whose key a pattern is found in."""
+
+    pattern: re.Pattern[str]
+    layer: LimitLayer
+
+    @classmethod
+    def parse(cls, line: str) -> LimitRule:
+        """From ``REGEX => gate=tpot tolerate=tpot:3% catch=8%``.
+
+        Raises:
+            UsageError: it has another form.
+        """
+        pattern, arrow, settings = line.partition("=>")
+        words = dict(word.partition("=")[::2] for word in settings.split())
+        if not arrow or not words or not set(words) <= {"gate", "tolerate", "catch"}:
+            raise UsageError(f"{LIMIT_RULES_INI}: {line!r}: expected REGEX => gate=... tolerate=... catch=...")
+        try:
+            compiled = re.compile(pattern.strip())
+        except re.error as error:
+            raise UsageError(f"{LIMIT_RULES_INI}: {pattern.strip()!r} is no regular expression: {error}") from error
+        return cls(pattern=compiled, layer=parse_layer(**words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The resolved settings of a run: command line over ini file."""
+
+    device: str
+    model: str | None
+    revision: str | None
+    quantization: tuple[str, ...]
+    attentions: tuple[str, ...]
+    """Empty for the library's choice."""
+    batch_sizes: tuple[int, ...]
+    input_tokens: int
+    output_tokens: int
+    prompt: Prompt
+    executions: tuple[str, ...]
+    compile: Compile
+    """What ``compile`` stands for."""
+    engine: str
+    base_url: str | None
+    schedulers: tuple[str, ...]
+    serve_requests: int
+    max_batch_size: int
+    rate: float | None
+    throughput_sequences: int | None
+    throughput_lengths: tuple[int, int] | None
+    requests: int
+    warmup: int
+    guards: frozenset[str]
+    baselines: Path
+    anchor: str | None
+    update: bool
+    update_new_only: bool
+    force_update: bool
+    injections: tuple[Factor | Burden, ...]
+    json_folder: Path | None
+    journal: Path | None
+    profile: Path | None
+    """Where the traces of profiled requests go; a run without has none."""
+    explain: bool
+    only: frozenset[str]
+    isolate: bool
+    tell: Path | None
+    confirm: int
+    screen: bool
+    timeout_s: float | None
+    """Given limit of loading a model and of a test's body; 0 for none, ``None`` to ask the baseline."""
+    fail_on: frozenset[Outcome]
+    baseline_ref: str | None
+    verdicts: Path | None
+    report: Path | None
+    measure_only: bool
+    ini_layer: LimitLayer
+    rules: tuple[LimitRule, ...]
+    command_line_layer: LimitLayer
+
+    @property
+    def specs(self) -> list[ModelSpec]:
+        """What the ``llm`` fixture loads in tests that do not parametrize it: every quantization and attention."""
+        return [ModelSpec(quantization=q, attention=a) for q in self.quantization for a in self.attentions or (None,)]
+
+    @property
+    def loads_models(self) -> bool:
+        """Whether the ``engine`` fixture serves models that are loaded here, as ``llm`` does."""
+        return self.engine == TRANSFORMERS
+
+    @property
+    def served(self) -> Sequence[ModelSpec | str]:
+        """What the ``engine`` fixture serves in tests that do not parametrize it: those, or the one an engine has."""
+        return self.specs if self.loads_models else [self.model or self.engine]
+
+    @property
+    def attention(self) -> str | None:
+        """The attention of models whose test names none.
+
+        Raises:
+            UsageError: several were named, and which of them such a test is to have was not.
+        """
+        if len(self.attentions) > 1:
+            raise UsageError(
+                f"--llmperf-attention {','.join(self.attentions)}: a test that parametrizes llm without an attention "
+                "needs one name; expected one, or ModelSpec(attention=...) in the test"
+            )
+        return next(iter(self.attentions), None)
+
+    @property
+    def factors(self) -> list[Factor]:
+        """What is put on the figures."""
+        return [injection for injection in self.injections if isinstance(injection, Factor)]
+
+    @property
+    def burdens(self) -> list[Burden]:
+        """What is put on the model's forwards."""
+        return [injection for injection in self.injections if not isinstance(injection, Factor)]
+
+    @property
+    def updates(self) -> bool:
+        """Whether this run is to be appended to the baseline."""
+        return self.update or self.update_new_only
+
+    @property
+    def confirms(self) -> bool:
+        """Whether what looks slower is measured again before it may fail."""
+        return self.confirm > 0 and not self.measure_only and not self.screen
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> Options:
+        """Resolve and check every option.
+
+        Raises:
+            UsageError: a value is not of its kind, or two contradict each other.
+        """
+        from pytest_llmperf.measure.guards import parse_guards  # heavy, and markers are checked in every run
+
+        value = {option.name: _resolve(config, option) for option in SETTINGS}
+        options = cls(
+            device=given_device(config),
+            model=value["model"] or None,
+            revision=value["revision"] or None,
+            quantization=_names("--llmperf-quantization", value["quantization"]),
+            attentions=_names("--llmperf-attention", value["attention"]) if value["attention"] else (),
+            batch_sizes=tuple(
+                _whole("--llmperf-batch-sizes", size) for size in _names("--llmperf-batch-sizes", value["batch-sizes"])
+            ),
+            input_tokens=_whole("--llmperf-input-tokens", value["input-tokens"]),
+            output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"]),
+            prompt=Prompt.parse(value["prompt"]),
+            executions=_names("--llmperf-execution", value["execution"]),
+            compile=_compile(value["compile-mode"], value["dynamo"]),
+            engine=check_engine_name(value["engine"]),
+            base_url=value["base-url"] or None,
+            schedulers=_schedulers(value["schedulers"]),
+            serve_requests=_whole("--llmperf-serve-requests", value["serve-requests"]),
+            max_batch_size=_whole("--llmperf-max-batch-size", value["max-batch-size"]),
+            rate=_rate(value["rate"]) if value["rate"] else None,
+            throughput_sequences=(
+                _whole("--llmperf-throughput-sequences", value["throughput-sequences"])
+                if value["throughput-sequences"]
+                else None
+            ),
+            throughput_lengths=_lengths(value["throughput-lengths"]) if value["throughput-lengths"] else None,
+            requests=_whole("--llmperf-requests", value["requests"]),
+            warmup=_whole("--llmperf-warmup", value["warmup"], at_least=0),
+            guards=parse_guards(value["guards"]),
+            baselines=_baselines(config),
+            anchor=value["anchor"] or None,
+            update=config.getoption("llmperf_update"),
+            update_new_only=config.getoption("llmperf_update_new_only"),
+            force_update=config.getoption("llmperf_force_update"),
+            injections=tuple(parse_burden(text) or Factor.parse(text) for text in config.getoption("llmperf_inject")),
+            json_folder=_given_path(config, "llmperf_json"),
+            journal=_given_path(config, "llmperf_journal"),
+            profile=_given_path(config, "llmperf_profile"),
+            explain=_switch("--llmperf-explain", value["explain"]),
+            only=frozenset(config.getoption("llmperf_only")),
+            isolate=config.getoption("llmperf_isolate") and not config.getoption("llmperf_tell"),
+            tell=_given_path(config, "llmperf_tell"),
+            confirm=_whole("--llmperf-confirm", value["confirm"], at_least=0),
+            screen=config.getoption("llmperf_screen"),
+            timeout_s=_seconds("--llmperf-timeout", value["timeout"]) if value["timeout"] else None,
+            fail_on=failing_outcomes(value["fail-on"], strict=config.getoption("llmperf_strict")),
+            baseline_ref=value["baseline-ref"] or None,
+            verdicts=_given_path(config, "llmperf_verdicts"),
+            report=_given_path(config, "llmperf_report"),
+            measure_only=config.getoption("llmperf_measure_only"),
+            ini_layer=_layer(config.getini),
+            rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
+            command_line_layer=_layer(config.getoption),
+        )
+        options._refuse_contradictions()
+        _refuse_misled_root(config, options.model)
+        for spec in options.specs:
+            check_attention(spec)
+        for name in options.executions:
+            options.execution(name)
+        return options
+
+    def execution(self, given: str | Execution) -> Execution:
+        """The execution of that name with this run's settings, or the one given.
+
+        Raises:
+            UsageError: there is none.
+        """
+        from pytest_llmperf.engines.executions.execution_registry import find_execution
+
+        return self.compile if given == self.compile.name else find_execution(given)
+
+    def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
+        """What each metric of a test accepts: marker over command line over ini rules over ini over definition."""
+        rules = [rule.layer for rule in self.rules if rule.pattern.search(test)]
+        layers = [self.ini_layer, *rules, self.command_line_layer, marker]
+        return lambda metric: _limit(metric, layers)
+
+    def _refuse_contradictions(self) -> None:
+        contradictions = {
+            "--llmperf-update and --llmperf-update-new-only: choose one": self.update and self.update_new_only,
+            "--llmperf-inject: injected numbers never enter a baseline: leave out --llmperf-update": (
+                self.updates and self.injections
+            ),
+            "--llmperf-inject with --llmperf-measure-only: nothing is compared, so nothing can turn red": (
+                self.measure_only and self.injections and not self.journal
+            ),
+            "--llmperf-baseline-ref: a baseline of another revision is read and never written: leave out "
+            "--llmperf-update": self.updates and self.baseline_ref and not self.measure_only,
+            "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
+            "--llmperf-profile: a profiled run is no measurement: add --llmperf-measure-only, and leave out "
+            "--llmperf-update": self.profile and (self.updates or not self.measure_only),
+            f"--llmperf-base-url {self.base_url}: engine {self.engine!r} has no address: choose a server with "
+            "--llmperf-engine": self.base_url and self.loads_models,
+        }
+        for message, found in contradictions.items():
+            if found:
+                raise UsageError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSettings:
+    """What ``@pytest.mark.llmperf(...)`` may say; ``None`` leaves it to the run."""
+
+    __test__ = False  # pytest would collect a class of this name
+
+    gate: str | tuple[str, ...] | list[str] | None = None
+    """Metrics that may fail the test: names, comma-separated or in a list; ``"none"`` for none."""
+    tolerate: float | str | Mapping[str, float | str] | None = None
+    """Slowdown or growth that is accepted: ``0.03`` or ``"3%"``, or a mapping from metric to either."""
+    catch: float | str | Mapping[str, float | str] | None = None
+    """Slowdown or growth that must be caught, in the same forms."""
+    requests: int | None = None
+    """Measured requests."""
+    warmup: int | None = None
+    """Most warm-up requests."""
+    timeout: float | None = None
+    """Seconds that the test's body may take; 0 for no limit."""
+
+    @classmethod
+    def from_markers(cls, markers: list[pytest.Mark]) -> TestSettings:
+        """Merge markers, the nearest first.
+
+        Raises:
+            UsageError: positional arguments, an unknown keyword, or a value of the wrong kind.
+        """
+        settings = cls()
+        if not markers:
+            return settings
+        known = {one.name for one in fields(cls)}
+        for marker in reversed(markers):
+            unknown = sorted(set(marker.kwargs) - known)
+            if marker.args or unknown:
+                found = f"keyword {unknown[0]!r}" if unknown else f"positional {marker.args[0]!r}"
+                raise UsageError(
+                    f"@pytest.mark.llmperf: unexpected {found}; expected keywords {', '.join(sorted(known))}"
+                )
+            settings = replace(settings, **marker.kwargs)
+        settings.layer()  # checks the limits now, while the test can be named
+        for name, at_least in (("requests", 1), ("warmup", 0)):
+            value = getattr(settings, name)
+            if value is not None:
+                _whole(f"@pytest.mark.llmperf: {name}", value, at_least=at_least)
+        if settings.timeout is not None:
+            _seconds("@pytest.mark.llmperf: timeout", settings.timeout)
+        return settings
+
+    def layer(self) -> LimitLayer:
+        """The marker's limits."""
+        gate = self.gate if self.gate is None or isinstance(self.gate, str) else ",".join(map(str, self.gate))
+        return LimitLayer(
+            gate=_gate(gate) if gate is not None else None,
+            tolerate=_shares("tolerate", self.tolerate),
+            catch=_shares("catch", self.catch),
+        )
+
+
+def parse_layer(*, gate: str = "", tolerate: str = "", catch: str = "") -> LimitLayer:
+    """A layer from text, as the command line and the ini file give it; empty text says nothing.
+
+    Raises:
+        UsageError: a metric is unknown or a limit is no share.
+    """
+    return LimitLayer(
+        gate=_gate(gate) if gate else None,
+        tolerate=_shares("tolerate", tolerate or None),
+        catch=_shares("catch", catch or None),
+    )
+
+
+def baselines_arguments(config: pytest.Config, folder: Path) -> tuple[str, ...]:
+    """What the ``llmperf`` command needs to find that folder from where pytest was started."""
+    path = os.path.relpath(folder, config.invocation_params.dir)
+    return () if path == "baselines" else ("--baselines", path)
+
+
+def measuring_arguments(config: pytest.Config) -> tuple[str, ...]:
+    """What was given on the command line about what is measured and how, not about what becomes of the figures."""
+    given = {option.flag: config.getoption(option.ini) for option in SETTINGS if option.name not in JUDGING}
+    given["--llmperf-device"] = config.getoption("llmperf_device") or config.getoption("llmperf_short_device", None)
+    return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
+
+
+def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:
+    gates, tolerate, catch = metric.gates, metric.tolerate, None
+    for layer in layers:
+        gates = metric.key in layer.gate if layer.gate is not None else gates
+        tolerate = _share_of(metric, layer.tolerate, tolerate)
+        catch = _share_of(metric, layer.catch, catch)
+    if catch is None:
+        # A wider tolerance moves what must be caught along with it.
+        catch = tolerate + metric.catch - metric.tolerate
+    if catch < tolerate:
+        raise UsageError(f"{metric.name}: catch={catch:g} is less than tolerate={tolerate:g}: expected it to be larger")
+    return Limit(tolerate=tolerate, catch=catch, floor=metric.floor, gates=gates)
+
+
+def _share_of(metric: Metric, shares: Mapping[str, float], default: _Share) -> float | _Share:
+    for_all = shares.get(ALL_METRICS) if metric.kind is Kind.TIMED else None
+    return shares.get(metric.key, default if for_all is None else for_all)
+
+
+def failing_outcomes(text: str, *, strict: bool, option: str = "--llmperf-fail-on") -> frozenset[Outcome]:
+    """The outcomes that fail a test beside those that always do.
+
+    Args:
+        text: their names, comma-separated; may be empty.
+        strict: whether all that are undecided fail.
+        option: what the text was given to.
+
+    Raises:
+        UsageError: there is no such outcome, or it fails always or never.
+    """
+    choices = {str(outcome): outcome for outcome in Outcome if outcome not in _ALWAYS_OR_NEVER_FAILING}
+    named = _names(option, text) if text else ()
+    for name in named:
+        if name not in choices:
+            raise UsageError(f"{option} {name!r}: expected some of {', '.join(choices)}")
+    undecided = {outcome for outcome in choices.values() if not outcome.decided}
+    return frozenset(choices[name] for name in named) | (undecided if strict else frozenset())
+
+
+def _gate(text: str) -> frozenset[str]:
+    """Keys of the metrics that may fail a test."""
+    if text.strip() == "none":
+        return frozenset()
+    return frozenset(_gating_metric(name).key for name in _names("gate", text))
+
+
+def _gating_metric(name: str) -> Metric:
+    metric = find_metric(name)
+    if metric.kind is Kind.INFORMATIVE:
+        raise UsageError(f"gate: {metric.name} explains the others and is never judged; choose another metric")
+    return metric
+
+
+def _shares(name: str, given: float | str | Mapping[str, float | str] | None) -> dict[str, float]:
+    if given is None:
+        return {}
+    if isinstance(given, str) and ":" in given:
+        given = dict(part.partition(":")[::2] for part in given.split(","))
+    if isinstance(given, Mapping):
+        return {find_metric(metric.strip()).key: _share(name, share) for metric, share in given.items()}
+    return {ALL_METRICS: _share(name, given)}
+
+
+def _share(name: str, given: object) -> float:
+    """A relative change: ``0.03``, ``"0.03"`` or ``"3%"``."""
+    text = given.strip() if isinstance(given, str) else ""
+    share = _amount(text[:-1]) / 100 if text.endswith("%") else _amount(given)
+    if math.isnan(share):
+        raise UsageError(f"{name}={given!r}: expected a share such as 3% or 0.03")
+    return share
+
+
+def _whole(name: str, given: object, *, at_least: int = 1) -> int:
+    try:
+        number = int(given)  # type: ignore[call-overload]  # what int refuses is the error below
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(given, bool | float) or number < at_least:
+        raise UsageError(f"{name} {given!r}: expected a whole number of at least {at_least}")
+    return int(number)
+
+
+def _switch(name: str, given: str) -> bool:
+    if given not in ("on", "off"):
+        raise UsageError(f"{name} {given!r}: expected on or off")
+    return given == "on"
+
+
+def _seconds(name: str, given: object) -> float:
+    seconds = _amount(given)
+    if math.isnan(seconds):
+        raise UsageError(f"{name} {given!r}: expected a number of seconds, or 0 for no limit")
+    return seconds
+
+
+def _schedulers(text: str) -> tuple[str, ...]:
+    names = _names("--llmperf-schedulers", text)
+    for name in names:
+        if name not in SCHEDULERS:
+            raise UsageError(f"--llmperf-schedulers {name!r}: expected some of {', '.join(SCHEDULERS)}")
+    return names
+
+
+def _rate(text: str) -> float:
+    rate = _amount(text)
+    if not rate > 0:
+        raise UsageError(f"--llmperf-rate {text!r}: expected requests a second, a number above 0")
+    return rate
+
+
+def _lengths(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)-(\d+)", text.strip())
+    low, high = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 0 < low <= high:
+        raise UsageError(f"--llmperf-throughput-lengths {text!r}: expected LOW-HIGH in tokens, such as 100-1024")
+    return low, high
+
+
+def _amount(given: object) -> float:
+    """A finite number of at least 0, given as one or as text; NaN for all else."""
+    try:
+        number = float(given)  # type: ignore[arg-type]  # what float refuses is no amount
+    except (TypeError, ValueError):
+        return math.nan
+    return number if not isinstance(given, bool) and 0 <= number < math.inf else math.nan
+
+
+def _names(name: str, text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise UsageError(f"{name} {text!r}: expected at least one name, comma-separated")
+    return names
+
+
+def _resolve(config: pytest.Config, option: Option) -> str:
+    given = config.getoption(option.ini)
+    return str(given if given is not None else config.getini(option.ini))
+
+
+def given_device(config: pytest.Config) -> str:
+    """The device to measure on, or several, as they were named; in an xdist worker the one that it was given.
+
+    Raises:
+        UsageError: the two options contradict each other.
+    """
+    if pinned := getattr(config, "workerinput", {}).get("llmperf_device"):
+        return str(pinned)
+    long, short = config.getoption("llmperf_device"), config.getoption("llmperf_short_device", None)
+    if long and short and long != short:
+        raise UsageError(f"--device {short} and --llmperf-device {long} contradict each other: give one")
+    return str(long or short or config.getini("llmperf_device"))
+
+
+def _compile(mode: str, dynamo: str) -> Compile:
+    from pytest_llmperf.engines.executions.dynamo import parse_settings
+    from pytest_llmperf.engines.executions.torch_compile import Compile
+
+    return Compile(mode=mode, dynamo=parse_settings(dynamo))
+
+
+def _refuse_misled_root(config: pytest.Config, model: str | None) -> None:
+    """Before it knows our options, pytest takes a path behind one for a place of tests, and finds another root."""
+    here = config.invocation_params.dir
+    if model not in config.invocation_params.args or not Path(model).is_dir() or config.inipath:
+        return
+    if not Path(model).resolve().is_relative_to(here):
+        raise UsageError(
+            f"--llmperf-model: pytest took {model} for a place of tests, and {config.rootpath} for the root of the "
+            f"project: write --llmperf-model={model}"
+        )
+
+
+def _given_path(config: pytest.Config, option: str) -> Path | None:
+    given = config.getoption(option)
+    return config.invocation_params.dir / str(given) if given else None
+
+
+def _baselines(config: pytest.Config) -> Path:
+    given = config.getoption("llmperf_baselines")
+    if given:
+        return config.invocation_params.dir / str(given)
+    return (config.inipath.parent if config.inipath else config.rootpath) / str(config.getini("llmperf_baselines"))
+
+
+def _layer(source: Callable[[str], Any]) -> LimitLayer:
+    return parse_layer(**{name: source(f"llmperf_{name}") or "" for name in ("gate", "tolerate", "catch")})

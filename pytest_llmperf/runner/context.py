@@ -1,0 +1,388 @@
+"""Where perf tests run: one device, one model at a time, and the baseline that figures are judged against."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pytest_llmperf.engines.engine import Engine
+from pytest_llmperf.engines.engine_registry import ENGINES, Wanted
+from pytest_llmperf.engines.transformers import TransformersEngine
+from pytest_llmperf.errors import BaselineError, MeasurementError, UsageError
+from pytest_llmperf.hardware.dead_device import why_dead
+from pytest_llmperf.hardware.environment import device_key, environment, session_id
+from pytest_llmperf.measure.bench import Bench
+from pytest_llmperf.measure.generation import Plan
+from pytest_llmperf.measure.kernel import KernelTimer
+from pytest_llmperf.measure.kernel_timing import Timing
+from pytest_llmperf.measure.progress import TEST_BODY
+from pytest_llmperf.measure.serving_plan import ServingPlan
+from pytest_llmperf.measure.timeout import contained
+from pytest_llmperf.metrics import METRICS, Limit
+from pytest_llmperf.models.load import LoadedModel
+from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
+from pytest_llmperf.models.source import check_source, default_model
+from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.runner.config import Options, TestSettings
+from pytest_llmperf.stats.holm import holm_family_sizes
+from pytest_llmperf.storage.baseline_file import baseline_path, check_writable, load_baseline, parse_baseline
+from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult
+from pytest_llmperf.system.git import file_at, head_commit, is_dirty, is_file_at
+from pytest_llmperf.system.interrupts import can_interrupt
+from pytest_llmperf.system.tracing import changed_tracing, tracing
+from pytest_llmperf.text import slug
+from pytest_llmperf.verdict.anchor import Anchor, pinned_baseline
+from pytest_llmperf.verdict.comparison import CellKey, Comparison, Confirmed
+from pytest_llmperf.verdict.judge import is_judged
+from pytest_llmperf.verdict.model import Verdict
+from pytest_llmperf.verdict.outcome import Entry
+from pytest_llmperf.verdict.screen import ALPHA_FAMILY
+
+LEFT_TO_THE_GATE = "it looks slower: llmperf gate decides"
+LEFT_TO_FRESH_RUNS = "it looks slower, which a screen does not confirm: pytest --llmperf does"
+
+PROFILED_WARMUP = 2
+"""Most warm-up requests where only a profile is wanted: the timed and the counted request warm up as well."""
+
+SLOWEST_RUNS = 10
+"""How many times the slowest run of the baseline a test's body may take, where nobody says otherwise: requests that are
+disturbed are made three times over, and what got three times slower is a regression to be told, not a hang."""
+SHORTEST_TIMEOUT_S = 10.0
+"""No limit that comes from a baseline is shorter: what happens once a process must not look like a hang."""
+
+
+@dataclass(frozen=True)
+class PlannedTest:
+    """A perf test as it was collected."""
+
+    key: str
+    settings: TestSettings
+    spec: ModelSpec | None
+
+
+class Workplace:
+    """The measuring and judging side: made once the tests are collected, where they run.
+
+    Args:
+        options: the run's settings.
+        tests: the perf tests that will run.
+        root: the user's project.
+
+    Raises:
+        UsageError: a device, model or quantization that is not to be had here.
+        BaselineError: a baseline that cannot be trusted.
+    """
+
+    def __init__(self, options: Options, tests: Sequence[PlannedTest], *, root: Path) -> None:
+        self.options = options
+        self._root = root
+        self.edited = ""
+        self.dead = ""
+        """Since which test the device does nothing more for this process, and why; empty while it works."""
+        self._not_begun = dict.fromkeys(test.key for test in tests)
+        self._bench = Bench(options.device, options.guards)
+        self.progress = self._bench.progress
+        self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
+        self._check_specs(tests)
+        self._wanted = Wanted(
+            model=options.model, revision=options.revision, base_url=options.base_url, device=self._bench.device
+        )
+        if not options.loads_models:
+            ENGINES[options.engine].check(self._wanted)
+        if any(self._timeouts.values()) and not (options.isolate or options.tell or can_interrupt()):
+            raise UsageError(
+                "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave it out"
+            )
+        self._layers = {test.key: test.settings.layer() for test in tests}
+        start = datetime.now(UTC)
+        facts = environment(self._bench.device)
+        self.device_key = device_key(facts)
+        self.run = Run(
+            run_id=f"{start:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
+            session_id=os.environ.get("LLMPERF_SESSION_ID") or session_id(f"{start:%Y-%m-%d}"),
+            time=start.isoformat(timespec="seconds"),
+            commit=head_commit(root),
+            dirty=is_dirty(root),
+            environment=facts,
+        )
+        baseline = self._read_baseline()
+        self._known = Comparison(baseline, facts)
+        self.comparison = Comparison(None if options.measure_only else baseline, facts)
+        self._anchor = self._read_anchor()
+        self._count_family(tests)
+
+    @property
+    def loads(self) -> int:
+        """Models loaded so far."""
+        return self._bench.models.loads
+
+    def load(self, param: str | ModelSpec) -> LoadedModel:
+        """The model that a test's parameter stands for, loaded if it is not the one at hand.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        return self._bench.models.get(self._complete(ModelSpec.parse(param)))
+
+    def engine(self, param: str | ModelSpec) -> Engine:
+        """The engine that a test's parameter stands for: over a model that is loaded here, or the run's own.
+
+        Raises:
+            ModelError: it cannot be had.
+            UsageError: the run's engine has a model of its own, and the test asks for another one.
+        """
+        if self.options.loads_models:
+            return TransformersEngine(self.load(param))
+        if param not in self.options.served:
+            raise UsageError(
+                f"engine {param!s}: {self.options.engine} serves the one model it has: expected a test that does not "
+                "parametrize engine"
+            )
+        return self._bench.own_engine(ENGINES[self.options.engine], self._wanted)
+
+    def serve(self, engine: Engine | LoadedModel, plan: ServingPlan, *, test: str) -> TestResult:
+        """Measure how an engine, or a loaded model, serves many requests."""
+        serving = TransformersEngine(engine) if isinstance(engine, LoadedModel) else engine
+        if self.options.burdens:
+            raise UsageError(
+                f"--llmperf-inject {self.options.burdens[0]}: what serves requests makes no single forwards: put a "
+                "factor on a figure instead, such as output:-15%"
+            )
+        return self.finished(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
+
+    def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
+        """Measure, with what ``--llmperf-inject`` asks for put on top.
+
+        A run that profiles is for its profiles: it measures as little as it can.
+        """
+        traces = None
+        if folder := self.options.profile:
+            traces = folder / _trace_name(test, loaded.spec, plan)
+            plan = replace(plan, requests=1, warmup_cap=min(plan.warmup_cap, PROFILED_WARMUP))
+        burdens, run_id = self.options.burdens, self.run.run_id
+        result = self._bench.measure(loaded, plan, test=test, run_id=run_id, burdens=burdens, traces=traces)
+        return self.finished(result)
+
+    def finished(self, result: TestResult) -> TestResult:
+        """A result with the factors of ``--llmperf-inject`` put on its figures, and invalid if it was traced unseen.
+
+        That is no guard, which a user may leave out: the run's environment would be wrong about it.
+        """
+        seen = result.observation
+        why = changed_tracing(str(self.run.environment["tracing"]), tracing())
+        marked = result.model_copy(update={"observation": seen.model_copy(update={"invalid": seen.invalid or why})})
+        return _inject(marked, self.options)
+
+    def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
+        """A timer of callables on the run's device, which needs no model; ``keep`` is given each timing."""
+        return KernelTimer(self.device, self._bench.clock, keep)
+
+    def entry(self, test: str, results: list[TestResult], *, timings: Sequence[str] = (), error: str = "") -> Entry:
+        """What became of a test that has run; ``timings`` are told beside what is recorded."""
+        entry = Entry(
+            test=test,
+            device_key=self.device_key,
+            run=self.run,
+            results=results,
+            timings=list(timings),
+            verdicts=[] if error or self.options.measure_only else self._judge(test, results),
+            injected=[str(injection) for injection in self.options.injections],
+            fail_on=self.options.fail_on,
+            limits=self._limits(test) if self.options.journal else {},
+            error=error,
+        )
+        return entry.suspended(LEFT_TO_THE_GATE, anchored=LEFT_TO_FRESH_RUNS) if self.options.screen else entry
+
+    def confirmed(self, entries: Sequence[Entry], runs: Sequence[Mapping[CellKey, float]]) -> list[Entry]:
+        """Entries judged anew, with what fresh runs measured of them beside their own figures.
+
+        The cells that may still fail are held to Holm's levels, which need all of their p-values.
+        """
+        values = {key: tuple(run[key] for run in runs if key in run) for key in set().union(*runs)}
+        first = [self._judge_again(entry, lambda key: Confirmed(values.get(key, ()))) for entry in entries]
+        suspects = [verdict for entry in first for verdict in entry.verdicts if verdict.suspect]
+        sizes = holm_family_sizes(
+            [1.0 if verdict.p_value is None else verdict.p_value for verdict in suspects],
+            size=self.comparison.family_size,
+            alpha=ALPHA_FAMILY,
+        )
+        size_of: dict[CellKey, int] = {}
+        for verdict, size in zip(
+            suspects, sizes, strict=True
+        ):  # on the anchor too: both are held to the stricter level
+            size_of[verdict.cell.key] = max(size, size_of.get(verdict.cell.key, 1))
+        return [
+            self._judge_again(entry, lambda key: Confirmed(values.get(key, ()), size_of.get(key))) for entry in first
+        ]
+
+    def load_limit_s(self, test: str) -> float | None:
+        """The longest that loading a test's model may take; ``None`` if nobody gave a limit."""
+        return self._timeouts[test] or None
+
+    def body_limit_s(self, test: str) -> float | None:
+        """The longest that a test's body may take: as given, else ten times the slowest run of the baseline."""
+        slowest = None if self.options.profile else self._known.slowest_s(test)  # summing up a profile takes its time
+        if self._timeouts[test] is not None or slowest is None:
+            return self._timeouts[test] or None
+        return max(SHORTEST_TIMEOUT_S, SLOWEST_RUNS * slowest)
+
+    @contextmanager
+    def contained(self, test: str, phase: str) -> Iterator[None]:
+        """Run a stage of a test so that running out of memory or time, or of the device itself, ends in one line."""
+        self._not_begun.pop(test, None)
+        self._bench.load_limit_s = self.load_limit_s(test)
+        limit_s = self.body_limit_s(test) if phase == TEST_BODY else None
+        with self._noticing_death(test), contained(self.progress, self.device, phase=phase, limit_s=limit_s):
+            yield
+
+    @property
+    def not_begun(self) -> list[str]:
+        """The tests that have not begun, in their order."""
+        return [*self._not_begun]
+
+    def release(self) -> None:
+        """Let the model go, and the engine that has its own."""
+        self._bench.release()
+
+    @property
+    def device(self) -> str:
+        """The device as torch names it."""
+        return self._bench.device
+
+    @contextmanager
+    def _noticing_death(self, test: str) -> Iterator[None]:
+        """Ask after a stage of a test whether the device still works; a test that had passed fails if it does not."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):  # a device that hangs must not keep the user from leaving
+            raise
+        except BaseException:
+            self._note_death(test)
+            raise
+        self._note_death(test)
+        if self.dead:
+            raise MeasurementError(self.dead)
+
+    def _note_death(self, test: str) -> None:
+        if not self.dead and (why := why_dead(self.device)):
+            self.dead = f"{self.device} is dead since {test}: {why}"
+
+    def _judge(
+        self,
+        test: str,
+        results: Sequence[TestResult],
+        confirmed: Callable[[CellKey], Confirmed] = lambda _: Confirmed(),
+    ) -> list[Verdict]:
+        limit = self.options.limits(test, self._layers[test])
+        found = [verdict for result in results for verdict in self.comparison.verdicts(result, limit, confirmed)]
+        if self._anchor:
+            found += [verdict for result in results for verdict in self._anchor.verdicts(result, limit, confirmed)]
+        return found
+
+    def _limits(self, test: str) -> dict[str, Limit]:
+        limit = self.options.limits(test, self._layers[test])
+        return {metric.key: limit(metric) for metric in METRICS.values() if is_judged(metric)}
+
+    def _judge_again(self, entry: Entry, confirmed: Callable[[CellKey], Confirmed]) -> Entry:
+        if entry.error:
+            return entry
+        return entry.model_copy(update={"verdicts": self._judge(entry.test, entry.results, confirmed)})
+
+    def _complete(self, spec: ModelSpec) -> ModelSpec:
+        return spec.with_defaults(
+            model=self.options.model or default_model(self._bench.device),
+            revision=self.options.revision,
+            attention=spec.attention or self.options.attention,
+        )
+
+    def _check_specs(self, tests: Sequence[PlannedTest]) -> None:
+        for test in tests:
+            if test.spec is not None:
+                spec = self._complete(test.spec)
+                check_available(QUANTIZATIONS[spec.quantization], self._bench.device.partition(":")[0])
+                check_source(spec)
+
+    def _count_family(self, tests: Sequence[PlannedTest]) -> None:
+        """Tell each comparison how many timed cells could fail this run, on the anchor too."""
+        limits = {test.key: self.options.limits(test.key, self._layers[test.key]) for test in tests}
+        for test in tests:
+            self._limits(test.key)  # a contradiction is told now, not when the test has been measured
+        anchored = self._anchor.comparison.could_fail(limits) if self._anchor else 0
+        size = max(1, self.comparison.could_fail(limits) + anchored)
+        self.comparison = replace(self.comparison, family_size=size)
+        if self._anchor:
+            self._anchor = replace(self._anchor, comparison=replace(self._anchor.comparison, family_size=size))
+
+    def _read_baseline(self) -> Baseline | None:
+        path = baseline_path(self.options.baselines, self.device_key)
+        if self.options.updates:
+            check_writable(path)
+        if self.options.measure_only:
+            return _baseline_if_sound(path)
+        reference = self.options.baseline_ref
+        baseline = self._baseline_at(reference, path) if reference else _working_baseline(path)
+        if baseline and baseline.device_key != self.device_key:
+            raise BaselineError(
+                f"{path}: device_key: expected {self.device_key!r}, found {baseline.device_key!r}. "
+                "Rename the file, or record this device's own"
+            )
+        return baseline
+
+    def _read_anchor(self) -> Anchor | None:
+        if self.options.anchor is None or self.options.measure_only:
+            return None
+        path = baseline_path(self.options.baselines, self.device_key)
+        pinned = pinned_baseline(self._root, self.options.anchor, path, present=self.comparison.baseline)
+        return Anchor(self.options.anchor, Comparison(pinned, self.run.environment))
+
+    def _baseline_at(self, revision: str, path: Path) -> Baseline | None:
+        """The baseline as it was at a revision; how the working tree's differs is noted for the summary."""
+        known = is_file_at(self._root, revision, path)
+        text = file_at(self._root, revision, path) if known else ""
+        present = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        if present != text:
+            what = "differs from" if present and text else "is not in" if present else "lacks what is in"
+            self.edited = f"read from {revision}; the working tree's {path.name} {what} it"
+        return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
+
+
+def _trace_name(test: str, spec: ModelSpec, plan: Plan) -> str:
+    """Readable, and one of its own for each workload of each test."""
+    digest = hashlib.sha256(f"{test} {spec} {plan}".encode()).hexdigest()[:12]
+    return f"{slug(test.rpartition('::')[2])[:80]}-{digest}"
+
+
+def _first(given: float | None, otherwise: float | None) -> float | None:
+    return otherwise if given is None else given
+
+
+def _working_baseline(path: Path) -> Baseline | None:
+    return load_baseline(path) if path.exists() else None
+
+
+def _baseline_if_sound(path: Path) -> Baseline | None:
+    """Where nothing is compared, a baseline tells how long tests take; one that cannot be trusted is no obstacle."""
+    with suppress(BaselineError):
+        return _working_baseline(path)
+    return None
+
+
+def _inject(result: TestResult, options: Options) -> TestResult:
+    factors = {injection.metric.key: injection.factor for injection in options.factors}
+    if not factors:
+        return result
+    return result.model_copy(
+        update={"cells": [_multiplied(cell, factors.get(cell.metric, 1.0)) for cell in result.cells]}
+    )
+
+
+def _multiplied(cell: CellRun, factor: float) -> CellRun:
+    if factor == 1.0 or not isinstance(cell.value, int | float):
+        return cell
+    return cell.model_copy(update={"value": cell.value * factor})

@@ -1,0 +1,272 @@
+"""What the fixtures hand to a test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_llmperf.errors import MeasurementError, UsageError
+
+if TYPE_CHECKING:
+    from pytest_llmperf.engines.engine import Engine
+    from pytest_llmperf.engines.executions.execution import Execution
+    from pytest_llmperf.measure.kernel_timing import Timing
+    from pytest_llmperf.measure.prompt import Prompt
+    from pytest_llmperf.models.load import LoadedModel
+    from pytest_llmperf.runner.config import TestSettings
+    from pytest_llmperf.runner.context import Workplace
+    from pytest_llmperf.storage.schema import TestResult
+
+
+_Words = str | Path | Sequence[Mapping[str, str]]
+
+
+class LlmPerf:
+    """The ``llmperf`` fixture: does and records the measurements of one test."""
+
+    def __init__(self, workplace: Workplace, test: str, settings: TestSettings) -> None:
+        self._workplace = workplace
+        self._test = test
+        self._settings = settings
+        self._start = time.monotonic()
+        self.results: list[TestResult] = []
+        """What was measured so far, in order."""
+
+    def generate(  # noqa: PLR0913  # one keyword for each axis of a workload
+        self,
+        llm: LoadedModel,
+        *,
+        batch_size: int = 1,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        prompt: _Words | None = None,
+        execution: str | Execution = "generate",
+        requests: int | None = None,
+        warmup: int | None = None,
+        seed: int = 0,
+    ) -> TestResult:
+        """Measure greedy generation of exactly ``output_tokens`` tokens for ``batch_size`` prompts.
+
+        One untimed request counts operators, warming up goes on until it is steady, ``requests`` requests are timed,
+        and one more has its memory followed. The verdict comes when the test ends.
+
+        Args:
+            llm: the model, as the ``llm`` fixture gives it.
+            batch_size: prompts a request.
+            input_tokens: length of each random prompt (default: ``--llmperf-input-tokens``).
+            output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
+            prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch (default:
+                ``--llmperf-prompt``, which is random ids).
+            execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
+                ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``.
+            requests: requests to time (default: the marker's, else ``--llmperf-requests``).
+            warmup: most requests to warm up with (default: the marker's, else ``--llmperf-warmup``).
+            seed: of the random prompts.
+
+        Returns:
+            What was measured; ``result.value("tpot")`` is one figure of it, in milliseconds.
+
+        Raises:
+            UsageError: an argument is not of its kind, a prompt of words has ``input_tokens`` beside it or cannot be
+                tokenized, or the lengths exceed the model's limit.
+            MeasurementError: what was measured must not become a number; ``ExecutionUnavailable``, which skips the
+                test, where this way to decode cannot run here.
+        """
+        from pytest_llmperf.measure.generation import Plan
+
+        __tracebackhide__ = True
+        options = self._workplace.options
+        plan = Plan(
+            batch_size=batch_size,
+            input_tokens=_first(input_tokens, options.input_tokens),
+            output_tokens=_first(output_tokens, options.output_tokens),
+            execution=options.execution(execution),
+            requests=_first(requests, self._settings.requests, options.requests),
+            warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
+            seed=seed,
+            prompt=self._prompt(prompt, input_tokens),
+        )
+        return self._keep(self._workplace.measure(llm, plan, test=self._test))
+
+    def serve(  # noqa: PLR0913  # one keyword for each axis of a workload
+        self,
+        engine: Engine | LoadedModel,
+        *,
+        scheduler: str = "online",
+        requests: int | None = None,
+        max_batch_size: int | None = None,
+        input_tokens: int | tuple[int, int] | None = None,
+        output_tokens: int | tuple[int, int] | None = None,
+        rate: float | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        repeats: int = 3,
+        warmup: int | None = None,
+    ) -> TestResult:
+        """Measure how many requests of random ids are served: what they produce a second, and how long each takes.
+
+        Args:
+            engine: as the ``engine`` fixture gives it, or a model as ``llm`` does.
+            scheduler: ``naive``, one request after another; ``offline``, all at once; ``online``, at most
+                ``max_batch_size`` at once.
+            requests: how many (default: ``--llmperf-serve-requests``).
+            max_batch_size: of the online scheduler (default: ``--llmperf-max-batch-size``).
+            input_tokens: length of each prompt, or the least and the most of uniform ones (default:
+                ``--llmperf-input-tokens``).
+            output_tokens: tokens to generate for each, likewise (default: ``--llmperf-output-tokens``).
+            rate: requests that arrive a second, Poisson, at the online scheduler; all at once by default.
+            temperature: greedy at 0.
+            top_k: draw from so many most likely tokens (default: from all).
+            top_p: draw from the most likely tokens that have this probability together (default: from all).
+            seed: of lengths, prompts and arrivals.
+            repeats: timed passes over the requests.
+            warmup: most passes to warm up with (default: the marker's, else ``--llmperf-warmup``).
+
+        Returns:
+            What was measured; ``result.value("output")`` is one figure of it, in tokens a second.
+
+        Raises:
+            UsageError: an argument is not of its kind, or the lengths exceed the model's limit.
+            MeasurementError: what was measured must not become a number.
+        """
+        from pytest_llmperf.engines.engine import Sampling
+        from pytest_llmperf.measure.serving_plan import ServingPlan
+
+        __tracebackhide__ = True
+        options = self._workplace.options
+        plan = ServingPlan(
+            scheduler=scheduler,
+            requests=_first(requests, options.serve_requests),
+            max_batch_size=_first(max_batch_size, options.max_batch_size),
+            input_tokens=options.input_tokens if input_tokens is None else input_tokens,
+            output_tokens=options.output_tokens if output_tokens is None else output_tokens,
+            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            rate=rate,
+            seed=seed,
+            repeats=repeats,
+            warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
+        )
+        return self._keep(self._workplace.serve(engine, plan, test=self._test))
+
+    def speedup(self, result: TestResult, *, over: TestResult) -> TestResult:
+        """Record how many times as fast one workload of this test was as another: a figure of its own, gated too.
+
+        Args:
+            result: what this test measured of one.
+            over: what it measured of the other, which is the slower one where the ratio is above 1.
+
+        Returns:
+            What is recorded; ``value("speedup")`` is the ratio.
+
+        Raises:
+            UsageError: one was not measured by this test, they are the same, or they were measured for different
+                things, such as TPOT and throughput.
+            MeasurementError: one has no figure.
+        """
+        from pytest_llmperf.measure.speedup_result import speedup_of
+
+        __tracebackhide__ = True
+        for given in (result, over):
+            if given not in self.results:
+                raise UsageError(f"speedup: {given!r:.60}: expected what llmperf measured in this test")
+        return self._keep(self._workplace.finished(speedup_of(result, over=over)))
+
+    def _keep(self, measured: TestResult) -> TestResult:
+        __tracebackhide__ = True
+        twice = f"{self._test} measured one workload twice; expected each once: parametrize it, or raise requests="
+        return _add(self.results, measured, since=self._start, twice=twice)
+
+    def _prompt(self, given: _Words | None, input_tokens: int | None) -> Prompt:
+        """The test's own, else the run's; a test that gives a length means random ids."""
+        from pytest_llmperf.measure.prompt import RANDOM, Prompt
+
+        __tracebackhide__ = True
+        if given is None:
+            return self._workplace.options.prompt if input_tokens is None else RANDOM
+        if input_tokens is not None:
+            raise UsageError(f"input_tokens={input_tokens} beside a prompt of words, which has its own: leave out one")
+        return Prompt.of(given)
+
+
+class CallRecorder:
+    """Records what ``cuda_timer`` times in one test."""
+
+    def __init__(self, workplace: Workplace, test: str) -> None:
+        self._workplace = workplace
+        self._test = test
+        self._start = time.monotonic()
+        self.results: list[TestResult] = []
+        self.lines: list[str] = []
+        """What is told of each beside its figure."""
+
+    def keep(self, timing: Timing) -> None:
+        """Record one timing.
+
+        Raises:
+            UsageError: work was to be injected into the forwards of a model, of which a callable has none.
+            MeasurementError: the test timed the same call before.
+        """
+        from pytest_llmperf.measure.kernel_result import call_result
+
+        __tracebackhide__ = True
+        if self._workplace.options.burdens:
+            raise UsageError(
+                f"--llmperf-inject {self._workplace.options.burdens[0]}: a callable has no forwards to put it on: put "
+                "a factor on its figure instead, such as call:+15%"
+            )
+        guards = self._workplace.options.guards
+        measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)
+        twice = f"{self._test} timed {timing.name} twice with like arguments; expected each once: give name="
+        _add(self.results, self._workplace.finished(measured), since=self._start, twice=twice)
+        self.lines.append(f"{timing.name}: {timing}")
+
+
+@dataclass
+class PeakMemory:
+    """Peaks of a block, in bytes, once it has ended; ``None`` where they cannot be read, for ``reason``."""
+
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    rss_bytes: int | None = None
+    reason: str = "the block has not ended"
+
+
+@contextmanager
+def peak_memory(device: str) -> Iterator[PeakMemory]:
+    """Follow the memory of a block on one device."""
+    from pytest_llmperf.hardware.memory import trace_memory
+
+    found = PeakMemory()
+    with trace_memory(device, "block") as trace:
+        yield found
+    peak = trace.peaks["block"]
+    found.allocated_bytes, found.reserved_bytes = peak.allocated_bytes, peak.reserved_bytes
+    found.rss_bytes, found.reason = peak.rss_bytes, peak.reason
+
+
+def _add(results: list[TestResult], measured: TestResult, *, since: float, twice: str) -> TestResult:
+    """Add what a test measured, with the seconds that it has taken so far.
+
+    Raises:
+        MeasurementError: the test measured that workload before; ``twice`` is what is told.
+    """
+    __tracebackhide__ = True
+    if any(measured.workload == earlier.workload for earlier in results):
+        raise MeasurementError(twice)
+    elapsed_s = round(time.monotonic() - since, 3)
+    observation = measured.observation.model_copy(update={"elapsed_s": elapsed_s})
+    results.append(measured.model_copy(update={"observation": observation}))
+    return results[-1]
+
+
+def _first(*choices: int | None) -> int:
+    for choice in choices:
+        if choice is not None:
+            return choice
+    raise UsageError("a number is missing")

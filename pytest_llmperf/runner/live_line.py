@@ -1,0 +1,63 @@
+"""A line that lives while a test runs: its phase, tokens so far and the running median TPOT. On a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.measure.progress import SETUP, TEST_BODY
+
+if TYPE_CHECKING:
+    from pytest_llmperf.engines.executions.request import RequestTimes
+
+_SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
+_NARROWEST = 20
+"""Columns that must be left behind what pytest wrote."""
+
+
+class LiveLine:
+    """Writes behind what pytest has written of the present test, and leaves the cursor there.
+
+    It is drawn between phases and requests, never inside one.
+
+    Args:
+        reporter: pytest's terminal reporter.
+        uncaptured: gives a context in which a write reaches the terminal, although the test's own output is captured.
+    """
+
+    def __init__(self, reporter: Any, uncaptured: Callable[[], AbstractContextManager[None]]) -> None:
+        self._reporter = reporter
+        self._uncaptured = uncaptured
+        self._tpots: list[float] = []
+        self._tokens = 0
+        self._shown = False
+
+    @classmethod
+    def fits(cls, reporter: Any) -> bool:
+        """Whether somebody looks at a terminal, and has not asked for quiet."""
+        return reporter is not None and reporter.verbosity >= 0 and reporter.isatty and reporter.hasmarkup
+
+    def enter(self, phase: str) -> None:
+        """Another phase begins; of a test's own code nothing is shown."""
+        self._tpots, self._tokens = [], 0
+        text = "" if phase in (SETUP, TEST_BODY) else phase
+        if text or self._shown:
+            self._write(text)
+        self._shown = bool(text)
+
+    def request(self, times: RequestTimes) -> None:
+        """A request has ended."""
+        self._tokens += len(times.itl_ms) + 1
+        if times.tpot_ms is not None:
+            self._tpots.append(times.tpot_ms)
+        running = f", TPOT {median(self._tpots):.2f} ms" if self._tpots else ""
+        self._write(f"{self._tokens} tokens a sequence{running}")
+
+    def _write(self, text: str) -> None:
+        writer = self._reporter._tw  # noqa: SLF001  # pytest offers no other way to its width
+        left = writer.fullwidth - writer.width_of_current_line - 1
+        if left >= _NARROWEST:
+            with self._uncaptured():
+                self._reporter.write_raw(f"{_SAVE}{text[:left]}{_ERASE}{_RESTORE}", flush=True)

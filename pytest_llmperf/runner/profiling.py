@@ -1,0 +1,156 @@
+"""Profiled runs: fresh processes of their own, so that what a profiler leaves behind is in none whose times count.
+
+Of tests that regressed they tell where the time went; of tests that were recorded they are kept beside the baseline, to
+be compared with then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import pytest
+
+from pytest_llmperf.errors import LlmperfError
+from pytest_llmperf.report.terminal import write_now
+from pytest_llmperf.runner.context import Workplace
+from pytest_llmperf.runner.session import Session
+from pytest_llmperf.storage.comparability import blocking, compare_environments
+from pytest_llmperf.storage.process_result import Measured
+from pytest_llmperf.storage.profiles import (
+    Key,
+    comparable,
+    keep_profiles,
+    load_profiles,
+    parse_profiles,
+    profiles_path,
+    run_of,
+)
+from pytest_llmperf.storage.schema import ProfileFile, Run
+from pytest_llmperf.system.git import file_at, is_file_at
+from pytest_llmperf.system.paths import run_folder
+from pytest_llmperf.system.pytest_process import Ended, run_replica
+from pytest_llmperf.text import plural, some
+from pytest_llmperf.verdict.explanation import Profiles, explanations, slower
+from pytest_llmperf.verdict.outcome import Entry
+
+NO_PROFILE = "no profile of it is stored; recording a run stores those of llmperf.generate"
+LONGEST_LIST = 3
+
+
+def explained(entries: Sequence[Entry], config: pytest.Config, workplace: Workplace) -> list[Entry]:
+    """Entries with what takes longer of those that regressed in a time.
+
+    Args:
+        entries: as they were judged last.
+        config: of the run whose arguments the fresh process gets.
+        workplace: that judged.
+    """
+    regressed = [entry for entry in entries if slower(entry.verdicts)]
+    if not regressed or not workplace.options.explain:
+        return list(entries)
+    try:
+        base = _stored(config, workplace)
+        known = {test for test, _ in base.found}
+        tests = [entry.test for entry in regressed if entry.test in known]
+        now, traces = profiled(config, tests, workplace.run)
+    except (OSError, LlmperfError) as error:
+        base, now, traces = Profiles("baseline", why_not=str(error)), Profiles("now"), ""
+    return [_explained(entry, base, now, traces) for entry in entries]
+
+
+def _explained(entry: Entry, base: Profiles, now: Profiles, traces: str) -> Entry:
+    return entry.model_copy(update={"explanations": explanations(entry.verdicts, base, now, traces=traces)})
+
+
+def store_profiles(config: pytest.Config, session: Session) -> str:
+    """Profile what was recorded and keep that beside the baseline; returns what became of it, empty if nothing had to.
+
+    Workloads that have a profile of this commit already are left out.
+
+    Raises:
+        OSError: the profiles cannot be written; ``LlmperfError``: the file that holds others cannot be trusted.
+    """
+    update, entries = session.outcome.update, session.outcome.entries
+    if not session.options.explain or update is None or update.baseline is None:
+        return ""
+    run, path = entries[0].run, profiles_path(session.options.baselines, entries[0].device_key)
+    of = {(cell.test, cell.workload) for cell in update.baseline.cells}
+    wanted = list(_unprofiled(entries, load_profiles(path), run))
+    if not wanted:
+        return ""
+    found, _ = profiled(config, wanted, run)
+    if not found.found:
+        return f"operator profiles NOT kept: {found.why_not}"
+    keep_profiles(path, entries[0].device_key, run, found.found, of=of)
+    return f"operator profiles of {plural(len(found.found), 'workload')} kept: {path}"
+
+
+def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Profiles, str]:
+    """The profiles of some of a run's tests, and the folder of their traces in the project; of no tests, none.
+
+    Raises:
+        OSError: the scratch folder cannot be written.
+        BaselineError: the process left a journal that cannot be read.
+    """
+    if not tests:
+        return Profiles("now"), ""
+    write_now(config, f"llmperf: profiling {some(tests, LONGEST_LIST)}")
+    folder = run_folder(config.rootpath, "traces", run.run_id)
+    journal = folder / "profile.jsonl"
+    ended = run_replica(config, tests, journal, session_id=run.session_id, extra=[f"--llmperf-profile={folder}"])
+    return profiles_of("now", Measured.read(journal), ended), folder.relative_to(config.rootpath).as_posix()
+
+
+def profiles_of(name: str, measured: Measured, ended: Ended) -> Profiles:
+    """What a process profiled, and why not the rest.
+
+    Args:
+        name: of the side.
+        measured: what it wrote.
+        ended: how it ended.
+    """
+    died = f"exit code {ended.exit_code}, {ended.last_words}" if ended.exit_code else "it makes no request by itself"
+    errors = [f"{note.test}: {note.error}" for note in measured.notes.values() if note.error]
+    return Profiles(name, measured.profiles, f"not profiled: {next(iter(errors), died)} (see {ended.log})")
+
+
+def _stored(config: pytest.Config, workplace: Workplace) -> Profiles:
+    """The profiles beside the baseline that the run was compared with."""
+    path, reference = profiles_path(workplace.options.baselines, workplace.device_key), workplace.options.baseline_ref
+    if reference is None:
+        file = load_profiles(path)
+    elif is_file_at(config.rootpath, reference, path):
+        file = parse_profiles(file_at(config.rootpath, reference, path), name=f"{reference}:{path.name}")
+    else:
+        file = None
+    if file is None:
+        return Profiles("baseline", why_not=NO_PROFILE)
+    found = comparable(file, workplace.run.environment)
+    why = NO_PROFILE if found else "its profiles are of another environment"
+    return Profiles(f"baseline{_commits(file, found)}", found, why)
+
+
+def _commits(file: ProfileFile, found: Iterable[Key]) -> str:
+    commits = {run.commit[:12] for key in found if (run := run_of(file, key)) and run.commit}
+    return f" of {', '.join(sorted(commits))}" if commits else ""
+
+
+def _unprofiled(entries: Sequence[Entry], file: ProfileFile | None, run: Run) -> Iterator[str]:
+    """Tests with a request that was not profiled yet at this commit: one made by itself, as its wall time tells."""
+    for entry in entries:
+        requests = [one for one in entry.results if "e2e_wall_ms" in one.samples]
+        keys = [(entry.test, result.workload.hash) for result in requests]
+        if not all(file and _is_of(run_of(file, key), run) for key in keys):
+            yield entry.test
+
+
+def _is_of(then: Run | None, now: Run) -> bool:
+    """Whether a profile is of the code that was recorded now, on a machine that may be compared.
+
+    A tree that differs from its commit, or has none, is taken to stay as it is for one session.
+    """
+    if then is None or blocking(compare_environments(then.environment, now.environment)):
+        return False
+    if (then.commit, then.dirty) != (now.commit, now.dirty):
+        return False
+    return then.session_id == now.session_id or (now.commit is not None and not now.dirty)

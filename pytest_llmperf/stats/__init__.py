@@ -1,0 +1,1 @@
+"""Statistics, pure: no records, no torch."""

@@ -1,0 +1,231 @@
+"""Reading and writing baseline files: validated, locked, atomic, one record a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.storage.journal import read_journal
+from pytest_llmperf.storage.merge import trim
+from pytest_llmperf.storage.migrations import migrate
+from pytest_llmperf.storage.schema import Baseline
+
+LOCK_TIMEOUT_S = 60.0
+
+_Row = TypeVar("_Row", bound=BaseModel)
+
+
+def baseline_path(folder: Path, device_key: str) -> Path:
+    """Where the baseline of a device lies."""
+    return folder / f"{device_key}.json"
+
+
+def baseline_files(path: Path) -> list[Path]:
+    """The baseline files and journals of a folder, or the one file.
+
+    Raises:
+        BaselineError: the folder holds none.
+    """
+    if not path.is_dir():
+        return [path]
+    found = [*sorted(path.glob("*.json")), *sorted(path.glob("*.jsonl"))]
+    if not found:
+        raise BaselineError(f"no baseline under {path}: expected *.json or *.jsonl. Record one: llmperf record")
+    return found
+
+
+def load_baseline(path: Path, *, injected: bool = False) -> Baseline:
+    """A baseline file, or a run's journal (``.jsonl``), as a validated :class:`Baseline`.
+
+    Args:
+        path: of the file.
+        injected: whether a journal may hold numbers that ``--llmperf-inject`` made worse.
+
+    Raises:
+        BaselineError: the file cannot be read, is not JSON, is of another schema or breaks it; names the place.
+    """
+    text = _read_text(path)
+    if path.suffix == ".jsonl":
+        return _checked(str(path), lambda: read_journal(text, injected=injected))
+    return parse_baseline(text, name=str(path))
+
+
+def parse_baseline(text: str, *, name: str) -> Baseline:
+    """A baseline file's text as a validated :class:`Baseline`; ``name`` says in errors where it came from.
+
+    Raises:
+        BaselineError: it is not JSON, is of another schema or breaks it; names the place.
+    """
+    return _checked(name, lambda: Baseline.model_validate(migrate(_parse(text))))
+
+
+def update_baseline(path: Path, change: Callable[[Baseline | None], Baseline]) -> Baseline:
+    """Read, change and replace one file, alone: readers see the old file or the new one, never half of either.
+
+    ``change`` gets the present baseline, ``None`` if there is no file yet.
+
+    Raises:
+        BaselineError: the file cannot be read, trusted, locked or written.
+    """
+    with locked(path):
+        changed = trim(change(load_baseline(path) if path.exists() else None))
+        replace_file(path, dump_baseline(changed))
+    return changed
+
+
+def check_writable(path: Path) -> None:
+    """Fail now rather than after minutes of measuring.
+
+    Raises:
+        BaselineError: the file or its folder cannot be written.
+    """
+    probe = path if path.exists() else _nearest_existing(path.parent)
+    if not os.access(probe, os.W_OK) or (probe != path and not probe.is_dir()):
+        raise BaselineError(
+            f"cannot write {path}: {probe} is not writable. Choose another folder with --llmperf-baselines"
+        )
+
+
+def dump_baseline(baseline: Baseline) -> str:
+    """The file's text: sorted, one record a line, so that diffs can be read and branches merge."""
+    blocks = [
+        f'"schema_version": {baseline.schema_version}',
+        f'"device_key": {json.dumps(baseline.device_key)}',
+        list_block("runs", baseline.runs, lambda run: (run.time, run.run_id)),
+        _workload_block(baseline),
+        list_block("observations", baseline.observations, lambda row: (row.test, row.workload, row.run)),
+        list_block("cells", baseline.cells, lambda cell: cell.key),
+        list_block("epochs", baseline.epochs, lambda row: (row.test, row.metric, row.time, row.reason)),
+    ]
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def list_block(name: str, rows: Iterable[_Row], order: Callable[[_Row], tuple[str, ...]]) -> str:
+    """One list of a file, a row a line, in that order."""
+    lines = ",\n".join(_line(row) for row in sorted(rows, key=order))
+    return f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []'
+
+
+def _workload_block(baseline: Baseline) -> str:
+    lines = ",\n".join(f'"{name}": {_line(workload)}' for name, workload in sorted(baseline.workloads.items()))
+    return f'"workloads": {{\n{lines}\n}}' if lines else '"workloads": {}'
+
+
+def _line(row: BaseModel) -> str:
+    return json.dumps(row.model_dump(exclude_defaults=True), allow_nan=False)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BaselineError(f"cannot read baseline {path}: {reason}") from error
+
+
+def _checked(name: str, read: Callable[[], Baseline]) -> Baseline:
+    try:
+        return read()
+    except ValidationError as error:
+        raise BaselineError(f"{name}: {first_problem(error)}. Restore it from version control") from error
+    except ValueError as error:
+        raise BaselineError(f"{name}: {error}. Restore it from version control") from error
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        found = "the file ends early" if error.pos >= len(text.rstrip()) else error.msg
+        raise ValueError(f"line {error.lineno}, column {error.colno}: not valid JSON ({found})") from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a measurement; expected a finite number")
+
+
+def first_problem(error: ValidationError) -> str:
+    """Path, what was found and what was expected of the first of an error's problems."""
+    problem = error.errors(include_url=False)[0]
+    path = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    found = problem["input"]
+    shown = "" if isinstance(found, dict | list | BaseModel) else f", found {str(found)[:80]!r}"
+    return f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Read and replace a file alone; its folder is made.
+
+    Raises:
+        BaselineError: somebody else holds it for too long, or it cannot be written.
+    """
+    try:
+        with FileLock(_lock_path(path), timeout=LOCK_TIMEOUT_S):
+            yield
+    except TimeoutError as error:
+        raise BaselineError(f"{path} is locked by another process for more than {LOCK_TIMEOUT_S:.0f} s") from error
+    except OSError as error:
+        raise BaselineError(f"cannot write baseline {path}: {error.strerror or error}") from error
+
+
+def _lock_path(path: Path) -> Path:
+    """In a folder that git ignores: whoever adds the baselines means the baselines."""
+    folder = path.parent / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
+    return folder / f"{path.name}.lock"
+
+
+class Written(BaseModel):
+    """A part of what a command found, as `write_model` writes it: frozen, and read back with no field unknown."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def write_model(path: Path, model: Written, *, what: str) -> None:
+    """Write what a command found, whole or not at all; ``what`` says in errors what it is.
+
+    Raises:
+        BaselineError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, model.model_dump_json(indent=1) + "\n")
+    except OSError as error:
+        raise BaselineError(f"cannot write {what} {path}: {error.strerror or error}") from error
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that readers see the old one or the new one, never half of either.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; a baseline is as readable as any other file of the project.
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())

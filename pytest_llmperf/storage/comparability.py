@@ -1,0 +1,102 @@
+"""Which facts about a machine make two runs comparable, and how two machines are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pytest_llmperf.metrics import Scalar
+
+
+class Weight(StrEnum):
+    """What a difference in a field means."""
+
+    BLOCKS = "blocks"
+    """The runs are not compared."""
+    NOTED = "noted"
+    """The difference is shown."""
+
+
+class State(StrEnum):
+    """The three answers to "is this field the same?"."""
+
+    EQUAL = "equal"
+    DIFFERS = "differs"
+    UNKNOWN = "unknown"
+
+
+FIELDS: Mapping[str, Weight] = {
+    "method": Weight.BLOCKS,
+    "device_name": Weight.BLOCKS,
+    "device_type": Weight.BLOCKS,
+    "device_memory_bytes": Weight.BLOCKS,
+    "compute_capability": Weight.BLOCKS,
+    "mig": Weight.BLOCKS,
+    "ecc": Weight.BLOCKS,
+    "power_limit_w": Weight.BLOCKS,
+    "driver": Weight.BLOCKS,
+    "runtime": Weight.BLOCKS,
+    "cuda_launch_blocking": Weight.BLOCKS,
+    "cublas_workspace": Weight.BLOCKS,
+    "cuda_allocator": Weight.BLOCKS,
+    "fp32_precision": Weight.BLOCKS,
+    "cpu_model": Weight.BLOCKS,
+    "cpu_count": Weight.BLOCKS,
+    "torch_threads": Weight.BLOCKS,
+    "tracing": Weight.BLOCKS,
+    "python": Weight.BLOCKS,
+    "torch": Weight.BLOCKS,
+    "transformers": Weight.BLOCKS,
+    "bitsandbytes": Weight.BLOCKS,
+    "vllm": Weight.BLOCKS,
+    "accelerate": Weight.NOTED,
+    "pytest_llmperf": Weight.NOTED,
+    "device_uuid": Weight.NOTED,
+    "host": Weight.NOTED,
+    "kernel": Weight.NOTED,
+    "platform": Weight.NOTED,
+}
+"""Every field of a run's environment and the weight of a difference in it."""
+
+ASSUMED: Mapping[str, Scalar] = {"tracing": "none"}
+"""What older runs, which lack a field, are taken to have had: a run that is traced is kept apart from them."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field that is not known to be equal."""
+
+    field: str
+    weight: Weight
+    state: State
+    then: Scalar
+    now: Scalar
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.then} -> {self.now}"
+
+
+def compare_environments(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> list[Difference]:
+    """The fields in which two runs' environments differ or may differ, blocking ones first."""
+    found = [_compare_field(name, weight, _value(then, name), _value(now, name)) for name, weight in FIELDS.items()]
+    return [difference for difference in found if difference.state is not State.EQUAL]
+
+
+def blocking(differences: list[Difference]) -> list[Difference]:
+    """Those for which two runs may not be compared. A field that only one side knows does not block."""
+    return [found for found in differences if found.weight is Weight.BLOCKS and found.state is State.DIFFERS]
+
+
+def _value(environment: Mapping[str, Scalar], name: str) -> Scalar:
+    return environment.get(name, ASSUMED.get(name))
+
+
+def _compare_field(name: str, weight: Weight, then: Scalar, now: Scalar) -> Difference:
+    if then == now:
+        state = State.EQUAL
+    elif then is None or now is None:
+        state = State.UNKNOWN
+    else:
+        state = State.DIFFERS
+    return Difference(field=name, weight=weight, state=state, then=then, now=now)

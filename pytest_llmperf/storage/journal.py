@@ -1,0 +1,130 @@
+"""The journal of a run: a line when it starts and one as each test ends, so that a run that dies keeps its work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pytest_llmperf.metrics import Limit
+from pytest_llmperf.storage.schema import Baseline, PhaseProfile, Run, TestResult
+
+_NOTE = '{"test":'
+
+
+class Note(BaseModel):
+    """What is to be known of a test beside its result: why it measured nothing more, and its limits by metric key."""
+
+    model_config = ConfigDict(frozen=True)
+
+    test: str
+    error: str = ""
+    limits: dict[str, Limit] = {}
+
+
+class Header(BaseModel):
+    """A journal's first line."""
+
+    model_config = ConfigDict(frozen=True)
+
+    device_key: str
+    run: Run
+    injected: list[str] = []
+    """What made its numbers worse."""
+
+
+class Journal:
+    """An append-only ``.jsonl`` file of one run."""
+
+    def __init__(self, path: Path, *, device_key: str, run: Run, injected: Sequence[str] = ()) -> None:
+        self.path = path
+        header = Header(device_key=device_key, run=run, injected=[*injected])
+        self._header = header.model_dump_json(exclude_defaults=True)
+
+    def append(self, result: TestResult) -> None:
+        """Write what one test measured; it is on its way to the disk when this returns."""
+        self._write(result.model_dump_json(exclude_defaults=True))
+
+    def append_note(self, note: Note) -> None:
+        """Write what else is to be known of a test."""
+        self._write(note.model_dump_json(exclude_defaults=True))
+
+    def _write(self, line: str) -> None:
+        if not self.path.exists():
+            self._create()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def _create(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(self._header + "\n", encoding="utf-8")
+
+
+def read_journal(text: str, *, injected: bool = False) -> Baseline:
+    """A journal's text as a baseline of one run. A last line cut short by a crash is left out.
+
+    Args:
+        text: of the journal.
+        injected: whether numbers that ``--llmperf-inject`` made worse may be read.
+
+    Raises:
+        ValueError: it holds no complete header, a line before the last is broken, or its numbers are injected.
+    """
+    header, results = read_results(text)
+    if header.injected and not injected:
+        raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
+    return baseline_of(header.device_key, [header.run], results)
+
+
+def read_results(text: str) -> tuple[Header, list[TestResult]]:
+    """A journal's header and what the tests measured, the figures of single requests among it.
+
+    Raises:
+        ValueError: it holds no complete header, or a line before the last is broken.
+    """
+    lines = text.splitlines()
+    try:
+        header = Header.model_validate_json(lines[0])
+    except (IndexError, ValidationError) as error:
+        raise ValueError("line 1: not the header of a run's journal") from error
+    return header, _results(lines[1:])
+
+
+def journal_notes(path: Path) -> dict[str, Note]:
+    """What a journal says beside its results, by test. A last line cut short by a crash is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    notes = [Note.model_validate_json(line) for line in lines if line.startswith(_NOTE) and line.endswith("}")]
+    return {note.test: note for note in notes}
+
+
+def journal_profiles(path: Path) -> dict[tuple[str, str], dict[str, PhaseProfile]]:
+    """The profiles in a journal that was read before, by test and workload hash."""
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    results = _results([line for line in lines if '"profile":' in line])
+    return {(one.observation.test, one.workload.hash): one.profile for one in results if one.profile}
+
+
+def baseline_of(device_key: str, runs: list[Run], results: list[TestResult]) -> Baseline:
+    """The results of some runs as a baseline whose window is these runs."""
+    return Baseline(
+        device_key=device_key,
+        runs=runs,
+        workloads={result.workload.hash: result.workload for result in results},
+        observations=[result.observation for result in results],
+        cells=[cell for result in results for cell in result.cells],
+    )
+
+
+def _results(lines: list[str]) -> list[TestResult]:
+    results = []
+    for number, line in enumerate(lines, start=2):
+        if line.startswith(_NOTE):
+            continue
+        try:
+            results.append(TestResult.model_validate_json(line))
+        except ValidationError as error:
+            if number == len(lines) + 1:
+                break
+            raise ValueError(f"line {number}: not a test's result") from error
+    return results

@@ -1,0 +1,104 @@
+"""The window of runs that a baseline holds: joining, appending and trimming."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.storage.schema import Baseline, CellRun, Run
+
+WINDOW_RUNS = 20
+SESSION_RUNS = 2
+
+_Row = TypeVar("_Row", bound=BaseModel)
+
+
+def merge(first: Baseline, second: Baseline) -> Baseline:
+    """The union of two baselines of one device by run id: in any order, any number of times, the same result.
+
+    Raises:
+        BaselineError: they are of different devices, or hold different records under one key.
+    """
+    if first.device_key != second.device_key:
+        raise BaselineError(
+            f"cannot merge baselines of two devices: {first.device_key!r} and {second.device_key!r}. "
+            "Keep one file a device"
+        )
+    return Baseline(
+        device_key=first.device_key,
+        runs=_union((*first.runs, *second.runs), lambda run: run.run_id),
+        workloads={**first.workloads, **second.workloads},
+        observations=_union((*first.observations, *second.observations), lambda row: (row.run, row.test, row.workload)),
+        cells=_union((*first.cells, *second.cells), lambda cell: cell.key),
+        epochs=_union((*first.epochs, *second.epochs), lambda epoch: epoch),
+    )
+
+
+def only_new_cells(baseline: Baseline, addition: Baseline) -> Baseline:
+    """The part of ``addition`` whose cells (test, workload, metric) the baseline does not hold yet."""
+    known = {cell.key[:3] for cell in baseline.cells}
+    known_tests = {(cell.test, cell.workload) for cell in baseline.cells}
+    return addition.model_copy(
+        update={
+            "cells": [cell for cell in addition.cells if cell.key[:3] not in known],
+            "observations": [row for row in addition.observations if (row.test, row.workload) not in known_tests],
+        }
+    )
+
+
+def trim(baseline: Baseline, *, runs: int = WINDOW_RUNS, per_session: int = SESSION_RUNS) -> Baseline:
+    """The baseline with at most ``runs`` runs of each test.
+
+    Each test has a window of its own, so that recording one of them again does not push out the others' history. Only
+    when there are more, runs leave it: first the oldest of sessions that have more than ``per_session``, because they
+    tell least that is new, then the oldest of all.
+    """
+    of_test: defaultdict[str, set[str]] = defaultdict(set)
+    for cell in baseline.cells:
+        of_test[cell.test].add(cell.run)
+    by_age = sorted(baseline.runs, key=lambda run: (run.time, run.run_id))
+    dispensable = {
+        (test, run)
+        for test, ids in of_test.items()
+        for run in _dispensable([run for run in by_age if run.run_id in ids], runs, per_session)
+    }
+    if not dispensable:
+        return baseline
+    return with_cells(baseline, [cell for cell in baseline.cells if (cell.test, cell.run) not in dispensable])
+
+
+def with_cells(baseline: Baseline, cells: list[CellRun]) -> Baseline:
+    """The baseline with these of its cells, and only the runs, observations and workloads that belong to them."""
+    held = {(cell.run, cell.test, cell.workload) for cell in cells}
+    runs, workloads = ({key[part] for key in held} for part in (0, 2))
+    return baseline.model_copy(
+        update={
+            "runs": [run for run in baseline.runs if run.run_id in runs],
+            "cells": cells,
+            "observations": [row for row in baseline.observations if (row.run, row.test, row.workload) in held],
+            "workloads": {name: workload for name, workload in baseline.workloads.items() if name in workloads},
+        }
+    )
+
+
+def _dispensable(runs: list[Run], most: int, per_session: int) -> list[str]:
+    """Ids of the runs that leave, of runs that are ordered by age."""
+    kept, leaving = list(runs), []
+    while len(kept) > most:
+        crowd = Counter(run.session_id for run in kept)
+        leaver = next((run for run in kept if crowd[run.session_id] > per_session), kept[0])
+        kept.remove(leaver)
+        leaving.append(leaver.run_id)
+    return leaving
+
+
+def _union(rows: Iterable[_Row], key: Callable[[_Row], object]) -> list[_Row]:
+    found: dict[object, _Row] = {}
+    for row in rows:
+        if found.setdefault(key(row), row) != row:
+            raise BaselineError(f"cannot merge: two different records of {key(row)!r}")
+    return list(found.values())

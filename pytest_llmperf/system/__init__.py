@@ -1,0 +1,1 @@
+"""Services of the machine: processes, paths, git, interrupts."""

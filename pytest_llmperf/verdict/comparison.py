@@ -1,0 +1,215 @@
+"""This run's cells beside the baseline's: which runs may be compared, and the verdicts that follow."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric, Scalar
+from pytest_llmperf.storage.comparability import Difference, blocking, compare_environments
+from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult, Workload
+from pytest_llmperf.verdict.judge import is_judged, judge
+from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
+from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
+
+CellKey = tuple[str, str, str]
+"""Test, workload hash and metric."""
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What fresh runs measured of a cell, and how many hypotheses its p-value is one of."""
+
+    values: tuple[float, ...] = ()
+    family_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run against one baseline; ``baseline`` is ``None`` while the device has none."""
+
+    baseline: Baseline | None
+    environment: Mapping[str, Scalar]
+    family_size: int = 1
+    """Number of cells that could fail this run."""
+
+    def verdicts(
+        self,
+        result: TestResult,
+        limit: Callable[[Metric], Limit],
+        confirmed: Callable[[CellKey], Confirmed] = lambda _key: Confirmed(),
+    ) -> list[Verdict]:
+        """One verdict for each cell of a test that is judged at all."""
+        found = [
+            self._verdict(cell, limit(METRICS[cell.metric]), result.workload, confirmed(cell.key[:3]))
+            for cell in result.cells
+            if is_judged(METRICS[cell.metric])
+        ]
+        wrong = result.observation.invalid
+        return [_invalid(verdict, wrong) if wrong and _is_timed(verdict) else verdict for verdict in found]
+
+    def could_fail(self, limits: Mapping[str, Callable[[Metric], Limit]]) -> int:
+        """How many timed cells that gate have runs to be compared with, of the tests whose limits are given."""
+        return sum(
+            test in limits and limits[test](METRICS[name]).gates
+            for (test, _workload, name), cell in self.stored_cells.items()
+            if cell.window and cell.metric.kind is Kind.TIMED
+        )
+
+    def missing(self, collected: set[str], would_find: Callable[[str], bool]) -> list[str]:
+        """Tests of the baseline that are not collected any more, of those that the run would have found."""
+        return sorted(filter(would_find, self._tests - collected))
+
+    def differences(self) -> list[Difference]:
+        """In what this machine differs from the latest run that may not be compared; none if one may be."""
+        if self.baseline is None or self._comparable or not self.baseline.runs:
+            return []
+        return blocking(compare_environments(self.baseline.runs[-1].environment, self.environment))
+
+    def all_differences(self) -> list[Difference]:
+        """In what this machine differs from the baseline's latest run, also where that does not keep them apart."""
+        if self.baseline is None or not self.baseline.runs:
+            return []
+        return compare_environments(self.baseline.runs[-1].environment, self.environment)
+
+    def slowest_s(self, test: str) -> float | None:
+        """The longest that a comparable run took for a test, in seconds."""
+        seen = self.baseline.observations if self.baseline else []
+        return max(
+            (
+                one.elapsed_s
+                for one in seen
+                if one.test == test and one.run in self._comparable and one.elapsed_s is not None
+            ),
+            default=None,
+        )
+
+    def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
+        metric, window = METRICS[cell.metric], self._window(cell.key[:3])
+        judged = Cell(
+            test=cell.test,
+            metric=metric,
+            limit=limit,
+            value=cell.value,
+            window=window,
+            reason=cell.reason,
+            workload=cell.workload,
+        )
+        verdict = judge(
+            judged,
+            family_size=confirmed.family_size or self.family_size,
+            prior=self.prior(metric),
+            confirmations=confirmed.values,
+        )
+        if window or verdict.outcome is not Outcome.NEW:
+            return verdict
+        return self._why_not_comparable(verdict, cell, workload)
+
+    def _why_not_comparable(self, verdict: Verdict, cell: CellRun, workload: Workload) -> Verdict:
+        """New, unless the baseline knows this test from other circumstances."""
+        stored = self._workloads_of.get((cell.test, cell.metric))
+        if cell.value is None or not stored:
+            return verdict
+        if workload.hash in stored:
+            found = self.differences()
+            reason = "environment " + ", ".join(map(str, found)) if found else "an accepted step: no run since then"
+        else:
+            nearest = min((workload.differences(self._workload(name)) for name in sorted(stored)), key=len)
+            reason = "workload " + ", ".join(nearest)
+        return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reason=reason)
+
+    def _window(self, key: CellKey) -> list[Sample]:
+        since = self._epochs.get((key[0], key[2]), "")
+        rows = [
+            (run, cell.value)
+            for cell in self._cells.get(key, ())
+            if (run := self._comparable.get(cell.run)) and run.time > since
+        ]
+        rows.sort(key=lambda row: (row[0].time, row[0].run_id))
+        return [
+            Sample(run_id=run.run_id, session_id=run.session_id, value=value)
+            for run, value in rows
+            if value is not None
+        ]
+
+    def _workload(self, name: str) -> Workload:
+        if self.baseline is None:
+            raise LookupError(name)
+        return self.baseline.workloads[name]
+
+    @cached_property
+    def _comparable(self) -> dict[str, Run]:
+        runs = self.baseline.runs if self.baseline else []
+        return {
+            run.run_id: run for run in runs if not blocking(compare_environments(run.environment, self.environment))
+        }
+
+    @cached_property
+    def _cells(self) -> dict[CellKey, list[CellRun]]:
+        found: defaultdict[CellKey, list[CellRun]] = defaultdict(list)
+        invalid = self.baseline.invalid_cells() if self.baseline else {}
+        for cell in self.baseline.cells if self.baseline else ():
+            if cell.key not in invalid:
+                found[cell.test, cell.workload, cell.metric].append(cell)
+        return dict(found)
+
+    @cached_property
+    def _workloads_of(self) -> dict[tuple[str, str], set[str]]:
+        found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+        for test, workload, metric in self._cells:
+            found[test, metric].add(workload)
+        return dict(found)
+
+    @cached_property
+    def _tests(self) -> set[str]:
+        return {test for test, _, _ in self._cells}
+
+    @cached_property
+    def _epochs(self) -> dict[tuple[str, str], str]:
+        """The latest epoch's time of each test and metric."""
+        latest: dict[tuple[str, str], str] = {}
+        for epoch in self.baseline.epochs if self.baseline else ():
+            key = (epoch.test, epoch.metric)
+            latest[key] = max(latest.get(key, ""), epoch.time)
+        return latest
+
+    @cached_property
+    def stored_cells(self) -> dict[CellKey, Cell]:
+        """Every judged cell of the baseline with its comparable window and its metric's own limit."""
+        return {
+            (test, workload, name): Cell(
+                test=test,
+                metric=METRICS[name],
+                limit=Limit.of(METRICS[name]),
+                value=None,
+                window=self._window((test, workload, name)),
+                workload=workload,
+            )
+            for test, workload, name in self._cells
+            if name in METRICS and is_judged(METRICS[name])
+        }
+
+    def prior(self, metric: Metric) -> Prior:
+        """The spread that is typical of a metric, from the windows of all its cells."""
+        return self._priors.get(metric.key, DEFAULT_PRIOR)
+
+    @cached_property
+    def _priors(self) -> dict[str, Prior]:
+        families: defaultdict[str, list[Cell]] = defaultdict(list)
+        for cell in self.stored_cells.values():
+            if cell.metric.kind is not Kind.IDENTITY:
+                families[cell.metric.key].append(cell)
+        return {name: prior_of(cells) for name, cells in families.items()}
+
+
+def _is_timed(verdict: Verdict) -> bool:
+    """Whether the machine's mood is in the figure."""
+    return verdict.cell.metric.kind is Kind.TIMED and verdict.cell.value is not None
+
+
+def _invalid(verdict: Verdict, reason: str) -> Verdict:
+    return replace(
+        verdict, outcome=Outcome.INVALID, reason=reason, ratio=None, interval=None, p_value=None, flagged=False
+    )

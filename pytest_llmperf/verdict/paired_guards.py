@@ -1,0 +1,74 @@
+"""What is significant and still not believed: paired differences that the t test takes for more than they are.
+
+The test assumes independent blocks that are not moved by which side ran first, and a mean that stands for most of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean, median
+
+from scipy.special import ndtr
+
+from pytest_llmperf.stats.student_t import SD_FLOOR, upper_tail
+from pytest_llmperf.verdict.model import percent
+
+LEAST_AGREEMENT = 0.75
+"""The share of blocks that must have moved the way the mean did."""
+
+LARGEST_AUTOCORRELATION = 0.4
+
+GUARD_P = 0.05
+"""The p below which a drift, or an effect of the order, is more than the noise of a few blocks."""
+
+
+def doubt(differences: Sequence[float], base_first: Sequence[bool], margin: float) -> str:
+    """Why a significant change for the worse is not believed; empty if it is.
+
+    Args:
+        differences: ln(head / base) of each block in the order in which they ran, more is worse.
+        base_first: whether base ran before head, for each block.
+        margin: the change for the worse that is tolerated, in logarithms.
+    """
+    if median(differences) <= margin / 2:
+        return "a few blocks make the mean: the median block is within half the margin"
+    if fmean([difference > 0 for difference in differences]) < LEAST_AGREEMENT:
+        return f"fewer than {LEAST_AGREEMENT:.0%} of the blocks agree"
+    if _drifts(differences):
+        return "drift: neighbouring blocks are alike"
+    return _order_effect(differences, base_first, margin)
+
+
+def _drifts(differences: Sequence[float]) -> bool:
+    """Whether the lag-1 autocorrelation is large, and larger than that of n independent blocks can be.
+
+    Of those it is about normal around -1/n with variance 1/n (Bartlett 1946): of eight, one in fourteen is above 0.4 by
+    chance. Only a positive one makes the standard error too small.
+    """
+    n, mean = len(differences), fmean(differences)
+    deviations = [difference - mean for difference in differences]
+    squares = math.fsum(x * x for x in deviations)
+    if squares <= n * SD_FLOOR**2:
+        return False
+    lag1 = math.fsum(x * y for x, y in pairwise(deviations)) / squares
+    return lag1 >= LARGEST_AUTOCORRELATION and float(ndtr(-(lag1 + 1 / n) * math.sqrt(n))) < GUARD_P
+
+
+def _order_effect(differences: Sequence[float], base_first: Sequence[bool], margin: float) -> str:
+    """Whether blocks differ by which side went first, by more than the margin and than their noise explains.
+
+    With four blocks that spread by 3 % the two orders differ by more than a margin of 2 % half of the time, so a t test
+    of the two orders' means must agree.
+    """
+    orders = [[d for d, first in zip(differences, base_first, strict=True) if first == side] for side in (True, False)]
+    if not all(orders):
+        return "every block ran in the same order: what running second costs is not known"
+    means = [fmean(order) for order in orders]
+    gap, df = abs(means[0] - means[1]), len(differences) - 2
+    squares = math.fsum((d - mean) ** 2 for order, mean in zip(orders, means, strict=True) for d in order)
+    se = max(math.sqrt(squares / df), SD_FLOOR) * math.sqrt(sum(1 / len(order) for order in orders))
+    if gap > margin and 2 * upper_tail(gap / se, df) < GUARD_P:
+        return f"order effect: blocks differ by {percent(gap)} with which side ran first"
+    return ""

@@ -1,0 +1,233 @@
+"""The verdict file: every cell with its evidence, for whatever reads it after a run. ``llmperf schema verdicts``."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from posixpath import join, normpath
+from typing import Literal
+
+import pytest
+from pydantic import Field, ValidationError, field_validator
+
+from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.storage.baseline_file import Written, write_model
+from pytest_llmperf.storage.provenance import SideProof
+from pytest_llmperf.storage.schema import Run, Workload
+from pytest_llmperf.text import printable
+from pytest_llmperf.verdict.explanation import Explanation
+from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.outcome import Entry, RunOutcome
+from pytest_llmperf.verdict.sentence import sentence
+
+
+class Bounds(Written):
+    """A confidence interval of the ratio now / baseline."""
+
+    low: float
+    high: float
+    level: float
+
+
+class CellVerdict(Written):
+    """One cell: what was decided, and on what evidence. Figures are in ``unit``; shares and ratios are relative."""
+
+    metric: str
+    unit: str
+    workload: str
+    outcome: Outcome
+    gates: bool
+    fails: bool
+    value: int | float | str | None
+    baseline: int | float | str | None
+    ratio: float | None
+    interval: Bounds | None
+    limit_ratio: float | None
+    tolerate: float
+    catch: float
+    minimum_detectable_effect: float | None
+    p_value: float | None
+    runs: int
+    sessions: int
+    blocks: int
+    candidates: list[float]
+    """All figures of this session that were judged, where there were several."""
+    against: str = ""
+    """The git revision whose baseline this is about; empty for the present one."""
+    sentence: str
+
+    @field_validator("metric")
+    @classmethod
+    def _is_known(cls, key: str) -> str:
+        if key not in METRICS:
+            raise ValueError(f"there is no metric {key!r:.80}")
+        return key
+
+    @property
+    def counts(self) -> bool:
+        """Whether the cell can fail its test: it gates, and this device can measure it at all."""
+        return self.gates and not (self.outcome is Outcome.NEW and self.value is None)
+
+
+class TestVerdicts(Written):
+    """One test: its cells, or why it has none, and how to run it again."""
+
+    __test__ = False  # pytest would collect a class of this name
+
+    test: str
+    file: str = ""
+    """Where the test is written, relative to the repository's root; empty where that is not known."""
+    line: int | None = None
+    error: str
+    failed: bool
+    workloads: dict[str, Workload]
+    cells: list[CellVerdict]
+    reproduce: str
+    explanations: tuple[Explanation, ...] = ()
+    """Where the time went of what regressed, workload by workload."""
+
+
+class VerdictFile(Written):
+    """All that one run decided. ``decided`` of ``total`` cells that can fail have an answer."""
+
+    schema_version: Literal[1] = 1
+    tool: str
+    exit_code: int
+    failed: bool
+    breach: str
+    """What failed the run although it failed no test."""
+    device_key: str
+    run: Run | None
+    """Of the first test; with several xdist workers each has its own."""
+    injected: list[str]
+    outcomes: dict[Outcome, int]
+    decided: int
+    total: int
+    missing: list[str]
+    differences: list[str]
+    """In what this machine differs from the baseline's latest run."""
+    sides: dict[str, SideProof] = Field(default_factory=dict)
+    """By ``base`` and ``head``, where two revisions were compared: what each of them ran."""
+    tests: list[TestVerdicts]
+
+
+def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, folder: str = "") -> VerdictFile:
+    """All that a run decided.
+
+    Args:
+        run: what became of it.
+        command: that made it; with a test's key added, it makes that test's verdicts again.
+        exit_code: of the run.
+        folder: of the project in its repository.
+    """
+    first = run.entries[0] if run.entries else None
+    outcomes, breach = run.outcomes, run.breach or _unexplained(run, exit_code)
+    failed = run.failed or bool(breach)
+    return VerdictFile(
+        tool=f"pytest-llmperf {version('pytest-llmperf')}",
+        exit_code=exit_code or int(failed),
+        failed=failed,
+        breach=breach,
+        device_key=first.device_key if first else run.device_key,
+        run=first.run if first else None,
+        injected=first.injected if first else [],
+        outcomes={outcome: outcomes[outcome] for outcome in Outcome if outcomes[outcome]},
+        decided=decided(outcomes),
+        total=sum(outcomes.values()),
+        missing=run.missing,
+        differences=run.differences,
+        sides=dict(run.sides),
+        tests=[_test_verdicts(entry, command, folder) for entry in run.entries],
+    )
+
+
+def _unexplained(run: RunOutcome, exit_code: int) -> str:
+    """Why pytest failed where no verdict says so: a fixture's teardown, say, or another plugin. Never a pass."""
+    if exit_code == pytest.ExitCode.OK or (exit_code == pytest.ExitCode.TESTS_FAILED and run.failed):
+        return ""
+    if exit_code == pytest.ExitCode.INTERRUPTED:
+        return "the run was interrupted"
+    if exit_code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        return "no perf test was run"
+    return f"pytest ended with exit code {exit_code}, for a reason that is no verdict: see its output"
+
+
+def decided(outcomes: Counter[Outcome]) -> int:
+    """How many of the counted cells have an answer."""
+    return sum(count for outcome, count in outcomes.items() if outcome.decided)
+
+
+def write_verdicts(path: Path, verdicts: VerdictFile) -> None:
+    """Write the file, whole or not at all.
+
+    Raises:
+        BaselineError: it cannot be written.
+    """
+    write_model(path, verdicts, what="verdicts")
+
+
+def read_verdicts(path: Path) -> VerdictFile:
+    """A verdict file, validated.
+
+    Raises:
+        BaselineError: it cannot be read, or is none.
+    """
+    try:
+        return VerdictFile.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BaselineError(f"cannot read verdicts {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        found = ": ".join(filter(None, [".".join(map(str, problem["loc"])), message]))
+        raise BaselineError(f"{path}: {printable(found)}; expected a file of --llmperf-verdicts") from error
+
+
+def _test_verdicts(entry: Entry, command: Sequence[str], folder: str) -> TestVerdicts:
+    return TestVerdicts(
+        test=entry.test,
+        file=_inside_repository(folder, entry.file) if entry.file else "",
+        line=entry.line,
+        error=entry.error,
+        failed=entry.failed,
+        workloads={result.workload.hash: result.workload for result in entry.results},
+        cells=[_cell_verdict(verdict, fails=entry.failed and verdict in entry.failing) for verdict in entry.verdicts],
+        reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
+        explanations=tuple(entry.explanations),
+    )
+
+
+def _inside_repository(folder: str, file: str) -> str:
+    path = normpath(join(folder, file))
+    return "" if path.startswith(("..", "/")) else path
+
+
+def _cell_verdict(verdict: Verdict, *, fails: bool) -> CellVerdict:
+    cell, interval = verdict.cell, verdict.interval
+    return CellVerdict(
+        metric=cell.metric.key,
+        unit=cell.metric.unit,
+        workload=cell.workload,
+        outcome=verdict.outcome,
+        gates=cell.limit.gates,
+        fails=fails,
+        value=cell.value,
+        baseline=verdict.baseline,
+        ratio=verdict.ratio,
+        interval=Bounds(low=interval.low, high=interval.high, level=interval.level) if interval else None,
+        limit_ratio=verdict.limit_ratio,
+        tolerate=cell.limit.tolerate,
+        catch=cell.limit.catch,
+        minimum_detectable_effect=verdict.mde,
+        p_value=verdict.p_value,
+        runs=verdict.runs,
+        sessions=verdict.sessions,
+        blocks=verdict.blocks,
+        candidates=list(verdict.candidates),
+        against=verdict.against,
+        sentence=sentence(verdict),
+    )

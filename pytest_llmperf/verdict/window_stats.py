@@ -1,0 +1,87 @@
+"""A cell's window in logarithms, run by run and session by session.
+
+Times vary in proportion, so changes are added in logarithms; they are oriented so that more is worse. Runs of one
+session share its luck, so each session counts once, however many runs it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from pytest_llmperf.metrics import Metric
+from pytest_llmperf.verdict.model import Cell, number
+
+
+class Variance(NamedTuple):
+    """An estimated variance of ln(value) and its degrees of freedom; none at all if nothing is known."""
+
+    value: float
+    df: float
+
+    def pooled(self, other: Variance) -> Variance:
+        """Both estimates of one variance, each weighted by its degrees of freedom."""
+        df = self.df + other.df
+        return Variance((self.df * self.value + other.df * other.value) / df, df) if df else UNKNOWN
+
+
+UNKNOWN = Variance(0.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The centre and the spread of a window.
+
+    ``between`` is the variance of one session's mean, ``within`` that of one run inside its session;
+    ``runs_per_session`` is the harmonic mean, since the variance of a session's mean goes with 1 / runs.
+    """
+
+    center: float
+    runs: int
+    sessions: int
+    runs_per_session: float
+    between: Variance
+    within: Variance
+
+    @classmethod
+    def of(cls, cell: Cell) -> History:
+        """The history of that cell's window.
+
+        Raises:
+            ValueError: the window is empty, or a value has no logarithm.
+            TypeError: a value is not a number.
+        """
+        sessions = _by_session(cell)
+        means = [fmean(session) for session in sessions]
+        counts = [len(session) for session in sessions]
+        deviations = [y - mean for session, mean in zip(sessions, means, strict=True) for y in session]
+        center = fmean(means)
+        return cls(
+            center=center,
+            runs=sum(counts),
+            sessions=len(means),
+            runs_per_session=len(counts) / math.fsum(1 / count for count in counts),
+            between=_mean_square((mean - center for mean in means), len(means) - 1),
+            within=_mean_square(deviations, sum(counts) - len(counts)),
+        )
+
+
+def oriented(metric: Metric, value: float) -> float:
+    """ln(value), or -ln(value) where larger is better: more is worse."""
+    return metric.better.sign * math.log(value)
+
+
+def _by_session(cell: Cell) -> list[list[float]]:
+    sessions: defaultdict[str, list[float]] = defaultdict(list)
+    for sample in cell.window:
+        sessions[sample.session_id].append(oriented(cell.metric, number(sample.value)))
+    return list(sessions.values())
+
+
+def _mean_square(deviations: Iterable[float], df: int) -> Variance:
+    # fsum, so that no result depends on the order of the runs.
+    return Variance(math.fsum(deviation**2 for deviation in deviations) / df, df) if df else UNKNOWN
