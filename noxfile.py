@@ -82,16 +82,17 @@ def vllm(session: nox.Session) -> None:
 def cuda_fake(session: nox.Session) -> None:
     """Test what the CUDA build of torch shows where there is no GPU; it is 5 GB. Arguments are passed on to pytest."""
     session.install(CUDA_BUILD, *(pin for pin in PINS if not pin.startswith("torch==")), ".[models]")
-    session.run("pytest", "tests/cuda_fake", "tests/measure/test_fakes.py", *session.posargs)
+    session.run("pytest", "tests/cuda_fake", "tests/hardware/test_fakes.py", *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, types and workflows."""
+    """Check style, types, the layers of imports, and workflows."""
     session.install(*CONSTRAINTS, "-e", ".[models,serving,parquet,history,report]", "nox", *TESTS, *LINT)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
+    session.run("lint-imports", "--no-cache")
     session.run("zizmor", "--offline", ".")
 
 

@@ -22,11 +22,11 @@ PROGRAMS = r"(?:llmperf|pytest|pytest-benchmark|pip|nox|python|transformers|torc
 NOT_HERE = {
     r"pip (un)?install": "the sessions of nox install",
     r"pip (wheel|download)": "for a machine without network",
-    r"python benchmarks/": "a GPU: tests/test_gpu_day.py runs it on a CPU",
+    r"python benchmarks/": "a GPU: tests/benchmarks/test_gpu_day.py runs it on a CPU",
     r".*--llmperf-engine vllm": "nox -s vllm",
     r"vllm serve": "several GPUs or nodes: not run, docs/scale.md says so",
     r".*10\.0\.0\.1": "several nodes: not run, docs/scale.md says so",
-    r"pytest .*-n [24]$": "several GPUs: tests/test_workers.py, by devices that are made up",
+    r"pytest .*-n [24]$": "several GPUs: tests/runner/test_xdist.py, by devices that are made up",
     r".*--llmperf-revision": "the hub: tests/models/test_model_source.py, by a cache that is made up",
     r"curl": "a Pushgateway: tests/report/test_exports.py parses what is sent",
     r"torchrun|transformers serve|.*--llmperf-engine openai": "below, server and client together",

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_day.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_day.py"
 
 
 def command(out, *arguments):

@@ -17,7 +17,7 @@ from pytest_llmperf.runner.config import TestSettings
 from pytest_llmperf.runner.options import LIMIT_RULES_INI, SETTINGS, add_device_option, add_options
 from pytest_llmperf.storage.dataframe import COLUMNS
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REFERENCE = runpy.run_path(str(ROOT / "docs" / "reference.py"), run_name="reference")
 
 

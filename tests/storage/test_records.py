@@ -9,7 +9,7 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_store import one_run, union
+from test_baseline_file import one_run, union
 
 from pytest_llmperf import load_runs
 from pytest_llmperf.errors import BaselineError, MeasurementError

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from user_shell import run_script, user_environment
 
-TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 BLOCK = re.compile(
     r"(?:<!-- (?P<note>.*?) -->\n)?```(?P<kind>\w+)(?: title=\"(?P<title>.*?)\")?\n(?P<text>.*?)```", re.DOTALL
 )
