@@ -10,7 +10,7 @@ from functools import cached_property
 from pytest_llmperf.ab.blocks import MeasuredBlock
 from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
 from pytest_llmperf.stats.trimmed_mean import spread_around_zero
-from pytest_llmperf.storage.process_result import Measured
+from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.schema import Workload
 from pytest_llmperf.verdict.comparison import CellKey
 from pytest_llmperf.verdict.judge import is_judged, judge
@@ -244,7 +244,7 @@ def _judge_exact(pairs: Pairs) -> Verdict:
     )
 
 
-def _workload(arm: Measured, name: str) -> Workload:
+def _workload(arm: ProcessResult, name: str) -> Workload:
     if arm.baseline is None:
         raise LookupError(name)
     return arm.baseline.workloads[name]

@@ -16,7 +16,7 @@ from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.storage.baseline_file import replace_file
-from pytest_llmperf.storage.process_result import Measured
+from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
 from pytest_llmperf.system.pytest_process import Ended, run_perf_tests
 from pytest_llmperf.text import printable
@@ -46,12 +46,12 @@ class MeasuredBlock:
     number: int
     base_first: bool
     seconds: float
-    arms: Mapping[str, Measured]
+    arms: Mapping[str, ProcessResult]
     imported: Mapping[str, Imported] = field(default_factory=dict)
     """Of each process that proved which revision it ran."""
 
 
-class Series:
+class BlockSeries:
     """The blocks of one comparison, in a folder that outlives an interruption.
 
     Args:
@@ -107,7 +107,7 @@ class Series:
         imported = self.blocks[0].imported
         return {arm: _proof(self._sides[arm], imported[arm]) for arm in ("base", "head") if arm in imported}
 
-    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[Measured, Ended]:
+    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[ProcessResult, Ended]:
         """Run some tests of one side once more, under the profiler.
 
         Args:
@@ -120,7 +120,7 @@ class Series:
         """
         journal = self._folder / f"profile-{arm}.jsonl"
         ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
-        return Measured.read(journal), ended
+        return ProcessResult.read(journal), ended
 
     def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
         ended = self._try(number, arm, tests)
@@ -175,7 +175,7 @@ class Series:
         return imported
 
     def _read(self, block: _Block) -> MeasuredBlock:
-        arms = {arm: Measured.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
+        arms = {arm: ProcessResult.read(self._path(block.number, f"{arm}.jsonl")) for arm in block.order}
         imported = {arm: proof for arm in block.order if (proof := self._prove(block.number, arm))}
         _refuse_shared(imported)
         base_first = block.order.index("base") < block.order.index("head")
@@ -197,7 +197,7 @@ def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
         yield first[::-1]
 
 
-def environment_of(arm: Measured) -> Mapping[str, Scalar]:
+def environment_of(arm: ProcessResult) -> Mapping[str, Scalar]:
     """The environment that a process found."""
     return arm.run.environment if arm.run else {}
 

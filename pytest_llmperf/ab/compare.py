@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pytest_llmperf.ab.analysis import Standing
-from pytest_llmperf.ab.blocks import Series, environment_of
+from pytest_llmperf.ab.blocks import BlockSeries, environment_of
 from pytest_llmperf.ab.checkout import (
     commit_of,
     is_ignored,
@@ -48,7 +48,7 @@ NONE = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class PairedComparison:
     """What is asked for: two revisions, how to prepare them, what to run, and how long."""
 
     base: str
@@ -66,7 +66,7 @@ class Comparison:
     """Whether both sides of what regressed are profiled."""
 
 
-def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> RunOutcome:
+def compare(wanted: PairedComparison, *, here: Path, say: Callable[[str], None]) -> RunOutcome:
     """Compare two revisions, and say how it stands after each block and at the end.
 
     Args:
@@ -96,7 +96,7 @@ def compare(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> Ru
     return outcome
 
 
-def compare_and_exit(wanted: Comparison, *, here: Path, say: Callable[[str], None]) -> int:
+def compare_and_exit(wanted: PairedComparison, *, here: Path, say: Callable[[str], None]) -> int:
     """The same as a command: 1 if a cell that gates regressed or head cannot measure it, else 0."""
     outcome = compare(wanted, here=here, say=say)
     code = int(outcome.failed)
@@ -119,7 +119,7 @@ def budget_seconds(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Series:
+def _prepare(wanted: PairedComparison, here: Path, say: Callable[[str], None]) -> BlockSeries:
     root = repository_root(here)
     base = commit_of(root, wanted.base)
     head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
@@ -140,7 +140,7 @@ def _prepare(wanted: Comparison, here: Path, say: Callable[[str], None]) -> Seri
     sides = prepare_sides(
         builders, same_environment=wanted.same_environment, say=lambda line: say(f"llmperf ab: {line}")
     )
-    return Series(folder / "blocks", *sides, arguments=arguments, seed=int(_digest(asked), 16))
+    return BlockSeries(folder / "blocks", *sides, arguments=arguments, seed=int(_digest(asked), 16))
 
 
 def _repository(root: Path, here: Path) -> Repository:
@@ -179,7 +179,7 @@ def relative_argument(word: str, root: Path, here: Path) -> str:
     return os.path.relpath(path, here) + separator + rest
 
 
-def _explained(entries: list[Entry], series: Series, here: Path, say: Callable[[str], None]) -> list[Entry]:
+def _explained(entries: list[Entry], series: BlockSeries, here: Path, say: Callable[[str], None]) -> list[Entry]:
     """Entries with what takes longer on head, of those that regressed in a time."""
     tests = [entry.test for entry in entries if slower(entry.verdicts)]
     if not tests:
@@ -198,7 +198,7 @@ def _explained(entries: list[Entry], series: Series, here: Path, say: Callable[[
     ]
 
 
-def _outcome(series: Series, standing: Standing) -> RunOutcome:
+def _outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
     first = series.blocks[0]
     head, base = first.arms["head"], first.arms["base"]
     if head.baseline is None or head.run is None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pytest_llmperf.ab.checkout import commit_of, first_parent, merge_base, repository_root, working_tree_commit
-from pytest_llmperf.ab.compare import Comparison, compare
+from pytest_llmperf.ab.compare import PairedComparison, compare
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.system.git import remote_of
@@ -54,7 +54,7 @@ _SCREENED = (0, 1)
 class Gate:
     """What is asked for. ``comparison`` says how the second stage is made; its base is a branch, or empty."""
 
-    comparison: Comparison
+    comparison: PairedComparison
     fail_on: frozenset[Outcome] = frozenset()
 
 

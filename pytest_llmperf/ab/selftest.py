@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_llmperf.ab.blocks import Series
+from pytest_llmperf.ab.blocks import BlockSeries
 from pytest_llmperf.ab.selftest_output import summary_lines, trial_line
 from pytest_llmperf.ab.selftest_stats import Trial, add_up
 from pytest_llmperf.ab.side import Side
@@ -111,7 +111,7 @@ class _Laboratory:
                     return
 
     def _trial(self, number: int, size: float) -> Trial:
-        series = Series(
+        series = BlockSeries(
             self._folder / f"{number:03}-{100 * size:g}%",
             *self._sides,
             arguments=self._arguments,

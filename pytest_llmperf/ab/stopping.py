@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.ab.analysis import Standing
-from pytest_llmperf.ab.blocks import MeasuredBlock, Series
+from pytest_llmperf.ab.blocks import BlockSeries, MeasuredBlock
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.verdict.paired import LOOKS, next_look
 
@@ -34,7 +34,7 @@ class Effort:
         return late or self.has_taken_all_looks(len(blocks))
 
 
-def measure_until_decided(series: Series, effort: Effort, tell: Callable[[Standing], None]) -> Standing:
+def measure_until_decided(series: BlockSeries, effort: Effort, tell: Callable[[Standing], None]) -> Standing:
     """Run blocks until every test is decided or the effort is spent; at least one.
 
     Args:

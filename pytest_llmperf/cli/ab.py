@@ -10,7 +10,7 @@ from pytest_llmperf.cli.say import say
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
-    from pytest_llmperf.ab.compare import Comparison
+    from pytest_llmperf.ab.compare import PairedComparison
 
 
 def add_commands(commands: Any) -> None:
@@ -76,12 +76,12 @@ def _gate(options: argparse.Namespace, rest: list[str]) -> int:
     return pass_gate(wanted, here=Path.cwd(), say=say)
 
 
-def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> Comparison:
-    from pytest_llmperf.ab.compare import Comparison, budget_seconds
+def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> PairedComparison:
+    from pytest_llmperf.ab.compare import PairedComparison, budget_seconds
     from pytest_llmperf.ab.side import Recipe
 
     _require_blocks(options.blocks)
-    return Comparison(
+    return PairedComparison(
         base=options.base or "",
         head=head,
         arguments=rest,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pytest_llmperf.engines.engine import Answer, Ask, Sampling
 from pytest_llmperf.engines.openai_dialects import LETTERS, Way, check_base_url, ways
 from pytest_llmperf.engines.openai_model import ServedModel, check_model
-from pytest_llmperf.engines.sse import Event, Refused, TimeLimits, get_json, open_session, post_events
+from pytest_llmperf.engines.sse import Refused, ServerSentEvent, TimeLimits, get_json, open_session, post_events
 from pytest_llmperf.errors import MeasurementError, MissingDependency
 from pytest_llmperf.metrics import Scalar
 
@@ -189,7 +189,7 @@ def check_server(base_url: str, model: str | None) -> None:
         raise MissingDependency("aiohttp", extra="serving", purpose="--llmperf-engine openai")
 
 
-def _check_usage(events: Sequence[Event], ask: Ask, way: Way, url: str) -> int:
+def _check_usage(events: Sequence[ServerSentEvent], ask: Ask, way: Way, url: str) -> int:
     """The number of prompt tokens, as the server counts them.
 
     Raises:
@@ -213,7 +213,7 @@ def _check_usage(events: Sequence[Event], ask: Ask, way: Way, url: str) -> int:
     return input_tokens
 
 
-def _answer(events: Sequence[Event], ask: Ask, input_tokens: int, *, sent_s: float, start_s: float) -> Answer:
+def _answer(events: Sequence[ServerSentEvent], ask: Ask, input_tokens: int, *, sent_s: float, start_s: float) -> Answer:
     """Its moments are those of text."""
     moments = [event.moment_s - start_s for event in events if _has_text(event)]
     gaps = tuple(after - before for before, after in pairwise(moments))
@@ -228,7 +228,7 @@ def _answer(events: Sequence[Event], ask: Ask, input_tokens: int, *, sent_s: flo
     )
 
 
-def _has_text(event: Event) -> bool:
+def _has_text(event: ServerSentEvent) -> bool:
     """Whether it brings some of a completion or of a chat's answer."""
     choices = event.data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -237,7 +237,7 @@ def _has_text(event: Event) -> bool:
     return isinstance(part, dict) and any(part.get(name) for name in names)
 
 
-def _usage(event: Event) -> tuple[int, int] | None:
+def _usage(event: ServerSentEvent) -> tuple[int, int] | None:
     """Prompt and output tokens, where an event tells them."""
     usage = event.data.get("usage")
     if not isinstance(usage, dict):

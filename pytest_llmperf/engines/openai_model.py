@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any
 
-from pytest_llmperf.engines.sse import Event, Refused, quote
+from pytest_llmperf.engines.sse import Refused, ServerSentEvent, quote
 from pytest_llmperf.errors import LlmperfError, ModelError, UsageError
 from pytest_llmperf.models import synthetic
 from pytest_llmperf.models.source import is_local
@@ -62,7 +62,7 @@ class ServedModel:
             longest = models[0].get("max_model_len")
             self.longest = longest if isinstance(longest, int) and longest > 0 else None
 
-    def check(self, events: Sequence[Event]) -> None:
+    def check(self, events: Sequence[ServerSentEvent]) -> None:
         """Take the name and the revision from an answer.
 
         Raises:

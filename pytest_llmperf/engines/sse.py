@@ -42,7 +42,7 @@ class Refused(MeasurementError):  # noqa: N818  # says what happened, as Keyboar
 
 
 @dataclass(frozen=True)
-class Event:
+class ServerSentEvent:
     """One event of a stream."""
 
     moment_s: float
@@ -95,7 +95,7 @@ async def get_json(session: ClientSession, url: str, limits: TimeLimits) -> Any:
 
 async def post_events(
     session: ClientSession, url: str, body: Mapping[str, Any], limits: TimeLimits, *, most_bytes: int
-) -> list[Event]:
+) -> list[ServerSentEvent]:
     """Ask, and read the events of the answer to their end. Whatever costs time waits until then.
 
     Raises:
@@ -114,7 +114,7 @@ async def post_events(
         async for data in response.content.iter_any():
             if received.add(time.perf_counter(), data):
                 limit.reschedule(asyncio.get_running_loop().time() + limits.between_s)
-    return [Event(moment, _parsed(line, url)) for moment, line in received.lines if line != b"[DONE]"]
+    return [ServerSentEvent(moment, _parsed(line, url)) for moment, line in received.lines if line != b"[DONE]"]
 
 
 @dataclass

@@ -49,7 +49,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     )
 
 
-class Trace:
+class MemoryTrace:
     """Phases, one after another, and the peaks of each once the trace is closed."""
 
     def __init__(self, device: _DeviceTrace) -> None:
@@ -79,14 +79,14 @@ class Trace:
 
 
 @contextlib.contextmanager
-def trace_memory(device: str, phase: str) -> Iterator[Trace]:
+def trace_memory(device: str, phase: str) -> Iterator[MemoryTrace]:
     """Follow memory from here, beginning with ``phase``; ``peaks`` is filled when the block ends.
 
     Following costs time (on a CPU every allocation is recorded), so nothing inside should be timed. Of the workspaces
     of matrix products, those are counted that are needed inside.
     """
     clear_workspaces()
-    trace = Trace(_device_trace(device, phase))
+    trace = MemoryTrace(_device_trace(device, phase))
     trace.enter(phase)
     try:
         yield trace

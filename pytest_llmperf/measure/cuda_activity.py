@@ -39,7 +39,7 @@ _NO_KERNELS = ("Memcpy", "Memset")
 
 
 @dataclass(frozen=True)
-class Event:
+class ProfiledEvent:
     """One event of a profile, in nanoseconds."""
 
     name: str
@@ -61,7 +61,7 @@ class Activity:
     """Time in which at least one kernel ran, or one copy."""
 
 
-def activity_of(events: Iterable[Event]) -> Activity:
+def activity_of(events: Iterable[ProfiledEvent]) -> Activity:
     """What happened in a decode.
 
     The host's calls count between the two marks. The device was idle at the first of them and does nothing that is not
@@ -86,7 +86,7 @@ def activity_of(events: Iterable[Event]) -> Activity:
     )
 
 
-def _check_launches(calls: Sequence[Event], kernels: Sequence[Event]) -> None:
+def _check_launches(calls: Sequence[ProfiledEvent], kernels: Sequence[ProfiledEvent]) -> None:
     launches = {event.correlation for event in calls if _LAUNCHES.fullmatch(event.name)}
     lost = launches - {event.correlation for event in kernels}
     if lost:
@@ -146,7 +146,7 @@ def _why_not_counted(profiles: Sequence[Activity]) -> str:
     return "" if profiles[0].kernels else "torch's profiler saw no kernel: may this process use CUPTI?"
 
 
-def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Sequence[Event]:
+def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Sequence[ProfiledEvent]:
     os.environ.setdefault("TEARDOWN_CUPTI", "1")  # not the default of every version: see FIRST_CLEAN_CUDA
     tokens = 0
 
@@ -165,19 +165,19 @@ def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Seq
     return _events(profile.kineto_results.events())
 
 
-def _events(recorded: Iterable[Any]) -> list[Event]:
+def _events(recorded: Iterable[Any]) -> list[ProfiledEvent]:
     """Without the device's echo of what the host annotates, which is no work."""
     from torch._C._autograd import DeviceType  # where torch's own profiler has it from
 
     found = ((event, event.device_type() != DeviceType.CPU) for event in recorded)
     return [
-        Event(event.name(), on_device, event.start_ns(), event.end_ns(), event.correlation_id())
+        ProfiledEvent(event.name(), on_device, event.start_ns(), event.end_ns(), event.correlation_id())
         for event, on_device in found
         if not (on_device and event.is_user_annotation())
     ]
 
 
-def _union_ns(events: Sequence[Event]) -> int:
+def _union_ns(events: Sequence[ProfiledEvent]) -> int:
     """Time covered by events that are ordered by their start; streams may overlap."""
     covered, until = 0, 0
     for event in events:

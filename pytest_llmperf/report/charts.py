@@ -32,7 +32,7 @@ Role = Literal["now", "baseline", "level", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trace:
+class ChartTrace:
     """Figures that are drawn as one; ``labels`` are shown where one of them is pointed at."""
 
     name: str
@@ -63,7 +63,7 @@ class Chart:
     x: str
     y: str
     summary: str
-    traces: Sequence[Trace]
+    traces: Sequence[ChartTrace]
     marks: Sequence[Mark] = ()
     ticks: Mapping[str, float] | None = None
     """Where the x axis is labelled, if not evenly."""
@@ -129,7 +129,7 @@ def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | Non
     traces = [_band("this run, median and 10th to 90th percentile", x, columns, axis)]
     if baseline_tpot_ms is not None:
         level = axis.scaled([baseline_tpot_ms] * 2)
-        traces.append(Trace(name="baseline TPOT", form="line", role="baseline", x=[x[0], x[-1]], y=level))
+        traces.append(ChartTrace(name="baseline TPOT", form="line", role="baseline", x=[x[0], x[-1]], y=level))
     return Chart(
         title="Latency by token position",
         x="token",
@@ -161,7 +161,7 @@ def distribution(
         y=axis.title,
         summary="; ".join(f"{name}, {_range(axis, values)}" for name, (_, values) in shown.items()),
         traces=[
-            Trace(name=name, form="box", role=role, x=[], y=axis.scaled(thinned(values)))
+            ChartTrace(name=name, form="box", role=role, x=[], y=axis.scaled(thinned(values)))
             for name, (role, values) in shown.items()
         ],
     )
@@ -177,7 +177,9 @@ def history(series: Series, now: float | None) -> Chart:
     axis = Axis.of(series.cell.metric, [*(point.value for point in points), now or 0.0])
     traces = [_points(series, axis), *_levels(series, axis)]
     if now is not None:
-        traces.append(Trace(name="this run", form="points", role="now", x=[float(len(points))], y=axis.scaled([now])))
+        traces.append(
+            ChartTrace(name="this run", form="points", role="now", x=[float(len(points))], y=axis.scaled([now]))
+        )
     return Chart(
         title=f"History: {series.cell.metric.title}",
         x="session and commit, oldest first",
@@ -211,7 +213,9 @@ def memory(now: Mapping[str, float], baseline: Mapping[str, float]) -> Chart | N
         y=axis.unit,
         summary="; ".join(f"{bars.name}: {bars.words}" for bars in shown if bars.role != "baseline"),
         traces=[
-            Trace(name=bars.name, form="bars", role=bars.role, x=[*bars.values], y=axis.scaled(bars.values.values()))
+            ChartTrace(
+                name=bars.name, form="bars", role=bars.role, x=[*bars.values], y=axis.scaled(bars.values.values())
+            )
             for bars in shown
         ],
         categories=[*HELD, *(f"{phase} peak" for phase in PHASES)],
@@ -251,9 +255,9 @@ def thinned(values: Sequence[float]) -> list[float]:
     return [ordered[round(at * (len(ordered) - 1) / (MOST_POINTS - 1))] for at in range(MOST_POINTS)]
 
 
-def _band(name: str, x: Sequence[float], columns: Sequence[Sequence[float]], axis: Axis) -> Trace:
+def _band(name: str, x: Sequence[float], columns: Sequence[Sequence[float]], axis: Axis) -> ChartTrace:
     low, middle, high = (axis.scaled(percentile(column, q) for column in columns) for q in (10, 50, 90))
-    return Trace(name=name, form="line", role="now", x=x, y=middle, low=low, high=high)
+    return ChartTrace(name=name, form="line", role="now", x=x, y=middle, low=low, high=high)
 
 
 def _range(axis: Axis, values: Iterable[float]) -> str:
@@ -262,8 +266,8 @@ def _range(axis: Axis, values: Iterable[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _points(series: Series, axis: Axis) -> Trace:
-    return Trace(
+def _points(series: Series, axis: Axis) -> ChartTrace:
+    return ChartTrace(
         name="baseline",
         form="points",
         role="baseline",
@@ -273,10 +277,10 @@ def _points(series: Series, axis: Axis) -> Trace:
     )
 
 
-def _levels(series: Series, axis: Axis) -> Iterator[Trace]:
+def _levels(series: Series, axis: Axis) -> Iterator[ChartTrace]:
     for start, (stretch, level) in zip(_starts(series), series.levels, strict=True):
         ends = [start - 0.4, start + len(stretch) - 0.6]
-        yield Trace(name="level", form="line", role="level", x=ends, y=axis.scaled([level] * 2))
+        yield ChartTrace(name="level", form="line", role="level", x=ends, y=axis.scaled([level] * 2))
 
 
 def _starts(series: Series) -> list[int]:

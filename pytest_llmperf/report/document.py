@@ -64,7 +64,7 @@ class Test:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class ShownDifference:
     """One fact about the machine that is not the same as in the baseline's latest run."""
 
     name: str
@@ -92,7 +92,7 @@ class Document:
     rows: Sequence[Row]
     tests: Sequence[Test]
     compared: Sequence[tuple[str, Figures]]
-    differences: Sequence[Difference]
+    differences: Sequence[ShownDifference]
     environment: Facts
     metrics: Facts
     tool: str
@@ -221,13 +221,13 @@ def _history(series: Series, now: Mapping[str, object]) -> Chart:
     return charts.history(series, charts.figure(now.get(series.cell.metric.key)))
 
 
-def _measured(evidence: Evidence) -> Iterator[workload_comparison.Measured]:
+def _measured(evidence: Evidence) -> Iterator[workload_comparison.MeasuredWorkload]:
     for test in evidence.verdicts.tests:
         for name, workload in test.workloads.items():
             result = evidence.result_of.get((test.test, name))
             judged = {cell.metric: shown_value(cell) for cell in test.cells if cell.workload == name}
             figures = (_values(result) if result else {}) | judged
-            yield workload_comparison.Measured(test.test, workload, charts.figures(figures))
+            yield workload_comparison.MeasuredWorkload(test.test, workload, charts.figures(figures))
 
 
 def _values(result: TestResult) -> dict[str, int | float | str | None]:
@@ -258,14 +258,14 @@ def _flat(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), str(value)
 
 
-def _differences(verdicts: VerdictFile) -> Iterator[Difference]:
+def _differences(verdicts: VerdictFile) -> Iterator[ShownDifference]:
     """Those of ``field: then -> now``."""
     for line in verdicts.differences:
         name, _, values = line.partition(": ")
         then, _, now = values.rpartition(" -> ")
         blocks = FIELDS.get(name) is Weight.BLOCKS and "None" not in (then, now)
         then, now = ("unknown" if value == "None" else value for value in (then, now))
-        yield Difference(name=name.replace("_", " "), now=now, then=then, blocks=blocks)
+        yield ShownDifference(name=name.replace("_", " "), now=now, then=then, blocks=blocks)
 
 
 def _metrics(verdicts: VerdictFile) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, Verdi
 
 
 @dataclass(frozen=True)
-class Point:
+class ExportedPoint:
     """One figure of a run: ``value`` is in the metric's unit."""
 
     test: str
@@ -38,7 +38,7 @@ class Point:
         return printable(f"{self.test} {self.cell.workload}" if self.several else self.test)
 
 
-def points(verdicts: VerdictFile) -> list[Point]:
+def points(verdicts: VerdictFile) -> list[ExportedPoint]:
     """Every figure that was judged and is a number.
 
     Raises:
@@ -86,12 +86,12 @@ def _custom(verdicts: VerdictFile, better: Better) -> str:
     )
 
 
-def _of_test(test: TestVerdicts) -> Iterator[Point]:
+def _of_test(test: TestVerdicts) -> Iterator[ExportedPoint]:
     present = [cell for cell in test.cells if not cell.against]
     several = len({cell.workload for cell in present}) > 1
     for cell in present:
         if isinstance(cell.value, int | float) and math.isfinite(cell.value):
-            yield Point(test.test, cell, cell.value, test.workloads.get(cell.workload), several)
+            yield ExportedPoint(test.test, cell, cell.value, test.workloads.get(cell.workload), several)
 
 
 def _json(found: object) -> str:

@@ -48,7 +48,7 @@ _HEADINGS = "".join(f"<th>{word}</th>" for word in ("verdict", "test", "metric",
 
 
 @dataclass(frozen=True)
-class Block:
+class CommentBlock:
     """A block of HTML that may be cut between two rows."""
 
     opening: str
@@ -97,7 +97,7 @@ def _body(verdicts: VerdictFile, most_bytes: int) -> str:
             "tell the verdicts in a step of their own"
         )
     blocks = [
-        Block("", list(_facts(verdicts)), ""),
+        CommentBlock("", list(_facts(verdicts)), ""),
         _failures_block(verdicts.tests),
         _undecided_block(verdicts.tests),
         _cells_block(verdicts.tests),
@@ -108,7 +108,7 @@ def _body(verdicts: VerdictFile, most_bytes: int) -> str:
     return f"{heading}{text}{'' if whole else cut}"
 
 
-def _fitted(blocks: Iterable[Block], most_bytes: int) -> tuple[str, bool]:
+def _fitted(blocks: Iterable[CommentBlock], most_bytes: int) -> tuple[str, bool]:
     """Whole rows in order, as many as there is room for, and whether these are all."""
     text, left, whole = "", most_bytes, True
     for block in blocks:
@@ -158,9 +158,9 @@ def _cut_line(environ: Mapping[str, str]) -> str:
     return f"<p>Cut to the size that GitHub takes: the verdict file has the rest{link and f', see {link}'}.</p>\n"
 
 
-def _failures_block(tests: Sequence[TestVerdicts]) -> Block:
+def _failures_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     failed = [_failure(test) for test in tests if test.failed]
-    return Block(f"<p>{plural(len(failed), 'test')} failed:</p>\n<ul>\n", failed, "</ul>\n", FAILURES_SHARE)
+    return CommentBlock(f"<p>{plural(len(failed), 'test')} failed:</p>\n<ul>\n", failed, "</ul>\n", FAILURES_SHARE)
 
 
 def _failure(test: TestVerdicts) -> str:
@@ -172,7 +172,7 @@ def _reasons(test: TestVerdicts) -> list[str]:
     return [test.error] if test.error else [cell.sentence for cell in test.cells if cell.fails]
 
 
-def _undecided_block(tests: Sequence[TestVerdicts]) -> Block:
+def _undecided_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     """Why cells that gate have no answer, the commonest reason first."""
     groups: defaultdict[tuple[Outcome, str], list[str]] = defaultdict(list)
     for cell in (cell for test in tests for cell in test.cells if cell.counts and cell.outcome in _UNDECIDED):
@@ -182,7 +182,7 @@ def _undecided_block(tests: Sequence[TestVerdicts]) -> Block:
     rows = [_undecided_row(outcome, reasons) for (outcome, _), reasons in found[:LONGEST_LIST]]
     if more := found[LONGEST_LIST:]:
         rows.append(f"<li>{plural(len(more), 'more reason')}</li>\n")
-    return Block("<p>Not decided:</p>\n<ul>\n", rows, "</ul>\n")
+    return CommentBlock("<p>Not decided:</p>\n<ul>\n", rows, "</ul>\n")
 
 
 def _undecided_row(outcome: Outcome, reasons: Sequence[str]) -> str:
@@ -196,22 +196,22 @@ def _reason(cell: CellVerdict) -> str:
     return re.split(f"; {words}: |: {words}, ", cell.sentence, maxsplit=1)[-1]
 
 
-def _explanations_block(tests: Sequence[TestVerdicts]) -> Block:
+def _explanations_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     told = [
         f"<p>{_code(test.test)}: {explanation_title(one)}</p>\n"
         f"<pre>\n{escape(explanation_text(one, TABLE_COLUMNS))}\n</pre>\n"
         for test in tests
         for one in test.explanations
     ]
-    return Block("<details><summary>Where the time went</summary>\n", told, "</details>\n")
+    return CommentBlock("<details><summary>Where the time went</summary>\n", told, "</details>\n")
 
 
-def _cells_block(tests: Sequence[TestVerdicts]) -> Block:
+def _cells_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     cells = [(test, cell) for test in tests for cell in test.cells if _is_shown(cell)]
     cells.sort(key=lambda pair: (not pair[1].fails, not pair[1].counts, _WORST_FIRST.index(pair[1].outcome)))
     opening = f"<details><summary>{plural(len(cells), 'cell')}</summary>\n<table>\n<tr>{_HEADINGS}</tr>\n"
     empty = [_empty_row(test) for test in tests if not (test.cells or test.error or test.workloads)]
-    return Block(opening, [*(_row(test, cell) for test, cell in cells), *empty], "</table>\n</details>\n")
+    return CommentBlock(opening, [*(_row(test, cell) for test, cell in cells), *empty], "</table>\n</details>\n")
 
 
 def _is_shown(cell: CellVerdict) -> bool:
@@ -236,9 +236,9 @@ def _empty_row(test: TestVerdicts) -> str:
     return f'<tr><td>invalid</td><td>{_code(test.test)}</td><td colspan="4">it ran and measured nothing</td></tr>\n'
 
 
-def _reproduce_block(tests: Sequence[TestVerdicts]) -> Block:
+def _reproduce_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     commands = [f"{escape(printable(test.reproduce))}\n" for test in tests if test.failed]
-    return Block("<details><summary>Repeat what failed</summary>\n<pre>\n", commands, "</pre>\n</details>\n")
+    return CommentBlock("<details><summary>Repeat what failed</summary>\n<pre>\n", commands, "</pre>\n</details>\n")
 
 
 def _annotation(test: TestVerdicts) -> str:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
 from pytest_llmperf.metrics import Metric
-from pytest_llmperf.report.exports import Point, points
+from pytest_llmperf.report.exports import ExportedPoint, points
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import VerdictFile
@@ -27,14 +27,14 @@ def openmetrics(verdicts: VerdictFile) -> str:
 
     Format: https://prometheus.io/docs/specs/om/open_metrics_spec/.
     """
-    families: defaultdict[Metric, list[Point]] = defaultdict(list)
+    families: defaultdict[Metric, list[ExportedPoint]] = defaultdict(list)
     for point in points(verdicts):
         families[point.metric].append(point)
     lines = [line for metric, found in families.items() for line in _family(metric, found, verdicts.device_key)]
     return "\n".join([*lines, *_outcomes(verdicts), "# EOF"]) + "\n"
 
 
-def _family(metric: Metric, found: list[Point], device: str) -> Iterator[str]:
+def _family(metric: Metric, found: list[ExportedPoint], device: str) -> Iterator[str]:
     unit, divisor = BASE_UNITS.get(metric.unit, (metric.unit, 1))
     name = f"llmperf_{metric.name}_{unit}" if unit else f"llmperf_{metric.name}"
     yield f"# TYPE {name} gauge"
@@ -45,7 +45,7 @@ def _family(metric: Metric, found: list[Point], device: str) -> Iterator[str]:
         yield f"{name}{_labels(_of_point(point, device))} {point.value / divisor!r}"
 
 
-def _of_point(point: Point, device: str) -> dict[str, object]:
+def _of_point(point: ExportedPoint, device: str) -> dict[str, object]:
     labels = {"device": device, "test": point.test, "workload": point.cell.workload}
     return labels | (point.workload.model_dump(include=set(WORKLOAD_LABELS)) if point.workload else {})
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_llmperf.metrics import METRICS, Metric, primary_metric
-from pytest_llmperf.report.charts import Axis, Chart, Trace
+from pytest_llmperf.report.charts import Axis, Chart, ChartTrace
 from pytest_llmperf.storage.schema import Workload
 
 FREE = {"batch_size", "quantization", "dtype", "prompt_sha256"}
@@ -18,7 +18,7 @@ MEMORY = ("decode_peak_allocated_bytes", "weights_bytes")
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredWorkload:
     """One workload of one test with its figures by metric key."""
 
     test: str
@@ -36,7 +36,7 @@ class Family:
     """Workloads of one test function that differ in batch size and quantization alone."""
 
     name: str
-    members: Mapping[tuple[str, int], Measured]
+    members: Mapping[tuple[str, int], MeasuredWorkload]
     """By quantization and batch size."""
 
     @property
@@ -49,14 +49,14 @@ class Family:
         """Those that were measured, in the order of the tests."""
         return list(dict.fromkeys(quantization for quantization, _ in self.members))
 
-    def of(self, quantization: str) -> list[Measured]:
+    def of(self, quantization: str) -> list[MeasuredWorkload]:
         """One quantization's workloads by batch size."""
         return [self.members[quantization, b] for b in self.batch_sizes if (quantization, b) in self.members]
 
 
-def families(measured: Iterable[Measured]) -> list[Family]:
+def families(measured: Iterable[MeasuredWorkload]) -> list[Family]:
     """Those in which there is something to compare."""
-    found: defaultdict[tuple[str, str, str], dict[tuple[str, int], Measured]] = defaultdict(dict)
+    found: defaultdict[tuple[str, str, str], dict[tuple[str, int], MeasuredWorkload]] = defaultdict(dict)
     for one in measured:
         if one.metric.key in one.figures:
             function = one.test.partition("[")[0]
@@ -85,7 +85,7 @@ def _batch_scaling(family: Family, metric: Metric) -> Chart:
         y=axis.title,
         summary=f"{metric.title} of {', '.join(family.quantizations)} at batch sizes {_listed(family.batch_sizes)}",
         traces=[
-            Trace(
+            ChartTrace(
                 name=quantization,
                 form="path",
                 role="other",
@@ -110,7 +110,7 @@ def _latency_and_memory(family: Family, metric: Metric, space: Metric) -> Chart:
         y=up.title,
         summary=f"{', '.join(family.quantizations)}; points are batch sizes: {_listed(family.batch_sizes)}",
         traces=[
-            Trace(
+            ChartTrace(
                 name=quantization,
                 form="path",
                 role="other",
@@ -124,7 +124,7 @@ def _latency_and_memory(family: Family, metric: Metric, space: Metric) -> Chart:
     )
 
 
-def _name(function: str, members: Mapping[tuple[str, int], Measured]) -> str:
+def _name(function: str, members: Mapping[tuple[str, int], MeasuredWorkload]) -> str:
     workload = next(iter(members.values())).workload
     return f"{function.rpartition('::')[2]}: {workload.model}, {workload.execution}, {workload.attention}"
 

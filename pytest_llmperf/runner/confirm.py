@@ -20,7 +20,7 @@ from pytest_llmperf.runner.context import Workplace
 from pytest_llmperf.runner.once import Protocol, RunTest, log_reports
 from pytest_llmperf.runner.profiling import explained
 from pytest_llmperf.runner.session import Session
-from pytest_llmperf.storage.process_result import Measured
+from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.system.paths import run_folder
 from pytest_llmperf.system.pytest_process import Ended, run_replica
@@ -44,7 +44,7 @@ class Held:
 class Replica:
     """What one fresh process measured, and why it did not measure the rest."""
 
-    measured: Measured
+    measured: ProcessResult
     ended: Ended
 
     @property
@@ -145,7 +145,7 @@ class Confirmer(Protocol):
         folder = run_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
         journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
         ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)
-        return Replica(Measured.read(journal), ended)
+        return Replica(ProcessResult.read(journal), ended)
 
 
 def _make_current(config: pytest.Config, item: pytest.Item) -> None:

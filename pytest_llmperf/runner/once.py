@@ -44,7 +44,7 @@ _STEP = re.compile(r"__pytest_\w+_step_number")
 
 
 @dataclass
-class Execution:
+class ItemExecution:
     """What is known of an item's one execution."""
 
     began: set[str] = field(default_factory=set)
@@ -56,12 +56,12 @@ class Execution:
     """By phase, the outcome as it was first reported."""
 
 
-EXECUTION: pytest.StashKey[Execution] = pytest.StashKey()
+EXECUTION: pytest.StashKey[ItemExecution] = pytest.StashKey()
 
 
-def execution_of(item: pytest.Item) -> Execution:
+def execution_of(item: pytest.Item) -> ItemExecution:
     """The execution of an item, which has begun or not."""
-    return item.stash.setdefault(EXECUTION, Execution())
+    return item.stash.setdefault(EXECUTION, ItemExecution())
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pytest_llmperf.report.terminal import write_now
 from pytest_llmperf.runner.context import Workplace
 from pytest_llmperf.runner.session import Session
 from pytest_llmperf.storage.comparability import blocking, compare_environments
-from pytest_llmperf.storage.process_result import Measured
+from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.profiles import (
     Key,
     comparable,
@@ -98,10 +98,10 @@ def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Pro
     folder = run_folder(config.rootpath, "traces", run.run_id)
     journal = folder / "profile.jsonl"
     ended = run_replica(config, tests, journal, session_id=run.session_id, extra=[f"--llmperf-profile={folder}"])
-    return profiles_of("now", Measured.read(journal), ended), folder.relative_to(config.rootpath).as_posix()
+    return profiles_of("now", ProcessResult.read(journal), ended), folder.relative_to(config.rootpath).as_posix()
 
 
-def profiles_of(name: str, measured: Measured, ended: Ended) -> Profiles:
+def profiles_of(name: str, measured: ProcessResult, ended: Ended) -> Profiles:
     """What a process profiled, and why not the rest.
 
     Args:

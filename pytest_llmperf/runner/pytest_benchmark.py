@@ -82,7 +82,7 @@ class Bridge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class BenchmarkRow:
     """One benchmark, by the names that pytest-benchmark reads; ``samples_s`` are its rounds, in seconds.
 
     ``fullname`` is what it compares by. It ends in device and workload: another of either is another benchmark.
@@ -100,7 +100,7 @@ class Row:
     has_error: bool = False
 
 
-def rows_of(entry: Entry) -> Iterator[Row]:
+def rows_of(entry: Entry) -> Iterator[BenchmarkRow]:
     """One row for each workload that has times."""
     timed = [(result, metric) for result in entry.results if (metric := _timed_metric(result))]
     labels = _labels([result for result, _ in timed])
@@ -108,12 +108,12 @@ def rows_of(entry: Entry) -> Iterator[Row]:
         yield _row(entry, result, metric, label)
 
 
-def _row(entry: Entry, result: TestResult, metric: Metric, label: str) -> Row:
+def _row(entry: Entry, result: TestResult, metric: Metric, label: str) -> BenchmarkRow:
     test = printable(entry.test)
     _, bracket, param = short_name(test).partition("[")
     injected = f" INJECTED {', '.join(entry.injected)}" if entry.injected else ""
     figures = {cell.metric: cell.value for cell in result.cells if cell.value is not None}
-    return Row(
+    return BenchmarkRow(
         name=f"{short_name(test)}{label}",
         fullname=f"{test}@{entry.device_key}/{result.workload.hash}",
         group=f"llmperf {metric.title}{injected}",
@@ -125,7 +125,7 @@ def _row(entry: Entry, result: TestResult, metric: Metric, label: str) -> Row:
     )
 
 
-def _filled(row: Row) -> Metadata:
+def _filled(row: BenchmarkRow) -> Metadata:
     benchmark = Metadata(row, iterations=1, options={"timer": row.clock})
     for sample in row.samples_s:
         benchmark.update(sample)

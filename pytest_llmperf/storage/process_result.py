@@ -13,7 +13,7 @@ from pytest_llmperf.storage.schema import Baseline, PhaseProfile, Run
 
 
 @dataclass(frozen=True)
-class Measured:
+class ProcessResult:
     """Figures and notes; ``baseline`` is none where the process had nothing to write."""
 
     baseline: Baseline | None
@@ -38,7 +38,7 @@ class Measured:
         return self.baseline.runs[0] if self.baseline else None
 
     @classmethod
-    def read(cls, journal: Path) -> Measured:
+    def read(cls, journal: Path) -> ProcessResult:
         """From a journal, which may hold injected numbers; a process that had nothing to write left none.
 
         Raises:

@@ -10,7 +10,7 @@ from repository import PlayedRuns
 
 from pytest_llmperf.ab import blocks as series_module
 from pytest_llmperf.ab.analysis import Standing
-from pytest_llmperf.ab.blocks import Series, block_orders
+from pytest_llmperf.ab.blocks import BlockSeries, block_orders
 from pytest_llmperf.ab.compare import _outcome
 from pytest_llmperf.ab.output import _disturbed_lines
 from pytest_llmperf.ab.side import Side
@@ -43,7 +43,7 @@ def start(tmp_path, monkeypatch):
         played = PlayedRuns(of, **more)
         monkeypatch.setattr(series_module, "run_perf_tests", played)
         sides = [Side(name, "0" * 40, tmp_path, "python", {}) for name in ("base", "head")]
-        return Series(tmp_path / "blocks", *sides, arguments=arguments, seed=1), played
+        return BlockSeries(tmp_path / "blocks", *sides, arguments=arguments, seed=1), played
 
     return begin
 

@@ -10,17 +10,24 @@ import torch
 from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.hardware.profiler import profiler
 from pytest_llmperf.measure import cuda_activity
-from pytest_llmperf.measure.cuda_activity import DECODE_MARK, END_MARK, Activity, Event, activity_figures, activity_of
+from pytest_llmperf.measure.cuda_activity import (
+    DECODE_MARK,
+    END_MARK,
+    Activity,
+    ProfiledEvent,
+    activity_figures,
+    activity_of,
+)
 
 MS = 1_000_000
 
 
 def host(name, at_ms, took_ms=0.001, *, correlation=0):
-    return Event(name, False, int(at_ms * MS), int((at_ms + took_ms) * MS), correlation)
+    return ProfiledEvent(name, False, int(at_ms * MS), int((at_ms + took_ms) * MS), correlation)
 
 
 def device(name, at_ms, took_ms, *, correlation=1):
-    return Event(name, True, int(at_ms * MS), int((at_ms + took_ms) * MS), correlation)
+    return ProfiledEvent(name, True, int(at_ms * MS), int((at_ms + took_ms) * MS), correlation)
 
 
 LAUNCH = host("cudaGraphLaunch", 10.1, correlation=1)
@@ -124,7 +131,10 @@ def test_the_echo_of_an_annotation_on_the_device_is_no_work():
         recorded("Torch-Compiled Region", DeviceType.CUDA, annotation=True),
         recorded("gemm", DeviceType.CUDA),
     ]
-    assert cuda_activity._events(events) == [Event(DECODE_MARK, False, 1, 2, 3), Event("gemm", True, 1, 2, 3)]
+    assert cuda_activity._events(events) == [
+        ProfiledEvent(DECODE_MARK, False, 1, 2, 3),
+        ProfiledEvent("gemm", True, 1, 2, 3),
+    ]
 
 
 @pytest.fixture
