@@ -22,7 +22,7 @@ from pytest_llmperf import cli, plugin
 from pytest_llmperf.ab.selftest_stats import SelftestFile
 from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.runner.config import TestSettings
-from pytest_llmperf.runner.options import SETTINGS, Option, add_device_option, add_options
+from pytest_llmperf.runner.options import PROCESS_OPTIONS, SETTINGS, Option, add_device_option, add_options
 from pytest_llmperf.storage.dataframe import COLUMNS, TYPES
 from pytest_llmperf.storage.journal import Header, Note
 from pytest_llmperf.storage.schema import Baseline, ProfileFile, TestResult
@@ -97,8 +97,13 @@ def options() -> Iterator[str]:
     inis = ((code(name), code(default), text) for name, default, text in declared.inis if name not in known)
     yield from table(("ini", "default", "meaning"), inis)
     yield "\n## Actions\n"
+    known |= set(PROCESS_OPTIONS)
     actions = ((code(name, value), text) for name, value, text in declared.options if name not in known)
     yield from table(("option", "meaning"), actions)
+    yield "\n## Between processes\n"
+    yield "What `llmperf` and fresh processes are given; `pytest --help` leaves them out.\n"
+    given = ((code(name, more.get("metavar", "")), plain(text)) for name, (text, more) in PROCESS_OPTIONS.items())
+    yield from table(("option", "meaning"), given)
 
 
 def setting(option: Option) -> tuple[str, str, str, str]:

@@ -14,21 +14,35 @@ from pytest_llmperf.errors import (
 )
 
 if TYPE_CHECKING:
+    from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.engines.executions.graph import Graph
     from pytest_llmperf.engines.executions.torch_compile import Compile
     from pytest_llmperf.hardware.device_timer import device_timer
+    from pytest_llmperf.measure.kernel import KernelTimer
+    from pytest_llmperf.measure.kernel_timing import Roofline, Timing
+    from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
+    from pytest_llmperf.runner.fixtures import LlmPerf, PeakMemory
     from pytest_llmperf.storage.dataframe import load_runs
+    from pytest_llmperf.storage.schema import TestResult
 
 __all__ = [
     "BaselineError",
     "Compile",
+    "Engine",
     "Graph",
+    "KernelTimer",
+    "LlmPerf",
     "LlmperfError",
+    "LoadedModel",
     "MeasurementError",
     "MissingDependency",
     "ModelError",
     "ModelSpec",
+    "PeakMemory",
+    "Roofline",
+    "TestResult",
+    "Timing",
     "UsageError",
     "__version__",
     "device_timer",
@@ -38,8 +52,16 @@ __all__ = [
 
 _HOMES = {
     "Compile": "pytest_llmperf.engines.executions.torch_compile",
+    "Engine": "pytest_llmperf.engines.engine",
     "Graph": "pytest_llmperf.engines.executions.graph",
+    "KernelTimer": "pytest_llmperf.measure.kernel",
+    "LlmPerf": "pytest_llmperf.runner.fixtures",
+    "LoadedModel": "pytest_llmperf.models.load",
     "ModelSpec": "pytest_llmperf.models.spec",
+    "PeakMemory": "pytest_llmperf.runner.fixtures",
+    "Roofline": "pytest_llmperf.measure.kernel_timing",
+    "TestResult": "pytest_llmperf.storage.schema",
+    "Timing": "pytest_llmperf.measure.kernel_timing",
     "device_timer": "pytest_llmperf.hardware.device_timer",
     "load_runs": "pytest_llmperf.storage.dataframe",
 }

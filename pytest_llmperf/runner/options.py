@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_llmperf.errors import UsageError
 
@@ -92,6 +93,20 @@ SETTINGS = (
     Option("baseline-ref", "REV", "", "Read the baseline as it is at this git revision, so that a pull request cannot "
            "excuse itself by editing it"),
 )  # fmt: skip
+
+PROCESS_OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "--llmperf-screen": ("A test that looks slower is inconclusive and does not fail: llmperf gate decides it",
+                         {"action": "store_true"}),
+    "--llmperf-only": ("Run only this perf test, by its name in the baseline; may be repeated",
+                       {"metavar": "TEST", "action": "append", "default": []}),
+    "--llmperf-journal": ("Write the run's journal to this file, a JSON line a test", {"metavar": "FILE"}),
+    "--llmperf-profile": ("With --llmperf-measure-only: profile one more request of each workload into this folder",
+                          {"metavar": "DIR"}),
+    "--llmperf-tell": ("Write phases and reports to this file as they come, for isolation", {"metavar": "FILE"}),
+    "--llmperf-measure-only": ("Compare nothing; with --llmperf-update, append the run as it is",
+                               {"action": "store_true"}),
+}  # fmt: skip
+"""Options that one process of ours gives to another, and what they mean: ``--help`` leaves them out."""
 
 DEVICE = "--device"
 LIMIT_RULES_INI = "llmperf_limits"
@@ -193,20 +208,7 @@ def _add_actions(group: pytest.OptionGroup) -> None:
                     help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
     group.addoption("--llmperf-report", metavar="FILE.html", help="Write a page with verdicts, pictures and history")
-    group.addoption("--llmperf-screen", action="store_true",
-                    help="What looks slower does not fail, it is inconclusive: llmperf gate decides it")  # fmt: skip
-    group.addoption("--llmperf-only", metavar="TEST", action="append", default=[],
-                    help="Run only this perf test, by its name in the baseline; may be repeated")  # fmt: skip
-    group.addoption("--llmperf-journal", metavar="FILE", help="Write what is measured here, a JSON line a test")
-    group.addoption("--llmperf-profile", metavar="DIR",
-                    help="Profile one more request of each workload, and write torch's traces here; with "
-                         "--llmperf-measure-only")  # fmt: skip
     group.addoption("--llmperf-isolate", action="store_true", help="Run each model's tests in a process of their own")
-    group.addoption("--llmperf-tell", metavar="FILE",
-                    help="Write phases and reports here as they come, for the process that isolates")  # fmt: skip
     group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a workload, samples included")
-    group.addoption(
-        "--llmperf-measure-only",
-        action="store_true",
-        help="Compare nothing; with --llmperf-update, append the run as it is",
-    )
+    for option, (_, more) in PROCESS_OPTIONS.items():
+        group.addoption(option, help=argparse.SUPPRESS, **more)

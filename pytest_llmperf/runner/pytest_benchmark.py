@@ -9,8 +9,10 @@ interface; tests hold them against the installed version.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from shlex import split
 from typing import Any
 
 import pytest
@@ -30,10 +32,14 @@ OTHERS_SORT = "min"
 
 
 def is_wanted(config: pytest.Config) -> bool:
-    """Whether nobody asked pytest-benchmark to be still.
+    """Return whether pytest-benchmark gets rows: an option of its own was given, and none that turns it off.
 
-    It is also still wherever xdist runs, as it would measure among other workers. Rows of ours are measured already.
+    It is a dependency, so it is installed everywhere: without that, its table would stand above ours in every run. It
+    disables itself under xdist, where it would measure beside other workers; our rows are measured already.
     """
+    given = [*config.invocation_params.args, *config.getini("addopts"), *split(os.environ.get("PYTEST_ADDOPTS", ""))]
+    if not any(str(word).startswith("--benchmark-") for word in given):
+        return False
     disabled = config.getoption("benchmark_disable") and not config.getoption("benchmark_enable")
     skipped = config.getoption("benchmark_skip") and not config.getoption("benchmark_only")
     return not (disabled or skipped)

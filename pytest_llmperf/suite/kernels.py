@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_llmperf.measure.kernel_timing import Timing
+from pytest_llmperf import Timing
 from pytest_llmperf.text import first_line
 
 if TYPE_CHECKING:
     import torch
 
-    from pytest_llmperf.measure.kernel import KernelTimer
+    from pytest_llmperf import KernelTimer
 
 SHAPES = [(4096, 4096), (14336, 4096)]
 """Output and input features of a weight."""

@@ -14,8 +14,7 @@ from pytest_llmperf.measure.serving_plan import NAIVE, OFFLINE, ONLINE
 from pytest_llmperf.runner.config import Options
 
 if TYPE_CHECKING:
-    from pytest_llmperf.engines.engine import Engine
-    from pytest_llmperf.runner.fixtures import LlmPerf
+    from pytest_llmperf import Engine, LlmPerf
 
 SEQUENCES, LENGTHS = 256, (100, 1024)
 CPU_SEQUENCES, CPU_LENGTHS = 32, (16, 64)

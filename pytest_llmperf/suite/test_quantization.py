@@ -12,8 +12,7 @@ import pytest
 from pytest_llmperf.runner.config import Options
 
 if TYPE_CHECKING:
-    from pytest_llmperf.models.load import LoadedModel
-    from pytest_llmperf.runner.fixtures import LlmPerf
+    from pytest_llmperf import LlmPerf, LoadedModel
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

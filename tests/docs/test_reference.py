@@ -14,7 +14,7 @@ from _pytest.fixtures import FixtureFunctionDefinition
 from pytest_llmperf import cli, plugin
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.runner.config import TestSettings
-from pytest_llmperf.runner.options import LIMIT_RULES_INI, SETTINGS, add_device_option, add_options
+from pytest_llmperf.runner.options import LIMIT_RULES_INI, PROCESS_OPTIONS, SETTINGS, add_device_option, add_options
 from pytest_llmperf.storage.dataframe import COLUMNS
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +51,7 @@ def test_every_option_and_ini_setting_is_there_with_its_meaning():
     add_options(declared)
     add_device_option(declared)
     text = page("options")
+    assert set(PROCESS_OPTIONS) <= first_cells(text)
     assert first_cells(text) - {"option", "ini", "---"} | {option.ini for option in SETTINGS} == declared.names
     assert all(f"`{option.ini}`" in text for option in SETTINGS)
     assert {LIMIT_RULES_INI, "llmperf_device", "--device"} <= declared.names

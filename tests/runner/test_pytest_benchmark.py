@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import pygal  # noqa: F401  # for good: it replaces what finds plugins, and an inner run would take that away again
@@ -81,19 +82,31 @@ def test_another_workload_is_another_benchmark(project):
 @pytest.mark.parametrize(
     ("asked", "heading", "first"),
     [
-        ((), "Name (time in ms) *Median *IQR *Rounds", "test_ways*=generate *"),
+        (("--benchmark-warmup=off",), "Name (time in ms) *Median *IQR *Rounds", "test_ways*=generate *"),
         (("--benchmark-columns=min,max",), "Name (time in ms) *Min *Max*", "test_ways*=generate *"),
         (("--benchmark-sort=name",), "Name (time in ms) *Median *IQR *Rounds", "test_ways*=generate *"),
     ],
-    ids=["plain", "columns", "sort"],
+    ids=["other", "columns", "sort"],
 )
 def test_its_table_is_small_unless_asked_otherwise(project, asked, heading, first):
-    """It stands above ours, which has the verdicts."""
+    """It stands above ours, which has the verdicts; without an option of its own there is none."""
     project.write(WORKLOADS)
     found = project.run(*asked)
     found.stdout.fnmatch_lines([heading, "----*", first])
     start = next(at for at, line in enumerate(found.outlines) if line.startswith("Name (time"))
     assert all(len(line) <= 85 for line in found.outlines[start : start + 5])
+
+
+@pytest.mark.parametrize("how", ["ini", "environment"])
+def test_it_has_a_table_only_where_it_was_asked_for(project, how):
+    """On the command line, in the ini file's ``addopts`` or in ``PYTEST_ADDOPTS``: it is installed everywhere."""
+    project.write()
+    project.run().stdout.no_fnmatch_line("*llmperf TPOT*")
+    if how == "ini":
+        project.pytester.makeini("[pytest]\naddopts = --benchmark-sort=name")
+    else:
+        project.monkeypatch.setenv("PYTEST_ADDOPTS", f"{os.environ['PYTEST_ADDOPTS']} --benchmark-sort=name")
+    project.run().stdout.fnmatch_lines(["* benchmark 'llmperf TPOT': 1 tests *"])
 
 
 def test_quiet_runs_have_no_table_and_save_all_the_same(project):
