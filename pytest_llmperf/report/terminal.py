@@ -58,7 +58,7 @@ def title(entries: list[Entry]) -> str:
 
 def summary_lines(run: RunOutcome) -> Iterator[str]:
     """What wants attention, what became of the baseline, and last what was decided."""
-    yield from attention_lines(run.verdicts)
+    yield from attention_lines(_told_here(run.entries))
     for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
@@ -80,6 +80,14 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     if run.breach:
         yield f"failed: {run.breach}"
     yield decided_line(run)
+    yield from _next_step(run)
+
+
+def _told_here(entries: Iterable[Entry]) -> Iterator[Verdict]:
+    """Yield the verdicts that pytest does not show: FAILURES and its short summary have those that fail a test."""
+    for entry in entries:
+        shown = entry.failing if entry.failed else []
+        yield from (verdict for verdict in entry.verdicts if verdict not in shown)
 
 
 def decided_line(run: RunOutcome) -> str:
@@ -92,6 +100,18 @@ def decided_line(run: RunOutcome) -> str:
     answered = decided(outcomes)
     verdict = f"llmperf: {plural(len(run.entries), 'test')}, {answered} of {total} gating cells decided"
     return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
+
+
+def _next_step(run: RunOutcome) -> Iterator[str]:
+    """Where nothing was verified, yield the command that changes that."""
+    outcomes = run.outcomes
+    if decided(outcomes) or run.update or not run.compared:
+        return
+    if any(outcomes[outcome] for outcome in (Outcome.NEW, Outcome.NOT_COMPARABLE, Outcome.INCONCLUSIVE)):
+        place = [f"--llmperf-baselines={folder}" for folder in run.place[1:]]
+        yield f"to verify: {shlex.join([*shlex.split(RECORD), *run.settings, *place])}"
+    elif outcomes[Outcome.INVALID]:
+        yield "to verify: make the machine quiet and run it again"
 
 
 def conclusion(found: VerdictFile) -> str:
@@ -199,7 +219,7 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
     improved = [verdict for verdict in counted if verdict.outcome is Outcome.IMPROVED]
     yield from _bank_lines(run, improved)
     if run.update is None:
-        if any(verdict.outcome is Outcome.NEW for verdict in counted) and not improved:
+        if any(verdict.outcome is Outcome.NEW for verdict in counted) and not improved and decided(run.outcomes):
             yield f"no baseline yet for some of this: record one with '{RECORD}' and the same options"
     elif run.update.refusal:
         yield f"baseline NOT updated: {run.update.refusal}"
