@@ -95,14 +95,14 @@ class Engine(Protocol):
         """Serve a single request, as a client with only one request would.
 
         Raises:
-            MeasurementError: the request failed or produced other tokens than requested.
+            MeasurementError: the request failed or produced another number of tokens.
         """
 
     def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
         """Serve requests from their arrivals on, at most ``at_most`` at once; answers are in the order of the requests.
 
         Raises:
-            MeasurementError: a request failed or produced other tokens than requested. No request is left running.
+            MeasurementError: a request failed or produced another number of tokens. No request is left running.
         """
 
     def release(self) -> None:

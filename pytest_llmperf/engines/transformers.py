@@ -94,7 +94,7 @@ class TransformersEngine:
         """Serve a single request with ``generate``; its streamer receives tokens that are already on the host.
 
         Raises:
-            MeasurementError: other tokens than requested were produced.
+            MeasurementError: another number of tokens was produced.
         """
         import torch
 
@@ -118,7 +118,7 @@ class TransformersEngine:
         """Serve requests with continuous batching, whose thread runs until `release`.
 
         Raises:
-            MeasurementError: a request failed or produced other tokens than requested.
+            MeasurementError: a request failed or produced another number of tokens.
             RuntimeError: the thread failed.
             UsageError: this transformers version has no continuous batching, or not for this model.
         """

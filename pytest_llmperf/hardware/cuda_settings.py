@@ -16,7 +16,7 @@ _VARIABLES: Mapping[str, tuple[str, ...]] = {
 
 
 def cuda_settings() -> dict[str, str]:
-    """Environment fields of these settings. Unset ones are ``default``, which may differ from any explicit value."""
+    """Environment fields of these settings. Unset ones are ``default``: setting one is a difference between runs."""
     return {**{field: _variable(*names) for field, names in _VARIABLES.items()}, "fp32_precision": _fp32_precision()}
 
 

@@ -19,8 +19,8 @@ from pytest_llmperf.storage.schema import Observation
 from pytest_llmperf.verdict.model import percent
 
 MOST_OF_OTHERS = 0.25
-"""Share of the processors' time. `measure.contention` repeats requests for shorter disturbances. A larger share uses
-caches and memory bandwidth all the time, which waiting times do not show."""
+"""Share of the processors' time. Smaller shares are handled by `measure.contention`, which repeats requests. Larger
+ones use caches and memory bandwidth all the time, which waiting times do not show."""
 LEAST_CLOCK = 0.5
 """Share of the highest clock allowed. NVML calls a clock reduced to half or less a hardware slowdown; above that, power
 limits and locked clocks are normal."""

@@ -104,8 +104,8 @@ class KernelTimer:
         """Time single calls of ``fn``. Errors raised by ``fn`` propagate.
 
         Eager calls are sampled until their median is precise enough or the budget is spent, from 10 to 1000 samples;
-        then graph replays in the same way. If an NVIDIA device was throttled during a batch of samples, the batch is
-        repeated, up to three times.
+        then graph replays in the same way. Batches of samples during which an NVIDIA device was throttled are repeated,
+        at most three per timing.
 
         Args:
             fn: the callable to time; bind keywords with ``functools.partial``.

@@ -21,11 +21,12 @@ from pytest_llmperf.storage.schema import OTHERS, OperatorTime, PhaseProfile
 PREFILL, DECODE = "prefill", "decode"
 
 PROFILED_REQUESTS = 3
-"""Number of profiled requests. The median is used for each operator, so one CPU wait is not attributed to it."""
+"""Number of profiled requests. The median is used for each operator, so a CPU wait in one request is not attributed to
+it."""
 PROFILED_TOKENS = 9
 """Most output tokens per request: a few thousand events, which the profiler needs a second to aggregate."""
 MOST_OPERATORS = 40
-"""Operators listed for host and device each; the rest are summed."""
+"""Most operators listed, for host and device each; the rest are summed."""
 LONGEST_NAME = 300
 """Longest name stored. Template kernels have names of thousands of characters."""
 

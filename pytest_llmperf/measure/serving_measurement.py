@@ -124,7 +124,7 @@ def measure_serving(
         now: a monotonic clock in seconds, for the request times of the naive scheduler.
 
     Raises:
-        MeasurementError: a request failed or produced other tokens than requested.
+        MeasurementError: a request failed or produced another number of tokens.
         UsageError: a prompt and its output exceed the model's limit.
     """
     asks = make_asks(plan, engine.vocabulary)
