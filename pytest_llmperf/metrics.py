@@ -1,6 +1,6 @@
-"""What is measured: one definition a metric, from which direction, unit and tolerances follow.
+"""Metric definitions: each metric's unit, direction and tolerances.
 
-A metric's key carries its unit (``tpot_ms``); people may write the name without it (``tpot``).
+A metric's key includes its unit (``tpot_ms``); users may also write the name without it (``tpot``).
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from enum import StrEnum
 from pytest_llmperf.errors import UsageError
 
 METHOD = 2
-"""Version of how numbers come about. Runs of different versions are not compared."""
+"""Version of the measuring method. Runs of different versions are not compared."""
 
 Scalar = str | bool | int | float | None
-"""What a record may hold beside a figure."""
+"""Types of values in records other than figures."""
 
 
 class Kind(StrEnum):
     """How a metric is judged."""
 
     TIMED = "timed"
-    """Varies from run to run: judged by the screen, against a margin."""
+    """Varies between runs: compared by the screen, with a margin."""
     EXACT = "exact"
-    """The same on identical runs: judged against the largest value of the baseline's window."""
+    """Equal in identical runs: compared with the largest value in the baseline's window."""
     IDENTITY = "identity"
-    """A text that is equal or is not, such as a digest."""
+    """Text that is equal or not, such as a digest."""
     INFORMATIVE = "informative"
-    """Explains the others and is never judged."""
+    """Explains other metrics and is never judged."""
 
 
 class Better(StrEnum):
-    """Which way is good. Part of the definition, never guessed from a name."""
+    """Which direction is better. Defined for each metric, never guessed from its name."""
 
     SMALLER = "smaller"
     LARGER = "larger"
 
     @property
     def sign(self) -> int:
-        """What a figure is multiplied by so that more is worse."""
+        """Factor that makes larger values worse."""
         return 1 if self is Better.SMALLER else -1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One metric.
+    """Definition of a metric.
 
-    ``tolerate`` is δ0, the relative change for the worse that is accepted; ``catch`` is δ1, the one that must be
-    found; ``floor`` is the absolute change, in the metric's unit, below which nothing is a regression.
+    ``tolerate`` is δ0, the relative change for the worse that is accepted. ``catch`` is δ1, the change that must be
+    detected. ``floor`` is the absolute change, in the metric's unit, below which nothing is a regression.
     """
 
     name: str
@@ -62,17 +62,17 @@ class Metric:
     catch: float = 0.0
     floor: float = 0.0
     gates: bool = False
-    """Whether the metric may fail a test when the test does not say otherwise."""
+    """Whether the metric can fail a test by default."""
 
     @property
     def key(self) -> str:
-        """The name under which it is stored, unit included."""
+        """The stored name, including the unit."""
         return f"{self.name}_{self.unit}" if self.unit else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """How much of a change one cell accepts (``tolerate``, δ0), must catch (``catch``, δ1), and whether it gates."""
+    """Limits of one cell: change to accept (``tolerate``, δ0) or detect (``catch``, δ1), and whether it gates."""
 
     tolerate: float
     catch: float
@@ -81,17 +81,17 @@ class Limit:
 
     @classmethod
     def of(cls, metric: Metric) -> Limit:
-        """The limit that the metric's definition sets."""
+        """The limits from a metric's definition."""
         return cls(tolerate=metric.tolerate, catch=metric.catch, floor=metric.floor, gates=metric.gates)
 
 
 NO_DECODE = "one output token has no decode: ask for two or more"
-"""Why a request of a single token has no figure of decode."""
+"""Why a request with a single output token has no decode figures."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One cell before it knows its test and run; ``value`` is ``None`` where it was not measured, for ``reason``."""
+    """A metric's value, not yet assigned to a test and run; ``None`` if not measured, and ``reason`` says why."""
 
     metric: str
     value: float | str | None
@@ -174,7 +174,7 @@ def _phase_memory(phase: str) -> tuple[Metric, ...]:
             f"largest number of bytes that the device's caching allocator held during {phase}",
             gates=False,
         ),
-        # Resident memory depends on what the process did before this test, so it gates only where asked for.
+        # RSS depends on what the process did before this test, so it gates only on request.
         _memory(
             f"{phase}_peak_rss",
             f"{phase} peak RSS",
@@ -313,11 +313,11 @@ _DEFINITIONS: tuple[Metric, ...] = (
         definition="energy of the device from the first timed request to the last / output tokens of all sequences",
         kind=Kind.INFORMATIVE,
     ),
-    # Other kernels round otherwise: it explains, and gates only where asked for.
+    # Other kernels round differently: this explains other changes and gates only on request.
     _counted(
         "tokens_unlike_loop", "tokens unlike loop's", "output tokens that differ from the bare loop's", gates=False
     ),
-    # Says that the work changed, not that it got slower or bigger: it explains, and gates only where asked for.
+    # Shows that the work changed, not that it became slower or larger. Gates only on request.
     Metric(
         name="token_digest",
         unit="",
@@ -328,16 +328,16 @@ _DEFINITIONS: tuple[Metric, ...] = (
 )
 
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
-"""Every metric by its key, the primary one first."""
+"""All metrics by key, the primary one first."""
 
 PRIMARY = METRICS["tpot_ms"]
 
 PRIMARIES = (METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"], METRICS["call_ms"])
-"""What a workload is measured for: the first of these that it has."""
+"""Primary metrics: the first of these that a workload has."""
 
 
 def primary_metric(keys: Iterable[str]) -> Metric:
-    """What a workload with cells of these metrics is measured for."""
+    """The primary metric of a workload with cells of these metrics."""
     found = set(keys)
     return next((metric for metric in PRIMARIES if metric.key in found), PRIMARY)
 
@@ -346,10 +346,10 @@ _BY_NAME = {metric.name: metric for metric in _DEFINITIONS}
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that key (``tpot_ms``) or name (``tpot``).
+    """Find a metric by key (``tpot_ms``) or name (``tpot``).
 
     Raises:
-        UsageError: there is none; the message offers the nearest.
+        UsageError: the metric is unknown; the message suggests the closest name.
     """
     metric = METRICS.get(name) or _BY_NAME.get(name)
     if metric is None:

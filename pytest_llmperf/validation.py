@@ -1,4 +1,4 @@
-"""What arguments of measuring must be."""
+"""Validation of numeric arguments."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pytest_llmperf.errors import UsageError
 
 
 def require_whole(name: str, value: object, *, at_least: int) -> None:
-    """Refuse all but whole numbers from ``at_least`` on.
+    """Check that a value is an integer of at least ``at_least``.
 
     Raises:
-        UsageError: the value is something else; the message names the argument, what was found and what was expected.
+        UsageError: it is not; the message names the argument, its value and the expected range.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise UsageError(f"{name}={value!r}: expected a whole number of at least {at_least}")
 
 
 def require_positive(name: str, value: object) -> None:
-    """Refuse all but finite numbers above 0.
+    """Check that a value is a finite number above 0.
 
     Raises:
-        UsageError: the value is something else; the message names the argument, what was found and what was expected.
+        UsageError: it is not; the message names the argument, its value and the expected range.
     """
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
         raise UsageError(f"{name}={value!r}: expected a number above 0")

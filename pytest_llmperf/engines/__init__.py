@@ -1,1 +1,1 @@
-"""What serves requests: transformers in this process, another engine, or a server."""
+"""Engines that serve requests: transformers or vLLM in this process, or a server."""

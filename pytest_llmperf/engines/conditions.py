@@ -1,4 +1,4 @@
-"""What holds while a model is measured: no gradients, and the same algorithms in every run."""
+"""Torch settings during a measurement: no gradients, deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def measuring_conditions() -> Iterator[None]:
-    """No gradients, and the same algorithms in every run: cuDNN deterministic and not searching."""
+    """Disable gradients and library logs, and make cuDNN deterministic, without benchmarking."""
     import torch
 
     from pytest_llmperf.models.quiet import quiet

@@ -1,4 +1,4 @@
-"""What an engine is to those who measure it: something that is asked at given moments and tells when tokens came."""
+"""Engine interface: serves timed requests and returns token timestamps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen: greedily at a temperature of 0, else drawn."""
+    """How the next token is chosen: greedily at temperature 0, else by sampling."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -29,7 +29,7 @@ class Sampling:
             raise UsageError(f"top_p={self.top_p!r}: expected a share above 0, 1 at most")
 
     def __str__(self) -> str:
-        """As a workload names it: ``greedy``, or ``temperature=0.6 top_p=0.9``."""
+        """The name in a workload: ``greedy``, or ``temperature=0.6 top_p=0.9``."""
         if self.temperature == 0:
             return "greedy"
         given = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
@@ -38,75 +38,75 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """One request: a prompt, how many tokens to produce (the end token does not stop it), and when it arrives."""
+    """One request: a prompt, the number of output tokens (EOS does not stop it), and the arrival time."""
 
     prompt: tuple[int, ...]
     """Token ids."""
     output_tokens: int
     arrival_s: float = 0.0
-    """Since the schedule began."""
+    """Seconds since the schedule began."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of a request; moments are seconds since the schedule began, by the host's monotonic clock."""
+    """The result of a request; times are seconds since the schedule began, by the host's monotonic clock."""
 
     sent_s: float
-    """When it was handed to the engine: later than its arrival where whoever asks was late."""
+    """When it was passed to the engine: after its arrival if the client was late."""
     first_s: float
-    """When its first output token was here."""
+    """When its first output token was available."""
     last_s: float
-    """When its last output token was here."""
+    """When its last output token was available."""
     input_tokens: int
-    """As the engine counted them."""
+    """The engine's count."""
     output_tokens: int
-    """Tokens produced, counted from ids or by the engine; never by encoding text again."""
+    """Tokens produced, counted from ids or by the engine, never by encoding text again."""
     gaps_s: tuple[float, ...] | None = None
-    """Between consecutive tokens; ``None`` where tokens came several at a time."""
+    """Gaps between consecutive tokens; ``None`` where several tokens came at a time."""
 
 
 class Engine(Protocol):
-    """Serves requests of one model. Ready when it exists; `close` lets the model go."""
+    """Serves requests of one model. It is ready once created; `close` releases the model."""
 
     name: str
     """Recorded in the workload: ``transformers``, ``openai``, ``vllm``."""
 
     @property
     def model(self) -> Mapping[str, str | None]:
-        """What is served: ``model``, ``revision``, ``quantization``, ``dtype``, ``attention``; ``None`` if untold."""
+        """The model: ``model``, ``revision``, ``quantization``, ``dtype``, ``attention``; ``None`` if unknown."""
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """What else two runs must have in common, of what is set up now: such as limits, or what was chosen for it."""
+        """Current settings that comparable runs must share, such as limits or values the engine chose."""
 
     @property
     def device(self) -> str | None:
-        """Where it works, as torch names it, if that is in this process; there its memory can be read."""
+        """The torch device, if the engine works in this process, so that its memory can be read; else ``None``."""
 
     @property
     def vocabulary(self) -> int:
-        """Ids of random prompts are below this."""
+        """Upper bound, exclusive, of the ids in random prompts."""
 
     @property
     def longest(self) -> int | None:
-        """Most tokens that prompt and output may have together; ``None`` if untold."""
+        """Most tokens of prompt and output together; ``None`` if unknown."""
 
     def alone(self, ask: Ask, sampling: Sampling) -> Answer:
-        """Serve a single request as whoever has just one would.
+        """Serve a single request, as a client with only one request would.
 
         Raises:
-            MeasurementError: it failed, or produced other than what was asked for.
+            MeasurementError: the request failed or produced another number of tokens.
         """
 
     def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
-        """Serve requests from their arrivals on, at most so many at once; answers are in the order of the requests.
+        """Serve requests from their arrivals on, at most ``at_most`` at once; answers are in the order of the requests.
 
         Raises:
-            MeasurementError: one failed, or produced other than what was asked for. None is left running.
+            MeasurementError: a request failed or produced another number of tokens. No request is left running.
         """
 
     def release(self) -> None:
-        """Let go of what serving set up, and keep the model: a measurement has ended."""
+        """Release what serving set up after a measurement, and keep the model."""
 
     def close(self) -> None:
-        """Let go of the model, or of the connections to the server."""
+        """Release the model, or close the connections to the server."""

@@ -1,4 +1,4 @@
-"""Which engine serves the requests of a run: transformers over the models that tests ask for, or one with its own."""
+"""Registry of engines: transformers, which serves the tests' models, and engines with their own model."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ if TYPE_CHECKING:
     from pytest_llmperf.models.spec import ModelSpec
 
 TRANSFORMERS = "transformers"
-"""Serves a model that is loaded here, of each spec that a test asks for."""
+"""Serves models loaded in this process, one for each spec that a test requests."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What a run says to an engine that has a model of its own."""
+    """A run's options for an engine that has its own model."""
 
     model: str | None
     revision: str | None
     base_url: str | None
     device: str
-    """As torch names it."""
+    """The torch device."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine that has a model of its own, made once a run."""
+    """An engine that has its own model and is created once per run."""
 
     check: Callable[[Wanted], None]
-    """Raises UsageError, before anything is measured, if it cannot be made of that."""
+    """Checks the options before anything is measured. Raises UsageError if they do not fit the engine."""
     make: Callable[[Wanted], Engine]
-    """Raises ModelError if it cannot be had after all. What it imports is imported here, not before."""
+    """Creates the engine, importing its packages. Raises ModelError if the model is not available."""
 
 
 def _check_server(wanted: Wanted) -> None:
@@ -77,14 +77,14 @@ def _spec(wanted: Wanted) -> ModelSpec:
 
 
 ENGINES: Mapping[str, Choice] = {"openai": Choice(_check_server, _server), "vllm": Choice(_check_vllm, _vllm)}
-"""Those with a model of their own."""
+"""Engines that have their own model."""
 
 
 def check_engine_name(name: str) -> str:
-    """The name of an engine.
+    """Check the name of an engine and return it.
 
     Raises:
-        UsageError: there is none of that name.
+        UsageError: the engine is unknown.
     """
     if name not in (TRANSFORMERS, *ENGINES):
         raise UsageError(f"unknown engine {name!r}: expected one of {', '.join((TRANSFORMERS, *ENGINES))}")

@@ -1,4 +1,4 @@
-"""Any server that speaks OpenAI's protocol, by streams of completions or chats."""
+"""Client for OpenAI-compatible servers, using streamed completions or chat completions."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ _Found = TypeVar("_Found")
 
 
 class OpenAIEngine:
-    """Serves by asking a server.
+    """Serves requests by sending them to a server.
 
-    The server is tried when this is made: whether it takes token ids, and how it is told to produce a fixed number of
-    tokens. ``OPENAI_API_KEY`` is sent where it is set, and kept nowhere.
+    Creating the engine probes the server: whether it accepts token ids, and how to request a fixed number of tokens.
+    ``OPENAI_API_KEY`` is sent if set, and never stored.
 
     Args:
-        base_url: such as ``http://127.0.0.1:8000/v1``. With ``/chat/completions`` at its end chats are asked for;
-            without, completions, and chats where the server has none.
-        model: what the server is to serve; ``None`` is what it serves.
-        limits: how long it may take.
+        base_url: such as ``http://127.0.0.1:8000/v1``. If it ends in ``/chat/completions``, chat completions are used;
+            otherwise completions, or chat completions if the server has no completions.
+        model: the model that the server should serve; ``None`` accepts any.
+        limits: time limits for the server.
 
     Raises:
-        UsageError: the URL is none of a server, or the server serves several models and none was chosen.
+        UsageError: the URL is invalid, or the server serves several models and none was chosen.
         MissingDependency: aiohttp is not installed.
-        ModelError: another model is served.
-        MeasurementError: the server cannot be reached, or answers something that cannot be measured.
+        ModelError: the server serves another model.
+        MeasurementError: the server is unreachable, or its answers cannot be measured.
     """
 
     name = "openai"
@@ -65,41 +65,41 @@ class OpenAIEngine:
 
     @property
     def model(self) -> Mapping[str, str | None]:
-        """What the server says of what it serves: its name, and a revision where it tells one."""
+        """The model's name as reported by the server, and its revision if reported."""
         untold = dict.fromkeys(("quantization", "dtype", "attention"))
         return {"model": self._served.shown, "revision": self._served.revision, **untold}
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """How it is asked."""
+        """How requests are sent."""
         return {"endpoint": self._way.path, "prompt": self._way.prompt, "fixed_by": self._way.fixed_by}
 
     @property
     def vocabulary(self) -> int:
-        """Of the model where ids are sent; else the letters that words are made of."""
+        """The model's vocabulary size if ids are sent; else the number of letters in text prompts."""
         known = self._served.vocabulary
         return known if self._way.prompt == "ids" and known else len(LETTERS)
 
     @property
     def longest(self) -> int | None:
-        """As the server lists it."""
+        """The limit that the server lists."""
         return self._served.longest
 
     def alone(self, ask: Ask, sampling: Sampling) -> Answer:
-        """Ask for one."""
+        """Send a single request."""
         return self.serve([ask], at_most=1, sampling=sampling)[0]
 
     def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
-        """Ask for each from its arrival on, with at most so many under way.
+        """Send each request at its arrival, with at most ``at_most`` in flight.
 
         Raises:
-            UsageError: the server cannot be told of this sampling.
-            MeasurementError: a request failed or produced another number of tokens; the others are ended.
+            UsageError: the server does not support this sampling.
+            MeasurementError: a request failed or produced another number of tokens; the others are cancelled.
         """
         return self._run(self._serve(asks, at_most, sampling))
 
     def release(self) -> None:
-        """Nothing is set up for a measurement alone."""
+        """Do nothing: no state is specific to a measurement."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -107,7 +107,7 @@ class OpenAIEngine:
         self._runner.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, _Found]) -> _Found:
-        """What fails leaves nothing running: a time limit interrupts the loop, not the requests in it."""
+        """Run a coroutine; on failure cancel all requests, because a time limit interrupts only the event loop."""
         try:
             return self._runner.run(coroutine)
         except BaseException:
@@ -128,7 +128,7 @@ class OpenAIEngine:
         return open_session(self._limits, {"Authorization": f"Bearer {key}"} if key else {}, reuse=reuse)
 
     async def _settled(self, paths: Sequence[str]) -> Way:
-        """The first way that the server takes."""
+        """Probe the server for the first request format that it accepts."""
         async with self._open(reuse=False) as session:
             self._served.choose(await self._listed(session))
             refusals = []
@@ -146,7 +146,7 @@ class OpenAIEngine:
     async def _listed(self, session: ClientSession) -> Any:
         try:
             return await get_json(session, f"{self._url}/models", self._limits)
-        except Refused:  # not every server lists what it serves
+        except Refused:  # some servers have no list of models
             return None
 
     async def _serve(self, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> list[Answer]:
@@ -161,7 +161,7 @@ class OpenAIEngine:
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(ask)) for ask in asks]
-        except ExceptionGroup as failures:  # the first to fail ended the others
+        except ExceptionGroup as failures:  # the first failure cancelled the other tasks
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
@@ -177,10 +177,10 @@ class OpenAIEngine:
 
 
 def check_server(base_url: str, model: str | None) -> None:
-    """Refuse what no server can be asked for, before it is asked.
+    """Check a server's URL and model without connecting.
 
     Raises:
-        UsageError: the URL is none of a server, or there is no such synthetic model.
+        UsageError: the URL is invalid, or the synthetic model is unknown.
         MissingDependency: aiohttp is not installed.
     """
     check_base_url(base_url)
@@ -190,10 +190,10 @@ def check_server(base_url: str, model: str | None) -> None:
 
 
 def _check_usage(events: Sequence[ServerSentEvent], ask: Ask, way: Way, url: str) -> int:
-    """The number of prompt tokens, as the server counts them.
+    """Number of prompt tokens, as counted by the server.
 
     Raises:
-        MeasurementError: the stream tells no numbers, or others than were asked for, or has no text.
+        MeasurementError: the stream has no usage, other token counts than requested, or no text.
     """
     found = next((usage for event in reversed(events) if (usage := _usage(event))), None)
     if found is None:
@@ -214,10 +214,10 @@ def _check_usage(events: Sequence[ServerSentEvent], ask: Ask, way: Way, url: str
 
 
 def _answer(events: Sequence[ServerSentEvent], ask: Ask, input_tokens: int, *, sent_s: float, start_s: float) -> Answer:
-    """Its moments are those of text."""
+    """Build an answer; its times are those of events that carry text."""
     moments = [event.moment_s - start_s for event in events if _has_text(event)]
     gaps = tuple(after - before for before, after in pairwise(moments))
-    one_by_one = len(moments) == ask.output_tokens and all(gaps)  # what came in one read has one moment
+    one_by_one = len(moments) == ask.output_tokens and all(gaps)  # events received in one read have the same time
     return Answer(
         sent_s=sent_s - start_s,
         first_s=moments[0],
@@ -229,7 +229,7 @@ def _answer(events: Sequence[ServerSentEvent], ask: Ask, input_tokens: int, *, s
 
 
 def _has_text(event: ServerSentEvent) -> bool:
-    """Whether it brings some of a completion or of a chat's answer."""
+    """Whether an event carries text of a completion or a chat completion."""
     choices = event.data.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     part = choice.get("delta", choice) if isinstance(choice, dict) else None
@@ -238,7 +238,7 @@ def _has_text(event: ServerSentEvent) -> bool:
 
 
 def _usage(event: ServerSentEvent) -> tuple[int, int] | None:
-    """Prompt and output tokens, where an event tells them."""
+    """Prompt and completion tokens, if the event reports usage."""
     usage = event.data.get("usage")
     if not isinstance(usage, dict):
         return None

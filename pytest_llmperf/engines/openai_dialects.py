@@ -1,4 +1,4 @@
-"""The ways to ask a server for a fixed number of tokens: OpenAI's protocol has none, its servers have several."""
+"""Request formats for a fixed number of output tokens. OpenAI's protocol has none, but servers have extensions."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from pytest_llmperf.errors import UsageError
 
 COMPLETIONS, CHAT = "/completions", "/chat/completions"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-"""Nearly every tokenizer has a token for a space and one of them. What the server counts is what is recorded."""
+"""Nearly every tokenizer has a token for a space and one of these letters. The server's count is recorded."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a server takes a prompt, and how it is told not to stop before the last token."""
+    """A request format: how a server takes a prompt, and how it is kept from stopping early."""
 
     path: str
     prompt: str
-    """``ids``, or ``text``: words of one letter, as many as there are ids."""
+    """``ids``, or ``text``: single-letter words, as many as there are ids."""
     fixed_by: str
     fix: Callable[[Ask, Sampling], Mapping[str, Any]]
 
     def body(self, ask: Ask, sampling: Sampling) -> dict[str, Any]:
-        """The request.
+        """The request body.
 
         Raises:
-            UsageError: the server cannot be told of this sampling.
+            UsageError: the server does not support this sampling.
         """
         stream = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": ask.output_tokens}
         return {**self._prompt(ask), **stream, **self.fix(ask, sampling)}
@@ -45,7 +45,7 @@ class Way:
 
 
 def ways(paths: Sequence[str], *, ids: bool) -> Iterator[Way]:
-    """Those below some paths, from what leaves least open to what every server takes; by token ids only if asked to."""
+    """Request formats for these paths, from the most exact to the most widely supported; token ids only if ``ids``."""
     for path in paths:
         if ids and path == COMPLETIONS:
             yield Way(path, "ids", "ignore_eos", _ignore_eos)
@@ -55,10 +55,10 @@ def ways(paths: Sequence[str], *, ids: bool) -> Iterator[Way]:
 
 
 def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
-    """A server's URL without a slash at its end, and the paths below it that may be asked.
+    """Split a base URL into a URL without a trailing slash and the paths to request.
 
     Raises:
-        UsageError: it is none of a server.
+        UsageError: the URL is invalid.
     """
     expected = "expected one like http://127.0.0.1:8000/v1"
     try:
@@ -78,13 +78,13 @@ def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _ignore_eos(ask: Ask, sampling: Sampling) -> dict[str, Any]:
-    """As vLLM takes it. The salt keeps a repeated prompt from being found in its prefix cache."""
+    """Fields of vLLM's extension. The salt prevents prefix cache hits for repeated prompts."""
     fixed = {"ignore_eos": True, "min_tokens": ask.output_tokens, "cache_salt": uuid.uuid4().hex}
     return fixed | _given(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
 def _generation_config(ask: Ask, sampling: Sampling) -> dict[str, Any]:
-    """As ``transformers serve`` takes it."""
+    """Fields of the extension of ``transformers serve``."""
     fixed = {"min_new_tokens": ask.output_tokens, "max_new_tokens": ask.output_tokens}
     if sampling.temperature == 0:
         return {"generation_config": json.dumps(fixed | {"do_sample": False})}
@@ -93,7 +93,7 @@ def _generation_config(ask: Ask, sampling: Sampling) -> dict[str, Any]:
 
 
 def _plain(_ask: Ask, sampling: Sampling) -> dict[str, Any]:
-    """What the protocol has. Where an end token stops it, that is an error then."""
+    """Fields of the plain protocol. If EOS stops it early, that becomes an error later."""
     if sampling.top_k is not None:
         raise UsageError(f"top_k={sampling.top_k}: OpenAI's protocol has none, and this server takes no more than that")
     return _given(temperature=sampling.temperature, top_p=sampling.top_p)

@@ -1,4 +1,4 @@
-"""The model that a server serves: what was asked for beside what the server says."""
+"""The model that a server serves, from the request, the server's list and its answers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _MOST_NAMES = 3
 
 
 class ServedModel:
-    """Found out step by step: from what was asked for, what the server lists, and what its answers say.
+    """Determines the served model from the requested name, the server's list, and its answers.
 
     Args:
-        asked: ``--llmperf-model``: a name on the hub, a folder, ``synthetic:NAME``, or a name that only the server
-            knows; ``None`` is what is served.
+        asked: ``--llmperf-model``: a name on the hub, a folder, ``synthetic:NAME``, or a name known only to the server;
+            ``None`` accepts the served model.
 
     Raises:
-        UsageError: there is no such synthetic model.
+        UsageError: the synthetic model is unknown.
     """
 
     def __init__(self, asked: str | None) -> None:
@@ -33,26 +33,26 @@ class ServedModel:
         self._name: str | None = self._source
         self._others: list[str] = []
         self.revision: str | None = None
-        """As answers tell it."""
+        """The revision reported in answers."""
         self.longest: int | None = None
-        """Most tokens of prompt and output, where the list tells them."""
+        """Most tokens of prompt and output, if the server lists it."""
         self.vocabulary = _vocabulary(asked, self._source) if asked and self._source else None
-        """Of the model that was asked for; ``None`` where its configuration is not to be had here."""
+        """Vocabulary size of the requested model; ``None`` where its config is not available here."""
 
     @property
     def named(self) -> dict[str, str]:
-        """Which model a request asks for; nothing where nobody has said one, and the server has but one."""
+        """The ``model`` field of a request; empty if no name is known and the server has only one model."""
         return {"model": self._name} if self._name else {}
 
     @property
     def shown(self) -> str:
-        """A name to record; never an absolute path."""
+        """The name to record; never an absolute path."""
         if self._asked and synthetic.is_synthetic(self._asked):
             return self._asked
         return quote(_last_part(self._name)) if self._name else "unknown"
 
     def choose(self, listed: Any) -> None:
-        """Take the name from what the server lists, if it lists what was asked for, or but one model."""
+        """Take the model's name from the server's list, if exactly one entry matches."""
         models = [model for model in _entries(listed) if isinstance(model.get("id"), str) and model["id"]]
         if self._asked:
             models = [model for model in models if self._is_asked_for(model["id"])]
@@ -63,7 +63,7 @@ class ServedModel:
             self.longest = longest if isinstance(longest, int) and longest > 0 else None
 
     def check(self, events: Sequence[ServerSentEvent]) -> None:
-        """Take the name and the revision from an answer.
+        """Take the name and revision from an answer.
 
         Raises:
             ModelError: another model answered.
@@ -71,7 +71,7 @@ class ServedModel:
         told = next((event.data["model"] for event in events if isinstance(event.data.get("model"), str)), None)
         if told is None or told == self._name:
             return
-        name, _, revision = told.rpartition("@")  # transformers serve says NAME@REVISION
+        name, _, revision = told.rpartition("@")  # transformers serve reports NAME@REVISION
         if not name:
             name, revision = told, None
         if self._name not in (None, name):
@@ -82,7 +82,7 @@ class ServedModel:
         self._name, self.revision = name, revision
 
     def explained(self, refused: Refused) -> LlmperfError:
-        """Why a server took no request."""
+        """The error to raise when a server refused every request format."""
         if len(self._others) > 1 and not self._asked:
             return UsageError(
                 f"the server has {len(self._others)} models ({some(self._others, _MOST_NAMES)}): "
@@ -91,24 +91,24 @@ class ServedModel:
         return refused
 
     def _is_asked_for(self, name: str) -> bool:
-        """Whether that is its name, or a folder of that name, which may lie elsewhere on the server."""
+        """Whether a listed name matches, or is a folder of the same name elsewhere on the server."""
         return name in (self._asked, self._source) or (
             PurePath(name).is_absolute() and _last_part(name) == _last_part(self._source or "")
         )
 
 
 def check_model(asked: str | None) -> None:
-    """Refuse what no server serves.
+    """Reject an unknown synthetic model.
 
     Raises:
-        UsageError: there is no such synthetic model.
+        UsageError: the synthetic model is unknown.
     """
     if asked and synthetic.is_synthetic(asked):
         synthetic.architecture(asked)
 
 
 def _source(asked: str) -> str:
-    """What a server on this machine is started with."""
+    """The model argument with which a server on this machine is started."""
     if synthetic.is_synthetic(asked):
         return str(synthetic.model_folder(asked))
     return str(Path(asked).expanduser().resolve()) if is_local(asked) else asked
@@ -126,7 +126,7 @@ def _vocabulary(asked: str, source: str) -> int | None:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError):  # a name that only the server knows, or code that would have to be trusted
+    except (OSError, ValueError):  # a name known only to the server, or a config that needs trusted code
         return None
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) else None

@@ -1,4 +1,4 @@
-"""Streaming answers over HTTP: what a server sent, and when each event of it was here."""
+"""HTTP client for server-sent events (SSE), with the time at which each event arrived."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 _OK, _NOT_ALLOWED = 200, (401, 403)
 _LONGEST_BODY = 64 * 2**10
 _LONGEST_QUOTE = 200
-_KEEP_ALIVE_S = 2.0  # servers close what is idle for 5 s, and a request sent in that moment would be lost
+_KEEP_ALIVE_S = 2.0  # servers close connections that are idle for 5 s, and a request sent at that moment would be lost
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeLimits:
-    """How long a server may take, in seconds."""
+    """Time limits for a server, in seconds."""
 
     connect_s: float = 10.0
     first_s: float = 600.0
-    """Request in to first event: a server that serves one after another lets the others wait."""
+    """Request to first event. A server that serves requests one by one makes the others wait."""
     between_s: float = 60.0
-    """From one event to the next."""
+    """Between two events."""
 
 
-class Refused(MeasurementError):  # noqa: N818  # says what happened, as KeyboardInterrupt does
-    """A status other than 200."""
+class Refused(MeasurementError):  # noqa: N818  # named after what happened, like KeyboardInterrupt
+    """The server answered with a status other than 200."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -51,15 +51,15 @@ class ServerSentEvent:
 
 
 def open_session(limits: TimeLimits, headers: Mapping[str, str], *, reuse: bool) -> ClientSession:
-    """Connections without proxies, cookies or compression. Called where an event loop runs.
+    """Open an aiohttp session without proxies, cookies or compression. Requires a running event loop.
 
-    aiohttp takes the least processor time an event of those tried: 26 µs at 16 streams, httpx 113, httpx2 121, and
+    aiohttp uses the least CPU time per event of the clients tried: 26 µs at 16 streams; httpx 113, httpx2 121, and
     openai's own client 210.
 
     Args:
-        limits: how long a server may take.
-        headers: of every request.
-        reuse: whether a connection is kept for the next request: a server may close one after a request that failed.
+        limits: time limits for the server.
+        headers: headers of every request.
+        reuse: whether to keep connections alive: a server may close one after a failed request.
     """
     import aiohttp
 
@@ -74,11 +74,11 @@ def open_session(limits: TimeLimits, headers: Mapping[str, str], *, reuse: bool)
 
 
 async def get_json(session: ClientSession, url: str, limits: TimeLimits) -> Any:
-    """What a server answers at once; ``None`` if that is no JSON or too long.
+    """GET a JSON document; ``None`` if the body is not JSON or too long.
 
     Raises:
-        Refused: with another status than 200.
-        MeasurementError: it cannot be reached, or does not answer in time.
+        Refused: the status is not 200.
+        MeasurementError: the server is unreachable, or does not answer in time.
     """
     async with (
         _failures_named(url),
@@ -96,12 +96,12 @@ async def get_json(session: ClientSession, url: str, limits: TimeLimits) -> Any:
 async def post_events(
     session: ClientSession, url: str, body: Mapping[str, Any], limits: TimeLimits, *, most_bytes: int
 ) -> list[ServerSentEvent]:
-    """Ask, and read the events of the answer to their end. Whatever costs time waits until then.
+    """POST a request and read all events of the answer; parsing waits until the stream has ended.
 
     Raises:
-        Refused: with another status than 200.
-        MeasurementError: it cannot be reached, stalls, closes early, sends more than ``most_bytes``, or something else
-            than events of JSON objects.
+        Refused: the status is not 200.
+        MeasurementError: the server is unreachable, stalls, closes early, sends more than ``most_bytes``, or sends
+            events that are not JSON objects.
     """
     received = _Received(url, most_bytes)
     async with (
@@ -119,7 +119,7 @@ async def post_events(
 
 @dataclass
 class _Received:
-    """What has come of a stream so far."""
+    """The part of a stream received so far."""
 
     url: str
     most_bytes: int
@@ -128,7 +128,7 @@ class _Received:
     _rest: bytes = b""
 
     def add(self, moment_s: float, data: bytes) -> bool:
-        """Keep what one read gave; whether it completed an event. OpenAI's events are a line of data each."""
+        """Add the data of one read; return whether it completed an event. OpenAI's events are one data line each."""
         self.size += len(data)
         if self.size > self.most_bytes:
             raise MeasurementError(f"{self.url}: more than {self.most_bytes} bytes for one request; expected fewer")
@@ -143,7 +143,7 @@ class _Received:
 
 @asynccontextmanager
 async def _failures_named(url: str, received: object = "before any answer") -> AsyncIterator[None]:
-    """Whatever a connection can come to becomes one line."""
+    """Turn connection errors into a one-line MeasurementError."""
     import aiohttp
 
     try:
@@ -203,6 +203,6 @@ def _parsed(line: bytes, url: str) -> Mapping[str, Any]:
 
 
 def quote(text: str) -> str:
-    """What a server said, in one printable line of bounded length."""
+    """Text from a server, as one printable line of bounded length."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}..."

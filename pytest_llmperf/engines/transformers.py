@@ -1,4 +1,4 @@
-"""transformers as an engine: ``generate`` for a single request, its continuous batching for many."""
+"""transformers engine: ``generate`` for a single request, continuous batching for many."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
 
 POLL_S = 0.5
-"""Longest wait between two looks at whether the scheduler's thread still lives."""
+"""Longest wait, in seconds, before checking again that the scheduler's thread is alive."""
 STUCK_S = 1800.0
-"""Longest that one step may take: half an hour for the prefill of thousands of tokens of a large model on a CPU."""
+"""Longest time of one step, in seconds: half an hour, for a large model's prefill of thousands of tokens on a CPU."""
 STOP_S = 60.0
-"""Longest wait for the scheduler's thread to end."""
+"""Longest wait, in seconds, for the scheduler's thread to end."""
 
 
 class TransformersEngine:
-    """Serves a model that is loaded here.
+    """Serves a model that is loaded in this process.
 
     Args:
-        loaded: the model. Whoever loaded it lets it go.
+        loaded: the model, which remains owned by its loader.
     """
 
     name = "transformers"
@@ -49,7 +49,7 @@ class TransformersEngine:
 
     @property
     def model(self) -> Mapping[str, str | None]:
-        """As it was loaded; what its attention is switched to for serving is among the settings."""
+        """The model as loaded; an attention switched to for serving is part of the settings."""
         loaded = self._loaded
         return {
             "model": loaded.name,
@@ -61,7 +61,7 @@ class TransformersEngine:
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """What continuous batching resolved, while it is set up; ``generate`` has none."""
+        """Resolved settings of continuous batching, while it is set up; empty for ``generate``."""
         if self._manager is None:
             return {}
         resolved = self._manager.continuous_batching_config
@@ -76,25 +76,25 @@ class TransformersEngine:
 
     @property
     def device(self) -> str:
-        """The model's."""
+        """The model's device."""
         return self._loaded.device
 
     @property
     def vocabulary(self) -> int:
-        """The model's."""
+        """The model's vocabulary size."""
         return int(self._text_config.vocab_size)
 
     @property
     def longest(self) -> int | None:
-        """The model's positions."""
+        """The model's position limit."""
         limit = getattr(self._text_config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
     def alone(self, ask: Ask, sampling: Sampling) -> Answer:
-        """Serve a single request with ``generate``; its streamer is handed tokens that are on the host already.
+        """Serve a single request with ``generate``; its streamer receives tokens that are already on the host.
 
         Raises:
-            MeasurementError: other than what was asked for was produced.
+            MeasurementError: another number of tokens was produced.
         """
         import torch
 
@@ -115,12 +115,12 @@ class TransformersEngine:
         return _answer(stamps, sent_s=0.0, input_tokens=len(ask.prompt), output_tokens=generated.tokens.numel())
 
     def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
-        """Serve requests by continuous batching, whose thread runs until `release`.
+        """Serve requests with continuous batching, whose thread runs until `release`.
 
         Raises:
-            MeasurementError: a request failed, or produced other than what was asked for.
-            RuntimeError: the thread broke.
-            UsageError: this transformers has no continuous batching, or not for this model.
+            MeasurementError: a request failed or produced another number of tokens.
+            RuntimeError: the thread failed.
+            UsageError: this transformers version has no continuous batching, or not for this model.
         """
         check_whole(self._loaded.model)
         with measuring_conditions(), self._let_go_on_failure():
@@ -128,7 +128,7 @@ class TransformersEngine:
             return _Schedule(self._manager, asks).answers()
 
     def release(self) -> None:
-        """Stop the scheduler's thread, free its cache, and give the model its own attention again."""
+        """Stop the scheduler's thread, free its KV cache, and restore the model's attention."""
         manager, self._manager, self._set_up = self._manager, None, None
         if manager is not None:
             with uninterrupted():
@@ -137,7 +137,7 @@ class TransformersEngine:
             self._loaded.model.set_attn_implementation(self._loaded.attention)
 
     def close(self) -> None:
-        """As `release`: whoever loaded the model lets it go."""
+        """Same as `release`: the loader releases the model."""
         self.release()
 
     @property
@@ -145,7 +145,7 @@ class TransformersEngine:
         return self._loaded.model.config.get_text_config()
 
     def _prepare(self, wanted: _SetUp) -> None:
-        """Start continuous batching, unless what runs will do."""
+        """Start continuous batching, unless the running one has enough capacity."""
         if self._set_up is None or not self._set_up.serves(wanted):
             self.release()
             self._manager = wanted.manager(self._loaded)
@@ -154,7 +154,7 @@ class TransformersEngine:
 
     @contextmanager
     def _let_go_on_failure(self) -> Iterator[None]:
-        """Nothing runs on after a failure; where the thread broke, its own error is the reason."""
+        """Release everything on failure. If the thread failed, raise its error as the cause."""
         try:
             yield
         except BaseException:
@@ -168,12 +168,12 @@ class TransformersEngine:
 
 @dataclass(frozen=True)
 class _SetUp:
-    """What continuous batching is set up for."""
+    """The capacity and sampling that continuous batching is set up for."""
 
     at_most: int
     sampling: Sampling
     lengths: tuple[int, ...]
-    """Tokens, prompt and output, of the longest requests that may run side by side; the longest first."""
+    """Prompt and output tokens of the longest requests that may run concurrently, longest first."""
 
     @classmethod
     def of(cls, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> _SetUp:
@@ -186,10 +186,10 @@ class _SetUp:
         return same and all(mine >= theirs for mine, theirs in pairs)
 
     def manager(self, loaded: LoadedModel) -> Any:
-        """A manager with a cache for the longest requests that may run side by side, and no more.
+        """Create a manager whose cache just fits the longest requests that may run concurrently.
 
-        By default it would have most of the machine's free memory, which differs from run to run. It shares no prefixes
-        either: the same prompts come again in every pass. The attention stays what was asked for, where it serves.
+        By default the cache takes most of the free memory, which differs between runs. Prefix sharing is off, because
+        every pass repeats the same prompts. The requested attention is kept, where it supports batching.
         """
         batching, generation = _library(loaded)
         config = batching(
@@ -211,7 +211,7 @@ class _SetUp:
 
 
 class _Schedule:
-    """Hands requests in when they are due, and takes what comes."""
+    """Submits requests when they are due, and collects the results."""
 
     def __init__(self, manager: Any, asks: Sequence[Ask]) -> None:
         self._manager = manager
@@ -222,8 +222,8 @@ class _Schedule:
         self._begin = 0.0
 
     def answers(self) -> list[Answer]:
-        """Those of all requests, in their order."""
-        with self._manager.pause():  # what is due at the beginning is there when the first step begins
+        """Serve all requests; return their answers in order."""
+        with self._manager.pause():  # requests due at the start must be queued before the first step
             self._begin = time.perf_counter()
             self._send_due()
         steps, since = self._steps, time.perf_counter()
@@ -247,7 +247,7 @@ class _Schedule:
         return time.perf_counter() - self._begin
 
     def _wait_s(self) -> float:
-        """Until the next request is due."""
+        """Seconds until the next request is due, at most `POLL_S`."""
         return min(POLL_S, max(0.0, self._asks[self._due[0]].arrival_s - self._elapsed())) if self._due else POLL_S
 
     def _send_due(self) -> None:
@@ -273,15 +273,15 @@ class _Schedule:
 
 
 def _library(loaded: LoadedModel) -> tuple[Any, Any]:
-    """The classes of its two configurations.
+    """The library's classes for the batching config and the generation config.
 
     Raises:
-        UsageError: it has no continuous batching, or one of an early form.
+        UsageError: this transformers has no continuous batching, or an early form of it.
     """
     import transformers
 
     batching = getattr(transformers, "ContinuousBatchingConfig", None)
-    # Before it, pages were blocks, nothing kept the attention as it was asked for, and a manager could not pause.
+    # Before 5.19, pages were called blocks, the requested attention could not be kept, and managers could not pause.
     if not hasattr(batching, "auto_switch_to_flash") or not hasattr(loaded.model, "init_continuous_batching"):
         raise UsageError(
             f"transformers {transformers.__version__} cannot serve requests side by side: expected 5.19 or later, or "
@@ -291,7 +291,7 @@ def _library(loaded: LoadedModel) -> tuple[Any, Any]:
 
 
 def _chosen(sampling: Sampling) -> dict[str, Any]:
-    """In the words of ``GenerationConfig``, which would draw from the 50 likeliest tokens unless told otherwise."""
+    """Arguments of ``GenerationConfig``. Its default ``top_k`` is 50, so "all tokens" must be explicit."""
     if sampling.temperature == 0:
         return {"do_sample": False}
     return {

@@ -1,4 +1,4 @@
-"""vLLM in this process: its scheduler is stepped here, so that every step's tokens are seen when they are there."""
+"""vLLM engine in this process; stepping its scheduler here shows each step's tokens as soon as they exist."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.text import plural, printable
 
 _UNQUANTIZED = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-"""Names of quantizations by dtype."""
+"""Quantization names of unquantized dtypes."""
 _ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, or a step's tokens would be seen when a queue is read
-    "VLLM_NO_USAGE_STATS": "1",  # measuring tells nobody
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process; otherwise tokens would be seen only when a queue is read
+    "VLLM_NO_USAGE_STATS": "1",  # no telemetry
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-"""It reads these from nowhere else."""
+"""vLLM reads these from the environment only."""
 _CPU_CACHE_BYTES = 2 * 2**30
-"""Of keys and values. vLLM's own choice depends on what is free at the moment, and this is part of the work."""
+"""KV cache size on a CPU. vLLM's own choice depends on the currently free memory, and the size changes the work."""
 _STALL_S = 60.0
 
 
 class VllmEngine:
-    """Serves by vLLM, which loads the model when this is made.
+    """Serves requests with vLLM, which loads the model when the engine is created.
 
-    Prefix caching is off: prompts that repeat would be found. On a CPU nothing is compiled (``enforce_eager``).
+    Prefix caching is off, because repeated prompts would hit the cache. On a CPU nothing is compiled
+    (``enforce_eager``).
 
     Args:
-        spec: the model and its revision; vLLM loads it in the dtype and quantization that its checkpoint has.
+        spec: the model and its revision; vLLM uses the dtype and quantization of the checkpoint.
         device: such as ``cpu`` or ``cuda``.
 
     Raises:
-        UsageError: vLLM is not installed or is for other devices, or there is no such model.
-        ModelError: it could not load the model.
+        UsageError: vLLM is not installed or is built for other devices, or the model does not exist.
+        ModelError: vLLM could not load the model.
     """
 
     name = "vllm"
-    device = None  # most of its memory is taken in advance: a peak would tell nothing of what was served
+    device = None  # vLLM preallocates most of its memory, so a peak would not depend on the served requests
 
     def __init__(self, spec: ModelSpec, device: str) -> None:
         check_vllm(spec, device)
@@ -69,12 +70,12 @@ class VllmEngine:
 
     @property
     def model(self) -> Mapping[str, str | None]:
-        """What was loaded, and the attention that vLLM chose."""
+        """The loaded model, and the attention that vLLM chose."""
         return self._model
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """Those of vLLM that change what is done."""
+        """Settings of vLLM that change the work."""
         config = self._engine.vllm_config
         return {
             "enforce_eager": config.model_config.enforce_eager,
@@ -85,20 +86,20 @@ class VllmEngine:
 
     @property
     def vocabulary(self) -> int:
-        """Of the model."""
+        """The model's vocabulary size."""
         return int(self._engine.vllm_config.model_config.get_vocab_size())
 
     @property
     def longest(self) -> int | None:
-        """Of the model."""
+        """The model's length limit."""
         return int(self._engine.vllm_config.model_config.max_model_len)
 
     def alone(self, ask: Ask, sampling: Sampling) -> Answer:
-        """Serve one, now."""
+        """Serve a single request immediately."""
         return self.serve([replace(ask, arrival_s=0.0)], at_most=1, sampling=sampling)[0]
 
     def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
-        """Hand each over when it has arrived and fewer than ``at_most`` are under way, and step until none is left.
+        """Submit each request when it has arrived and fewer than ``at_most`` are running; step until all are done.
 
         Raises:
             MeasurementError: vLLM failed, stalled, or produced another number of tokens.
@@ -108,15 +109,15 @@ class VllmEngine:
             with _one_line(MeasurementError, "vLLM failed"):
                 return one_pass.answers()
         except BaseException:
-            with suppress(Exception):  # one that is dead has nothing left to end
+            with suppress(Exception):  # a dead engine has nothing to abort
                 self._engine.abort_request(list(one_pass.running))
             raise
 
     def release(self) -> None:
-        """Nothing is set up for a measurement alone."""
+        """Do nothing: no state is specific to a measurement."""
 
     def close(self) -> None:
-        """Let go of the model and of vLLM's process group."""
+        """Release the model and vLLM's process group."""
         engine = vars(self).pop("_engine", None)
         if engine is not None:
             from vllm.distributed import cleanup_dist_env_and_memory
@@ -127,7 +128,7 @@ class VllmEngine:
 
 
 class _Pass:
-    """Requests that wait, run and are answered; moments are seconds since this was made."""
+    """Waiting, running and answered requests; times are seconds since creation."""
 
     def __init__(self, engine: Any, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> None:
         self._engine, self._at_most, self._sampling = engine, at_most, sampling
@@ -138,7 +139,7 @@ class _Pass:
         self.running: dict[str, _Running] = {}
 
     def answers(self) -> list[Answer]:
-        """Serve all."""
+        """Serve all requests."""
         while self._waiting or self.running:
             self._admit()
             if self.running:
@@ -180,7 +181,7 @@ def _parameters(ask: Ask, sampling: Sampling) -> Any:
 
     return SamplingParams(
         temperature=sampling.temperature,
-        top_k=sampling.top_k or 0,  # all
+        top_k=sampling.top_k or 0,  # 0 means all tokens
         top_p=1.0 if sampling.top_p is None else sampling.top_p,
         max_tokens=ask.output_tokens,
         min_tokens=ask.output_tokens,
@@ -192,21 +193,21 @@ def _parameters(ask: Ask, sampling: Sampling) -> Any:
 
 @dataclass
 class _Running:
-    """A request under way."""
+    """A running request."""
 
     place: int
     ask: Ask
     sent_s: float
     moments: list[float] = field(default_factory=list)
-    """Of the steps that gave it tokens."""
+    """Times of the steps that produced its tokens."""
     counts: list[int] = field(default_factory=list)
-    """Tokens of each of these steps."""
+    """Number of tokens from each of these steps."""
 
     def answer(self) -> Answer:
-        """What became of it.
+        """The answer of a finished request.
 
         Raises:
-            MeasurementError: another number of tokens was produced than asked for.
+            MeasurementError: it produced another number of tokens than requested.
         """
         if sum(self.counts) != self.ask.output_tokens:
             raise MeasurementError(
@@ -225,10 +226,10 @@ class _Running:
 
 
 def check_vllm(spec: ModelSpec, device: str) -> None:
-    """Refuse what vLLM cannot be asked for, without importing it.
+    """Check vLLM's options without importing it.
 
     Raises:
-        UsageError: it is not installed, or the model or the device is none for it.
+        UsageError: vLLM is not installed, or does not support the model or device.
     """
     if find_spec("vllm") is None:
         raise UsageError(
@@ -264,14 +265,14 @@ def _load(spec: ModelSpec, device: str) -> Any:
 
 
 def _attention(worker: Any) -> str | None:
-    """The attention backend that a worker runs, as vLLM names it."""
+    """Name of the attention backend of a vLLM worker."""
     groups = getattr(getattr(worker, "model_runner", None), "attn_groups", None)
     return str(groups[0][0].backend.get_name()) if groups and groups[0] else None
 
 
 @contextmanager
 def _conditions() -> Iterator[None]:
-    """While it is imported and loads: in this process, and in silence."""
+    """Environment for importing and loading vLLM: in this process, and without logs."""
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update(_ENVIRONMENT)
     with quiet():
@@ -287,7 +288,7 @@ def _conditions() -> Iterator[None]:
 
 @contextmanager
 def _one_line(kind: type[LlmperfError], what: str) -> Iterator[None]:
-    """Whatever vLLM raises becomes one line; memory that was short is told by whoever measures."""
+    """Turn vLLM's errors into a one-line error, except out-of-memory errors, which the bench reports."""
     try:
         yield
     except Exception as error:

@@ -1,1 +1,1 @@
-"""One device: its clock and memory, what it is and how it is doing. torch lives here."""
+"""Hardware access through torch and the drivers: clocks, memory, device facts and monitors."""

@@ -1,4 +1,4 @@
-"""One clock a device, chosen once. Nothing else in measuring code asks what kind of device it runs on."""
+"""Device clocks: CUDA, XPU or MPS events, or the host's clock. Other measuring code does not depend on the device."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from typing import Any, Protocol
 
 NS_PER_MS = 1e6
 APART_S = 0.002
-"""Time between the two events that are tried."""
+"""Seconds between the two events of the trial in `_events_work`."""
 
 
 class Clock(Protocol):
-    """Stamps moments on a device and tells the time between two of them."""
+    """Records timestamps on a device and computes the time between two of them."""
 
     name: str
-    """Recorded with every number."""
+    """Name of the clock, recorded with every number."""
 
     def stamp(self) -> Any:
-        """Mark this moment in the device's stream of work."""
+        """Record a timestamp in the device's current stream."""
 
     def synchronize(self) -> None:
-        """Wait until the device has done all that it was given."""
+        """Wait until the device has finished all queued work."""
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds between two stamps, once the device has been synchronized since.
+        """Milliseconds between two stamps; call ``synchronize`` after the second one first.
 
-        A stamp may be the end of one pair only: without pytorch#196395, MPS waits forever when asked of one again.
+        Use each stamp as the end of one pair only: without pytorch#196395, a second query of an MPS event waits
+        forever.
         """
 
 
 class HostClock:
-    """The host's monotonic clock: exact where work is done when the call returns, as on a CPU."""
+    """The host's monotonic clock: exact where calls return when their work is done, as on a CPU."""
 
     name = "perf_counter"
 
     def stamp(self) -> int:
-        """Nanoseconds of a monotonic clock."""
+        """Read the monotonic clock, in nanoseconds."""
         return time.perf_counter_ns()
 
     def synchronize(self) -> None:
-        """Nothing runs behind the host's back."""
+        """Do nothing: no work runs asynchronously."""
 
     def elapsed_ms(self, start: int, end: int) -> float:
         """Milliseconds between two stamps."""
@@ -48,9 +49,9 @@ class HostClock:
 
 
 class SynchronizedClock(HostClock):
-    """The host's clock, read after the device was synchronized: for devices whose events cannot be timed.
+    """The host's clock, read after synchronizing: for devices without timed events.
 
-    The synchronization takes away the overlap of host and device, so each stamp costs time of its own.
+    Each synchronization removes the overlap of host and device, so each stamp adds time.
     """
 
     name = "perf_counter after synchronize"
@@ -59,7 +60,7 @@ class SynchronizedClock(HostClock):
         self._synchronize = synchronize
 
     def stamp(self) -> int:
-        """Nanoseconds of a monotonic clock, once the device is idle."""
+        """Synchronize, then read the monotonic clock, in nanoseconds."""
         self._synchronize()
         return time.perf_counter_ns()
 
@@ -69,10 +70,10 @@ class SynchronizedClock(HostClock):
 
 
 class ArrivalClock(HostClock):
-    """The host's clock as it is, for tokens that are on the host when they are handed over.
+    """The host's clock without synchronizing, for tokens that are on the host when they are yielded.
 
-    transformers reads them one step late on MPS (``DeferredStopCheck``): an event that is recorded then lies behind the
-    work of the next step.
+    On MPS, transformers reads each token one step late (``DeferredStopCheck``), so an event recorded then would come
+    after the next step's work.
     """
 
     name = "perf_counter at arrival"
@@ -86,11 +87,11 @@ class ArrivalClock(HostClock):
 
 
 class EventClock:
-    """Events in the device's stream: no synchronization between stamps, so that the host may run ahead.
+    """Events in the device's stream: stamps do not synchronize, so the host can run ahead.
 
     Args:
-        module: of torch, such as ``torch.cuda``.
-        device: of that kind, whichever is the current one; none where there is but one, as with MPS.
+        module: the torch module, such as ``torch.cuda``.
+        device: the device whose current stream to use; omitted where there is only one device, as with MPS.
     """
 
     def __init__(self, module: Any, *device: str) -> None:
@@ -99,7 +100,7 @@ class EventClock:
         self.name = f"{module.__name__.removeprefix('torch.')} events"
 
     def stamp(self) -> Any:
-        """An event recorded in the device's current stream."""
+        """Record an event in the device's current stream."""
         event = self._module.Event(enable_timing=True)
         event.record(*(self._module.current_stream(device) for device in self._device))
         return event
@@ -109,22 +110,22 @@ class EventClock:
         self._module.synchronize(*self._device)
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Milliseconds of the device between two events."""
+        """Milliseconds between two events, by the device."""
         return float(start.elapsed_time(end))
 
 
 def clock_for(device: str) -> Clock:
-    """The best clock that works on this device, found by trying it.
+    """Choose the best clock that works on a device, by trying its events.
 
     Args:
-        device: ``cpu``, or a device of torch such as ``cuda:1``; it becomes the current one.
+        device: ``cpu``, or a torch device such as ``cuda:1``, which becomes the current device.
     """
     import torch
 
     if device == "cpu":
         return HostClock()
     module: Any = getattr(torch, torch.device(device).type)
-    if not hasattr(module, "set_device"):  # there is one device of that kind, which no function is told
+    if not hasattr(module, "set_device"):  # only one device of this kind: its functions take no device
         return _working_clock(EventClock(module))
     module.set_device(device)
     return _working_clock(EventClock(module, device))
@@ -137,7 +138,8 @@ def _working_clock(events: EventClock) -> Clock:
 def _events_work(clock: EventClock) -> bool:
     """Whether timed events exist and run forwards. Some builds raise, others return nonsense.
 
-    The two are apart: without pytorch#196395, MPS takes the time in callbacks, and those of close events may swap.
+    The two events are spaced: without pytorch#196395, MPS reads the time in callbacks, which may run in the wrong order
+    for close events.
     """
     try:
         start = clock.stamp()

@@ -1,4 +1,4 @@
-"""What the host was like around a measurement: its load and clock before and after, and what others took meanwhile."""
+"""CPU conditions during a measurement: load average, clock, and CPU time taken by other processes."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from dataclasses import dataclass
 import psutil
 
 SHORTEST_TOLD_S = 0.2
-"""Systems count in ticks of 10 ms: over less time, a tick is more than 5 % of a processor."""
+"""Shortest processor time, in seconds, to compute a share of. Systems count in ticks of 10 ms, which is 5 % of it."""
 
 _BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostConditions:
-    """``None`` where the system does not tell, or not in so short a time."""
+    """CPU conditions; ``None`` where the system does not report a value or the interval was too short."""
 
     load_average_before: float | None
-    """Of the last minute, this process included."""
+    """Load average of the last minute, this process included."""
     load_average_after: float | None
     cpu_clock_before_mhz: float | None
-    """The mean of all processors: idle ones may clock lower, and a virtual machine may tell what it was sold as."""
+    """Mean over all processors. Idle ones may clock lower, and a virtual machine may report its nominal clock."""
     cpu_clock_after_mhz: float | None
     other_processes_cpu_share: float | None
-    """What others took, while requests were timed, of the time of the processors that this process may use."""
+    """Share of the available processors' time that other processes took while requests were timed."""
 
 
 @dataclass(frozen=True)
 class ProcessorTime:
-    """Seconds until a moment, of the processors that this process may use."""
+    """Cumulative seconds of the processors available to this process."""
 
     passed: float
-    """On all of them together."""
+    """Elapsed time, summed over these processors."""
     busy: float
-    """Of these, not idle; where a hypervisor had the processor, it was busy."""
+    """Time not idle, including time stolen by a hypervisor."""
     own: float
-    """Of these, taken by this process and its children."""
+    """CPU time of this process and its children."""
 
 
 class HostWatch:
-    """Reads the host from its making until ``conditions`` is asked for."""
+    """Reads the host from creation until ``conditions`` is called."""
 
     def __init__(self) -> None:
         self._before = load_average(), cpu_clock_mhz()
@@ -49,15 +49,15 @@ class HostWatch:
         self._end: ProcessorTime | None = None
 
     def begin(self) -> None:
-        """Requests are timed from here."""
+        """Start of the timed requests."""
         self._start = processor_time()
 
     def end(self) -> None:
-        """Until here."""
+        """End of the timed requests."""
         self._end = processor_time()
 
     def conditions(self) -> HostConditions:
-        """What was read, and what is read now."""
+        """Return the earlier readings and take the last ones."""
         load_before, clock_before = self._before
         return HostConditions(
             load_average_before=load_before,
@@ -69,7 +69,7 @@ class HostWatch:
 
 
 def others_share(start: ProcessorTime | None, end: ProcessorTime | None) -> float | None:
-    """The share of the processors' time between two moments that went to others; ``None`` if too little passed."""
+    """Other processes' share of CPU time between two moments; ``None`` if the interval is too short."""
     if start is None or end is None or end.passed - start.passed < SHORTEST_TOLD_S:
         return None
     others = (end.busy - start.busy) - (end.own - start.own)
@@ -77,7 +77,7 @@ def others_share(start: ProcessorTime | None, end: ProcessorTime | None) -> floa
 
 
 def processor_time() -> ProcessorTime:
-    """The present moment."""
+    """Read the cumulative processor times now."""
     processors = psutil.cpu_times(percpu=True)
     if hasattr(os, "sched_getaffinity"):
         processors = [processors[number] for number in os.sched_getaffinity(0) if number < len(processors)]
@@ -86,18 +86,18 @@ def processor_time() -> ProcessorTime:
 
 
 def own_processes() -> list[psutil.Process]:
-    """This process and all that it started."""
+    """This process and all its descendants."""
     process = psutil.Process()
     return [process, *process.children(recursive=True)]
 
 
 def load_average() -> float | None:
-    """Processes that run or wait to, averaged over the last minute; some systems have none."""
+    """Load average of the last minute; ``None`` where the system has none."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def cpu_clock_mhz() -> float | None:
-    """The processors' mean clock; virtual machines and containers may hide it."""
+    """Mean clock of the processors, in MHz; ``None`` where a virtual machine or container hides it."""
     try:
         found = psutil.cpu_freq()
     except (OSError, NotImplementedError, RuntimeError):
@@ -106,13 +106,13 @@ def cpu_clock_mhz() -> float | None:
 
 
 def _own_s() -> float:
-    """Of this process to the nanosecond; of its children, living or waited for, in ticks."""
+    """CPU seconds of this process, in nanosecond resolution, and of its live or reaped children, in ticks."""
     ended = os.times()
     own = time.process_time() + ended.children_user + ended.children_system
     for child in own_processes()[1:]:
         try:
             times = child.cpu_times()
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # the child has just exited
             continue
         own += times.user + times.system
     return own

@@ -1,6 +1,6 @@
-"""cuBLAS' workspaces: torch allocates one for each handle and stream, counts it as memory in use, and keeps it.
+"""cuBLAS workspaces: torch allocates one per handle and stream, keeps it, and counts it as allocated memory.
 
-On Hopper each is 32 MiB. Whatever ran before a measurement would be in its figures of memory.
+Each takes 32 MiB on Hopper, so workspaces of earlier work would appear in a measurement's memory peaks.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ _captured_here: WeakSet[Any] = WeakSet()
 
 
 def clear_workspaces() -> None:
-    """Free the workspaces of all streams: a product that needs one has it allocated anew.
+    """Free the cuBLAS workspaces of all streams; later matrix products allocate new ones.
 
-    A graph may use a workspace that lies outside of its own pool, and would write to it in every replay. So nothing
-    is freed while a graph is alive that `inside_its_pool` did not capture. Those made before the first model was
-    loaded are not seen (see `set_libraries_aside`).
+    A CUDA graph may use a workspace outside its own pool and write to it in every replay. So nothing is freed while a
+    graph is alive that was not captured in `inside_its_pool`. Graphs created before the first model was loaded are not
+    detected (see `set_libraries_aside`).
     """
     import torch
 
-    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # noqa: SLF001  # as torch's own inductor does
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # noqa: SLF001  # torch's inductor calls it too
     if clear and not _others_graphs():
         clear()
 
 
 @contextmanager
 def inside_its_pool(graph: Any) -> Iterator[None]:
-    """Capture a graph in this block: its workspace is allocated in the graph's pool, and no later one shares it."""
+    """Capture a graph in this block, so that its workspace is in the graph's pool and no later graph shares it."""
     clear_workspaces()
     _captured_here.add(graph)
     try:
@@ -43,5 +43,5 @@ def _others_graphs() -> bool:
     import torch
 
     kind = torch.cuda.CUDAGraph
-    # Not isinstance: that asks lazy objects for their class and sets off their deprecation warnings.
+    # Not isinstance: it reads the class of lazy objects, which triggers their deprecation warnings.
     return any(type(thing) is kind and thing not in _captured_here for thing in gc.get_objects())

@@ -1,4 +1,4 @@
-"""Calls captured into a CUDA graph, and a device that works as before where they cannot be."""
+"""CUDA graph capture of repeated calls; the device keeps working after a failed capture."""
 
 from __future__ import annotations
 
@@ -19,53 +19,52 @@ _NOT_RECORDING = "not currently recording"
 
 
 class NotCapturableError(Exception):
-    """The calls cannot be captured; the message says why, in one line."""
+    """The calls cannot be captured; the message is one line and says why."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Memory that graphs share which are never replayed at once. torch reuses it within one stream alone."""
+    """Memory pool shared by graphs that never replay concurrently. torch reuses pool memory within one stream only."""
 
     handle: Any
     stream: Any
 
     @classmethod
     def new(cls) -> Pool:
-        """One on the current device, with a stream of its own."""
+        """Create a pool on the current device, with its own stream."""
         import torch
 
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
+        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # untyped in torch
         return cls(torch.cuda.graph_pool_handle(), stream)
 
 
 def why_no_graphs(device: str) -> str:
-    """Why a device has no CUDA graphs; empty if it has."""
+    """Why a device has no CUDA graphs; empty if it has them."""
     return "" if device.startswith("cuda") else f"{device} has no CUDA graphs"
 
 
 @contextmanager
 def captured(device: str, call: Callable[[], object], times: int, *, pool: Pool | None = None) -> Iterator[Any]:
-    """A CUDA graph of ``times`` calls, replayed once already, for as long as the block lasts.
+    """Capture ``times`` calls into a CUDA graph, replay it once, and keep it for the block.
 
-    The random state of the device is the user's: what ``call`` draws while it is captured and replayed comes from a
-    copy.
+    The device's random state is preserved: capture and replays draw from a copy.
 
     Args:
-        device: a CUDA device of torch, with its index; the current one.
-        call: has run before, eagerly: what it raises in a call that is not captured comes out as it is.
-        times: calls in the graph.
-        pool: to capture into (default: one of its own).
+        device: the current CUDA device, with its index.
+        call: a callable that has already run eagerly; an error it raises in an uncaptured call propagates unchanged.
+        times: number of calls in the graph.
+        pool: memory pool to capture into (default: a new one).
 
     Raises:
-        NotCapturableError: the calls cannot be captured. Nothing is left of the attempt.
-        MeasurementError: the device does not work any more after the attempt.
+        NotCapturableError: the calls cannot be captured. Nothing remains of the attempt.
+        MeasurementError: the device no longer works after the attempt.
     """
     import torch
 
     with _copied_random_state(device):
         graph = _capture(device, call, times, pool or Pool.new())
         try:
-            graph.replay()  # the first one uploads it
+            graph.replay()  # the first replay uploads the graph
             torch.cuda.synchronize()
             yield graph
         finally:
@@ -76,8 +75,8 @@ def _capture(device: str, call: Callable[[], object], times: int, pool: Pool) ->
     import torch
 
     pool.stream.wait_stream(torch.cuda.current_stream())
-    # Not `torch.cuda.graph`: where ending the capture fails, it leaves its side stream the current one.
-    # No garbage is collected meanwhile: freeing a tensor's memory may break a capture.
+    # Not `torch.cuda.graph`: if ending the capture fails, it leaves its side stream current.
+    # The garbage collector is paused: freeing a tensor's memory can break a capture.
     with collector_paused(), torch.cuda.stream(pool.stream):
         _warm_call(call)
         torch.cuda.synchronize()
@@ -98,16 +97,16 @@ def _fill(graph: Any, device: str, call: Callable[[], object], times: int, pool:
             graph.reset()
         else:
             _abandon(graph, pool.handle, device)
-        if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # of which time limits are
+        if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # time limits raise LlmperfError
             raise NotCapturableError(f"capture failed: {_one_line(error)}") from error
         raise
 
 
 def _warm_call(call: Callable[[], object]) -> None:
-    """One call on the current stream, uncaptured.
+    """Make one uncaptured call on the current stream.
 
-    Synchronizing is what most often cannot be captured, and torch can tell it beforehand: a capture that is not begun
-    need not be abandoned.
+    Most failed captures are due to synchronization, which torch can detect without a capture. A capture that never
+    began need not be aborted.
     """
     try:
         with _synchronizing_raises():
@@ -124,7 +123,7 @@ def _synchronizing_raises() -> Iterator[None]:
 
     before = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns once that it does not know all that synchronizes
+        warnings.simplefilter("ignore")  # torch warns once that it does not detect every synchronization
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
@@ -133,29 +132,30 @@ def _synchronizing_raises() -> Iterator[None]:
 
 
 def _end(graph: Any) -> None:
-    """End a capture, which must hold something: a graph without work is replayed in no time."""
+    """End a capture. Raises torch's warning if the graph is empty: replaying an empty graph takes no time."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=_EMPTY)
         graph.capture_end()
 
 
 def _is_empty(error: BaseException) -> bool:
-    """Whether a capture ended as it should, and holds nothing."""
+    """Whether a capture ended properly but recorded no work."""
     return isinstance(error, Warning) and _EMPTY in str(error)
 
 
 def _abandon(graph: Any, pool: Any, device: str) -> None:
-    """End a capture that failed, and take back what torch does not where ending it fails as well.
+    """Abort a failed capture, and restore the allocator where ending the capture fails too.
 
-    Before torch 2.12 the allocator then still believes that a capture is underway: it defers frees, and emptying its
-    cache asserts (pytorch#180395). Later ones keep the pool alone. torch has no public way to tell it.
+    Before torch 2.12, the allocator then still assumes a capture in progress: it defers frees, and emptying its cache
+    fails an assertion (pytorch#180395). Later versions only keep the pool. torch has no public function to restore the
+    allocator.
     """
     import torch
 
     try:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it holds nothing
+                warnings.simplefilter("ignore")  # torch warns that the graph is empty
                 graph.capture_end()
         except RuntimeError:
             _end_allocation(torch.device(device).index, pool)
@@ -167,11 +167,11 @@ def _abandon(graph: Any, pool: Any, device: str) -> None:
 
 
 def _end_allocation(index: int, pool: Any) -> None:
-    """Tell the allocator that a capture into this pool has ended, unless it knows, and that nobody needs the pool.
+    """End allocation to a pool, unless it has ended already, and release the pool.
 
     Raises:
-        AttributeError: torch has neither of the names that it gave this function.
-        RuntimeError: the allocator refuses.
+        AttributeError: torch has this function under neither of its known names.
+        RuntimeError: the allocator fails.
     """
     from torch import _C
 
@@ -182,13 +182,13 @@ def _end_allocation(index: int, pool: Any) -> None:
     except RuntimeError as error:
         if _NOT_RECORDING not in str(error):
             raise
-    with suppress(RuntimeError):  # a capture that could not even begin has no pool
-        _C._cuda_releasePool(index, pool)  # noqa: SLF001  # torch has no public way
+    with suppress(RuntimeError):  # a capture that failed to begin has no pool
+        _C._cuda_releasePool(index, pool)  # noqa: SLF001  # torch has no public function for this
 
 
 @contextmanager
 def _copied_random_state(device: str) -> Iterator[None]:
-    """Draw from a copy of the device's random state: a capture that fails would leave the original unusable."""
+    """Draw from a copy of the device's random state: a failed capture makes the state unusable."""
     import torch
 
     generator = torch.cuda.default_generators[torch.device(device).index]

@@ -1,4 +1,4 @@
-"""Settings of CUDA, its libraries and torch that a user or a test suite may change, and figures with them."""
+"""Settings of CUDA, its libraries and torch that change performance figures, for the environment record."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _VARIABLES: Mapping[str, tuple[str, ...]] = {
     "cublas_workspace": ("CUBLAS_WORKSPACE_CONFIG",),
     "cuda_allocator": ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
 }
-"""By field, the variables that set it; the first that is set holds."""
+"""Environment variables by field; the first one that is set applies."""
 
 
 def cuda_settings() -> dict[str, str]:
-    """The environment's fields of these settings. What is not set is ``default``: to set it makes a difference."""
+    """Environment fields of these settings. Unset ones are ``default``: setting one is a difference between runs."""
     return {**{field: _variable(*names) for field, names in _VARIABLES.items()}, "fp32_precision": _fp32_precision()}
 
 
@@ -26,12 +26,12 @@ def _variable(*names: str) -> str:
 
 
 def _fp32_precision() -> str:
-    """How products of float32 matrices and cuDNN's convolutions are computed: by ``ieee`` or ``tf32``."""
+    """Precision of float32 matrix products and of cuDNN convolutions: ``ieee`` or ``tf32``."""
     import torch
 
     backends: Any = torch.backends
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # from 2.9 on, where the names before may raise
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9 or later, where the older names may raise
         whole = _first(backends.fp32_precision, "ieee")
         return f"matmul {_first(matmul.fp32_precision, whole)}, cudnn {_first(cudnn.conv.fp32_precision, whole)}"
     old = {"matmul": matmul, "cudnn": cudnn}

@@ -1,4 +1,4 @@
-"""A device that does nothing more for this process: its context broke, as by an assertion or an access in a kernel."""
+"""Detect a device whose context is broken, such as by a failed assertion or an illegal access in a kernel."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pytest_llmperf.text import first_line
 
 
 def why_dead(device: str) -> str:
-    """Why every call to a device fails in this process; empty if calls work, or if the process has not used it.
+    """Why every call to a device fails in this process; empty if calls work or the process has not used the device.
 
-    Waiting for the device also tells an error of work that nobody has waited for yet. CUDA reports most errors once,
-    and those that break the context at every call until the process ends: only an error that comes twice is one.
+    Synchronizing also reports errors of pending work. CUDA reports most errors once; errors that break the context are
+    reported by every call until the process ends. So only an error reported twice means a dead device.
 
     Args:
-        device: as torch names it.
+        device: the torch device.
     """
     torch: Any = sys.modules.get("torch")
     kind, _, index = device.partition(":")
@@ -26,8 +26,8 @@ def why_dead(device: str) -> str:
 
 
 def _has_context(torch: Any, index: int) -> bool:
-    """Whether this process has a context on a CUDA device: waiting for it would make one, with its memory."""
-    ask = getattr(torch._C, "_cuda_hasPrimaryContext", None)  # noqa: SLF001  # torch has no public way to ask
+    """Whether this process has a context on a CUDA device. Synchronizing would create one and take memory."""
+    ask = getattr(torch._C, "_cuda_hasPrimaryContext", None)  # noqa: SLF001  # torch has no public function for this
     return ask is None or bool(ask(index))
 
 

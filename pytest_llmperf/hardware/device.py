@@ -1,4 +1,4 @@
-"""Which device to measure on."""
+"""Resolve device names such as ``auto`` or ``cuda:1``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 from pytest_llmperf.errors import MissingDependency, UsageError
 
 NUMBERED = ("cuda", "xpu")
-"""Kinds of which a machine may have several."""
+"""Device kinds that a machine can have several of."""
 ACCELERATORS = (*NUMBERED, "mps")
 _FORM = re.compile(r"auto|cpu|mps|(cuda|xpu)(?::\d+(?:,\1:\d+)*)?")
 
 
 def check_device_name(name: str) -> None:
-    """Refuse what cannot be a device, without importing torch.
+    """Reject an invalid device name, without importing torch.
 
     Raises:
-        UsageError: the name is none of the known forms.
+        UsageError: the name has none of the known forms.
     """
     if not _FORM.fullmatch(name):
         raise UsageError(
@@ -28,13 +28,13 @@ def check_device_name(name: str) -> None:
 
 
 def resolve_device(name: str) -> str:
-    """The device of torch that ``name`` stands for, such as ``cpu`` or ``cuda:0``.
+    """Resolve a name to a torch device, such as ``cpu`` or ``cuda:0``.
 
-    ``auto`` is the first accelerator that works, else the CPU; of several names it is the first. Indices count the
-    visible devices; a kind alone is the process's current device of it.
+    ``auto`` is the first available accelerator, else the CPU. Of several names, the first is used. Indices count
+    visible devices; a kind without an index is the process's current device.
 
     Raises:
-        UsageError: the name is unknown, or torch sees no such device here.
+        UsageError: the name is unknown, or torch does not see the device.
         MissingDependency: torch is not installed.
     """
     check_device_name(name)
@@ -44,12 +44,12 @@ def resolve_device(name: str) -> str:
 
 
 def worker_devices(name: str) -> list[str]:
-    """The devices that workers get, one each: those that are named, in their order, or all that torch sees of a kind.
+    """Devices for pytest-xdist workers, one each: the named ones in order, or all visible devices of a kind.
 
-    They are only counted: a process that asks for more of a device takes memory on it.
+    This only counts devices: querying more would create a context and take device memory.
 
     Raises:
-        UsageError: the name is unknown, or torch sees no such device here.
+        UsageError: the name is unknown, or torch does not see the device.
         MissingDependency: torch is not installed.
     """
     check_device_name(name)
@@ -60,10 +60,10 @@ def worker_devices(name: str) -> list[str]:
 
 
 def require_models_extra() -> None:
-    """Refuse to go on without the packages that models need.
+    """Check that the packages for measuring models are installed.
 
     Raises:
-        MissingDependency: one is not installed.
+        MissingDependency: a package is not installed.
     """
     for package in ("torch", "transformers", "accelerate"):
         if find_spec(package) is None:

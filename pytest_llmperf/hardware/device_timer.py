@@ -1,4 +1,4 @@
-"""A timer by the device's clock for whatever takes timers, such as pytest-benchmark."""
+"""A timer function based on the device's clock, for tools that accept timers, such as pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ MS_PER_S = 1e3
 
 
 class DeviceTimer:
-    """Seconds of a device's clock between two calls, once it has done all that it was given.
+    """Callable that returns seconds by the device's clock; each call synchronizes the device.
 
-    Each call adds the time since the call before, taken from that pair of stamps: events tell milliseconds in single
-    precision, so that the distance from one far stamp would be coarse.
+    Each call adds the time since the previous call. Events return milliseconds in single precision, so the distance to
+    one far stamp would be coarse.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -23,7 +23,7 @@ class DeviceTimer:
         self._seconds = 0.0
 
     def __call__(self) -> float:
-        """Seconds since the timer was made."""
+        """Seconds since the timer was created."""
         stamp = self._clock.stamp()
         self._clock.synchronize()
         self._seconds += self._clock.elapsed_ms(self._latest, stamp) / MS_PER_S
@@ -32,9 +32,9 @@ class DeviceTimer:
 
 
 def device_timer() -> float:
-    """Seconds by the clock of torch's current accelerator, or of the host where there is none.
+    """Seconds by the clock of torch's current accelerator, or of the host without one.
 
-    The first call in a process chooses the device: ``torch.cuda.set_device`` goes before it.
+    The first call in a process fixes the device, so call ``torch.cuda.set_device`` before it.
 
     Raises:
         MissingDependency: torch is not installed.

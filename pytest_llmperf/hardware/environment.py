@@ -1,4 +1,4 @@
-"""What this machine is: the environment of a run, its session, and the name of its baseline."""
+"""Environment of a run (hardware, driver, package versions), its session id and its baseline's file name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pytest_llmperf.system.tracing import tracing
 from pytest_llmperf.text import slug
 
 CI_JOB_VARIABLES = ("GITHUB_RUN_ID", "CI_JOB_ID", "BUILD_NUMBER")
-"""What names one job on GitHub, GitLab and Jenkins."""
+"""Variables that identify a CI job on GitHub, GitLab and Jenkins."""
 
 
 def environment(device: str) -> dict[str, Scalar]:
-    """The fields of :data:`pytest_llmperf.storage.comparability.FIELDS`; ``None`` for what is not known here."""
+    """The fields of :data:`pytest_llmperf.storage.comparability.FIELDS`; ``None`` where a value is unknown."""
     facts: dict[str, Scalar] = {
         "method": METHOD,
         "cpu_model": cpu_model(),
@@ -43,30 +43,30 @@ def environment(device: str) -> dict[str, Scalar]:
 
 
 def device_key(environment: Mapping[str, Scalar]) -> str:
-    """The name of this device's baseline file, such as ``nvidia-h200`` or ``cpu-amd-epyc-2c``."""
+    """Name of the device's baseline file, such as ``nvidia-h200`` or ``cpu-amd-epyc-2c``."""
     name = slug(str(environment["device_name"]))
     return f"cpu-{name}-{environment['cpu_count']}c" if environment["device_type"] == "cpu" else name
 
 
 def session_id(day: str) -> str:
-    """Runs of one boot and one day share it, or of one CI job where a job is shorter than that.
+    """An id shared by the runs of one boot and day, and in CI of one job.
 
     Args:
-        day: the date, UTC. A session that spans midnight becomes two.
+        day: the UTC date. A session that spans midnight gets two ids.
     """
     job = next((os.environ[name] for name in CI_JOB_VARIABLES if os.environ.get(name)), "")
     return f"{day}-{_short_hash(f'{_boot_id()} {job}')}"
 
 
 def cpu_count() -> int:
-    """Logical processors that this process may use."""
+    """Logical processors available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def cpu_model() -> str:
-    """The processor's name, as the system tells it."""
+    """The processor's name, as reported by the system."""
     with contextlib.suppress(OSError):
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         if found:
@@ -75,7 +75,7 @@ def cpu_model() -> str:
 
 
 def package_version(name: str) -> str | None:
-    """The installed version of a package, ``None`` if it is not installed."""
+    """The installed version of a package; ``None`` if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -125,7 +125,7 @@ def _accelerator_facts(kind: str, device: str) -> dict[str, Scalar]:
 
 
 def _nvml_facts(device: str) -> dict[str, Scalar]:
-    """What only the driver knows; nothing where its library is missing or refuses."""
+    """Facts that only the driver knows; empty where NVML is missing or fails."""
     facts: dict[str, Scalar] = {}
     with contextlib.suppress(NvmlUnavailableError), nvml_handle(device) as (nvml, handle):
         gpu = whole_gpu(nvml, handle)
@@ -137,12 +137,12 @@ def _nvml_facts(device: str) -> dict[str, Scalar]:
 
 
 class NvmlUnavailableError(Exception):
-    """NVML cannot be asked here; the message says why."""
+    """NVML is not available; the message says why."""
 
 
 @contextlib.contextmanager
 def nvml_handle(device: str) -> Iterator[tuple[Any, Any]]:
-    """NVML and its handle of one of torch's devices, matched by UUID: the two count devices differently.
+    """NVML and its handle for a torch device, matched by UUID because their indices differ.
 
     Raises:
         NvmlUnavailableError: the package or the driver's library is missing, or the device is not found.
@@ -172,16 +172,16 @@ def _handle_of(nvml: Any, device: str) -> Any:
 
 
 def whole_gpu(nvml: Any, handle: Any) -> Any:
-    """The GPU that a handle is of, or is a MIG instance of: that has no mode, clocks or power of its own."""
+    """The handle's GPU, or the parent GPU of a MIG instance, which has no mode, clocks or power of its own."""
     if not ask_nvml(nvml, lambda: nvml.nvmlDeviceIsMigDeviceHandle(handle)):
         return handle
     return ask_nvml(nvml, lambda: nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)) or handle
 
 
 def ask_nvml(nvml: Any, question: Any) -> Any:
-    """What NVML answers; ``None`` where the driver or the device does not know.
+    """Result of an NVML query; ``None`` where the driver or device does not support it.
 
-    A driver that is older than nvidia-ml-py lacks functions of its, which is no ``NVMLError`` of some of them.
+    A driver older than nvidia-ml-py lacks some functions; for some of them the error is not an ``NVMLError``.
     """
     try:
         return question()
@@ -202,5 +202,5 @@ def _boot_id() -> str:
 
 
 def _short_hash(text: str) -> str:
-    """Tells machines apart without naming them in a file that is committed."""
+    """Hash a value, so that committed files distinguish machines without naming them."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]

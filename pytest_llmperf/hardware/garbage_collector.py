@@ -1,4 +1,4 @@
-"""Python's garbage collector, kept out of what is timed."""
+"""Python's garbage collector: pause it during timed requests, and freeze library objects."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import cache
 
 @cache
 def set_libraries_aside() -> None:
-    """Once a process: what is alive by now stays, and collecting need not look at it again.
+    """Freeze all objects alive now, once per process, so that collections need not scan them.
 
-    The libraries alone are half a million objects, which take a quarter of a second to look at. What libraries and
-    the user's project hold by then does not count as memory of a model (`live_tensor_bytes`).
+    The libraries alone are half a million objects, and scanning them takes a quarter of a second. Tensors alive before
+    this call do not count as a model's memory (`live_tensor_bytes`).
     """
     gc.collect()
     gc.freeze()
@@ -21,7 +21,7 @@ def set_libraries_aside() -> None:
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No garbage collection but between requests, as timeit does: one inside a request would be blamed on the model."""
+    """Collect garbage before the block and not inside it, as timeit does: a collection would lengthen a request."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

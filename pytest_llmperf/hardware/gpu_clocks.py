@@ -1,4 +1,4 @@
-"""How fast a device runs at a moment, and what holds it back, as its driver tells."""
+"""Current GPU clocks and throttle reasons, from NVML."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _REASON = re.compile(r"nvmlClocks(?:Event|Throttle)Reason(?!All$|None$|UserDefin
 
 @dataclass(frozen=True)
 class ClockState:
-    """Clocks in MHz, and what keeps them from being higher; ``None`` where it cannot be read, for ``reason``."""
+    """Clocks in MHz and throttle reasons; ``None`` where unreadable, and ``reason`` says why."""
 
     sm_mhz: int | None = None
     memory_mhz: int | None = None
     throttle_reasons: tuple[str, ...] | None = None
-    """In NVML's words, such as ``SwPowerCap``; ``GpuIdle`` is one of them."""
+    """NVML's names, such as ``SwPowerCap``; includes ``GpuIdle``."""
     reason: str = ""
 
 
 def clock_state(device: str) -> ClockState:
-    """The present state of one of torch's devices. Only NVIDIA's driver tells."""
+    """Read the current clocks of a torch device. Only NVIDIA devices report them."""
     if not device.startswith("cuda"):
         return ClockState(reason=f"{device}: only NVML tells clocks, of NVIDIA devices")
     try:

@@ -1,4 +1,4 @@
-"""What NVIDIA's driver tells of a device around a measurement: clocks, other processes, temperature and energy."""
+"""GPU conditions during a measurement, from NVML: clocks, other processes, temperature and energy."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from pytest_llmperf.metrics import Figure
 from pytest_llmperf.system.run_processes import USERS_ABOVE, run_process_ids
 
 SHORTEST_ENERGY_S = 1.0
-"""Ten steps of a counter that some devices move every 100 ms: it is 10 % off at most."""
+"""Ten steps of an energy counter that some devices update every 100 ms, so the error is 10 % at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuConditions:
-    """``None`` where the driver does not tell; ``nvml_reason`` says why it tells nothing, or not all."""
+    """GPU conditions; ``None`` where the driver does not report a value, and ``nvml_reason`` says why."""
 
     sm_clock_before_mhz: int | None = None
     sm_clock_under_load_mhz: float | None = None
-    """Median of readings right after each timed request: the governor takes longer to notice than the reading does."""
+    """Median of readings right after each timed request. A reading is faster than the clock governor's reaction to
+    idling."""
     sm_clock_after_mhz: int | None = None
     sm_clock_full_mhz: int | None = None
-    """What it may run at: the most there is, or the application clock that was set below."""
+    """The highest clock allowed: the maximum, or an application clock set below it."""
     memory_clock_under_load_mhz: float | None = None
     throttle_reasons: str | None = None
-    """What held clocks back under load, in NVML's words; empty for nothing."""
+    """Reasons for reduced clocks under load, by NVML's names; empty if there were none."""
     thermal_violation_share: float | None = None
-    """Of the time in which requests were timed, that in which heat kept clocks below the application clock."""
+    """Share of the timed requests' time in which heat kept clocks below the application clock."""
     power_violation_share: float | None = None
     board_limit_violation_share: float | None = None
     reliability_violation_share: float | None = None
     temperature_before_c: int | None = None
     temperature_after_c: int | None = None
     other_processes_on_device: int | None = None
-    """The most that were seen, before or after."""
+    """The larger of the counts before and after."""
     nvml_reason: str = ""
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What the driver had counted of the device when requests began or ended to be timed."""
+    """The driver's counters at the start or end of the timed requests."""
 
     energy_mj: int | None
     violations: Violations
@@ -56,12 +57,12 @@ class Counters:
 
 
 class GpuWatch:
-    """Reads a device from its making until ``conditions`` is asked for.
+    """Reads a GPU from creation until ``conditions`` is called.
 
     Args:
-        device: as torch names it.
-        nvml: NVML, started.
-        handle: its handle of the device.
+        device: the torch device.
+        nvml: the initialized NVML module.
+        handle: NVML's handle for the device.
     """
 
     def __init__(self, device: str, nvml: Any, handle: Any) -> None:
@@ -74,23 +75,23 @@ class GpuWatch:
         self._counters: list[Counters] = []
 
     def begin(self) -> None:
-        """Requests are timed from here."""
+        """Start of the timed requests."""
         self._counters = [self._counters_now()]
 
     def look(self) -> None:
-        """A timed request has just ended, and the device was busy until now.
+        """Read the clocks right after a timed request, while the device has only just become idle.
 
-        A thread that reads during a request would take the interpreter from it, and a request that is not timed is not
-        the load that is compared.
+        A thread that reads during a request would take the interpreter from it. An untimed request would not be the
+        load that is compared.
         """
         self._looks.append(clock_state(self._device))
 
     def end(self) -> None:
-        """Requests were timed until here."""
+        """End of the timed requests."""
         self._counters.append(self._counters_now())
 
     def conditions(self) -> GpuConditions:
-        """What was read, and what is read now."""
+        """Return the earlier readings and take the last ones."""
         after, told = clock_state(self._device), [self._others, other_processes(self._nvml, self._handle)]
         hidden = "the driver hides processes" if None in told else ""
         shares = self._violation_shares()
@@ -110,8 +111,8 @@ class GpuWatch:
         )
 
     def energy(self, tokens_per_request: int) -> Figure:
-        """Energy of the device by output token; the pauses between timed requests are in it."""
-        if len(self._counters) < 2 or not self._looks:  # noqa: PLR2004  # a beginning and an end
+        """Device energy per output token, including the pauses between timed requests."""
+        if len(self._counters) < 2 or not self._looks:  # noqa: PLR2004  # a start and an end
             return _no_energy("no request was timed")
         start, end = self._counters
         seconds = end.moment_s - start.moment_s
@@ -127,8 +128,8 @@ class GpuWatch:
         return Figure("energy_mj_per_token", (end.energy_mj - start.energy_mj) / tokens)
 
     def _violation_shares(self) -> dict[str, float | None]:
-        """By the conditions' names; nothing if no request was timed."""
-        if len(self._counters) < 2:  # noqa: PLR2004  # a beginning and an end
+        """Violation shares by field name of ``GpuConditions``; empty if no request was timed."""
+        if len(self._counters) < 2:  # noqa: PLR2004  # a start and an end
             return {}
         start, end = self._counters
         seconds = end.moment_s - start.moment_s
@@ -148,28 +149,28 @@ class GpuWatch:
 
 
 class UnreadGpu:
-    """A device that the driver tells nothing of."""
+    """A GPU that NVML cannot read."""
 
     def __init__(self, reason: str) -> None:
         self._reason = reason
 
     def begin(self) -> None:
-        """Nothing to read."""
+        """Do nothing: there is nothing to read."""
 
     look = end = begin
 
     def conditions(self) -> GpuConditions:
-        """Why there are none."""
+        """Conditions without values, and the reason."""
         return GpuConditions(nvml_reason=self._reason)
 
-    def energy(self, tokens_per_request: int) -> Figure:  # noqa: ARG002  # the other watch needs it
-        """Why there is none."""
+    def energy(self, tokens_per_request: int) -> Figure:  # noqa: ARG002  # same signature as GpuWatch
+        """A figure without a value, and the reason."""
         return _no_energy(self._reason)
 
 
 @contextmanager
 def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadGpu]:
-    """Watch one of torch's CUDA devices; NVML stays started meanwhile, so that a reading takes no start of its own."""
+    """Monitor a CUDA device; NVML stays initialized in the block, so readings do not initialize it each time."""
     with ExitStack() as stack:
         try:
             nvml, handle = stack.enter_context(nvml_handle(device))
@@ -180,9 +181,9 @@ def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadGpu]:
 
 
 def full_sm_clock_mhz(nvml: Any, gpu: Any) -> int | None:
-    """The SM clock that a GPU may run at, in MHz: its highest, or the application clock that was set below.
+    """The highest SM clock a GPU may run at, in MHz: its maximum, or an application clock set below it.
 
-    Applications are told the graphics clock, which is the SM's as well.
+    NVML reports the application clock of the graphics domain, which is the SM clock as well.
     """
     most = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetMaxClockInfo(gpu, nvml.NVML_CLOCK_SM))
     chosen = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetApplicationsClock(gpu, nvml.NVML_CLOCK_GRAPHICS))
@@ -190,12 +191,12 @@ def full_sm_clock_mhz(nvml: Any, gpu: Any) -> int | None:
 
 
 def other_processes(nvml: Any, handle: Any) -> int | None:
-    """How many processes of others compute on a device; ``None`` where the driver hides processes.
+    """Number of other processes that compute on a device; ``None`` where the driver hides processes.
 
-    This process has a context there, so a list without any process hides them. The processes of this run are not
-    others: one that waits for this one keeps its context until it ends. Inside a container the ids may be those of the
-    host, where none is known to be ours: then as many as we have processes, and as use the device above us, may be.
-    What only draws on a display is not among them.
+    This process has a context on the device, so an empty list means that processes are hidden. Processes of this run
+    are not counted: one that waits for this one keeps its context until it ends. In a container, NVML may list the
+    host's process ids, which match none of ours. Then this process, its descendants and its parents that use the device
+    are subtracted from the count. Processes that only draw graphics are not counted.
     """
     questions = nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetMPSComputeRunningProcesses
     told = [ask_nvml(nvml, lambda ask=ask: ask(handle)) or [] for ask in questions]

@@ -1,6 +1,6 @@
-"""The last cache before a device's memory, emptied between calls so that each finds its inputs in memory.
+"""Flush the L2 cache of a GPU, or the largest cache of a CPU.
 
-It is the L2 cache of a GPU, and the largest one of a CPU.
+Flushing before each timed call makes each call read its inputs from memory.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 _SIZE_NAMES = ("L2_cache_size", "last_level_cache_size")
-"""As torch's CUDA and XPU devices call it."""
+"""Names of the size in the properties of torch's CUDA and XPU devices."""
 _HOST_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _TIMES = 2
-"""A buffer of the cache's size alone may leave lines of others in it: replacement is not strictly by age."""
+"""Buffer size relative to the cache. Replacement is not strict LRU, so a factor of 1 may leave old lines."""
 
 
 @dataclass(frozen=True)
 class Flush:
-    """Puts the work that empties the cache into the current stream; does nothing, for ``reason``, if there is one."""
+    """Enqueues work that flushes the cache; does nothing if ``reason`` is not empty."""
 
     run: Callable[[], object]
     reason: str = ""
@@ -42,7 +42,7 @@ def l2_flush(device: str) -> Flush:
 
 
 def _device_cache_bytes(device: str) -> int:
-    """As torch tells it; 0 if it does not."""
+    """Cache size as reported by torch; 0 if it is not reported."""
     import torch
 
     module: Any = getattr(torch, device.partition(":")[0])
@@ -53,7 +53,7 @@ def _device_cache_bytes(device: str) -> int:
 
 
 def _host_cache_bytes() -> int:
-    """Of the largest cache, as Linux tells it (``32768K``); 0 elsewhere."""
+    """Size of the largest CPU cache as reported by Linux (``32768K``); 0 on other systems."""
     sizes = [0]
     for path in _HOST_CACHES.glob("index*/size"):
         with suppress(OSError, ValueError):

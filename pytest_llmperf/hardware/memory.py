@@ -1,4 +1,4 @@
-"""Peak memory by phase: on the device, and resident on the host."""
+"""Peak memory by phase: allocated and reserved on the device, and resident (RSS) on the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Peak:
-    """Largest memory in use during one phase, in bytes; ``None`` where it cannot be read, for ``reason``."""
+    """Peak memory of one phase, in bytes; ``None`` where it cannot be read, and ``reason`` says why."""
 
     allocated_bytes: int | None
     reserved_bytes: int | None
@@ -28,20 +28,20 @@ class Peak:
 
 
 class _DeviceTrace(Protocol):
-    """Peaks of allocated and reserved bytes between calls of ``enter``; the last phase ends with ``close``."""
+    """Allocated and reserved peaks by phase; ``enter`` begins a phase and ``close`` ends the last one."""
 
     def enter(self) -> None:
-        """End the present phase and begin the next."""
+        """End the current phase and begin the next."""
 
     def close(self) -> list[tuple[int | None, int | None]]:
-        """Allocated and reserved peak of each phase that was entered."""
+        """Return the allocated and reserved peak of each phase."""
 
     reason: str
-    """Why a figure is ``None``."""
+    """Why a peak is ``None``."""
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether memory was short, on the host or on a device: torch says so in several ways."""
+    """Whether an error means out of memory, on the host or a device. torch raises several types for it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(
@@ -50,7 +50,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 class MemoryTrace:
-    """Phases, one after another, and the peaks of each once the trace is closed."""
+    """Consecutive phases and their peaks; ``peaks`` is filled by ``close``."""
 
     def __init__(self, device: _DeviceTrace) -> None:
         self._device = device
@@ -60,7 +60,7 @@ class MemoryTrace:
         self.peaks: dict[str, Peak] = {}
 
     def enter(self, phase: str) -> None:
-        """End the present phase, if any, and begin this one."""
+        """End the current phase, if any, and begin this one."""
         self._end_phase()
         self._names.append(phase)
         self._device.enter()
@@ -80,10 +80,10 @@ class MemoryTrace:
 
 @contextlib.contextmanager
 def trace_memory(device: str, phase: str) -> Iterator[MemoryTrace]:
-    """Follow memory from here, beginning with ``phase``; ``peaks`` is filled when the block ends.
+    """Trace peak memory in the block, starting with ``phase``; ``peaks`` is filled when the block ends.
 
-    Following costs time (on a CPU every allocation is recorded), so nothing inside should be timed. Of the workspaces
-    of matrix products, those are counted that are needed inside.
+    Tracing costs time (on a CPU it records every allocation), so do not time anything in the block. cuBLAS workspaces
+    are cleared first, so only those that the block needs are counted.
     """
     clear_workspaces()
     trace = MemoryTrace(_device_trace(device, phase))
@@ -91,7 +91,7 @@ def trace_memory(device: str, phase: str) -> Iterator[MemoryTrace]:
     try:
         yield trace
     except BaseException:
-        with contextlib.suppress(Exception):  # a phase may be half begun, and what ended it is what is to be told
+        with contextlib.suppress(Exception):  # a phase may be half entered; the original error matters more
             trace.close()
         raise
     trace.close()
@@ -117,7 +117,7 @@ def _device_trace(device: str, phase: str) -> _DeviceTrace:
 
 
 class _Unreadable:
-    """A device whose peaks cannot be read."""
+    """A device whose memory peaks cannot be read."""
 
     def __init__(self, reason: str) -> None:
         self.reason = f"device peaks: {reason}"
@@ -131,7 +131,7 @@ class _Unreadable:
 
 
 class _CachingAllocator:
-    """The statistics of torch's caching allocator, as CUDA and XPU keep them. Graph pools are part of them."""
+    """Statistics of torch's caching allocator, for CUDA and XPU. They include the memory pools of CUDA graphs."""
 
     reason = ""
 
@@ -144,7 +144,7 @@ class _CachingAllocator:
     def enter(self) -> None:
         self._end_phase()
         if not self._open:
-            self._module.empty_cache()  # what others left there is no part of the reserved peak
+            self._module.empty_cache()  # keep earlier cached blocks out of the reserved peak
         self._module.reset_peak_memory_stats(self._device)
         self._open = True
 
@@ -160,10 +160,10 @@ class _CachingAllocator:
 
 
 class _RecordedAllocations:
-    """Every allocation of torch's CPU allocator, recorded by its profiler, on top of the tensors alive at the start.
+    """Allocations of torch's CPU allocator, recorded by its profiler, plus the tensors alive at the start.
 
-    The CPU allocator keeps no peak of its own. This one is exact and the same on identical runs, which a resident
-    set is not. Memory that others than torch allocate is seen in the resident set alone.
+    The CPU allocator has no peak statistics. This peak is exact and identical between identical runs, unlike the RSS.
+    Memory that torch did not allocate appears only in the RSS.
     """
 
     reason = "reserved: the CPU allocator keeps no pool"
@@ -192,7 +192,7 @@ _MEMORY_EVENT = "[memory]"
 
 
 def _peaks_of(events: list[Any], base: int, phases: int) -> list[int]:
-    """Largest number of bytes alive in each phase; a phase begins with a mark, at what is alive then."""
+    """Peak bytes alive in each phase. A mark begins a phase, which starts with the bytes alive at that point."""
     alive, peaks = base, []
     for event in events:
         if event.name() == _PHASE_MARK:
@@ -206,12 +206,12 @@ def _peaks_of(events: list[Any], base: int, phases: int) -> list[int]:
 
 
 def live_tensor_bytes() -> int:
-    """Bytes of the CPU tensors that Python made since the first model was loaded, each storage counted once."""
+    """Bytes of CPU tensors that Python created since the first model was loaded, counting each storage once."""
     import torch
 
     storages: dict[int, int] = {}
     for thing in gc.get_objects():
-        # Not isinstance: that asks lazy objects for their class and sets off their deprecation warnings.
+        # Not isinstance: it reads the class of lazy objects, which triggers their deprecation warnings.
         if issubclass(type(thing), torch.Tensor) and _has_host_storage(thing):
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
@@ -225,10 +225,10 @@ def _has_host_storage(tensor: torch.Tensor) -> bool:
 
 
 def _is_fake(tensor: torch.Tensor) -> bool:
-    """Whether it has no memory of its own, as what torch.compile traces with and other wrappers."""
+    """Whether a tensor has no memory of its own, like the fake tensors of torch.compile and other wrappers."""
     from torch._subclasses.fake_tensor import FakeTensor
 
-    if issubclass(type(tensor), FakeTensor):  # it warns when asked for its address
+    if issubclass(type(tensor), FakeTensor):  # data_ptr() of a FakeTensor warns
         return True
     try:
         tensor.data_ptr()
@@ -238,7 +238,7 @@ def _is_fake(tensor: torch.Tensor) -> bool:
 
 
 class _ResidentSet:
-    """The process's peak resident set, where the kernel lets it be reset (Linux)."""
+    """The process's peak RSS, where the kernel allows resetting it (Linux)."""
 
     _CLEAR = Path("/proc/self/clear_refs")
     _STATUS = Path("/proc/self/status")

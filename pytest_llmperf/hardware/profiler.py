@@ -1,4 +1,4 @@
-"""torch's profiler, without its own words on standard error."""
+"""torch's autograd profiler, without its messages on standard error."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def profiler(**options: Any) -> Any:
-    """A profiler of ``torch.autograd``, which records events by Kineto; options are its own."""
+    """Create a ``torch.autograd`` profiler that records events with Kineto; options are passed on."""
     from torch.autograd.profiler import profile
 
-    # It reports its stages on standard error unless told otherwise before its first use.
+    # Kineto logs its stages on standard error unless this is set before its first use.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     return profile(use_kineto=True, **options)
 
 
 def mark(name: str) -> None:
-    """An event of that name and of no length, on the host."""
+    """Record a host event with this name and no duration."""
     from torch.autograd.profiler import record_function
 
     with record_function(name):

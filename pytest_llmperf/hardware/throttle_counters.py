@@ -1,4 +1,4 @@
-"""How long limits have held a device's clocks down, by counters of its driver: a look sees only its own moment."""
+"""NVML's throttling counters: how long limits reduced a GPU's clocks. They cover the time between clock readings."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from pytest_llmperf.hardware.environment import ask_nvml
 
 Violations = Mapping[str, int | None]
-"""Nanoseconds by policy, since the driver was loaded; ``None`` where it does not count them."""
+"""Nanoseconds by policy since the driver was loaded; ``None`` where the driver does not count them."""
 
 
 def violations(nvml: Any, gpu: Any) -> Violations:
-    """The present counts of NVML's performance policies. Each is the time below application clocks for its reason."""
+    """Read the counters of NVML's performance policies: time below application clocks, by reason."""
     policies = {
         "thermal": (nvml.NVML_PERF_POLICY_THERMAL, nvml.NVML_FI_DEV_PERF_POLICY_THERMAL),
         "power": (nvml.NVML_PERF_POLICY_POWER, nvml.NVML_FI_DEV_PERF_POLICY_POWER),
@@ -23,7 +23,7 @@ def violations(nvml: Any, gpu: Any) -> Violations:
 
 
 def violation_share(before: Violations, after: Violations, name: str, seconds: float) -> float | None:
-    """A policy's share of the seconds between two counts; ``None`` if one of them is unknown, or lower than before."""
+    """Share of the interval that a policy was active; ``None`` if a counter is unknown or decreased."""
     start, end = before[name], after[name]
     if start is None or end is None or end < start or seconds <= 0:
         return None
@@ -31,7 +31,7 @@ def violation_share(before: Violations, after: Violations, name: str, seconds: f
 
 
 def _count(nvml: Any, gpu: Any, policy: int, field: int) -> int | None:
-    """By the status, whose unit NVML documents, or by the field that replaces it: the status goes with CUDA 14."""
+    """Read a counter by violation status, whose unit NVML documents, or by field value. CUDA 14 removes the status."""
     if hasattr(nvml, "nvmlDeviceGetViolationStatus"):
         status = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetViolationStatus(gpu, policy))
         if status is not None:

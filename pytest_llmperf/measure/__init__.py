@@ -1,1 +1,1 @@
-"""One measurement from start to end."""
+"""Measurements: generation, serving and kernel timing, with their guards."""

@@ -1,4 +1,4 @@
-"""The physical limit of a decode: a step must read the weights and the cache once, and memory has a speed."""
+"""Decode's share of memory bandwidth: each step must read the weights and the KV cache once."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 @cache
 def spare_bandwidth(device: str) -> float | None:
-    """Bytes read and written by second as a copy moves them, measured once a process; ``None`` where it fails.
+    """Bytes per second that a copy reads and writes, measured once per process; ``None`` where that fails.
 
-    To be asked for while the device holds no model; what measuring takes is free afterwards.
+    Call it while the device holds no model; the memory it uses is freed afterwards.
     """
     try:
         return copy_bandwidth(device)
-    except RuntimeError:  # torch's, which are of several classes where memory is short
+    except RuntimeError:  # torch raises several classes of errors when out of memory
         return None
     finally:
         free_memory(device)
 
 
 def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidth: float | None) -> Figure:
-    """The share of the copy bandwidth that decoding reached.
+    """Compute the share of the copy bandwidth that decode reached.
 
-    (weights + mean cache) / TPOT / copy bandwidth, in bytes and seconds: the roofline of work that memory binds
-    (Williams, Waterman and Patterson 2009), as gpt-fast reports it. A copy also writes, and a host's cache may hold a
-    small model: shares above 100 % are no error.
+    (weights + mean cache) / TPOT / copy bandwidth, in bytes and seconds: the roofline of memory-bound work (Williams,
+    Waterman and Patterson 2009), as gpt-fast reports it. Shares above 100 % are possible: a copy also writes, and a
+    CPU's cache may hold a small model.
 
     Args:
-        model: that was measured.
-        measured: of which the median request and the cache after its last token count.
+        model: the measured model.
+        measured: the measurement; its median TPOT and its cache size after the last token are used.
         weights: bytes of all of the model's weights.
-        bandwidth: of the device, in bytes by second.
+        bandwidth: the device's copy bandwidth, in bytes per second.
     """
     tpots = [tpot for times in measured.requests if (tpot := times.tpot_ms)]
     if reason := _why_not(model, measured, has_decode=bool(tpots), has_bandwidth=bool(bandwidth)):
@@ -63,13 +63,16 @@ def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwid
 
 
 def _unread_bytes(model: Any) -> int:
-    """The input embedding, of which a step reads a row a sequence, unless it is the output head as well."""
+    """Bytes of the input embedding, of which a step reads one row per sequence; 0 if it is also the output head."""
     embedding, head = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
     tied = head is not None and head.data_ptr() == embedding.data_ptr()
     return 0 if tied else int(embedding.nbytes)
 
 
 def _mean_cache_bytes(measured: Measurement) -> float:
-    """Step i reads input + i positions, i from 1 to output - 1; the cache is weighed after the last of them."""
+    """Mean KV cache bytes that a step reads.
+
+    Step i reads input + i positions, i from 1 to output - 1. The size is known after the last step.
+    """
     plan, after = measured.plan, measured.counts.kv_cache_bytes or 0
     return after * (plan.input_tokens + plan.output_tokens / 2) / (plan.input_tokens + plan.output_tokens - 1)

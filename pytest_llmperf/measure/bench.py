@@ -1,4 +1,4 @@
-"""The measuring side of a run: one device, its clock, and the one model that is loaded."""
+"""The bench: loads one model at a time on one device and measures it."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
 
 
 class Bench:
-    """Loads and measures on one device.
+    """Loads and measures models on one device.
 
     Args:
-        device: as :func:`resolve_device` takes it.
-        guards: names of those that may make what was timed invalid.
+        device: the device, as :func:`resolve_device` takes it.
+        guards: names of the guards that may invalidate a measurement.
 
     Attributes:
-        load_limit_s: Longest that loading a model may take, in seconds; ``None`` for no limit.
+        load_limit_s: Time limit for loading a model, in seconds; ``None`` for no limit.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: the device does not exist.
     """
 
     def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS)) -> None:
@@ -65,11 +65,11 @@ class Bench:
 
     @cached_property
     def clock(self) -> Clock:
-        """The device's clock. Making it makes a context on the device: a process that only waits has none."""
+        """The device's clock. First use creates a context on the device, so a process that only waits has none."""
         begin_use()
         return clock_for(self.device)
 
-    def measure(  # noqa: PLR0913  # what is measured, for whom, and what is done beside it
+    def measure(  # noqa: PLR0913  # the model, the plan, ids, and options
         self,
         loaded: LoadedModel,
         plan: Plan,
@@ -84,7 +84,7 @@ class Bench:
         With ``traces``, one more request is profiled (see `profile_request`).
 
         Raises:
-            MeasurementError: what was measured must not become a number, or measuring failed.
+            MeasurementError: measuring failed, or its result must not be used.
             UsageError: the plan does not fit the model.
         """
         check_whole(loaded.model)
@@ -109,21 +109,21 @@ class Bench:
         """Measure how an engine serves the requests of a plan, for one test of one run.
 
         Raises:
-            MeasurementError: what was measured must not become a number, or measuring failed.
+            MeasurementError: measuring failed, or its result must not be used.
             UsageError: the plan does not fit the model.
         """
         with watch(self.device, self.progress) as watched, self._in_one_line(f"serving by {engine.name}"):
             measured = measure_serving(engine, plan, enter=self.progress.enter, on_request=self.progress.tell_request)
         self.progress.enter(TEST_BODY)
         result = serving_result(measured, engine, test=test, run_id=run_id)
-        # An engine in another process is one of those that guards would object to.
+        # The guards would object to an engine in another process.
         return result if engine.device is None else self._guarded(result, watched)
 
     def own_engine(self, choice: Choice, wanted: Wanted) -> Engine:
-        """The engine that has a model of its own, made when it is first asked for, in the time that loading may take.
+        """The engine with its own model, created on first use within the time limit for loading.
 
         Raises:
-            LlmperfError: it cannot be had. That is remembered, and raised again without trying again.
+            LlmperfError: the engine cannot be created. Later calls raise it again without another attempt.
         """
         if self._own_failure:
             raise ModelError(self._own_failure)
@@ -138,7 +138,7 @@ class Bench:
         return self._own
 
     def release(self) -> None:
-        """Let the model go, and the engine that has its own."""
+        """Release the loaded model and the engine with its own model."""
         if self._own is not None:
             self._own.close()
             self._own = None
@@ -146,7 +146,7 @@ class Bench:
 
     @contextmanager
     def _in_one_line(self, what: str) -> Iterator[None]:
-        """What torch raises ends a measurement in one line; memory that was short is free again by then."""
+        """Turn errors of torch into a one-line MeasurementError; after an out-of-memory error, free memory first."""
         try:
             yield
         except LlmperfError:
@@ -158,7 +158,7 @@ class Bench:
             raise MeasurementError(message) from error
 
     def _with_physics(self, measured: Measurement, loaded: LoadedModel, watched: Watch) -> Measurement:
-        """With the share of the physical limit, and energy where the device has a counter."""
+        """Add the share of the memory bandwidth limit, and energy where the device has a counter."""
         weights, bandwidth = self._facts[loaded.spec].weights_bytes, spare_bandwidth(self.device)
         figures = [*measured.figures, bandwidth_share(loaded.model, measured, weights=weights, bandwidth=bandwidth)]
         if watched.gpu:
@@ -166,7 +166,7 @@ class Bench:
         return replace(measured, figures=figures)
 
     def _guarded(self, result: TestResult, watched: Watch, *, misplaced: str = "") -> TestResult:
-        """With what was seen around it, and invalid where a guard objects."""
+        """Add the observed conditions, and mark the result invalid if a guard objects."""
         seen = watched.seen(result.observation, misplaced=misplaced)
         conditions = {**seen.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
         update = {"conditions": conditions, "invalid": seen.objection(self.guards)}
@@ -179,10 +179,10 @@ class Bench:
         return profile_request(request, output_tokens, device=self.device, clock=self.clock, traces=traces)
 
     def _load(self, spec: ModelSpec, device: str) -> LoadedModel:
-        """Load a model, and keep what that took: imports and the building of a synthetic model are left out."""
+        """Load a model and record time and memory; imports and building a synthetic model are excluded."""
         prepare(spec, device)
         set_libraries_aside()
-        spare_bandwidth(device)  # while there is room
+        spare_bandwidth(device)  # measured while memory is free
         self.progress.enter(LOAD)
         try:
             with trace_memory(device, LOAD) as trace, time_limit(self.load_limit_s, self.progress):

@@ -1,4 +1,4 @@
-"""Disturbance by others: a request during which this process waited for a processor is made again."""
+"""Repeat requests that CPU contention slowed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Generic, TypeVar
 from pytest_llmperf.hardware.clock import NS_PER_MS
 
 MOST_WAITED = 0.02
-"""Share of a request's time that may pass in waiting: what a comparison tolerates (`delta0`)."""
+"""Largest share of a request's time spent waiting for a processor; equals a comparison's tolerance (`delta0`)."""
 PATIENCE = 3
-"""Requests that are made at most for each that is wanted."""
+"""Most requests made for each one wanted."""
 
 _Timed = TypeVar("_Timed")
 _TASKS = Path("/proc/self/task")
@@ -22,7 +22,7 @@ _TASKS = Path("/proc/self/task")
 
 @dataclass(frozen=True)
 class Undisturbed(Generic[_Timed]):
-    """The requests that are kept, in their order, and how many of them were disturbed; ``None`` if unknown."""
+    """The kept requests, in order, and how many of them were disturbed (``None`` if unknown)."""
 
     requests: list[_Timed]
     disturbed: int | None
@@ -33,7 +33,7 @@ class _Attempt(Generic[_Timed]):
     number: int
     request: _Timed
     waited: float | None
-    """Share of its time; ``None`` if unknown."""
+    """Waiting time as a share of the request's time; ``None`` if unknown."""
 
     @property
     def is_disturbed(self) -> bool:
@@ -41,13 +41,13 @@ class _Attempt(Generic[_Timed]):
 
 
 Waits = Mapping[str, float]
-"""How long each thread of this process has been ready to run and had no processor, in milliseconds, since it began."""
+"""Milliseconds that each thread of this process has been runnable without a processor, since it began."""
 
 
 def waits_ms() -> Waits | None:
-    """What Linux counts (the second figure of ``schedstat``); elsewhere ``None``.
+    """Read waiting times by thread from Linux (the second field of ``schedstat``); ``None`` elsewhere.
 
-    Waiting for a lock, a file or a sleep is not in it: code that waits is not mistaken for a machine that is busy.
+    They exclude waiting for locks, files and sleeps, so code that waits is not mistaken for contention.
     """
     try:
         return {
@@ -58,18 +58,18 @@ def waits_ms() -> Waits | None:
 
 
 def longest_wait(before: Waits | None, after: Waits | None) -> float | None:
-    """How long the thread waited that waited most between two moments, in milliseconds: it held up the others."""
+    """The longest waiting time of any thread between two moments, in milliseconds: it delayed the others."""
     if before is None or after is None:
         return None
     return max((wait - before.get(thread, 0.0) for thread, wait in after.items()), default=None)
 
 
 def undisturbed(make: Callable[[], tuple[_Timed, float]], wanted: int) -> Undisturbed[_Timed]:
-    """Make requests until as many as wanted were not disturbed, or too many were.
+    """Make requests until ``wanted`` of them are undisturbed, or the limit `PATIENCE` is reached.
 
     Args:
-        make: makes a request and tells its wall time in milliseconds.
-        wanted: how many to keep. Where fewer were left in peace, the least disturbed ones make up for the rest.
+        make: makes a request; returns it and its wall time in milliseconds.
+        wanted: requests to keep. If too few are undisturbed, the least disturbed ones fill up the number.
     """
     attempts: list[_Attempt[_Timed]] = []
     for attempt in islice(_attempts(make), PATIENCE * wanted):

@@ -1,4 +1,4 @@
-"""What a decode makes the device do, from profiled requests: kernels, waits for the device, and its busy time."""
+"""Kernel launches, synchronizations and device busy time of decode, from profiled requests (CUPTI)."""
 
 from __future__ import annotations
 
@@ -19,53 +19,55 @@ FIGURES = ("kernel_launches_per_token", "syncs_per_token", "host_share")
 DECODE_MARK, END_MARK = "llmperf decode", "llmperf end"
 
 FIRST_CLEAN_CUDA = (12, 6)
-"""Before, CUDA's profiling library cannot be detached while there are graphs, and slows down what is measured next by
-10 to 20 % (pytorch/pytorch#146604)."""
+"""First CUDA version whose profiling library can be detached while graphs exist. With earlier ones, later measurements
+are 10 to 20 % slower (pytorch/pytorch#146604)."""
 
 PROFILES = 2
-"""Requests that are profiled. CUPTI loses records (pytorch/pytorch#192021, pytorch/kineto#1165): a count stands if each
-launch has its records, and if both requests give it."""
+"""Number of profiled requests. CUPTI loses records (pytorch/pytorch#192021, pytorch/kineto#1165): a count is valid if
+each launch has its records and both requests agree."""
 
 MOST_TOKENS = 17
-"""Sixteen steps tell what each does; a profile of a thousand takes minutes and gigabytes."""
+"""Most output tokens of a profiled request. Sixteen steps suffice; a profile of a thousand takes minutes and gigabytes.
+"""
 
 _WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|cudaMemcpy(2D|3D)?|cudaMemcpy(To|From)Symbol")
-"""Calls that return when the device is done; copies that need not wait are called ``cudaMemcpyAsync``."""
+"""Calls that block until the device is done; copies that need not wait are called ``cudaMemcpyAsync``."""
 _LAUNCHES = re.compile(r"cu(da)?(LaunchKernel|LaunchCooperativeKernel|GraphLaunch)\w*")
-"""Calls of the runtime, and of the driver as triton makes them. A replayed graph is one, with all of its kernels."""
+"""Launch calls of the CUDA runtime, and of the driver, which triton uses. A graph replay is one launch of all its
+kernels."""
 _CUDA_CALL = re.compile(r"cu(da)?[A-Z]\w*")
-"""Torch's operators have numbers of their own."""
+"""Any CUDA call. Torch's operators have correlation ids of their own."""
 _NO_KERNELS = ("Memcpy", "Memset")
 
 
 @dataclass(frozen=True)
 class ProfiledEvent:
-    """One event of a profile, in nanoseconds."""
+    """One event of a profile; times are in nanoseconds."""
 
     name: str
     on_device: bool
     start_ns: int
     end_ns: int
     correlation: int = 0
-    """What a call of the host and the work that it launched have in common."""
+    """Id shared by a host call and the device work that it launched."""
 
 
 @dataclass(frozen=True)
 class Activity:
-    """What happened between the marks of a profile."""
+    """Device activity between the two marks of a profile."""
 
     kernels: int
-    """Those of a replayed graph are counted one by one."""
+    """Kernels of a graph replay are counted individually."""
     syncs: int
     busy_ms: float
-    """Time in which at least one kernel ran, or one copy."""
+    """Time during which at least one kernel or copy ran."""
 
 
 def activity_of(events: Iterable[ProfiledEvent]) -> Activity:
-    """What happened in a decode.
+    """Compute the activity of a decode from profile events.
 
-    The host's calls count between the two marks. The device was idle at the first of them and does nothing that is not
-    of the decode after it, so what begins there counts even where the host ran ahead.
+    Host calls count between the two marks. The device is idle at the first mark and afterwards runs only the decode, so
+    its work counts from there even where the host ran ahead.
 
     Raises:
         ValueError: there are not two marks, or kernels do not match the calls that launched them.
@@ -97,7 +99,7 @@ def _check_launches(calls: Sequence[ProfiledEvent], kernels: Sequence[ProfiledEv
         raise ValueError(f"{stray} of {len(kernels)} kernels in the profile have no launch")
 
 
-def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is compared with
+def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to compare with
     request: Callable[[int, Callable[[], object]], object],
     *,
     output_tokens: int,
@@ -106,15 +108,16 @@ def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is c
     clock: Clock,
     enter: Callable[[str], None],
 ) -> list[Figure]:
-    """Kernels and waits by token, and the host's share of a step. CUDA alone has them: elsewhere there is no figure.
+    """Kernels and synchronizations per token, and the host's share of a step; empty except on CUDA.
 
     Args:
-        request: makes one of so many tokens, warmed up, and calls what it is given for each.
-        output_tokens: of the requests that were timed; the first of them are profiled.
-        tpot_ms: of requests that were timed: a profile makes the host slower, and not the device.
-        device: as torch names it.
-        clock: of the device.
-        enter: told of the phase.
+        request: makes one request with a number of output tokens, already warmed up, and calls its second argument per
+            token.
+        output_tokens: output tokens of the timed requests; at most `MOST_TOKENS` are profiled.
+        tpot_ms: TPOT of the timed requests, because profiling slows the host but not the device.
+        device: the torch device.
+        clock: the device's clock.
+        enter: called with the phase.
     """
     if not device.startswith("cuda"):
         return []
@@ -138,7 +141,7 @@ def activity_figures(  # noqa: PLR0913  # a request, its place, and what it is c
 
 
 def _why_not_counted(profiles: Sequence[Activity]) -> str:
-    """Why nothing can be told of requests that were profiled; empty if they saw the same, and something."""
+    """Why the profiles give no counts; empty if they agree and contain kernels."""
     for name in ("kernels", "syncs"):
         counts = [getattr(found, name) for found in profiles]
         if len(set(counts)) > 1:
@@ -154,7 +157,7 @@ def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Seq
         nonlocal tokens
         tokens += 1
         if tokens == 1:
-            clock.synchronize()  # the prefill is done
+            clock.synchronize()  # wait for the prefill to finish
             mark(DECODE_MARK)
 
     profile = profiler(use_device="cuda")
@@ -166,8 +169,8 @@ def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Seq
 
 
 def _events(recorded: Iterable[Any]) -> list[ProfiledEvent]:
-    """Without the device's echo of what the host annotates, which is no work."""
-    from torch._C._autograd import DeviceType  # where torch's own profiler has it from
+    """Convert kineto events, without the device's copies of host annotations, which are no work."""
+    from torch._C._autograd import DeviceType  # as in torch's own profiler
 
     found = ((event, event.device_type() != DeviceType.CPU) for event in recorded)
     return [
@@ -178,7 +181,7 @@ def _events(recorded: Iterable[Any]) -> list[ProfiledEvent]:
 
 
 def _union_ns(events: Sequence[ProfiledEvent]) -> int:
-    """Time covered by events that are ordered by their start; streams may overlap."""
+    """Time covered by events sorted by start; events of several streams may overlap."""
     covered, until = 0, 0
     for event in events:
         covered += max(0, event.end_ns - max(event.start_ns, until))

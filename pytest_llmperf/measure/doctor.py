@@ -1,4 +1,4 @@
-"""What this machine can measure, found by trying it."""
+"""Find out what this machine can measure, by trying it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, c
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that can be measured here, or cannot."""
+    """Whether one feature works here."""
 
     subject: str
     works: bool
@@ -34,10 +34,10 @@ class Finding:
 
 
 def examine(device: str) -> list[Finding]:
-    """Try everything that a measurement on this device may need.
+    """Check every feature that a measurement on this device may need.
 
     Raises:
-        UsageError: there is no such device; ``MissingDependency`` without torch.
+        UsageError: the device does not exist; ``MissingDependency`` without torch.
     """
     found = resolve_device(device)
     facts = environment(found)

@@ -1,4 +1,4 @@
-"""What measuring finds of one metric, and the cells that it becomes."""
+"""Build figures from samples, and cells from figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_llmperf.storage.schema import CellRun, Workload
 
 
 def timed(metric: str, samples: Sequence[float], *, lacking: str) -> Figure:
-    """The median of samples, one a request, in the metric's unit; ``lacking`` is why there are none."""
+    """Median of samples, one per request, in the metric's unit; ``lacking`` is the reason if there are none."""
     if not samples:
         return Figure(metric, None, lacking)
     value, mean_log, mad_log = summarize(samples)
@@ -22,7 +22,7 @@ PERCENTILES = (10, 25, 50, 75, 90)
 
 
 def gap_percentiles(gaps_ms: Sequence[float], *, requests: int, lacking: str) -> Iterator[Figure]:
-    """Percentiles of all gaps between consecutive tokens; of the tails only those that so many requests support."""
+    """Percentiles of the gaps between consecutive tokens; tail percentiles only with enough requests."""
     for q in PERCENTILES:
         value = percentile(gaps_ms, q) if gaps_ms else None
         yield Figure(f"itl_p{q}_ms", value, "" if gaps_ms else lacking, len(gaps_ms) or 1)
@@ -32,7 +32,7 @@ def gap_percentiles(gaps_ms: Sequence[float], *, requests: int, lacking: str) ->
 
 
 def memory_figures(phase: str, peak: Peak) -> Iterator[Figure]:
-    """The peaks of one phase."""
+    """The memory peaks of one phase."""
     for name, value in (
         ("allocated", peak.allocated_bytes),
         ("reserved", peak.reserved_bytes),
@@ -42,10 +42,10 @@ def memory_figures(phase: str, peak: Peak) -> Iterator[Figure]:
 
 
 def cells_of(figures: Iterable[Figure], *, test: str, run_id: str, workload: Workload) -> list[CellRun]:
-    """The cells of one workload in one test of one run.
+    """The cells of one workload, in one test of one run.
 
     Raises:
-        KeyError: a figure is of no metric that is defined.
+        KeyError: a figure's metric is not defined.
     """
     return [_cell(figure, test=test, run_id=run_id, workload=workload) for figure in figures]
 

@@ -1,4 +1,4 @@
-"""Measuring the generation of one shape on one model: warm up, time, then count and follow the memory."""
+"""Measure generation of one shape on one model: warm up, time requests, then count operators and trace memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pytest_llmperf.validation import require_whole
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to measure and how often."""
+    """What to measure, and how many requests."""
 
     batch_size: int
     input_tokens: int
@@ -43,7 +43,7 @@ class Plan:
     warmup_cap: int
     seed: int = 0
     prompt: Prompt = RANDOM
-    """``input_tokens`` is the length of random ones; another has its own."""
+    """``input_tokens`` is the length of random prompts; other prompts have their own length."""
 
     def __post_init__(self) -> None:
         find_execution(self.execution)
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Counts:
-    """What one request did, whatever the machine's mood; ``None`` where it cannot be counted."""
+    """Deterministic results of one request; ``None`` where they cannot be counted."""
 
     token_digest: str
     operators_per_token: float | None
@@ -63,34 +63,34 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """All that was measured of one plan on one model."""
+    """All results of one plan on one model."""
 
     plan: Plan
-    """What was asked for."""
+    """The plan as requested."""
     batch_size: int
-    """Sequences of each request: as asked for, unless that was injected to be less."""
+    """Sequences per request: the plan's batch size, unless an injection made it smaller."""
     clock: str
     prompt_sha256: str
     warmup: Warmup
     requests: list[RequestTimes]
     disturbed: int | None
-    """Of these requests, how many had to wait for a processor; ``None`` where the system does not tell."""
+    """Timed requests that CPU contention slowed; ``None`` where the system does not report it."""
     tokens_produced: int
     counts: Counts
     peaks: dict[str, Peak]
     dispatches: bool
     """Whether operators could be counted."""
     figures: Sequence[Figure]
-    """The execution's own, and what was profiled."""
+    """The execution's own figures, and those of the profiler."""
     profile: Mapping[str, PhaseProfile]
-    """By phase, where it was asked for."""
+    """Profile by phase, if requested."""
 
 
 WARMUP_TOKENS = 16
-"""Output tokens of a warm-up request after the first, which has all: enough to see a trend, and cheap."""
+"""Output tokens of warm-up requests after the first, which has full length: cheap, and enough to show a trend."""
 
 
-def measure_generation(  # noqa: PLR0913  # the model, its place, and who listens
+def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     model: Any,
     plan: Plan,
     *,
@@ -106,18 +106,18 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
 
     Args:
         model: a causal language model of transformers, on ``device``.
-        plan: the shape, the execution and how often.
-        device: where prompts go and memory is read.
+        plan: the shape, the execution and the number of requests.
+        device: the device of the prompts and of the memory trace.
         clock: the device's clock.
-        tokenizer: the model's; random prompts need none.
-        enter: told of each phase as it begins, outside of what is timed.
-        on_request: told of each timed request when it has ended.
-        burdens: work that each request does on top.
-        profile: profiles one more such request, if it is to be; the number is of output tokens.
+        tokenizer: the model's tokenizer; random prompts need none.
+        enter: called with each phase as it begins, outside timed code.
+        on_request: called with each timed request after it ends.
+        burdens: injected work for each request.
+        profile: profiles one more request, if profiling is on; its second argument is the number of output tokens.
 
     Raises:
-        MeasurementError: fewer tokens were produced than asked for.
-        UsageError: prompt and output are longer than the model's limit, or its tokenizer cannot make the prompt.
+        MeasurementError: fewer tokens were produced than requested.
+        UsageError: prompt and output exceed the model's limit, or its tokenizer cannot make the prompt.
     """
     prompt = prompt_ids(
         plan.prompt,
@@ -134,7 +134,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
     clock = clock_of(execution, device, clock)
     with measuring_conditions(), ExitStack() as stack:
         enter("setting up")
-        clear_workspaces()  # while no graph of this measurement is alive
+        clear_workspaces()  # before this measurement captures a graph
         opened = stack.enter_context(execution.open(model, prompt[: plan.batch_size], plan.output_tokens, clock))
         request: Request = opened.request
         if burdens:
@@ -175,15 +175,15 @@ def measure_generation(  # noqa: PLR0913  # the model, its place, and who listen
 
 
 def clock_of(execution: Execution, device: str, clock: Clock) -> Clock:
-    """The clock that tells when an execution's tokens are available: the device's, unless it hands them over late."""
+    """The clock for an execution's tokens: the device's, unless tokens are handed over late."""
     return ArrivalClock(clock.synchronize) if device == "mps" and execution.name == "generate" else clock
 
 
 def check_length(config: Any, plan: Plan) -> None:
-    """Refuse a request that the model has no positions for.
+    """Reject a request that is longer than the model's position limit.
 
     Raises:
-        UsageError: input and output together are longer than the model's limit.
+        UsageError: input and output together exceed the model's limit.
     """
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     wanted = plan.input_tokens + plan.output_tokens
@@ -195,7 +195,7 @@ def check_length(config: Any, plan: Plan) -> None:
 
 
 def _check_burdens(burdens: Sequence[Burden], execution: Execution, opened: Opened) -> None:
-    """Refuse to put work on forwards that are not called one by one."""
+    """Reject injected work where the steps are not single forwards."""
     heavy = [burden for burden in burdens if not isinstance(burden, SmallerBatch)]
     if heavy and not opened.dispatches:
         raise UsageError(
@@ -208,7 +208,7 @@ _REQUESTS_TO_SETTLE, _REQUESTS_TO_SIZE = 2, 5
 
 
 def _step_times(request: Request, plan: Plan, clock: Clock) -> StepTimes:
-    """What prefill and a step of decode take by themselves: what is put on top is sized by it."""
+    """Prefill and decode step times without burdens, used to size the injected work."""
     run = partial(request, min(WARMUP_TOKENS, plan.output_tokens))
     times = [time_request(run, clock)[0] for _ in range(_REQUESTS_TO_SETTLE + _REQUESTS_TO_SIZE)][_REQUESTS_TO_SETTLE:]
     return StepTimes(
@@ -217,7 +217,7 @@ def _step_times(request: Request, plan: Plan, clock: Clock) -> StepTimes:
 
 
 def _warm_up(request: Request, plan: Plan, clock: Clock) -> Warmup:
-    """One request of full length, for whatever is set up on first use, then short ones until they are steady."""
+    """Warm up: one full-length request for first-use setup, then short ones until steady."""
     short = min(WARMUP_TOKENS, plan.output_tokens)
     lengths = chain([plan.output_tokens], repeat(short))
     return warm_up(lambda: time_request(partial(request, next(lengths)), clock)[0].e2e_ms, cap=plan.warmup_cap)
@@ -226,7 +226,7 @@ def _warm_up(request: Request, plan: Plan, clock: Clock) -> Warmup:
 def _time_requests(
     run: Run, plan: Plan, clock: Clock, on_request: Callable[[RequestTimes], None]
 ) -> Undisturbed[tuple[RequestTimes, int]]:
-    """The requests' times and how many tokens each produced."""
+    """The timed requests, and the number of tokens each produced."""
 
     def request() -> tuple[tuple[RequestTimes, int], float]:
         times, generated = time_request(run, clock)
@@ -240,9 +240,9 @@ def _time_requests(
 def _count_and_follow(
     opened: Opened, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
 ) -> tuple[Counts, dict[str, Peak]]:
-    """One untimed request: what it dispatched and produced, and the memory of its phases.
+    """Make one untimed request; count its operators and trace memory by phase.
 
-    Nothing of it outlives this, its cache least of all.
+    The request's output, including its KV cache, is freed on return.
     """
     seen: list[int] = []
     enter("prefill")
@@ -271,5 +271,5 @@ def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:
 
 
 def _each(seen: Sequence[int]) -> float | None:
-    """By how much a count grew from one token to the next."""
+    """Mean growth of a count between consecutive tokens."""
     return (seen[-1] - seen[0]) / (len(seen) - 1) if len(seen) > 1 else None

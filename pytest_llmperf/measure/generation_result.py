@@ -1,4 +1,4 @@
-"""A measurement as what is stored of it: its workload, its observation and one cell a metric."""
+"""Convert a generation measurement to its stored form: workload, observation and one cell per metric."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadFacts:
-    """What loading a model took, measured once a run."""
+    """Time and memory of loading a model, measured once per run."""
 
     load_ms: float
     weights_bytes: int
@@ -30,7 +30,7 @@ class LoadFacts:
 
 
 def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
-    """What one test adds to its run."""
+    """The result of one test, as added to its run."""
     workload = _workload(measured, loaded)
     samples = _request_samples(measured.requests)
     figures = (

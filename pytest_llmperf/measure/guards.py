@@ -1,6 +1,7 @@
-"""Guards: what must not have been the case while requests were timed, and what is read around them to tell.
+"""Guards: conditions during a measurement that make its result invalid, such as throttling or other processes.
 
-Whatever is measured inside of ``watch`` is watched, if it tells the bench's progress of its phases and timed requests.
+``watch`` reads the conditions of every measurement in its block that reports phases and timed requests to the bench's
+progress.
 """
 
 from __future__ import annotations
@@ -18,46 +19,46 @@ from pytest_llmperf.storage.schema import Observation
 from pytest_llmperf.verdict.model import percent
 
 MOST_OF_OTHERS = 0.25
-"""Share of the processors' time. Less is what `measure.contention` repeats requests for; more shares caches and
-memory with them all the time, which no waiting tells of."""
+"""Share of the processors' time. Smaller shares are handled by `measure.contention`, which repeats requests. Larger
+ones use caches and memory bandwidth all the time, which waiting times do not show."""
 LEAST_CLOCK = 0.5
-"""Of the clock that the device may run at. NVML calls a clock that is halved or worse a slowdown by the hardware; above
-that, power limits and clocks that somebody locked are ordinary."""
+"""Share of the highest clock allowed. NVML calls a clock reduced to half or less a hardware slowdown; above that, power
+limits and locked clocks are normal."""
 HELD_BACK = frozenset({"HwSlowdown", "HwThermalSlowdown", "HwPowerBrakeSlowdown", "SwThermalSlowdown"})
-"""Heat and failing power, in NVML's words. A power cap is no such reason: many devices run at theirs all the time."""
+"""Heat and power failure, by NVML's names. A power cap is excluded: many devices run at theirs all the time."""
 MOST_THERMAL = 0.01
-"""Share of the timed requests' time. Where the hardware halves the clock, that is 1 % more time: half of what a verdict
-tolerates. The driver counts other limits as well, of which none is an objection: a power cap for the reason above, and
-board and voltage limits because nothing tells how ordinary they are."""
+"""Share of the timed requests' time. Where the hardware halves the clock, this costs 1 % more time: half of a verdict's
+tolerance. The other counted limits are no objection: power caps for the reason above, and board and voltage limits
+because it is unknown how common they are."""
 MOST_DISTURBED = 0.5
-"""Share of the kept requests. The run's figure is their median: from here on, it is a disturbed one."""
+"""Share of the kept requests. A run's figure is their median: above this share, the median is a disturbed request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What was seen around one measurement."""
+    """Conditions observed during one measurement."""
 
     device: str
     host: HostConditions
     gpu: GpuConditions | None
     misplaced: str
-    """Which of the model's tensors is not where it should be; empty if none."""
+    """Which of the model's tensors are on the wrong device; empty if none."""
     requests: int
     disturbed: int | None
 
     @property
     def conditions(self) -> dict[str, Scalar]:
-        """All that was read, to be recorded."""
+        """All readings, for the record."""
         return asdict(self.host) | (asdict(self.gpu) if self.gpu else {})
 
     def objection(self, guards: frozenset[str]) -> str:
-        """Why nothing that was timed may be compared, by those guards; empty if it may."""
+        """Why these guards invalidate the measurement; empty if they do not."""
         found = {name: GUARDS[name](self) for name in GUARDS if name in guards}
         return "; ".join(by_guard(name, why) for name, why in found.items() if why)
 
 
 class Watch:
-    """Follows a measurement from its making until it is closed."""
+    """Reads conditions from creation until ``close``."""
 
     def __init__(self, device: str, gpu: GpuWatch | UnreadGpu | None) -> None:
         self.gpu = gpu
@@ -67,12 +68,12 @@ class Watch:
         self._conditions: tuple[HostConditions, GpuConditions | None]
 
     def close(self) -> None:
-        """Read for the last time; of serving, the timed requests are the last phase."""
+        """Take the last readings. In serving, the timed requests are the last phase."""
         self.enter("")
         self._conditions = self._host.conditions(), self.gpu.conditions() if self.gpu else None
 
     def enter(self, phase: str) -> None:
-        """A phase begins: the timed requests, or the one after them."""
+        """Begin a phase; start or stop reading if it is, or follows, the timed requests."""
         if phase == TIMED_REQUESTS:
             for one in self._parts:
                 one.begin()
@@ -82,12 +83,12 @@ class Watch:
         self._timing = phase == TIMED_REQUESTS
 
     def request(self, _times: object) -> None:
-        """A timed request has ended."""
+        """Read the GPU after a timed request."""
         if self.gpu:
             self.gpu.look()
 
     def seen(self, observation: Observation, *, misplaced: str) -> Seen:
-        """What was read until it was closed, and what measuring itself found."""
+        """The readings until ``close``, and the findings of the measurement itself."""
         host, gpu = self._conditions
         return Seen(
             device=self._device,
@@ -105,7 +106,7 @@ class Watch:
 
 @contextmanager
 def watch(device: str, progress: Progress) -> Iterator[Watch]:
-    """Watch what is measured inside the block; nobody hears of the end of a request earlier."""
+    """Watch a measurement in the block, as the first watcher to be notified of a request's end."""
     with watch_gpu(device) if device.startswith("cuda") else nullcontext() as gpu:
         found = Watch(device, gpu)
         progress.watchers.insert(0, found)
@@ -117,10 +118,10 @@ def watch(device: str, progress: Progress) -> Iterator[Watch]:
 
 
 def parse_guards(text: str) -> frozenset[str]:
-    """Guards from their names, comma-separated; ``all`` and ``none`` stand for themselves.
+    """Parse comma-separated guard names, or ``all`` or ``none``.
 
     Raises:
-        UsageError: there is no such guard.
+        UsageError: a guard is unknown.
     """
     names = {part.strip() for part in text.split(",") if part.strip()}
     if names in ({"all"}, {"none"}):
@@ -131,12 +132,12 @@ def parse_guards(text: str) -> frozenset[str]:
 
 
 def by_guard(guard: str, why: str) -> str:
-    """Why what was timed is invalid, and which guard to leave out for it to be compared."""
+    """Why a measurement is invalid, and the guard to disable to compare it anyway."""
     return f"{why} (guard {guard})"
 
 
 def throttled(device: str, reasons: Iterable[str]) -> str:
-    """Which of NVML's reasons for low clocks keep what was timed from being compared; empty if none does."""
+    """Message for the throttle reasons that invalidate a measurement; empty if there are none."""
     held = [reason for reason in reasons if reason in HELD_BACK]
     return f"clocks of {device} held back by {', '.join(held)}" if held else ""
 
@@ -147,7 +148,7 @@ def _tenants(seen: Seen) -> str:
 
 
 def _throttling(seen: Seen) -> str:
-    """By a look right after a request, or by what was counted between looks."""
+    """Check the readings right after requests, and the driver's counters between them."""
     if not seen.gpu:
         return ""
     return throttled(seen.device, (seen.gpu.throttle_reasons or "").split()) or _too_hot(seen.device, seen.gpu)
@@ -173,7 +174,7 @@ def _placement(seen: Seen) -> str:
 
 
 def _load(seen: Seen) -> str:
-    """An accelerator's host has processors to spare."""
+    """Only on CPUs: the host of an accelerator has processors to spare."""
     share = seen.host.other_processes_cpu_share if seen.device == "cpu" else None
     if share is None or share <= MOST_OF_OTHERS:
         return ""
@@ -194,4 +195,4 @@ GUARDS: Mapping[str, Callable[[Seen], str]] = {
     "load": _load,
     "disturbance": _disturbance,
 }
-"""Why each objects; empty if it does not. What was not told is no reason to object."""
+"""Each guard returns its objection, or an empty string. Unknown values cause no objection."""

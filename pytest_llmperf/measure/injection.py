@@ -1,4 +1,4 @@
-"""Real work put on a model's forwards, to prove that a gate sees it: extra products, waits, held memory."""
+"""Inject slowdowns, held memory or smaller batches into a model's requests, to prove that a gate detects them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _NUMBER = r"(\d+(?:\.\d+)?)"
 
 @dataclass(frozen=True)
 class Delay:
-    """What makes each forward of the model longer: ``work``, matrix products, or ``sleep``, a wait.
+    """Lengthens each forward of the model: by matrix products (``work``) or by a wait (``sleep``).
 
-    ``share`` is relative to the time between two tokens without it (TTFT for the prefill); ``ms`` is milliseconds.
+    ``share`` is relative to the undelayed step time (TTFT for the prefill, TPOT for decode); ``ms`` is milliseconds.
     """
 
     kind: str
@@ -42,13 +42,13 @@ class Delay:
         return f"{self.kind}:{self.ms:g}ms" if self.ms else f"{self.kind}:+{100 * self.share:g}%"
 
     def of(self, step_ms: float) -> float:
-        """Milliseconds to add to a forward of a step that takes ``step_ms``."""
+        """Milliseconds to add to a step that takes ``step_ms``."""
         return self.ms + self.share * step_ms
 
 
 @dataclass(frozen=True)
 class Hold:
-    """Memory held on the device during decode: allocated, never written to."""
+    """Memory held on the device during decode: allocated but never written."""
 
     mib: float
 
@@ -58,7 +58,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class SmallerBatch:
-    """Fewer sequences in each request than were asked for, as of a scheduler that admits fewer."""
+    """Fewer sequences per request than planned, as if a scheduler admitted fewer."""
 
     share: float
 
@@ -66,10 +66,10 @@ class SmallerBatch:
         return f"batch:-{100 * self.share:g}%"
 
     def of(self, batch_size: int) -> int:
-        """What is left of a batch.
+        """The reduced batch size.
 
         Raises:
-            UsageError: as many as before, or none.
+            UsageError: the result is not smaller, or is 0.
         """
         left = round(batch_size * (1 - self.share))
         if not 0 < left < batch_size:
@@ -82,17 +82,17 @@ Burden = Delay | Hold | SmallerBatch
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What the steps of a request take by themselves, in milliseconds."""
+    """Step times of a request without burdens, in milliseconds."""
 
     prefill_ms: float
     decode_ms: float
 
 
 def parse_burden(text: str) -> Burden | None:
-    """From ``work:+15%``, ``sleep:+15%``, ``sleep:2ms``, ``hold:64MiB`` or ``batch:-25%``; none if it begins otherwise.
+    """Parse an injection such as ``work:+15%`` (see `FORMS`); ``None`` if its kind is not one of these.
 
     Raises:
-        UsageError: the kind is known and the amount is not of its form, or is 0.
+        UsageError: the kind is known but the amount is malformed or 0.
     """
     kind, _, amount = text.strip().partition(":")
     if kind not in {"work", "sleep", "hold", "batch"}:
@@ -103,7 +103,7 @@ def parse_burden(text: str) -> Burden | None:
     return burden
 
 
-def carry(  # noqa: PLR0913  # a request, where it runs, and what is put on it
+def carry(  # noqa: PLR0913  # a request, its device, and its burdens
     request: Callable[..., _Result],
     burdens: Sequence[Burden],
     *,
@@ -112,15 +112,15 @@ def carry(  # noqa: PLR0913  # a request, where it runs, and what is put on it
     device: str,
     clock: Clock,
 ) -> Callable[..., _Result]:
-    """The request with burdens on every forward of the model, while it runs and no longer.
+    """Wrap a request so that injected burdens apply to each forward while it runs.
 
     Args:
-        request: makes one request: its first forward is the prefill, each further one a step of decode.
-        burdens: what to put on it.
-        model: whose forwards these are.
-        steps: what its steps take without.
-        device: where the work is done.
-        clock: the device's, to size the work by.
+        request: makes one request; its first forward is the prefill, each later one a decode step.
+        burdens: the burdens to apply.
+        model: the model whose forwards are hooked.
+        steps: step times without burdens.
+        device: the device for the injected work.
+        clock: the device's clock, used to size the work.
     """
     put = [_prepared(burden, steps, device, clock) for burden in burdens if not isinstance(burden, SmallerBatch)]
 
@@ -134,10 +134,10 @@ def carry(  # noqa: PLR0913  # a request, where it runs, and what is put on it
 
 
 def batch_left(batch_size: int, burdens: Sequence[Burden]) -> int:
-    """How many sequences of a batch are left by what is injected.
+    """The batch size left after injected reductions.
 
     Raises:
-        UsageError: as many as before, or none.
+        UsageError: the batch size is not reduced, or becomes 0.
     """
     for burden in burdens:
         if isinstance(burden, SmallerBatch):
@@ -174,7 +174,7 @@ def _prepared(
 
 @contextmanager
 def _after_forwards(model: Any, *, prefill: _Work, decode: _Work) -> Iterator[None]:
-    """After, not before: work that the device is given first would hide behind the host's launching of the rest."""
+    """Run work after each forward. Before it, the work would overlap with the host's kernel launches."""
     works = chain([prefill], repeat(decode))
 
     def hook(*_: object) -> None:
@@ -206,7 +206,7 @@ def _held_in_decode(model: Any, *, size: int, device: str) -> Iterator[None]:
 
 
 def _wait(ms: float, device: str, clock: Clock) -> _Work:
-    """Device and host wait side by side: whichever of them holds the other up takes that much longer."""
+    """Wait on device and host in parallel, so that whichever is the bottleneck takes that much longer."""
     import torch
 
     sleep = getattr(getattr(torch, torch.device(device).type), "_sleep", None)
@@ -233,12 +233,12 @@ def _cycles_per_ms(sleep: Callable[[int], None], clock: Clock) -> float:
 
 _SMALLEST, _LARGEST = 32, 4096
 _FEWEST = 16
-"""Products that make up a delay, at least: their number is whole, and must not make the delay coarse."""
+"""Fewest matrix products in a delay: their number is an integer, and few would make the delay coarse."""
 _BURST = 8
 
 
 def _products(ms: float, device: str, clock: Clock) -> _Work:
-    """Products of square matrices, as large as their number allows, that take that long together."""
+    """Matrix products that together take this long, with matrices as large as `_FEWEST` allows."""
     size, each = _SMALLEST, _product_ms(_SMALLEST, device, clock)
     while size < _LARGEST and (larger := _product_ms(2 * size, device, clock)) <= ms / _FEWEST:
         size, each = 2 * size, larger
@@ -262,7 +262,7 @@ def _multiply(size: int, times: int, device: str) -> _Work:
 
 
 def _median_ms(work: _Work, clock: Clock, times: int = 5) -> float:
-    """Milliseconds that some work takes on the device, its first time left out."""
+    """Median milliseconds that work takes on the device, excluding its first run."""
     durations = []
     for _ in range(times + 1):
         clock.synchronize()

@@ -1,4 +1,4 @@
-"""Timing any callable: events around eager calls, and around replays of a CUDA graph where it can be captured."""
+"""Kernel timer: time any callable with events around eager calls and around CUDA graph replays."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from pytest_llmperf.storage.schema import Warmup
 from pytest_llmperf.validation import require_whole
 
 LARGEST_WARM_UP = 1000
-"""Calls in a batch of warming up. It is to take as long as one of samples: an idle device takes tens of milliseconds to
-raise its clocks."""
+"""Most calls in a warm-up batch. It should take as long as a batch of samples: an idle device needs tens of
+milliseconds to raise its clocks."""
 GRAPH_MS = 2.0
-"""How long a replay is to take: launching it takes microseconds, which its calls share."""
+"""Target duration of a replay, in milliseconds. Launching a replay takes microseconds, shared by its calls."""
 LARGEST_GRAPH = 1000
-"""Capturing a call takes as long as making it, and a node of the graph some memory."""
+"""Most calls in a graph. Capturing a call takes as long as making it, and each node takes memory."""
 
 Call = Callable[[], object]
 Calls = Iterator[Call]
 Stamps = tuple[Any, Any]
-"""Before and after."""
+"""Before and after a call."""
 
 
 class Work(NamedTuple):
-    """What is timed: the next of the calls, and what comes before each."""
+    """The calls to time, in turn, and the cache flush before each."""
 
     calls: Calls
     flush: Flush
 
     def once(self) -> None:
-        """One flush and one call."""
+        """Make one flush and one call."""
         self.flush.run()
         next(self.calls)()
 
     def repeat(self, times: int) -> None:
-        """So many flushes and calls."""
+        """Make this many flushes and calls."""
         for _ in range(times):
             self.once()
 
@@ -68,9 +68,9 @@ class KernelTimer:
     """Times callables on one device.
 
     Args:
-        device: as torch names it, such as ``cpu`` or ``cuda:0``.
-        clock: of that device.
-        keep: is given each timing.
+        device: the torch device, such as ``cpu`` or ``cuda:0``.
+        clock: the device's clock.
+        keep: called with each timing.
     """
 
     def __init__(self, device: str, clock: Clock, keep: Callable[[Timing], object] = lambda _timing: None) -> None:
@@ -80,15 +80,15 @@ class KernelTimer:
 
     @classmethod
     def on(cls, device: str = "auto") -> KernelTimer:
-        """A timer for use without pytest.
+        """Create a timer for use without pytest.
 
         Raises:
-            UsageError: there is no such device here; ``MissingDependency`` without torch.
+            UsageError: the device does not exist; ``MissingDependency`` without torch.
         """
         found = resolve_device(device)
         return cls(found, clock_for(found))
 
-    def __call__(  # noqa: PLR0913  # one keyword for each thing that decides how a call is timed
+    def __call__(  # noqa: PLR0913  # one keyword per timing option
         self,
         fn: Callable[..., object],
         *args: Any,
@@ -101,30 +101,30 @@ class KernelTimer:
         warmup: int = 10,
         name: str | None = None,
     ) -> Timing:
-        """Time single calls of ``fn``. What it raises comes out as it is.
+        """Time single calls of ``fn``. Errors raised by ``fn`` propagate.
 
-        Eager calls are sampled until their median is precise enough or their time is spent, ten at least and a
-        thousand at most; then graph replays in the same way. Batches of samples during which an NVIDIA device was
-        throttled are made again, three at most.
+        Eager calls are sampled until their median is precise enough or the budget is spent, from 10 to 1000 samples;
+        then graph replays in the same way. Batches of samples during which an NVIDIA device was throttled are repeated,
+        at most three per timing.
 
         Args:
-            fn: what to time; keywords can be bound with ``functools.partial``.
+            fn: the callable to time; bind keywords with ``functools.partial``.
             *args: its arguments, the same in every call.
-            inputs: tuples of arguments, taken in turn instead of ``args``: together larger than the caches, they keep
-                one call from warming them for the next.
-            repetitions: exactly so many samples, of eager calls and of graph replays, whatever their precision.
+            inputs: tuples of arguments, used in turn instead of ``args``. If they are together larger than the caches,
+                no call finds its inputs cached.
+            repetitions: exact number of samples, of eager calls and of graph replays, whatever their precision.
             precision: relative standard error of each median to reach (default: 0.005), by the formula of
                 :func:`pytest_llmperf.measure.sampling.error_of_median`.
-            budget_ms: time for eager calls, and as much for replays, in milliseconds (default: 200); ten samples are
-                taken even if they take longer.
-            graph_repetitions: calls that one CUDA graph holds (default: as many as take about 2 ms).
-            flush_l2: whether to empty the L2 cache, on a CPU the largest one, before each call, outside its time.
-            warmup: most batches of calls to warm up with.
-            name: under which it is recorded (default: the callable's own).
+            budget_ms: time budget for eager calls, and the same again for replays, in milliseconds (default: 200); at
+                least ten samples are taken even if they take longer.
+            graph_repetitions: calls in one CUDA graph (default: as many as take about 2 ms).
+            flush_l2: whether to flush the L2 cache (on a CPU, the largest cache) before each call, outside its time.
+            warmup: most batches of warm-up calls.
+            name: name to record (default: the callable's own).
 
         Raises:
-            UsageError: an argument is not of its kind, or ``repetitions`` stands beside ``precision`` or ``budget_ms``.
-            MeasurementError: the device does not work any more after a capture that failed.
+            UsageError: an argument is invalid, or ``repetitions`` is combined with ``precision`` or ``budget_ms``.
+            MeasurementError: the device no longer works after a failed capture.
         """
         made = _calls(fn, args, inputs)
         calls = cycle(made)
@@ -166,18 +166,18 @@ class KernelTimer:
         return timing
 
     def limits(self, dtype: str) -> Limits:
-        """What the device can do at most: measured on first use, once a process.
+        """Measured peak rates of the device, for a roofline; measured on first use, once per process.
 
         Args:
-            dtype: a floating dtype of torch that the device multiplies matrices of, such as ``bfloat16``.
+            dtype: a floating torch dtype for which the device has matrix products, such as ``bfloat16``.
 
         Raises:
-            UsageError: ``dtype`` is not one.
+            UsageError: ``dtype`` is not such a dtype.
         """
         return _limits(self.device, dtype)
 
     def _warm_up(self, work: Work, cap: int) -> tuple[Warmup, float]:
-        """How warming up ended, and how many milliseconds a flush and a call took in its last batch."""
+        """Warm up; return the outcome, and the milliseconds per flush and call in the last batch."""
         size, call_ms = 1, 0.0
 
         def batch() -> float:
@@ -215,11 +215,10 @@ class KernelTimer:
     def _time_replays(
         self, work: Work, sampler: Sampler, call_ms: float, graph_calls: int
     ) -> tuple[tuple[float, ...], Stop]:
-        """Time of one call, from replays of a graph of flushes and calls, less those of a graph of flushes alone.
+        """Time of one call: a replay of flushes and calls, minus a replay of flushes alone, per call.
 
-        Events recorded inside the graph would need no subtraction, but older versions of torch have none that can be
-        timed, and each is work of its own between two calls. The replays of both graphs alternate, so that a drift of
-        the device's clocks is in both.
+        Events recorded inside the graph would need no subtraction, but older torch versions cannot time them, and each
+        adds work between two calls. Replays of both graphs alternate, so that clock drift affects both.
         """
 
         def sample() -> list[Stamps]:
@@ -237,7 +236,7 @@ class KernelTimer:
             return sampler.collect(take, estimate_ms=call_ms * graph_calls)
 
     def _batch(self, sample: Callable[[], list[Stamps]], number: int) -> tuple[list[tuple[float, ...]], float]:
-        """Times of so many samples, each between one or more pairs of stamps, by pair; and how long all took."""
+        """Take this many samples; return their times by pair of stamps, and the total time in milliseconds."""
         start = self._clock.stamp()
         samples = [sample() for _ in range(number)]
         (took_ms,) = self._elapsed([(start, self._clock.stamp())])
@@ -247,7 +246,7 @@ class KernelTimer:
         start = self._clock.stamp()
         output = call()
         end = self._clock.stamp()
-        del output  # freeing it is not part of the call
+        del output  # freeing the output is not part of the call
         return start, end
 
     def _elapsed(self, stamps: Sequence[Stamps]) -> tuple[float, ...]:
@@ -257,7 +256,7 @@ class KernelTimer:
 
 @cache
 def copy_bandwidth(device: str) -> float:
-    """Bytes that a copy on a device reads and writes by second: measured on first use, once a process."""
+    """Bytes per second that a copy on the device reads and writes; measured on first use, once per process."""
     return copy_rate(KernelTimer.on(device), device)
 
 
@@ -268,7 +267,7 @@ def _limits(device: str, dtype: str) -> Limits:
 
 
 def _graph_calls(call_ms: float, *, sets: int) -> int:
-    """How many calls a graph is to hold that take so long each: every set of arguments equally often, at least once."""
+    """Number of calls per graph for about 2 ms, given the time per call; a multiple of ``sets``, one round at least."""
     rounds = min(ceil(GRAPH_MS / (call_ms * sets)), LARGEST_GRAPH // sets)
     return max(rounds, 1) * sets
 
@@ -276,7 +275,7 @@ def _graph_calls(call_ms: float, *, sets: int) -> int:
 def _calls(
     fn: Callable[..., object], args: tuple[Any, ...], inputs: Sequence[tuple[Any, ...]] | None
 ) -> list[partial[object]]:
-    """One call of ``fn`` for each set of arguments."""
+    """One bound call of ``fn`` for each set of arguments."""
     if not callable(fn):
         raise UsageError(f"cuda_timer: {fn!r}: expected something to call")
     if inputs is None:

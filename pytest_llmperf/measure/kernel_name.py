@@ -1,4 +1,4 @@
-"""What a callable is called, and with what, in words that are the same in every run."""
+"""Names of callables and their arguments that are the same in every run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ LONGEST = 200
 
 
 def call_name(fn: Callable[..., object]) -> str:
-    """The callable's own name, below ``functools.partial``; that of its type if it has none."""
+    """The callable's name, without ``functools.partial``; its type's name if it has none."""
     while isinstance(fn, partial):
         fn = fn.func
     return str(getattr(fn, "__name__", type(fn).__name__))
 
 
 def arguments_of(call: partial[object], *, of: int = 1) -> str:
-    """What is bound: ``float32[8, 16], dim=1``; of several sets in rotation the first, and how many there are."""
+    """The bound arguments as text: ``float32[8, 16], dim=1``; of several sets, the first and their number."""
     positional, named = _bound(call)
     words = [*map(_word, positional), *(f"{name}={_word(value)}" for name, value in sorted(named.items()))]
     text = ", ".join(words) + (f"; {of} sets" if of > 1 else "")
@@ -25,7 +25,7 @@ def arguments_of(call: partial[object], *, of: int = 1) -> str:
 
 
 def _bound(call: partial[object]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``functools.partial`` makes one of several that are nested, unless a subclass or a method lies between."""
+    """Bound arguments of nested partials. ``functools.partial`` flattens them itself, except subclasses and methods."""
     inner = _bound(call.func) if isinstance(call.func, partial) else ((), {})
     return (*inner[0], *call.args), {**inner[1], **call.keywords}
 

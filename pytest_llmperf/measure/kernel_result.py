@@ -1,4 +1,4 @@
-"""A timed callable as what is stored of it: what was called with which arguments is its workload."""
+"""Convert a kernel timing to its stored form; the workload is the callable and its arguments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 ENGINE = "cuda_timer"
 NOT_A_MODELS = "none"
 SIZED = "auto"
-"""In the place of a number of calls that the timer chose."""
+"""Stored in place of a number of calls that the timer chose."""
 
 
 def call_result(timing: Timing, *, test: str, run_id: str, guards: frozenset[str] = frozenset()) -> TestResult:
-    """What one timing adds to its run; a device that was throttled makes it invalid, if that guard is among them.
+    """The result of one timing, as added to its run; invalid if the device was throttled and that guard is on.
 
     Raises:
-        MeasurementError: the clock told no time.
+        MeasurementError: the clock measured no time.
     """
     workload = _workload(timing)
     samples = {"call_ms": timing.graph_samples_ms or timing.samples_ms}
@@ -36,7 +36,7 @@ def call_result(timing: Timing, *, test: str, run_id: str, guards: frozenset[str
 def _workload(timing: Timing) -> Workload:
     settings: dict[str, Scalar] = {"arguments": timing.arguments, "flushed_l2": timing.flushed_l2}
     if timing.graph_used:
-        # A number that follows the call's time would make another workload of each run.
+        # A number that depends on the call's time would give each run another workload.
         settings["graph_repetitions"] = SIZED if timing.graph_sized else timing.graph_repetitions
     return Workload(
         engine=ENGINE,

@@ -1,4 +1,4 @@
-"""What timing a callable gives: samples, what they were taken with, and their share of what the device can do."""
+"""Result of a kernel timing: samples, their conditions, and roofline shares."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FLUSH_OFF = "flush_l2 is off"
 
 @dataclass(frozen=True)
 class Spread:
-    """How far samples lie apart, in milliseconds: median absolute deviation from the median, and the quartiles."""
+    """Spread of samples in milliseconds: median absolute deviation from the median, and the quartiles."""
 
     mad_ms: float
     lower_quartile_ms: float
@@ -30,18 +30,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device was measured to do: bytes read and written by a copy, and operations of a matrix product."""
+    """Measured peak rates of a device: bytes that a copy reads and writes, and operations of a matrix product."""
 
     device: str
     dtype: str
-    """Of the product's matrices."""
+    """The dtype of the matrix product."""
     copy_bytes_per_s: float
     matrix_operations_per_s: float
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """What one call reached, and its shares of the measured limits; ``None`` for what was not given."""
+    """Rates that one call reached, and their shares of the measured limits; ``None`` where not given."""
 
     bytes_per_s: float | None
     copy_share: float | None
@@ -54,25 +54,25 @@ class Timing:
     """Times of single calls, in milliseconds. ``str(timing)`` is one readable line."""
 
     name: str
-    """Of what was called."""
+    """Name of the callable."""
     arguments: str
-    """Dtypes and shapes of tensors, the text of numbers and strings, the types of all else."""
+    """Dtypes and shapes of tensors, the text of numbers and strings, and type names of other arguments."""
     device: str
     clock: str
     samples_ms: tuple[float, ...]
-    """One for each repetition, between two stamps around an eager call."""
+    """One sample per repetition, between two stamps around an eager call."""
     stop: Stop
-    """Why no more of them were taken."""
+    """Why eager sampling stopped."""
     graph_samples_ms: tuple[float, ...]
-    """One for each replay of a CUDA graph: its time divided by the calls in it. Empty if no graph was used."""
+    """One sample per CUDA graph replay: its time divided by its calls. Empty if no graph was used."""
     graph_stop: Stop | None
-    """Why no more of them were taken; ``None`` if no graph was used."""
+    """Why replay sampling stopped; ``None`` if no graph was used."""
     wanted_precision: float | None
-    """Relative standard error of each median that was to be reached; ``None`` if the number of samples was given."""
+    """Target relative standard error of each median; ``None`` if the number of samples was given."""
     graph_repetitions: int
-    """Calls that one graph holds."""
+    """Calls in one graph."""
     graph_sized: bool
-    """Whether the timer chose that number itself, by how long a call takes."""
+    """Whether the timer chose ``graph_repetitions``, from the time per call."""
     graph_reason: str
     """Why no graph was used; empty if one was."""
     flush_reason: str
@@ -80,11 +80,11 @@ class Timing:
     warmup: Warmup
     """Its requests are batches of calls."""
     clocks: tuple[ClockState, ...]
-    """Read right before and right after each batch of samples."""
+    """Clock readings right before and right after each batch of samples."""
     discarded: int
-    """Samples, of eager calls and of replays, that were made again because the device was throttled."""
+    """Samples, eager and replayed, that were repeated because the device was throttled."""
     throttled: int
-    """Samples that were kept although it was: it remained so after several pauses."""
+    """Samples kept although the device was throttled: it remained so after several pauses."""
 
     @property
     def graph_used(self) -> bool:
@@ -93,33 +93,33 @@ class Timing:
 
     @property
     def flushed_l2(self) -> bool:
-        """Whether the L2 cache was flushed before each call, inside the graph as well."""
+        """Whether the L2 cache was flushed before each call, also in the graph."""
         return not self.flush_reason
 
     @property
     def before(self) -> ClockState:
-        """Warmed up, before the first sample."""
+        """Clocks after warm-up, before the first sample."""
         return self.clocks[0]
 
     @property
     def after(self) -> ClockState:
-        """Right after the last sample."""
+        """Clocks right after the last sample."""
         return self.clocks[-1]
 
     @property
     def held_back(self) -> tuple[str, ...]:
-        """What kept the device's clocks low around the samples, in NVML's words; being idle is no reason."""
+        """Throttle reasons around the samples, by NVML's names, without ``GpuIdle``."""
         told = {reason for state in self.clocks for reason in state.throttle_reasons or ()}
         return tuple(sorted(told - {"GpuIdle"}))
 
     @property
     def median_ms(self) -> float:
-        """Of the eager calls."""
+        """Median of the eager calls."""
         return median(self.samples_ms)
 
     @property
     def precision(self) -> float:
-        """Relative standard error of ``median_ms``; infinite of fewer than ten samples."""
+        """Relative standard error of ``median_ms``; infinite for fewer than ten samples."""
         return error_of_median(self.samples_ms)
 
     @property
@@ -129,32 +129,32 @@ class Timing:
 
     @property
     def spread(self) -> Spread:
-        """Of the eager calls."""
+        """Spread of the eager calls."""
         return _spread(self.samples_ms)
 
     @property
     def graph_median_ms(self) -> float | None:
-        """Of the replays; ``None`` if no graph was used."""
+        """Median of the replays; ``None`` if no graph was used."""
         return median(self.graph_samples_ms) if self.graph_used else None
 
     @property
     def graph_spread(self) -> Spread | None:
-        """Of the replays; ``None`` if no graph was used."""
+        """Spread of the replays; ``None`` if no graph was used."""
         return _spread(self.graph_samples_ms) if self.graph_used else None
 
     def roofline(
         self, *, limits: Limits, bytes_moved: float | None = None, operations: float | None = None
     ) -> Roofline:
-        """What a call reached of what the device can do, by the median of the replays, else of the eager calls.
+        """Compare a call with the device's limits, by the median of the replays, else of the eager calls.
 
         Args:
-            limits: of the same device, as :meth:`KernelTimer.limits` measures them.
-            bytes_moved: that one call must read and write.
-            operations: that one call must do; a multiplication and an addition are two.
+            limits: limits of the same device, from :meth:`KernelTimer.limits`.
+            bytes_moved: bytes that one call must read and write.
+            operations: operations that one call must do; a multiply-add counts as two.
 
         Raises:
-            UsageError: neither is given, one is not above 0, or the limits are another device's.
-            MeasurementError: the clock told no time.
+            UsageError: neither is given, one is not above 0, or the limits belong to another device.
+            MeasurementError: the clock measured no time.
         """
         if limits.device != self.device:
             raise UsageError(f"roofline: limits of {limits.device}; expected those of {self.device}")
@@ -186,14 +186,14 @@ class Timing:
         return f"{_ms(median(self.graph_samples_ms))} in a graph of {calls} ({samples})"
 
     def _samples_words(self, samples: Sequence[float]) -> str:
-        """Their number and precision, and the precision that was wanted if it was not reached."""
+        """Number and precision of the samples, and the target precision if they missed it."""
         error, wanted = error_of_median(samples), self.wanted_precision
         reached = f" ±{percent(error)}" if math.isfinite(error) else ""
         missed = f", not ±{percent(wanted)}" if wanted is not None and error > wanted else ""
         return f"{len(samples)} sample{'s' * (len(samples) != 1)}{reached}{missed}"
 
     def _clock_words(self) -> list[str]:
-        """What is amiss with the device's clocks."""
+        """Problems with the device's clocks."""
         told = {
             f"clocks held back: {' '.join(self.held_back)}": self.held_back,
             f"{self.discarded} throttled samples discarded": self.discarded,

@@ -1,4 +1,4 @@
-"""Where the time of a request goes: untimed requests under torch's profiler, prefill and decode apart."""
+"""Operator profile of a request: time per operator and kernel, from torch's profiler, for prefill and decode."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from pytest_llmperf.storage.schema import OTHERS, OperatorTime, PhaseProfile
 PREFILL, DECODE = "prefill", "decode"
 
 PROFILED_REQUESTS = 3
-"""Of each operator the median counts: where one of them had to wait for a processor, it was not its own work."""
+"""Number of profiled requests. The median is used for each operator, so a CPU wait in one request is not attributed to
+it."""
 PROFILED_TOKENS = 9
-"""Most output tokens of a request: some thousands of events, which the profiler takes a second to sum up."""
+"""Most output tokens per request: a few thousand events, which the profiler needs a second to aggregate."""
 MOST_OPERATORS = 40
-"""Named of each place; the others are one sum."""
+"""Most operators listed, for host and device each; the rest are summed."""
 LONGEST_NAME = 300
-"""Kernels made of templates have names of thousands of characters."""
+"""Longest name stored. Template kernels have names of thousands of characters."""
 
 SEEN_INTO = frozenset({"cuda", "xpu"})
-"""Devices whose work torch's profiler tells; of others, what the host does."""
+"""Devices whose work torch's profiler records; for others, only host work is recorded."""
 
 OUTSIDE = "(outside of operators)"
 
@@ -40,7 +41,7 @@ Place = Literal["host", "device"]
 
 
 class Spent(NamedTuple):
-    """What an operator took of one step by itself, and how often it was called."""
+    """An operator's self time and number of calls per step."""
 
     ms: float = 0.0
     calls: float = 0.0
@@ -48,7 +49,7 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a phase, on average over one request: its time by the host's clock, and what of it was whose."""
+    """A mean step of a phase in one request: its wall time, and the time of each operator."""
 
     wall_ms: float
     spent: Mapping[tuple[str, Place], Spent]
@@ -60,14 +61,14 @@ def profile_request(
     """Make a few requests under the profiler.
 
     Args:
-        request: that was made before: what is set up on first use is no part of it.
-        output_tokens: of the plan; no more than `PROFILED_TOKENS` are made.
-        device: as torch names it.
-        clock: the device's.
-        traces: Chrome traces of the last one go there, ``-prefill.json.gz`` and ``-decode.json.gz`` behind the name.
+        request: a request that has run before, so that first-use setup is not profiled.
+        output_tokens: the plan's output tokens; at most `PROFILED_TOKENS` are used.
+        device: the torch device.
+        clock: the device's clock.
+        traces: path prefix of the last request's Chrome traces, ``-prefill.json.gz`` and ``-decode.json.gz``.
 
     Returns:
-        By phase, what each operator and kernel took of a step; a single token has no decode.
+        By phase, the time per step of each operator and kernel; a single output token has no decode.
     """
     traces.parent.mkdir(parents=True, exist_ok=True)
     steps: defaultdict[str, list[Step]] = defaultdict(list)
@@ -82,7 +83,7 @@ def profile_request(
 
 
 def step_of(averages: Iterable[Any], wall_ms: float, count: int) -> Step:
-    """A step of a phase that had ``count`` of them and took ``wall_ms``, by what ``key_averages()`` tells of it."""
+    """Build a mean step from ``key_averages()`` of a phase with ``count`` steps that took ``wall_ms`` in total."""
     spent: defaultdict[tuple[str, Place], Spent] = defaultdict(Spent)
     for one in averages:
         if getattr(one, "is_user_annotation", False):
@@ -99,7 +100,7 @@ def step_of(averages: Iterable[Any], wall_ms: float, count: int) -> Step:
 
 
 def typical(steps: Sequence[Step]) -> PhaseProfile:
-    """The median of each figure over the requests; an operator that one of them lacks took nothing there."""
+    """Median of each figure over the requests; an operator missing from a request counts as 0."""
     keys = dict.fromkeys(key for step in steps for key in step.spent)
     times = [_typical_time(key, [step.spent.get(key, Spent()) for step in steps]) for key in keys]
     of_place = ([one for one in times if one.place == place] for place in ("host", "device"))
@@ -124,7 +125,7 @@ def _largest(times: Sequence[OperatorTime]) -> list[OperatorTime]:
 def _profile_once(
     request: Request, tokens: int, device: str, clock: Clock, keep: Callable[[str, Any, float, int], None]
 ) -> None:
-    """One request: its prefill until the first token, then its decode. ``keep`` gets each phase as it ends."""
+    """Profile one request; ``keep`` is called after the prefill (first token), and after the decode."""
     seen = 0
     with ExitStack() as running:
 
@@ -141,7 +142,7 @@ def _profile_once(
 
 @contextmanager
 def _profiled(device: str, clock: Clock, keep: Callable[[Any, float], None]) -> Iterator[None]:
-    """Profile the block, the device idle at both ends; ``keep`` gets that and the block's milliseconds."""
+    """Profile the block, with the device idle at both ends; ``keep`` gets the profile and the block's milliseconds."""
     kind = device.partition(":")[0]
     recording = profiler(use_device=kind if kind in SEEN_INTO else None)
     clock.synchronize()
@@ -154,7 +155,7 @@ def _profiled(device: str, clock: Clock, keep: Callable[[Any, float], None]) -> 
 
 
 def _keep_trace(recording: Any, path: Path) -> None:
-    """Compressed, as a browser takes it: a trace of a thousand events a step is large."""
+    """Save a trace compressed, which trace viewers accept: traces with a thousand events per step are large."""
     plain = path.with_suffix("")
     recording.export_chrome_trace(str(plain))
     with plain.open("rb") as source, gzip.open(path, "wb") as target:

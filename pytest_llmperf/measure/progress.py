@@ -1,4 +1,4 @@
-"""What a test is at, and the memory at that moment: for the error that says why it has no number."""
+"""Current phase of a test and memory in use, for error messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Moment:
 
 
 class Watcher(Protocol):
-    """Follows how far a test is."""
+    """Is notified of a test's phases and timed requests."""
 
     def enter(self, phase: str) -> None:
         """A phase begins."""
@@ -46,15 +46,15 @@ class Watcher(Protocol):
 
 
 class Progress:
-    """The phase that a device's tests are in. It changes between timed requests, never inside.
+    """The current phase of the tests on a device. It never changes inside a timed request.
 
     Args:
-        device: whose memory is read, as torch names it.
+        device: the torch device whose memory is read.
 
     Attributes:
-        phase: The present one.
-        listener: Called with the moment at which a phase begins.
-        watchers: Told of each phase, and of each timed request when it has ended; the first of them at once.
+        phase: The current phase.
+        listener: Called at the start of each phase, with its `Moment`.
+        watchers: Notified of each phase and of each timed request's end, in order; the first one without delay.
     """
 
     def __init__(self, device: str) -> None:
@@ -64,7 +64,7 @@ class Progress:
         self.watchers: list[Watcher] = []
 
     def enter(self, phase: str) -> None:
-        """Begin a phase; the one before it ends."""
+        """Begin a phase, which ends the previous one."""
         self.phase = phase
         for watcher in self.watchers:
             watcher.enter(phase)
@@ -72,12 +72,12 @@ class Progress:
             self.listener(self.moment())
 
     def tell_request(self, times: RequestTimes) -> None:
-        """A timed request has ended."""
+        """Notify the watchers that a timed request has ended."""
         for watcher in self.watchers:
             watcher.request(times)
 
     def moment(self) -> Moment:
-        """The phase, and the memory in use now."""
+        """The current phase and memory in use."""
         import psutil
 
         allocated, reserved = _device_memory(self._device)
@@ -85,7 +85,7 @@ class Progress:
 
 
 def _device_memory(device: str) -> tuple[int | None, int | None]:
-    """Bytes that tensors have, and that the caching allocator holds; torch's CPU allocator counts neither."""
+    """Bytes allocated to tensors and reserved by the caching allocator; torch's CPU allocator counts neither."""
     module: Any = getattr(sys.modules.get("torch"), device.partition(":")[0], None)
     if hasattr(module, "driver_allocated_memory"):  # MPS
         return module.current_allocated_memory(), module.driver_allocated_memory()

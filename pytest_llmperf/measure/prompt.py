@@ -1,4 +1,4 @@
-"""Prompts that are the same in every run: seeded random ids, a text, or a chat through the tokenizer's template."""
+"""Reproducible prompts: seeded random token ids, a text, or a chat through the tokenizer's template."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _CHAT: tuple[Message, ...] = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """What every sequence of a batch begins with: random ids of its own, or the same words through the tokenizer."""
+    """The prompt of a batch: random ids for each sequence, or the same text or chat for all."""
 
     text: str | None = None
     chat: tuple[Message, ...] | None = None
 
     @property
     def is_random(self) -> bool:
-        """Whether it is made of random ids, of any length that is asked for."""
+        """Whether the prompt is random ids, of any requested length."""
         return self.text is None and self.chat is None
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
-        """From the command line: one of `FORMS`.
+        """Parse a command-line prompt in one of the `FORMS`.
 
         Raises:
-            UsageError: it is none of them, or a file cannot be read.
+            UsageError: the form is unknown, or a file cannot be read.
         """
         kind, colon, rest = text.partition(":")
         if text in ("random", "chat"):
@@ -57,10 +57,10 @@ class Prompt:
 
     @classmethod
     def of(cls, value: str | Path | Sequence[Mapping[str, str]]) -> Prompt:
-        """From a test: a text, a file with one, or the messages of a chat, each with ``role`` and ``content``.
+        """Create a prompt from a test's value: a text, a text file, or chat messages with ``role`` and ``content``.
 
         Raises:
-            UsageError: a file cannot be read, the text is empty, or messages are of another form.
+            UsageError: a file cannot be read, the text is empty, or messages are malformed.
         """
         if isinstance(value, str | Path):
             text = _read(value) if isinstance(value, Path) else value
@@ -73,24 +73,24 @@ class Prompt:
 RANDOM = Prompt()
 
 
-def prompt_ids(  # noqa: PLR0913  # what a batch is made from
+def prompt_ids(  # noqa: PLR0913  # the parts of a batch
     prompt: Prompt, config: Any, tokenizer: Any | None, *, batch_size: int, input_tokens: int, seed: int
 ) -> torch.Tensor:
     """Token ids of a batch, on the host.
 
     Args:
-        prompt: what to ask.
-        config: the model's.
-        tokenizer: the model's, if it has one.
-        batch_size: sequences.
-        input_tokens: length of random prompts; others have their own.
-        seed: of random prompts.
+        prompt: the prompt.
+        config: the model's config.
+        tokenizer: the model's tokenizer, if it has one.
+        batch_size: number of sequences.
+        input_tokens: length of random prompts; other prompts have their own.
+        seed: seed of random prompts.
 
     Returns:
         Shape ``(batch_size, tokens)``.
 
     Raises:
-        UsageError: the model has no tokenizer or no chat template, or nothing is left of the words.
+        UsageError: the model has no tokenizer or no chat template, or the prompt has no tokens.
     """
     if prompt.is_random:
         return random_prompt(config, batch_size=batch_size, input_tokens=input_tokens, seed=seed)
@@ -100,10 +100,10 @@ def prompt_ids(  # noqa: PLR0913  # what a batch is made from
 
 
 def random_prompt(config: Any, *, batch_size: int, input_tokens: int, seed: int) -> torch.Tensor:
-    """Seeded random token ids without special ones, of shape ``(batch_size, input_tokens)``, on the host.
+    """Seeded random token ids without special tokens, of shape ``(batch_size, input_tokens)``, on the host.
 
     Raises:
-        UsageError: the model's vocabulary holds nothing but special tokens.
+        UsageError: the vocabulary contains only special tokens.
     """
     import torch
 
@@ -117,7 +117,7 @@ def random_prompt(config: Any, *, batch_size: int, input_tokens: int, seed: int)
 
 
 def digest(tokens: torch.Tensor) -> str:
-    """SHA-256 of token ids of any shape, first 16 hexadecimal digits."""
+    """The first 16 hexadecimal digits of the SHA-256 of token ids of any shape."""
     import torch
 
     ids = tokens.to(device="cpu", dtype=torch.int64).contiguous()
@@ -134,7 +134,7 @@ def _tokenized(prompt: Prompt, tokenizer: Any | None) -> list[int]:
     else:
         messages = [{"role": role, "content": content} for role, content in prompt.chat]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes its own
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template adds special tokens
     if not ids:
         raise UsageError("the prompt is no token long: expected some words")
     return list(ids)

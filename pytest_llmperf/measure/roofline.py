@@ -1,4 +1,4 @@
-"""What a device can do at most, measured by the timer that times kernels."""
+"""Roofline limits of a device: peak copy bandwidth and matrix product rate, measured by the kernel timer."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ if TYPE_CHECKING:
 
 COPIED_BYTES = {"cpu": 64 << 20}
 ACCELERATOR_COPIED_BYTES = 512 << 20
-"""Several times the caches, so that the copy runs at the speed of memory."""
+"""Several times the size of the caches, so that the copy runs at memory speed."""
 MATRIX_SIZE = {"cpu": 512}
 ACCELERATOR_MATRIX_SIZE = 8192
-"""Rows and columns: enough that the product is bound by arithmetic."""
+"""Rows and columns of the matrices: large enough that the product is compute-bound."""
 SAMPLES = {"repetitions": 10, "graph_repetitions": 1}
-"""Of more samples the fastest one is faster: the limits of two runs come of equally many."""
+"""A fixed number of samples: the fastest of more samples is faster, so limits of two runs need equal numbers."""
 
 
 def copy_rate(timer: Callable[..., Timing], device: str) -> float:
-    """Bytes that a copy reads and writes, by second.
+    """Bytes per second that a copy reads and writes.
 
     Args:
-        timer: times a callable on that device.
-        device: as torch names it.
+        timer: times a callable on the device.
+        device: the torch device.
     """
     import torch
 
     size = COPIED_BYTES.get(device, ACCELERATOR_COPIED_BYTES)
-    # Not zeros: on a host they are one page of zeros, mapped again and again, and read from the cache.
+    # Not zeros: on a host, zeroed memory maps one page repeatedly, which is read from the cache.
     source = torch.full((size,), 1, dtype=torch.uint8, device=device)
     return 2 * size / _seconds(timer(torch.empty_like(source).copy_, source, **SAMPLES))
 
 
 def matrix_rate(timer: Callable[..., Timing], device: str, dtype: str) -> float:
-    """Operations of a matrix product, by second; a multiplication and an addition are two.
+    """Operations per second of a matrix product; a multiply-add counts as two.
 
     Args:
-        timer: times a callable on that device.
-        device: as torch names it.
-        dtype: in torch's words, such as ``bfloat16``.
+        timer: times a callable on the device.
+        device: the torch device.
+        dtype: a torch dtype, such as ``bfloat16``.
 
     Raises:
-        UsageError: ``dtype`` is not a floating dtype of torch.
+        UsageError: ``dtype`` is not a floating torch dtype.
     """
     import torch
 
@@ -55,7 +55,7 @@ def matrix_rate(timer: Callable[..., Timing], device: str, dtype: str) -> float:
 
 
 def _seconds(timing: Timing) -> float:
-    """The fastest sample: what disturbs a call says nothing of what the device can do."""
+    """Seconds of the fastest sample: slower samples were disturbed and do not show the device's peak."""
     return min(timing.graph_samples_ms or timing.samples_ms) / MS_PER_S
 
 

@@ -1,4 +1,4 @@
-"""How many samples a timing takes: a given number, or as many as a precision needs within a time."""
+"""Sampling rule of a timing: a fixed number of samples, or as many as a precision needs within a time budget."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from pytest_llmperf.measure.throttling import Throttling
 from pytest_llmperf.validation import require_positive, require_whole
 
 LEAST_SAMPLES = 10
-"""As in nvbench: of fewer, the error of their median cannot be told."""
+"""As in nvbench: with fewer samples, the error of the median cannot be estimated."""
 MOST_SAMPLES = 1000
-"""All are recorded. As many tell the median to a 25th of their standard deviation."""
+"""All are recorded. This many determine the median to 1/25 of their standard deviation."""
 PRECISION = 0.005
-"""The number that nvbench's users know as its most noise; there it is the standard deviation of single samples."""
+"""nvbench's default for maximum noise, which there is the relative standard deviation of single samples."""
 BUDGET_MS = 200.0
 """Between triton's ``do_bench`` (100 ms) and nvbench (500 ms)."""
 BATCH_MS = 20.0
 LARGEST_BATCH = 100
-"""Of samples between two synchronizations and readings of the clocks."""
+"""Most samples between two synchronizations and clock readings."""
 SHORTEST_MS = 1e-6
-"""No clock here tells less from nothing at all."""
+"""The finest resolution of any clock used here: 1 ns."""
 _Z = 2.5758
-"""The normal distribution's quantile of 99.5 %, which McKean and Schrader chose."""
+"""The 99.5 % quantile of the normal distribution, which McKean and Schrader chose."""
 
 Take = Callable[[int], tuple[Sequence[float], float]]
-"""Takes so many samples: gives them, and how long it took; both in milliseconds."""
+"""Takes this many samples; returns them and the total time, both in milliseconds."""
 
 
 class Stop(StrEnum):
-    """Why no more samples were taken."""
+    """Why sampling stopped."""
 
     NUMBER = "number"
-    """As many were taken as were asked for, or as are kept at most."""
+    """The requested or largest number of samples was reached."""
     PRECISION = "precision"
-    """The median is as precise as asked for."""
+    """The median is as precise as requested."""
     TIME = "time"
-    """The budget is spent, and the precision was not reached."""
+    """The budget was spent before the precision was reached."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Rule:
     precision: float = PRECISION
     """Relative standard error of the median."""
     budget_ms: float = BUDGET_MS
-    """Time for taking samples, flushes of the cache included."""
+    """Time budget for taking samples, including cache flushes."""
 
     @classmethod
     def of(cls, repetitions: int | None, precision: float | None, budget_ms: float | None) -> Rule:
-        """The rule of exactly so many repetitions, or else that of a precision and a budget; ``None`` is the default.
+        """A fixed number of repetitions, or a precision and a budget; ``None`` means the default.
 
         Raises:
-            UsageError: one is no such number, or there are both.
+            UsageError: a value is invalid, or repetitions are combined with either of the others.
         """
         wanted = {"precision": precision, "budget_ms": budget_ms}
         given = {name: value for name, value in wanted.items() if value is not None}
@@ -75,11 +75,11 @@ class Rule:
 
     @property
     def is_number(self) -> bool:
-        """Whether the number of samples is fixed beforehand."""
+        """Whether the number of samples is fixed in advance."""
         return self.least == self.most
 
     def stop(self, samples: Sequence[float], spent_ms: float) -> Stop | None:
-        """Why to stop after these samples; ``None`` to go on."""
+        """Why to stop after these samples; ``None`` to continue."""
         if len(samples) < self.least:
             return None
         if not self.is_number and error_of_median(samples) <= self.precision:
@@ -89,21 +89,21 @@ class Rule:
         return Stop.TIME if spent_ms >= self.budget_ms else None
 
     def batch(self, taken: int, spent_ms: float, each_ms: float) -> int:
-        """How many samples to take next, without a look at them; each takes about ``each_ms``."""
+        """Number of samples in the next batch, if each takes about ``each_ms``."""
         affordable = min(BATCH_MS, self.budget_ms - spent_ms) / max(each_ms, SHORTEST_MS)
         wanted = max(self.least - taken, min(int(affordable), LARGEST_BATCH), 1)
         return min(wanted, self.most - taken)
 
 
 def error_of_median(samples: Sequence[float]) -> float:
-    """The standard error of the samples' median, relative to it; infinite where it cannot be told.
+    """Relative standard error of the samples' median; infinite where it cannot be estimated.
 
-    It is that of McKean and Schrader (1984), which assumes no distribution: with z = 2.5758 and c the whole number
-    next to (n + 1) / 2 - z * sqrt(n / 4), at least 1, it is the distance between the c-th smallest and the c-th largest
-    sample, divided by 2 z. Samples of one process share its luck: the spread from run to run comes on top.
-    So does the clock's step: where most samples are equal, the error is 0.
+    The estimate is that of McKean and Schrader (1984), which assumes no distribution. With z = 2.5758 and c the integer
+    nearest to (n + 1) / 2 - z * sqrt(n / 4), at least 1, the error is the distance between the c-th smallest and the
+    c-th largest sample, divided by 2 z. It does not include the variation between processes, nor the clock's
+    resolution: where most samples are equal, the error is 0.
 
-    It cannot be told of fewer than ten samples, nor where their median is not above 0.
+    It cannot be estimated for fewer than ten samples, or where the median is not above 0.
     """
     ordered, n = sorted(samples), len(samples)
     if n < LEAST_SAMPLES or median(ordered) <= 0:
@@ -114,17 +114,17 @@ def error_of_median(samples: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Takes samples in batches: few enough to obey the rule, large enough that a synchronization ends few samples."""
+    """Takes samples in batches: small enough for the rule, large enough that synchronizations are rare."""
 
     rule: Rule
     throttling: Throttling
 
     def collect(self, take: Take, *, estimate_ms: float) -> tuple[tuple[float, ...], Stop]:
-        """Samples until the rule stops, and why it stopped.
+        """Take samples until the rule stops; return them and the reason.
 
         Args:
             take: takes a batch.
-            estimate_ms: time of one sample, until there is a batch to tell it.
+            estimate_ms: time per sample, used until the first batch has measured it.
         """
         samples: list[float] = []
         made, spent_ms = 0, 0.0

@@ -1,4 +1,4 @@
-"""Measuring how many requests are served: warm up, then passes over the same requests, by one of three schedulers."""
+"""Measure serving throughput and latency: warm up, then passes over the same requests, with one of three schedulers."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.storage.schema import Warmup
 
 SERVING = "serving"
-"""The phase of which the peak of memory is told."""
+"""Phase name of the serving memory peak."""
 
 _MS_PER_S = 1e3
 
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """One request and what became of it."""
+    """A request and its answer."""
 
     arrival_s: float
-    """When it was due: latencies count from here, not from when it was sent."""
+    """When it was due. Latencies are measured from here, not from when it was sent."""
     answer: Answer
 
     @property
     def ttft_ms(self) -> float:
-        """Due to first output token."""
+        """Due time to first output token."""
         return (self.answer.first_s - self.arrival_s) * _MS_PER_S
 
     @property
     def e2e_ms(self) -> float:
-        """Due to last output token."""
+        """Due time to last output token."""
         return (self.answer.last_s - self.arrival_s) * _MS_PER_S
 
     @property
@@ -53,19 +53,19 @@ class ServedRequest:
 
     @property
     def times(self) -> RequestTimes:
-        """As those see it who are told of requests: each token at the request's mean pace."""
+        """Request times for callbacks, with every gap equal to the request's TPOT."""
         gaps = [] if self.tpot_ms is None else [self.tpot_ms] * (self.answer.output_tokens - 1)
         return RequestTimes(self.ttft_ms, gaps, self.e2e_ms)
 
     @property
     def lateness_ms(self) -> float:
-        """Due to sent."""
+        """Due time to send time."""
         return (self.answer.sent_s - self.arrival_s) * _MS_PER_S
 
 
 @dataclass(frozen=True)
 class Pass:
-    """All requests served once, on one time axis."""
+    """One pass over all requests, on one time axis."""
 
     requests: Sequence[ServedRequest]
 
@@ -81,25 +81,25 @@ class Pass:
 
     @property
     def input_tokens(self) -> int:
-        """Tokens of the prompts, as the engine counted them."""
+        """Prompt tokens, as counted by the engine."""
         return sum(one.answer.input_tokens for one in self.requests)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingMeasurement:
-    """All that was measured of one plan on one engine."""
+    """All results of one plan on one engine."""
 
     plan: ServingPlan
     longest_input: int
     longest_output: int
     prompt_sha256: str
-    """Of all prompts and output lengths."""
+    """Digest of all prompts and output lengths."""
     settings: dict[str, Scalar]
-    """The engine's, as they were while it served."""
+    """The engine's settings while it served."""
     warmup: Warmup
     passes: Sequence[Pass]
     disturbed: int | None
-    """Of these passes, in how many this process had to wait for a processor; ``None`` if unknown."""
+    """Passes that CPU contention slowed; ``None`` if unknown."""
     peak: Peak
 
 
@@ -111,21 +111,21 @@ def measure_serving(
     on_request: Callable[[RequestTimes], None] = lambda _times: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> ServingMeasurement:
-    """Measure how an engine serves.
+    """Measure how an engine serves requests.
 
-    The first pass is untimed: the engine sets up what it needs, and its memory is followed. Short passes warm up until
-    they are steady.
+    The first pass is untimed: the engine does its setup, and its memory is traced. Then short passes warm up until
+    steady.
 
     Args:
-        engine: what serves.
-        plan: the requests, the scheduler and how often.
-        enter: told of each phase as it begins, outside of what is timed.
-        on_request: told of each timed pass when it has ended, by its last request.
-        now: a monotonic clock in seconds, by which requests of the naive scheduler follow one another.
+        engine: the engine.
+        plan: the requests, the scheduler and the number of passes.
+        enter: called with each phase as it begins, outside timed code.
+        on_request: called after each timed pass with the times of its last request.
+        now: a monotonic clock in seconds, for the request times of the naive scheduler.
 
     Raises:
-        MeasurementError: a request failed, or produced other than was asked for.
-        UsageError: a prompt and its output are longer than the model's limit.
+        MeasurementError: a request failed or produced another number of tokens.
+        UsageError: a prompt and its output exceed the model's limit.
     """
     asks = make_asks(plan, engine.vocabulary)
     _check_fits(asks, engine.longest)
@@ -153,7 +153,7 @@ def measure_serving(
 
 
 class _Scheduler:
-    """Serves requests once, the way the plan says."""
+    """Serves all requests once, as the plan's scheduler does."""
 
     def __init__(self, engine: Engine, plan: ServingPlan, now: Callable[[], float]) -> None:
         self._engine = engine
@@ -161,10 +161,10 @@ class _Scheduler:
         self._now = now
 
     def __call__(self, asks: Sequence[Ask]) -> Pass:
-        """What became of them, in their order.
+        """Serve the requests; return them with their answers, in order.
 
         Raises:
-            MeasurementError: one failed, or produced fewer or more tokens than it was to.
+            MeasurementError: a request failed, or produced more or fewer tokens than requested.
         """
         served = self._one_by_one(asks) if self._plan.scheduler == NAIVE else self._side_by_side(asks)
         for ask, one in zip(asks, served, strict=True):
@@ -186,7 +186,7 @@ class _Scheduler:
 
 @contextmanager
 def _released(engine: Engine) -> Iterator[None]:
-    """What serving sets up is gone before anything else is measured, or told of."""
+    """Release the engine's serving setup at the end, before anything else is measured or reported."""
     try:
         yield
     finally:
@@ -212,7 +212,7 @@ def _timed(
 
 
 def _shortened(asks: Sequence[Ask]) -> list[Ask]:
-    """The same prompts, all at once, with enough output to see a trend."""
+    """The same prompts without arrival delays, with just enough output to show a trend."""
     return [replace(ask, output_tokens=min(ask.output_tokens, WARMUP_TOKENS), arrival_s=0.0) for ask in asks]
 
 

@@ -1,4 +1,4 @@
-"""Which requests are served, by which scheduler, and how often: the same in every run."""
+"""Serving plan: reproducible requests, scheduler, arrival rate and number of passes."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
     from pytest_llmperf.metrics import Scalar
 
 NAIVE: Final = "naive"
-"""One request after another: each arrives when the one before it has ended."""
+"""One request after another: each arrives when the previous one has ended."""
 OFFLINE: Final = "offline"
-"""All at once, as many side by side as there are."""
+"""All requests at once, all of them concurrently."""
 ONLINE: Final = "online"
-"""As they arrive, at most so many side by side."""
+"""Requests at their arrival times, with limited concurrency."""
 SCHEDULERS = (NAIVE, OFFLINE, ONLINE)
 
 Length = int | tuple[int, int]
-"""Tokens, or the least and the most of uniform lengths."""
+"""A number of tokens, or the minimum and maximum of a uniform distribution."""
 
 GREEDY = Sampling()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingPlan:
-    """Which requests to serve, how, and how often."""
+    """Which requests to serve, how, and how many passes."""
 
     scheduler: str
     requests: int
     input_tokens: Length
     output_tokens: Length
     max_batch_size: int = 8
-    """Of the online scheduler."""
+    """Most concurrent requests of the online scheduler."""
     sampling: Sampling = GREEDY
     rate: float | None = None
-    """Requests that arrive a second, Poisson; all at once if ``None``. Of the online scheduler."""
+    """Poisson arrivals per second of the online scheduler; ``None`` for all at once."""
     seed: int = 0
     repeats: int = 3
     warmup_cap: int = 10
@@ -61,12 +61,12 @@ class ServingPlan:
 
     @property
     def at_most(self) -> int:
-        """Requests side by side."""
+        """Most concurrent requests."""
         return {NAIVE: 1, OFFLINE: self.requests, ONLINE: self.max_batch_size}[self.scheduler]
 
     @property
     def settings(self) -> dict[str, Scalar]:
-        """What is part of the workload beside the figures that every workload has."""
+        """The workload's settings in addition to the fields that every workload has."""
         lengths = {"input_lengths": self.input_tokens, "output_lengths": self.output_tokens}
         told: dict[str, Scalar] = {name: "{}-{}".format(*_bounds(length)) for name, length in lengths.items()}
         return {"requests": self.requests, "rate_per_s": self.rate, **told}
@@ -79,11 +79,11 @@ class ServingPlan:
 
 
 def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
-    """The requests of a plan: random ids below ``vocabulary``, and the same in every run.
+    """Create a plan's requests, with random ids below ``vocabulary``; the same in every run.
 
-    Whether they arrive at once or one by one changes nothing else about them.
+    The arrival rate changes only the arrival times.
     """
-    draw = random.Random(plan.seed)  # noqa: S311  # a workload, not a secret
+    draw = random.Random(plan.seed)  # noqa: S311  # not used for security
     inputs, outputs = (
         [draw.randint(*_bounds(length)) for _ in range(plan.requests)]
         for length in (plan.input_tokens, plan.output_tokens)
@@ -98,7 +98,7 @@ def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
 
 
 def digest_asks(asks: Sequence[Ask]) -> str:
-    """SHA-256 of all prompts and lengths, first 16 hexadecimal digits."""
+    """The first 16 hexadecimal digits of the SHA-256 of all prompts and lengths."""
     import torch
 
     told = ((len(ask.prompt), ask.output_tokens, *ask.prompt) for ask in asks)
@@ -110,7 +110,7 @@ def _bounds(length: Length) -> tuple[int, int]:
 
 
 def _check_length(name: str, given: Any) -> None:
-    low, high = given if isinstance(given, tuple) and len(given) == 2 else (given, given)  # noqa: PLR2004  # low and high
+    low, high = given if isinstance(given, tuple) and len(given) == 2 else (given, given)  # noqa: PLR2004  # a range
     require_whole(name, low, at_least=1)
     require_whole(name, high, at_least=1)
     if low > high:

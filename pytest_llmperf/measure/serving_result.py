@@ -1,4 +1,4 @@
-"""A measurement of serving as what is stored of it: its workload, its observation and one cell a metric."""
+"""Convert a serving measurement to its stored form: workload, observation and one cell per metric."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SEVERAL_AT_A_TIME = "tokens came several at a time: the gaps between them are n
 
 
 def serving_result(measured: ServingMeasurement, engine: Engine, *, test: str, run_id: str) -> TestResult:
-    """What one test adds to its run."""
+    """The result of one test, as added to its run."""
     workload = _workload(measured, engine)
     return TestResult(
         workload=workload,
@@ -80,7 +80,7 @@ def _figures(measured: ServingMeasurement) -> Iterator[Figure]:
 
 
 def _samples(measured: ServingMeasurement) -> dict[str, list[float]]:
-    """Of every request of every pass, in order."""
+    """Samples of every request of every pass, in order."""
     names = ("tpot_ms", "ttft_ms", "e2e_ms", "lateness_ms")
     samples = {name: list(chain.from_iterable(_of_pass(one, name) for one in measured.passes)) for name in names}
     return samples | {"itl_ms": _gaps(measured)[0]}
@@ -92,7 +92,7 @@ def _of_pass(one: Pass, figure: str) -> list[float]:
 
 
 def _gaps(measured: ServingMeasurement) -> tuple[list[float], str]:
-    """Milliseconds between consecutive tokens, and why there are none: one unknown gap leaves the rest a selection."""
+    """Milliseconds between consecutive tokens, or none and a reason: if one gap is unknown, the rest are biased."""
     gaps = [request.answer.gaps_s for one in measured.passes for request in one.requests]
     known = [gap for gap in gaps if gap is not None]
     if len(known) < len(gaps):

@@ -1,4 +1,4 @@
-"""How many times as fast one workload is as another, measured in one test: a figure of its own, gated like others."""
+"""Speedup of one workload over another in the same test, as a metric of its own that can gate."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pytest_llmperf.storage.schema import CellRun, TestResult, Warmup
 
 
 def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:
-    """The ratio of what two workloads are measured for, above 1 where ``result`` is faster than ``over``.
+    """Ratio of the primary metrics of two workloads, above 1 where ``result`` is faster than ``over``.
 
-    Its workload is that of ``result``, and names the other one: against something else it is another figure.
+    Its workload is that of ``result`` plus the other's hash, so a speedup over another workload is another figure.
 
     Raises:
-        UsageError: the two are measured for different things, or are one and the same.
-        MeasurementError: one of them has no figure.
+        UsageError: the two have different primary metrics, or are the same workload.
+        MeasurementError: one of them has no value.
     """
     metric = primary_metric([cell.metric for cell in result.cells])
     other = primary_metric([cell.metric for cell in over.cells])
@@ -54,5 +54,5 @@ def _number(result: TestResult, metric: str) -> float:
 
 
 def _both(mine: Warmup, other: Warmup) -> Warmup:
-    """The one that went worse."""
+    """The less steady of two warm-ups."""
     return other if mine.steady else mine

@@ -1,4 +1,4 @@
-"""Samples that were taken while the device was throttled: discarded, counted, and made again."""
+"""Discard, count and repeat samples taken while the GPU was throttled."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pytest_llmperf.hardware.gpu_monitor import full_sm_clock_mhz
 from pytest_llmperf.measure.guards import HELD_BACK, LEAST_CLOCK
 
 MOST_DISCARDED = 3
-"""Batches of one timing. A device that is throttled after as many pauses will be for a while."""
+"""Most discarded batches per timing. A device still throttled after this many pauses will remain so for a while."""
 PAUSE_S = 0.05
-"""As nvbench's recovery delay; each further pause is twice as long."""
+"""nvbench's recovery delay; each further pause is twice as long."""
 
 
 class Throttling:
     """Reads a device's clocks around batches of samples.
 
     Args:
-        device: as torch names it.
-        full_mhz: the SM clock that it may run at; ``None`` where nothing tells.
+        device: the torch device.
+        full_mhz: the highest SM clock allowed; ``None`` if unknown.
     """
 
     def __init__(self, device: str, full_mhz: int | None = None) -> None:
@@ -30,15 +30,15 @@ class Throttling:
         self._full_mhz = full_mhz
         self._batches = 0
         self.discarded = 0
-        """Samples that were taken while the device was throttled."""
+        """Samples discarded because the device was throttled."""
         self.kept = 0
-        """Samples that were kept in spite of that: too many had been discarded."""
+        """Samples kept although the device was throttled, because too many batches had been discarded."""
         self.looks: list[ClockState] = []
-        """Right before and right after each batch that was kept."""
+        """Clock readings right before and right after each kept batch."""
         self._now = clock_state(device)
 
     def accepts(self, samples: int) -> bool:
-        """Whether to keep the batch of so many samples that has just ended."""
+        """Whether to keep the batch of this many samples that has just ended."""
         start, self._now = self._now, clock_state(self._device)
         is_throttled = self._is_throttled(start) or self._is_throttled(self._now)
         if is_throttled and self._batches < MOST_DISCARDED:
@@ -50,13 +50,13 @@ class Throttling:
         return True
 
     def recover(self, warm_up: Callable[[], object]) -> None:
-        """Let the device cool down, then make it busy again: an idle one lowers its clocks by itself."""
+        """Pause to let the device cool down, then warm it up again, because an idle device lowers its clocks."""
         time.sleep(PAUSE_S * 2 ** (self._batches - 1))
         warm_up()
         self._now = clock_state(self._device)
 
     def _is_throttled(self, state: ClockState) -> bool:
-        """By heat or failing power, or an SM clock below the guard's least share that being idle does not explain."""
+        """Whether heat, power failure, or an SM clock below `LEAST_CLOCK` (unless idle) slowed the device."""
         reasons = state.throttle_reasons or ()
         if HELD_BACK.intersection(reasons):
             return True
@@ -67,7 +67,7 @@ class Throttling:
 
 @contextmanager
 def watch_throttling(device: str) -> Iterator[Throttling]:
-    """Watch a device inside the block; NVML stays started meanwhile, so that a reading takes no start of its own."""
+    """Watch a device in the block; NVML stays initialized, so that readings do not initialize it each time."""
     full_mhz = None
     with ExitStack() as stack:
         if device.startswith("cuda"):

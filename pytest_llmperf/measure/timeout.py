@@ -1,4 +1,4 @@
-"""Containment: a stage of a test that runs out of memory or time ends in one line, and the other tests go on."""
+"""Time limits and out-of-memory handling: a test's stage fails with a one-line error, and other tests continue."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pytest_llmperf.system.interrupts import can_interrupt
 from pytest_llmperf.text import first_line
 
 REMIND_S = 5.0
-"""Seconds between a time limit's signals: the first may come where Python swallows what is raised (in a callback of the
-garbage collector, say)."""
+"""Seconds between a time limit's signals. The first may be raised where Python ignores exceptions, such as in a garbage
+collector callback."""
 
 
 @contextmanager
 def contained(progress: Progress, device: str, *, phase: str, limit_s: float | None) -> Iterator[None]:
-    """Run a stage of a test, which begins with ``phase``, for at most ``limit_s`` seconds.
+    """Run a stage of a test in phase ``phase``, for at most ``limit_s`` seconds.
 
     Raises:
-        MeasurementError: it ran out of memory, which is free again by then, or out of time.
+        MeasurementError: the stage exceeded memory, which has been freed, or time.
     """
     progress.enter(phase)
     try:
@@ -41,21 +41,21 @@ def contained(progress: Progress, device: str, *, phase: str, limit_s: float | N
 
 
 def one_line(error: Exception, progress: Progress) -> str:
-    """What was raised, when, and with how much memory in use."""
+    """The error's type and message, the phase, and the memory in use."""
     return f"{type(error).__name__} {progress.moment()}: {first_line(error)}"
 
 
 def give_back(error: Exception, device: str) -> None:
-    """Free what the frames hold that an error came through, so that the next test has room."""
+    """Release memory held by the error's traceback, so that the next test has room."""
     forget_locals(error)
     free_memory(device)
 
 
 @contextmanager
 def time_limit(seconds: float | None, progress: Progress) -> Iterator[None]:
-    """Interrupt Python code that takes longer. A call that never returns to Python outlives it.
+    """Interrupt Python code after a time limit. A call that never returns to Python is not interrupted.
 
-    Without a limit, without a timer signal, or inside a nearer limit of somebody else's, nothing is done.
+    Does nothing without a limit, without a timer signal, or inside a nearer limit set by other code.
     """
     other_s = signal.getitimer(signal.ITIMER_REAL)[0] if can_interrupt() else 0.0
     if seconds is None or not can_interrupt() or 0 < other_s <= seconds:
@@ -77,5 +77,5 @@ def time_limit(seconds: float | None, progress: Progress) -> Iterator[None]:
 
 
 def timed_out(seconds: float, moment: str) -> str:
-    """The error of a test that took too long."""
+    """The error message of a test that took too long."""
     return f"timed out after {seconds:g} s {moment}: --llmperf-timeout allows more"

@@ -1,4 +1,4 @@
-"""Warming up one shape until it is steady."""
+"""Warm up a shape until request durations are steady."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from statistics import median
 from pytest_llmperf.storage.schema import Warmup
 
 WINDOW = 2
-"""Requests in a window; the last two windows are compared."""
+"""Requests per window; the last two windows are compared."""
 STEADY = 0.02
-"""Relative change between two windows' medians that counts as none."""
+"""Largest relative change between two windows' medians that counts as steady."""
 
 
 def warm_up(request: Callable[[], float], *, cap: int) -> Warmup:
-    """Make requests until the last two windows show no trend, at most ``cap`` of them.
+    """Make warm-up requests until the last two windows show no trend, at most ``cap``.
 
-    There is no trend where the windows' medians differ by 2 % at most, or where the windows overlap: then the noise
-    hides whatever is left. A fixed number of requests either wastes time or measures a model that is still warming.
+    There is no trend where the windows' medians differ by at most 2 %, or where the windows overlap, so that noise
+    hides any rest. A fixed number of requests either wastes time or measures a model that is still warming up.
 
     Args:
-        request: makes one request of the shape to be measured and returns its duration, in any unit. The first one
-            sets things up and is left out of the windows.
-        cap: most requests to make; with fewer than five no trend can be told.
+        request: makes one request of the shape to measure and returns its duration, in any unit. The first one does the
+            setup and is excluded from the windows.
+        cap: most requests to make; fewer than five cannot show a trend.
     """
     durations: list[float] = []
     for made in range(1, cap + 1):

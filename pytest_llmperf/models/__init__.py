@@ -1,1 +1,1 @@
-"""Which model to measure, and getting it into memory and out again. torch and transformers live here."""
+"""Models to measure: specs, quantizations, synthetic models, loading and release."""

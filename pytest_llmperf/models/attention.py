@@ -1,4 +1,4 @@
-"""The attention implementations: which names there are, and what became of the one that was asked for."""
+"""Attention implementations: check a requested name, and what the loaded model uses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pytest_llmperf.errors import ModelError, UsageError
 from pytest_llmperf.models.spec import ModelSpec
 
 _BUILT_IN = ("eager", "sdpa", "flash_attention_2", "flex_attention")
-"""What people ask for. The library knows some more, which are looked up when one is named."""
+"""Common implementations. The library knows more, which are looked up when requested."""
 
 
 def check_attention(spec: ModelSpec) -> None:
-    """Check that an attention implementation of that name exists, whether or not it runs here.
+    """Check that the requested attention implementation exists, whether or not it runs here.
 
     Raises:
-        UsageError: There is none, or it is code on the Hugging Face hub that nobody consented to.
+        UsageError: It is unknown, or is code on the Hugging Face hub without consent to run it.
     """
     name = spec.attention
     if name is None or name in _BUILT_IN:
@@ -29,7 +29,7 @@ def check_attention(spec: ModelSpec) -> None:
 
 
 def known_attentions() -> list[str]:
-    """The names that the installed transformers knows."""
+    """Names known to the installed transformers."""
     if find_spec("transformers") is None:
         return [*_BUILT_IN]
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -38,15 +38,15 @@ def known_attentions() -> list[str]:
 
 
 def attention_of(model: Any) -> str:
-    """The implementation that a loaded model really has."""
+    """The attention implementation that a loaded model uses."""
     return getattr(model.config, "_attn_implementation", None) or "unknown"
 
 
 def check_loaded(spec: ModelSpec, model: Any) -> None:
-    """Refuse an attention that the library replaced in silence.
+    """Check that the library did not silently replace the requested attention.
 
     Raises:
-        ModelError: The model has another one than was asked for.
+        ModelError: The model uses another implementation.
     """
     if spec.attention not in (None, attention_of(model)):
         raise ModelError(
@@ -56,13 +56,13 @@ def check_loaded(spec: ModelSpec, model: Any) -> None:
 
 
 def cannot_run_here(spec: ModelSpec, error: Exception) -> bool:
-    """Whether a load failed for want of what the attention needs: its package, a device, or the model's support."""
+    """Whether loading failed because of the attention: a missing package or device, or no support by the model."""
     asked = spec.attention is not None and isinstance(error, ImportError | ValueError)
     return asked and re.search(r"attn|attention", str(error), re.IGNORECASE) is not None
 
 
 def _check_consent(spec: ModelSpec) -> None:
-    """The library takes a name with a slash for a kernel on the hub: compiled code to download and run."""
+    """Require consent to hub code: for a name with a slash, the library downloads and runs a compiled kernel."""
     if not spec.trust_remote_code:
         raise UsageError(
             f"attention {spec.attention!r} is code from the Hugging Face hub: expected a built-in one such as eager or "

@@ -1,4 +1,4 @@
-"""From a spec to a model in memory: loaded as asked, or a one-line error; never replaced by something near it."""
+"""Load a model as its spec requests, or fail with a one-line error; nothing is substituted."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, kw_only=True)
 class LoadedModel:
-    """A handle on a model in memory: what tests get as ``llm``.
+    """A handle to a model in memory: the value of the ``llm`` fixture.
 
     Attributes:
-        spec: What was asked for.
+        spec: The requested spec.
         model: The ``PreTrainedModel``, in evaluation mode; reading it after ``close`` raises ModelError.
-        tokenizer: Its tokenizer, or None where the model has none.
-        name: A name to show: never an absolute path.
-        revision: What identifies the weights.
-        dtype: The compute dtype that it really has, such as ``bfloat16``.
-        attention: The attention implementation that it really has.
-        device: The device it is on, as it was asked for.
+        tokenizer: Its tokenizer, or None if the model has none.
+        name: The display name, never an absolute path.
+        revision: Identifies the weights.
+        dtype: The actual compute dtype, such as ``bfloat16``.
+        attention: The actual attention implementation.
+        device: The requested device.
     """
 
     spec: ModelSpec
@@ -56,14 +56,14 @@ class LoadedModel:
 
     @property
     def closed(self) -> bool:
-        """Whether the model was let go."""
+        """Whether the model was released."""
         return "model" not in vars(self)
 
     def close(self) -> None:
-        """Let the model go, so that a handle someone still holds does not keep it in memory."""
+        """Release the model, so that remaining references to this handle do not keep it in memory."""
         vars(self).pop("model", None)
 
-    if not TYPE_CHECKING:  # a type checker would take any name for an attribute
+    if not TYPE_CHECKING:  # otherwise type checkers accept any attribute
 
         def __getattr__(self, name: str) -> Any:
             if name == "model":
@@ -75,12 +75,12 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, device: str) -> LoadedModel:
-    """Load a model on a device such as ``cpu`` or ``cuda:1``, without writing to the terminal.
+    """Load a model on a device such as ``cpu`` or ``cuda:1``, without terminal output.
 
     Raises:
-        UsageError: The spec cannot be loaded anywhere, or not on this device.
-        MissingDependency: A package it needs is not installed.
-        ModelError: It could not be loaded, or did not become what was asked for.
+        UsageError: The spec is invalid, or cannot be loaded on this device.
+        MissingDependency: A required package is not installed.
+        ModelError: Loading failed, or the model is not as requested.
     """
     prepare(spec, device)
     with _one_line_errors(spec), quiet():
@@ -88,9 +88,9 @@ def load(spec: ModelSpec, device: str) -> LoadedModel:
 
 
 def prepare(spec: ModelSpec, device: str) -> None:
-    """Check a spec and do what only the first load has to: imports, and building a synthetic model.
+    """Check a spec and do first-load work: imports, and building a synthetic model.
 
-    Called before ``load``, it leaves to that what every load takes.
+    If called before ``load``, the time of ``load`` excludes this work.
 
     Raises:
         UsageError, MissingDependency, ModelError: As ``load`` does.
@@ -104,17 +104,17 @@ def prepare(spec: ModelSpec, device: str) -> None:
 
 @cache
 def _import_all(spec: ModelSpec, source: str) -> None:
-    """Import what the libraries would import while they load: it takes a hundred times as long as a small model.
+    """Import what the libraries import while loading, which takes a hundred times as long as loading a small model.
 
-    Once a spec: ``load`` prepares again, while it is timed, and must not read the config for this.
+    Cached by spec: ``load`` calls ``prepare`` again while timed, and must not read the config again for this.
     """
-    from accelerate import dispatch_model  # noqa: F401  # its attributes are what makes it import its parts
+    from accelerate import dispatch_model  # noqa: F401  # accessing its attributes imports its parts
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
     if QUANTIZATIONS[spec.quantization].needs_bitsandbytes:
         import_module("transformers.integrations.bitsandbytes")
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
-    MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking a model's class up imports its module
+    MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking up a model's class imports its module
 
 
 @contextmanager
@@ -136,14 +136,14 @@ def _check_packages(spec: ModelSpec) -> None:
 
 
 def forget_locals(error: BaseException | None) -> None:
-    """Empty the frames that an error came through: they hold a half-loaded model as long as anyone holds the error."""
+    """Clear the frames of an error's traceback, which would keep a half-loaded model alive with the error."""
     while error is not None:
         clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 def _explain(spec: ModelSpec, error: Exception) -> str:
-    """One line on why loading failed and what to do."""
+    """One line that says why loading failed and what to do."""
     model = named_model(spec)
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     if is_synthetic(model) or is_local(model) or not isinstance(error, OSError):
@@ -199,7 +199,7 @@ def _load_tokenizer(spec: ModelSpec, source: str) -> Any | None:
 
     try:
         return AutoTokenizer.from_pretrained(source, **_hub_options(spec))
-    except (ImportError, OSError, ValueError):  # what transformers raises where there are no tokenizer files
+    except (ImportError, OSError, ValueError):  # raised by transformers if there are no tokenizer files
         return None
 
 
@@ -216,13 +216,13 @@ def _dtype_options(spec: ModelSpec, source: str, device: str) -> dict[str, Any]:
     stored = getattr(AutoConfig.from_pretrained(source, **_hub_options(spec)), "quantization_config", None)
     if stored is not None:
         _check_stored_quantization(spec, quantization, stored)
-    # A config beside a stored one would be ignored with a warning; None would be taken for one.
+    # With a stored quantization config, transformers ignores another one with a warning, and treats None as one.
     config = quantization.transformers_config(dtype) if stored is None else None
     return {"dtype": dtype} if config is None else {"dtype": dtype, "quantization_config": config}
 
 
 def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any) -> None:
-    """A checkpoint that is quantized already stays so, whatever is asked for."""
+    """Check that a quantized checkpoint has the requested quantization, which cannot be changed."""
     found = stored if isinstance(stored, dict) else stored.to_dict()
     if not asked.describes(found):
         names = [quantization.name for quantization in QUANTIZATIONS.values() if quantization.describes(found)]
@@ -232,7 +232,7 @@ def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any
 
 
 def _check_complete(spec: ModelSpec, report: dict[str, Any]) -> None:
-    """Weights that a checkpoint lacks are made up by the library, with a warning."""
+    """Check that the checkpoint is complete: the library initializes missing weights randomly and only warns."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelError(
@@ -242,7 +242,7 @@ def _check_complete(spec: ModelSpec, report: dict[str, Any]) -> None:
 
 
 def misplaced(model: Any, device: str) -> str:
-    """Which of a model's tensors is not on that device, the first of them; empty if all are."""
+    """The first of a model's tensors that is not on the device; empty if all are."""
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         if not _is_on(tensor.device, device):
             return f"{name!r} on {str(tensor.device)!r}, expected {device!r}"
@@ -250,10 +250,10 @@ def misplaced(model: Any, device: str) -> str:
 
 
 def check_whole(model: Any) -> None:
-    """Refuse a model that a test has spread over several accelerators.
+    """Check that a test has not distributed the model over several accelerators.
 
     Raises:
-        MeasurementError: its tensors lie on more than one; the message names them.
+        MeasurementError: its tensors are on more than one; the message names them.
     """
     tensors = chain(model.parameters(), model.buffers())
     found = sorted({str(tensor.device) for tensor in tensors if tensor.device.type not in ("cpu", "meta")})
@@ -265,13 +265,13 @@ def check_whole(model: Any) -> None:
 
 
 def _is_on(found: torch.device, device: str) -> bool:
-    """Whether a device is the one asked for; ``cuda`` without a number is any of them."""
+    """Whether a device matches the requested one; ``cuda`` without an index matches any."""
     kind, _, index = device.partition(":")
     return found.type == kind and index in ("", str(found.index))
 
 
 def _dtype(model: Any) -> str:
-    """The dtype that is computed in: a 4-bit model's own, else that of the weights that are not quantized."""
+    """The compute dtype: that of a 4-bit model's config, else the dtype of unquantized weights."""
     quantization: Any = getattr(model.config, "quantization_config", None)
     is_4bit = getattr(quantization, "load_in_4bit", False)
     return str(quantization.bnb_4bit_compute_dtype if is_4bit else model.dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""One model in memory at a time: the old one dies before the next one is loaded."""
+"""Registry that keeps one model in memory: it releases the old model before loading the next."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pytest_llmperf.models.spec import ModelSpec
 
 
 class ModelRegistry:
-    """Loads each spec when it is asked for and keeps the last one.
+    """Loads specs on request and keeps the last loaded model.
 
     Attributes:
-        loads: How often a load was tried. One a spec, if tests are ordered by spec.
+        loads: Number of load attempts: one per spec, if tests are ordered by spec.
     """
 
     def __init__(self, device: str, load: Callable[[ModelSpec, str], LoadedModel] = load) -> None:
@@ -27,10 +27,10 @@ class ModelRegistry:
         self._failures: dict[ModelSpec, LlmperfError] = {}
 
     def get(self, spec: ModelSpec) -> LoadedModel:
-        """The model of a spec whose defaults are filled in; releases the one before it, if it is another.
+        """Return the model of a spec with defaults filled in; releases the previous model if the spec differs.
 
         Raises:
-            LlmperfError: It cannot be loaded. That is remembered, and raised again without trying again.
+            LlmperfError: Loading failed. Later calls raise it again without another attempt.
         """
         if spec in self._failures:
             raise self._failures[spec]
@@ -41,7 +41,7 @@ class ModelRegistry:
         return current
 
     def release(self) -> None:
-        """Drop the model and give its memory back to the device and the system."""
+        """Release the model and return its memory to the device and the system."""
         if self._current is not None:
             self._current.close()
             self._current = None
@@ -52,7 +52,7 @@ class ModelRegistry:
         try:
             return self._load(spec, self._device)
         except LlmperfError as error:
-            # A copy: the error itself holds its traceback, and with it whatever was loaded so far.
+            # A copy: the original error's traceback keeps the half-loaded model alive.
             kinds = (UsageError, AttentionUnavailable, ModelError)
             kind = next((kind for kind in kinds if isinstance(error, kind)), ModelError)
             self._failures[spec] = kind(str(error))
@@ -60,7 +60,7 @@ class ModelRegistry:
 
 
 def free_memory(device: str) -> None:
-    """Free what nobody uses any more, on the device and on the host."""
+    """Free unused memory on the device and the host."""
     _forget_last_failure()
     _forget_compiled()
     gc.collect()
@@ -69,16 +69,16 @@ def free_memory(device: str) -> None:
 
 
 def _forget_last_failure() -> None:
-    """After a failing test, pytest keeps its frames here until the next test runs, and they hold the model."""
+    """Clear the failed test's frames, which pytest keeps here until the next test runs: they keep the model alive."""
     for name in ("last_exc", "last_value", "last_traceback", "last_type"):
         vars(sys).pop(name, None)
 
 
 def _forget_compiled() -> None:
-    """Let every model compile from scratch.
+    """Reset dynamo, so that every model compiles from scratch.
 
-    Compiled code is kept by the code object of ``forward``, which models of one class share: the next ones would start
-    on what is left of the recompile limit. Graph pools of the old model would stay, too.
+    Compiled code is cached on the code object of ``forward``, which all models of a class share. The next model would
+    start with part of the recompile limit used, and the old model's graph pools would remain.
     """
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
@@ -91,6 +91,6 @@ def _empty_device_cache(device: str) -> None:
 
 
 def _trim_heap() -> None:
-    """Glibc keeps freed memory for itself, which would count in the next model's resident size."""
+    """Return freed heap memory to the system: glibc keeps it, and it would count in the next model's RSS."""
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _pad: 0)(0)

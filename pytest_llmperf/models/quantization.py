@@ -1,4 +1,4 @@
-"""The quantizations there are by name, and what each means to transformers and bitsandbytes."""
+"""Quantizations by name, with their transformers and bitsandbytes settings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How the weights are stored and in which dtype is computed.
+    """Weight format and compute dtype.
 
     Attributes:
-        name: What users write.
-        dtype: The torch dtype of what is not quantized; None is the device's 16-bit compute dtype.
+        name: The name that users write.
+        dtype: The torch dtype of unquantized tensors; None is the device's 16-bit compute dtype.
         bitsandbytes: Keywords of ``transformers.BitsAndBytesConfig``; empty for dense weights.
     """
 
@@ -44,7 +44,7 @@ class Quantization:
         return BitsAndBytesConfig(**self.bitsandbytes, **compute)
 
     def describes(self, stored: Mapping[str, Any]) -> bool:
-        """Whether a checkpoint's own ``quantization_config`` is this quantization."""
+        """Whether a checkpoint's own ``quantization_config`` matches this quantization."""
         return self.needs_bitsandbytes and all(stored.get(key) == value for key, value in self.bitsandbytes.items())
 
 
@@ -65,9 +65,9 @@ QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType(
             Quantization(name="fp32", dtype="float32"),
             Quantization(name="nf4", bitsandbytes=_nf4(double=False)),
             Quantization(name="nf4-dq", bitsandbytes=_nf4(double=True)),
-            # LLM.int8() quantizes from float16: any other dtype would be cast in front of each product.
+            # LLM.int8() quantizes from float16; other dtypes would be cast before each matrix product.
             Quantization(name="int8", dtype="float16", bitsandbytes=_int8(threshold=0.0)),
-            # Activations above the threshold are outliers and multiplied in 16 bit (LLM.int8()).
+            # Activations above the threshold are outliers and are multiplied in 16 bit (LLM.int8()).
             Quantization(name="int8-decomp", dtype="float16", bitsandbytes=_int8(threshold=6.0)),
         )
     }
@@ -75,10 +75,10 @@ QUANTIZATIONS: Mapping[str, Quantization] = MappingProxyType(
 
 
 def find_quantization(name: str) -> Quantization:
-    """The quantization of that name.
+    """Find a quantization by name.
 
     Raises:
-        UsageError: There is none; the message names the nearest and all there are.
+        UsageError: It is unknown; the message lists the closest names and all names.
     """
     if name in QUANTIZATIONS:
         return QUANTIZATIONS[name]
@@ -88,7 +88,7 @@ def find_quantization(name: str) -> Quantization:
 
 
 def compute_dtype(quantization: Quantization, device: str) -> torch.dtype:
-    """The dtype of activations and of unquantized weights: for nf4, bf16 where the device computes in it, else fp16."""
+    """Dtype of activations and unquantized weights; for nf4, bf16 where the device supports it natively, else fp16."""
     import torch
 
     name = quantization.dtype or ("bfloat16" if _computes_bf16(torch.device(device)) else "float16")
@@ -100,7 +100,7 @@ def _computes_bf16(device: torch.device) -> bool:
     import torch
 
     if device.type == "cuda":
-        # Older GPUs only emulate bf16; is_bf16_supported() says True of them too.
+        # Older GPUs only emulate bf16, but is_bf16_supported() returns True for them too.
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
@@ -108,7 +108,7 @@ def _computes_bf16(device: torch.device) -> bool:
 
 
 def check_available(quantization: Quantization, device_type: str) -> None:
-    """Check that the quantization can run on a device such as ``cuda``. Imports bitsandbytes if it is needed.
+    """Check that the quantization runs on a device type such as ``cuda``. Imports bitsandbytes if needed.
 
     Raises:
         MissingDependency: It needs bitsandbytes, which is not installed.
@@ -127,9 +127,9 @@ def check_available(quantization: Quantization, device_type: str) -> None:
 
 
 def _bitsandbytes_support() -> tuple[str, frozenset[str]]:
-    """The version of bitsandbytes and the device types that it says it supports."""
+    """The version of bitsandbytes, and the device types it reports as supported."""
     from pytest_llmperf.models.quiet import quiet
 
-    with quiet():  # importing it logs about optional kernels that it did not find
+    with quiet():  # importing it logs missing optional kernels
         import bitsandbytes
     return bitsandbytes.__version__, frozenset(bitsandbytes.supported_torch_devices)

@@ -1,4 +1,4 @@
-"""Silence from the libraries underneath while a model is loaded or measured."""
+"""Silence progress bars, warnings and logs of the libraries while a model is loaded or measured."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-# bitsandbytes logs one warning per int8 matrix product of a bf16 model. Inside a pytest session every one of them is
-# formatted and kept for the report: that is a second workload beside the one that is measured.
-# So is all that torch.compile traces.
+# bitsandbytes logs one warning per int8 matrix product of a bf16 model, and torch.compile logs its traces. In a pytest
+# session every record is formatted and kept for the report, which would add work to the measurement.
 _LOGGERS = (
     "ContinuousBatchingLogger",
     "bitsandbytes",
@@ -19,13 +18,13 @@ _LOGGERS = (
     "transformers",
 )
 
-# Where warnings are errors, a deprecation inside these would be taken for a model that cannot be loaded.
+# Where warnings are errors, a deprecation inside these libraries would look like a failure to load the model.
 _WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|torch|transformers)(\.|$)"
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars, no warnings and no log records below ERROR from the libraries; restored on leaving."""
+    """Suppress the libraries' progress bars, warnings, and log records below ERROR in the block."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", module=_WARNING_MODULES)

@@ -1,4 +1,4 @@
-"""Where a model comes from (built here, a local folder, the hub) and what identifies its weights."""
+"""Model sources (synthetic, local folder, hub) and the identity of their weights."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ DEFAULT_ACCELERATOR_MODEL = "synthetic:1b"
 
 
 def default_model(device: str) -> str:
-    """The model that is measured when none is named."""
+    """The default model of a device."""
     return DEFAULT_MODELS.get(device, DEFAULT_ACCELERATOR_MODEL)
 
 
 def is_local(model: str) -> bool:
-    """Whether ``model`` means a folder on this machine, existing or not."""
+    """Whether ``model`` is a local path, existing or not."""
     return model.startswith((".", "~")) or Path(model).is_absolute() or Path(model).exists()
 
 
 def check_source(spec: ModelSpec) -> None:
-    """Check all that can be known of a model before loading it, without the network.
+    """Check everything about a model that can be checked before loading it, without the network.
 
     Raises:
-        UsageError: No model, an unknown synthetic model, a folder without safetensors, a name that the hub cannot have,
-            or a request that would do nothing (a revision of a folder) or run foreign code unasked.
+        UsageError: No model, an unknown synthetic model, a folder without safetensors, an invalid hub name, a revision
+            that would be ignored (of a folder), or foreign code without consent.
     """
     model = named_model(spec)
     if synthetic.is_synthetic(model):
@@ -97,7 +97,7 @@ def _check_revision(spec: ModelSpec) -> None:
 
 
 def locate(spec: ModelSpec) -> str:
-    """What ``from_pretrained`` takes: a folder or a name on the hub. Builds a synthetic model that is not there yet."""
+    """The argument for ``from_pretrained``: a folder or a hub name. Builds a synthetic model if it does not exist."""
     model = named_model(spec)
     if synthetic.is_synthetic(model):
         return str(synthetic.prepare(model))
@@ -105,10 +105,10 @@ def locate(spec: ModelSpec) -> str:
 
 
 def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
-    """The display name of a loaded model and its revision; neither holds an absolute path.
+    """A loaded model's display name and revision, without absolute paths.
 
     Args:
-        spec: What was loaded.
+        spec: The loaded spec.
         config: The loaded model's ``PretrainedConfig``.
     """
     model = named_model(spec)
@@ -121,7 +121,7 @@ def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
 
 
 def _cached_commit(model: str, revision: str | None) -> str | None:
-    """The commit that a branch or tag stands for in the hub's cache, where what was loaded lies; else its name."""
+    """The commit of a branch or tag in the hub's cache, from which the model was loaded; else the revision as given."""
     if find_spec("huggingface_hub") is None:
         return revision
     from huggingface_hub import try_to_load_from_cache
@@ -131,7 +131,7 @@ def _cached_commit(model: str, revision: str | None) -> str | None:
 
 
 def _fingerprint(folder: Path) -> str:
-    """A hash over the config and every weight file's size and header: names, dtypes and shapes, but not the values."""
+    """Hash of the config and of each weight file's size and header: names, dtypes and shapes, but not values."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())

@@ -1,4 +1,4 @@
-"""Which model a test measures, and how it is loaded."""
+"""Model spec: which model a test measures, and how it is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_llmperf.models.quantization import find_quantization
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to load. Specs that are equal are loaded once.
+    """A model to load. Equal specs are loaded once.
 
     Attributes:
         model: A name on the Hugging Face hub, a local folder or ``synthetic:NAME``; None is the run's default model.
@@ -51,10 +51,10 @@ class ModelSpec:
 
     @classmethod
     def parse(cls, value: str | ModelSpec) -> ModelSpec:
-        """A spec as it is, or the default model in the quantization that a string names.
+        """Return a spec unchanged; a string becomes the default model in that quantization.
 
         Raises:
-            UsageError: The string names no quantization, or the value is neither string nor spec.
+            UsageError: The string names no quantization, or the value is neither a string nor a spec.
         """
         if isinstance(value, ModelSpec):
             return value
@@ -70,9 +70,9 @@ class ModelSpec:
         attention: str | None = None,
         trust_remote_code: bool = False,
     ) -> ModelSpec:
-        """This spec with the run's defaults where it says nothing.
+        """Fill unset fields with the run's defaults.
 
-        Revision and trust belong to the default model: they are not carried over to another one.
+        Revision and trust belong to the default model and are not applied to another one.
         """
         filled = replace(self, model=self.model or model, attention=self.attention or attention)
         if filled.model != model:

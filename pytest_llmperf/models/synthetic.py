@@ -1,7 +1,7 @@
-"""``synthetic:NAME``: models of a known shape with seeded random weights, built on this machine without a network.
+"""Synthetic models (``synthetic:NAME``): known architectures with seeded random weights, built without a network.
 
-They are saved once in the user's cache folder, as bf16 safetensors, and loaded as any other local folder is, so that
-speed and memory mean the same as on trained weights of that shape.
+They are saved once in the user's cache folder as bf16 safetensors, and loaded like any local folder. Their speed and
+memory are therefore those of trained weights of the same shape.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytest_llmperf.system.paths import user_folder
 
 PREFIX = "synthetic:"
 
-# A change of the weights, of the tokenizer or of a shape is a new recipe: it makes a new folder and a new revision.
+# Increment this when the weights, the tokenizer or a shape change: that creates a new folder and revision.
 _RECIPE = 1
 _SEED = 0
 _MAX_POSITIONS = 8192
@@ -29,7 +29,7 @@ _OUTLIER_SCALE = 12.0
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A Llama shape; the fields are named as in ``transformers.LlamaConfig``."""
+    """A Llama architecture; fields are named as in ``transformers.LlamaConfig``."""
 
     hidden_size: int
     intermediate_size: int
@@ -42,7 +42,7 @@ class Architecture:
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        # For unit tests; each size is a multiple of what the quantized kernels need (64 in, 32 out).
+        # For unit tests; sizes are multiples of what the quantized kernels require (64 in, 32 out).
         "synthetic:tiny": Architecture(
             hidden_size=64,
             intermediate_size=128,
@@ -87,20 +87,20 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
 
 
 def is_synthetic(name: str) -> bool:
-    """Whether ``name`` asks for a synthetic model, known or not."""
+    """Whether ``name`` is that of a synthetic model, known or not."""
     return name.startswith(PREFIX)
 
 
 def synthetic_names() -> tuple[str, ...]:
-    """The synthetic models there are, smallest first, with their prefix."""
+    """All synthetic models with their prefix, smallest first."""
     return tuple(ARCHITECTURES)
 
 
 def architecture(name: str) -> Architecture:
-    """The shape of a synthetic model.
+    """The architecture of a synthetic model.
 
     Raises:
-        UsageError: There is no synthetic model of that name.
+        UsageError: The synthetic model is unknown.
     """
     if name not in ARCHITECTURES:
         raise UsageError(f"model {name!r} does not exist: expected one of {', '.join(ARCHITECTURES)}")
@@ -108,33 +108,33 @@ def architecture(name: str) -> Architecture:
 
 
 def revision(name: str) -> str:
-    """What identifies the weights of a synthetic model: the recipe's version and the seed."""
+    """Revision of a synthetic model's weights: the recipe's version and the seed."""
     architecture(name)
     return f"recipe-{_RECIPE}-seed-{_SEED}"
 
 
 def cache_folder() -> Path:
-    """Where synthetic models are kept."""
+    """The folder of all synthetic models."""
     return user_folder("models")
 
 
 def model_folder(name: str) -> Path:
-    """Where a synthetic model lies, or will once it is built.
+    """The folder of a synthetic model, whether built or not.
 
     Raises:
-        UsageError: There is no synthetic model of that name.
+        UsageError: The synthetic model is unknown.
     """
     return cache_folder() / f"{name.removeprefix(PREFIX)}-{revision(name)}-transformers-{_transformers_major()}"
 
 
 def prepare(name: str) -> Path:
-    """The folder of a synthetic model, which is built first if this machine has none: seconds, for ``8b`` minutes.
+    """Build a synthetic model unless it exists, which takes seconds, or minutes for ``8b``; return its folder.
 
-    Building needs about the memory of the bf16 model. Any number of processes may ask at once: one builds.
+    Building needs about as much memory as the bf16 model. Concurrent processes wait for one of them to build.
 
     Raises:
-        UsageError: There is no synthetic model of that name.
-        OSError: The cache folder cannot be written.
+        UsageError: The synthetic model is unknown.
+        OSError: The cache folder is not writable.
     """
     shape, folder = architecture(name), model_folder(name)
     if not folder.is_dir():
@@ -148,17 +148,17 @@ def prepare(name: str) -> Path:
 
 
 def _transformers_major() -> str:
-    """Version 4 reads no tokenizer that version 5 wrote."""
+    """The major version of transformers: version 4 cannot read tokenizers written by version 5."""
     return version("transformers").partition(".")[0]
 
 
 def _build(shape: Architecture, folder: Path) -> None:
-    """Save a model beside ``folder`` and rename it, so that a folder of that name is always a whole model."""
+    """Save a model next to ``folder`` and rename it, so that the folder always contains a complete model."""
     from pytest_llmperf.models.quiet import quiet
     from pytest_llmperf.models.tokenizer import printable_tokenizer
 
     partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a build that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left over from a killed build
     try:
         with quiet():
             printable_tokenizer(shape.vocab_size, _MAX_POSITIONS).save_pretrained(partial)
@@ -175,7 +175,7 @@ def _random_model(shape: Architecture) -> Any:
     from pytest_llmperf.models.tokenizer import SPECIAL_IDS
 
     config = LlamaConfig(**asdict(shape), **SPECIAL_IDS, max_position_embeddings=_MAX_POSITIONS)
-    # Made without storage: nothing is initialised twice, nor in fp32.
+    # On the meta device, so that nothing is initialized twice or in fp32.
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.to_empty(device="cpu")
@@ -185,13 +185,13 @@ def _random_model(shape: Architecture) -> Any:
 
 
 def _initialise(model: Any) -> None:
-    """Random weights on which models of every shape behave alike, and as a trained one does where it costs time.
+    """Initialize random weights so that models of all shapes behave alike, and cost as much as trained ones.
 
-    - Activations stay near unit size, and a token's embedding outweighs what the layers add to it. Each row of the
-      head is the embedding of the id before it, so greedy decoding counts upwards with a wide margin: kernels that
-      round differently still produce the same tokens. (A tied head repeats the token.)
-    - One feature in 512 is large in front of each layer, as in trained models of this size. Without any, int8-decomp
-      would have no outliers to compute apart.
+    - Activations keep about unit scale, and a token's embedding outweighs what the layers add to it. Each row of the
+      head is the embedding of the previous id, so greedy decoding counts upwards with a wide margin: kernels that round
+      differently still produce the same tokens. (A tied head repeats the token.)
+    - One feature in 512 is large before each layer, as in trained models of this size. Otherwise int8-decomp would have
+      no outliers to multiply separately.
     """
     import torch
 
@@ -204,7 +204,7 @@ def _initialise(model: Any) -> None:
                 if "layers." in name:
                     parameter[::_OUTLIER_EVERY] = _OUTLIER_SCALE
             elif "embed_tokens" in name:
-                parameter.normal_(generator=generator).sign_()  # equal norms: no row of the head wins by its length
+                parameter.normal_(generator=generator).sign_()  # equal norms: no row of the head wins by its norm
             elif "lm_head" in name:
                 parameter.copy_(model.get_input_embeddings().weight.roll(1, dims=0) * parameter.shape[1] ** -0.5)
             else:

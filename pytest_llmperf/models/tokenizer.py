@@ -1,7 +1,7 @@
-"""The synthetic models' tokenizer: every id is a piece of printable ASCII.
+"""Tokenizer of the synthetic models: every id is printable ASCII text.
 
-With random weights any id may come next. Over bytes, most sequences would be broken UTF-8, which a streaming server
-holds back; here each token is text of its own the moment it is produced.
+With random weights any id may come next. With a byte-level vocabulary, most sequences would be invalid UTF-8, which a
+streaming server holds back. Here each token is valid text as soon as it is produced.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ _CHAT_TEMPLATE = (
 
 
 def pieces(vocab_size: int) -> list[str]:
-    """The text of each id: special tokens, then each character, then words that begin with a space.
+    """The text of each id: special tokens, then single characters, then words that begin with a space.
 
-    A text of such words alone is read back as the ids it was written from, so a prompt of an exact number of tokens
-    can be sent as text.
+    A text of such words is tokenized to the ids it was made from, so text prompts can have an exact number of tokens.
     """
     return list(islice(chain(_SPECIAL, (" ", *_VISIBLE), _words()), vocab_size))
 
@@ -36,7 +35,7 @@ def _words() -> Iterator[str]:
 
 
 def printable_tokenizer(vocab_size: int, max_length: int) -> Any:
-    """A fast tokenizer of ``vocab_size`` ids with a chat template, of the class that ``AutoTokenizer`` loads."""
+    """Create a fast tokenizer of ``vocab_size`` ids with a chat template, of the class that ``AutoTokenizer`` loads."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(
@@ -53,9 +52,9 @@ def printable_tokenizer(vocab_size: int, max_length: int) -> Any:
 def _backend(vocab_size: int) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 
-    # Equal scores: a text is cut into as few pieces as possible.
+    # Equal scores: text is split into as few pieces as possible.
     tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces(vocab_size)]))
-    # What no piece can spell becomes what one can.
+    # Characters outside the vocabulary are replaced.
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(Regex(r"\s"), " "), normalizers.Replace(Regex(r"[^ -~]"), "?")]
     )

@@ -1,4 +1,4 @@
-"""How many bytes a model's weights take."""
+"""Memory size of a model's weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INT8_STATE = ("CB", "SCB")  # bitsandbytes, 8 bit: on the weight until the firs
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters, buffers and bitsandbytes quantization state; what is shared counts once."""
+    """Bytes of a model's parameters, buffers and bitsandbytes quantization state; shared storage counts once."""
     storages = (tensor.untyped_storage() for tensor in _tensors(model))
     return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
 

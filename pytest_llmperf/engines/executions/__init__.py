@@ -1,1 +1,1 @@
-"""Ways to decode: transformers' own loop, a bare one, compiled, and from CUDA graphs."""
+"""Executions of decode: ``generate`` of transformers, a greedy loop, torch.compile, and CUDA graphs."""

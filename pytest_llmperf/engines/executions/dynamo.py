@@ -1,4 +1,4 @@
-"""Dynamo, the front end of ``torch.compile``: its settings, what it has done, and how it is left."""
+"""Dynamo, the front end of ``torch.compile``: settings, compilation counters, and reset."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pytest_llmperf.hardware.device import require_models_extra
 Setting = bool | int | str
 
 _ALL = 1_000_000
-"""Compilations to remember: by itself dynamo forgets all but the last 64."""
+"""Compilations to keep in memory; dynamo's default is the last 64."""
 
 
 def parse_settings(text: str) -> dict[str, Setting]:
-    """From ``NAME=VALUE,...``: names of ``torch._dynamo.config``, values ``true``, ``false``, numbers or words.
+    """Parse ``NAME=VALUE,...``: names of ``torch._dynamo.config``; values are ``true``, ``false``, integers or words.
 
     Raises:
-        UsageError: it has another form.
+        UsageError: the text is malformed.
     """
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     if wrong := next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), ""):
@@ -29,10 +29,10 @@ def parse_settings(text: str) -> dict[str, Setting]:
 
 
 def check_settings(settings: Mapping[str, Setting]) -> None:
-    """Refuse names that ``torch._dynamo.config`` lacks, and values of another type than its own. Imports torch.
+    """Reject settings that ``torch._dynamo.config`` lacks, and values of the wrong type. Imports torch.
 
     Raises:
-        UsageError: one is unknown or wrong; ``MissingDependency`` without torch.
+        UsageError: a setting is unknown or of the wrong type; ``MissingDependency`` without torch.
     """
     if not settings:
         return
@@ -49,7 +49,7 @@ def check_settings(settings: Mapping[str, Setting]) -> None:
 
 
 def known_backends() -> list[str]:
-    """The compilers that ``torch.compile`` knows by name. Imports torch.
+    """Names of the backends of ``torch.compile``. Imports torch.
 
     Raises:
         MissingDependency: torch is not installed.
@@ -61,17 +61,17 @@ def known_backends() -> list[str]:
 
 
 class Compilations:
-    """What dynamo has done since it was reset."""
+    """Dynamo's compilations and counters since its reset."""
 
     @property
     def reasons(self) -> list[str]:
-        """One a frame that was compiled or tried: why again, empty for its first time."""
+        """Recompile reason of each compilation that was tried; empty for a frame's first."""
         from torch._dynamo.utils import get_compilation_metrics
 
         return [found.recompile_reason or "" for found in get_compilation_metrics()]
 
     def count(self, group: str, name: str | None = None) -> int:
-        """A counter of dynamo's, or the sum of a group of them."""
+        """One of dynamo's counters, or the sum of a group."""
         from torch._dynamo.utils import counters
 
         return counters[group][name] if name else sum(counters[group].values())
@@ -79,12 +79,12 @@ class Compilations:
 
 @contextmanager
 def fresh_dynamo(settings: Mapping[str, Setting]) -> Iterator[Compilations]:
-    """Dynamo as in a fresh process, with settings of its own; nothing that was compiled is left when the block ends.
+    """Reset dynamo, apply settings in the block, and discard all compiled code at its end.
 
-    Where it gives up compiling a frame again and again, that is an error: it would go on eagerly, in silence.
+    Reaching the recompile limit is an error here: by default dynamo would silently continue eagerly.
 
     Raises:
-        MeasurementError: it failed in the block.
+        MeasurementError: dynamo failed in the block.
     """
     from torch import _dynamo as dynamo
 
@@ -104,14 +104,14 @@ def fresh_dynamo(settings: Mapping[str, Setting]) -> Iterator[Compilations]:
 
 @cache
 def obstacle(device: str, backend: str) -> str:
-    """Why nothing can be compiled for a device here, found by trying; empty if it can."""
+    """Why nothing can be compiled for a device, found by compiling a probe; empty if it works."""
     import torch
 
     try:
         torch.compile(_probe, backend=backend)(torch.ones(8, device=device))
-    except LlmperfError:  # of which time limits are
+    except LlmperfError:  # time limits raise LlmperfError
         raise
-    except Exception as error:  # noqa: BLE001  # whatever is missing has an exception of its own
+    except Exception as error:  # noqa: BLE001  # each missing tool raises its own exception
         return _one_line(error)
     return ""
 
@@ -130,6 +130,6 @@ def _value(word: str) -> Setting:
 
 
 def _one_line(error: Exception) -> str:
-    """The first two lines: the second often holds the cause."""
+    """The first two lines of the message: the second often contains the cause."""
     lines = [line.strip() for line in str(error).strip().splitlines()[:2]]
     return " ".join(filter(None, lines)) or type(error).__name__

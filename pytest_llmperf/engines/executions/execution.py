@@ -1,4 +1,4 @@
-"""The ways to decode: the library's own loop, a bare greedy one, and what is set up for a shape first."""
+"""Execution interface, and the eager executions: transformers' ``generate`` and a greedy loop."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ if TYPE_CHECKING:
     import torch
 
 OnToken = Callable[[], object]
-"""Called once for each output token of the batch, when it is available."""
+"""Called once per output token of the batch, when it is available."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What one request produced."""
+    """Output of one request."""
 
     tokens: torch.Tensor
     """Output token ids, shape ``(batch, output tokens)``."""
     cache: Any
-    """The model's key-value cache after the last token."""
+    """The model's KV cache after the last token."""
 
 
 class Request(Protocol):
-    """Makes one request: prefill, then greedy decode of exactly so many tokens."""
+    """Makes one request: prefill, then greedy decode of exactly ``output_tokens`` tokens."""
 
     def __call__(self, output_tokens: int, on_token: OnToken) -> Generated:
-        """``on_token`` is called once for each output token of the batch."""
+        """Make the request; ``on_token`` is called once per output token of the batch."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,13 @@ class Opened:
 
     request: Request
     figures: Callable[[], Sequence[Figure]] = tuple
-    """What setting up took and gave, beside what is measured of every execution; asked for at the end."""
+    """The execution's own figures, such as setup costs; called at the end."""
     dispatches: bool = True
-    """Whether every operator goes through torch's dispatcher, where operators are counted and hooks of the model's
-    forward are called."""
+    """Whether every operator goes through torch's dispatcher, which counting operators and forward hooks require."""
 
 
 class Execution(Protocol):
-    """A way to decode."""
+    """A way to run decode."""
 
     @property
     def name(self) -> str:
@@ -58,30 +57,30 @@ class Execution(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """What else was asked for: part of the workload."""
+        """Further options, part of the workload."""
 
     def open(
         self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock
     ) -> AbstractContextManager[Opened]:
-        """Set up for a prompt of shape ``(batch, input tokens)``, until the block ends."""
+        """Set up for a prompt of shape ``(batch, input tokens)``, for the duration of the block."""
 
 
 @dataclass(frozen=True)
 class Eager:
-    """An execution that needs no setting up."""
+    """An execution without setup."""
 
     name: str
     run: Callable[[Any, torch.Tensor, int, OnToken], Generated]
     settings: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
 
     @contextmanager
-    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:  # noqa: ARG002  # others need them
-        """Nothing is set up."""
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:  # noqa: ARG002  # other executions use them
+        """Yield the request; nothing is set up."""
         yield Opened(partial(self.run, model, prompt))
 
 
 def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
-    """Prefill, then one forward a token; nothing synchronizes between tokens, and the end token does not stop it."""
+    """Prefill, then one forward per token, without synchronizing between tokens. EOS does not stop it."""
     import torch
 
     out = model(input_ids=prompt, use_cache=True, **last_logits_only(model))
@@ -99,10 +98,10 @@ def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: 
 def library_generate(
     model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken, **chosen: Any
 ) -> Generated:
-    """``model.generate`` with a streamer: what a user of the library sees; greedy unless something else is chosen.
+    """Call ``model.generate`` with a streamer, as a user of the library would; greedy unless ``chosen`` says otherwise.
 
-    It looks for end tokens as it does for a user, and finds none. ``min_new_tokens`` would keep it from stopping as
-    well, by work on the logits of every step that a user does not have.
+    It checks for EOS tokens as usual, but their ids are unreachable. ``min_new_tokens`` would also prevent stopping,
+    but it processes the logits in every step, which is work that a user does not have.
     """
     import torch
     from transformers import GenerationConfig
@@ -124,7 +123,7 @@ def library_generate(
 
 
 def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:
-    """Refuse to time less work than was asked for.
+    """Check that a request produced all requested tokens.
 
     Raises:
         MeasurementError: other than ``batch_size`` x ``output_tokens`` tokens were produced.
@@ -138,7 +137,7 @@ def check_produced(generated: Generated, *, batch_size: int, output_tokens: int)
 
 
 class _TokenStreamer:
-    """The two calls that ``generate`` makes of a streamer. Its first ``put`` carries the prompt."""
+    """The streamer methods that ``generate`` calls. The first ``put`` receives the prompt."""
 
     def __init__(self, on_token: OnToken) -> None:
         self._on_token = on_token
@@ -150,23 +149,23 @@ class _TokenStreamer:
         self._prompt_seen = True
 
     def end(self) -> None:
-        """Nothing is held back, so nothing is left to flush."""
+        """Do nothing: no tokens are buffered."""
 
 
 def greedy(out: Any) -> torch.Tensor:
-    """The likeliest next token ids, shape ``(batch, 1)``, by a forward's logits."""
+    """The most likely next token ids, shape ``(batch, 1)``."""
     token: torch.Tensor = out.logits[:, -1:].argmax(-1)
     return token
 
 
 def last_logits_only(model: Any) -> dict[str, int]:
-    """Prefill needs the last position's logits alone; ``generate`` asks for no more either."""
+    """Options for a prefill that computes only the last position's logits, as ``generate`` does."""
     accepts = "logits_to_keep" in inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if accepts else {}
 
 
 def _unreachable(model: Any, eos: int | list[int] | None) -> list[int] | None:
-    """As many end tokens as the model has, none of which it can produce."""
+    """As many EOS ids as the model has, all outside its vocabulary."""
     if eos is None:
         return None
     beyond: int = model.config.get_text_config().vocab_size

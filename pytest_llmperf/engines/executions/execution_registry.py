@@ -1,4 +1,4 @@
-"""Every way to decode, by its name."""
+"""Registry of executions by name."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_llmperf.errors import UsageError
 EXECUTIONS: Mapping[str, Execution] = {
     one.name: one for one in (Eager("generate", library_generate), Eager("loop", greedy_loop), Compile(), Graph())
 }
-"""Each as it is without further settings."""
+"""Each execution with its default settings."""
 
 
 def find_execution(given: str | Execution) -> Execution:
-    """The execution of that name, or the one given.
+    """Look up an execution by name; an execution object is returned as is.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the name is unknown.
     """
     if not isinstance(given, str):
         return given

@@ -1,4 +1,4 @@
-"""Decode by replaying CUDA graphs: one captured step for each of a few batch sizes, over one static cache."""
+"""Decode with CUDA graphs: one captured step per batch size, over a shared static cache."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Graph:
-    """Steps of decode replayed from CUDA graphs, over a static cache; prefill is eager.
+    """Decode steps replayed from CUDA graphs over a static cache; prefill is eager.
 
-    A batch is padded to the next of ``sizes``. The sizes up to that one are captured, largest first, from one pool of
-    memory, as an engine does that serves batches up to the measured one.
+    A batch is padded to the next of ``sizes``. All sizes up to that one are captured, largest first, into one memory
+    pool, as an engine does that serves batches up to the measured size.
 
     Raises:
-        UsageError: a size is not a whole number.
+        UsageError: a size is not a positive integer.
     """
 
     name: ClassVar[str] = "graph"
@@ -51,17 +51,17 @@ class Graph:
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """What decides about the graphs."""
+        """Settings that determine the graphs."""
         return {"cache": "static", "sizes": ",".join(map(str, sorted(self.sizes)))}
 
     @contextmanager
     def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:
-        """Capture, and make one request.
+        """Capture the graphs and make one request.
 
         Raises:
-            ExecutionUnavailable: the device has no CUDA graphs, or no graph can hold a step of this kind of model.
-            MeasurementError: a step that should be captured cannot be.
-            UsageError: the batch is larger than every size, or one output token has no decode.
+            ExecutionUnavailable: the device has no CUDA graphs, or steps of this kind of model cannot be captured.
+            MeasurementError: a step failed to capture that should be capturable.
+            UsageError: the batch is larger than every size, or the request has one output token and so no decode.
         """
         cache = static_cache(model, prompt, output_tokens)
         _check_available(str(prompt.device), model.config, cache)
@@ -74,7 +74,7 @@ class Graph:
             yield Opened(steps.request, lambda: [*taken, unlike_loop(generated, expected)], dispatches=False)
 
     def _captured_sizes(self, batch_size: int) -> list[int]:
-        """Largest first; that is what the batch is padded to."""
+        """Sizes to capture, largest first; the batch is padded to the largest."""
         padded = min((size for size in self.sizes if size >= batch_size), default=None)
         if padded is None:
             raise UsageError(
@@ -85,7 +85,7 @@ class Graph:
 
 
 class GraphedSteps:
-    """Requests of one batch whose steps are replays of the graph of ``largest``."""
+    """Requests of one batch, whose decode steps replay the graph of size ``largest``."""
 
     def __init__(self, model: Any, cache: Any, prompt: torch.Tensor, *, largest: int) -> None:
         import torch
@@ -99,7 +99,7 @@ class GraphedSteps:
         self._graph: Any = None
 
     def capture(self, sizes: Sequence[int], stack: ExitStack, clock: Clock) -> list[Figure]:
-        """Capture a step of each size, the first of which is replayed; they live as long as the stack."""
+        """Capture a step of each size, for as long as the stack is open; requests replay the first."""
         device, pool = str(self._prompt.device), Pool.new()
         reserved, free = _reserved_bytes(device), _free_bytes(device)
         start = time.perf_counter_ns()
@@ -114,7 +114,7 @@ class GraphedSteps:
         ]
 
     def request(self, output_tokens: int, on_token: OnToken) -> Generated:
-        """Prefill of the batch as it is, then replays in which it is padded."""
+        """Prefill the batch unpadded, then replay padded steps."""
         batch = self._prompt.shape[0]
 
         def step(_: torch.Tensor) -> torch.Tensor:
@@ -128,7 +128,7 @@ class GraphedSteps:
     @contextmanager
     def _captured(self, device: str, size: int, pool: Pool) -> Iterator[Any]:
         token, cache = self._token[:size], first_sequences(self._cache, size)
-        cache.reset()  # capturing makes two steps, for which there is room from the start
+        cache.reset()  # capturing makes two steps, which fit into an empty cache
 
         def step() -> None:
             token.copy_(next_token(self._model, cache, token))
@@ -142,7 +142,7 @@ class GraphedSteps:
 
 
 def first_sequences(cache: Any, size: int) -> Any:
-    """The same static cache for fewer sequences: it shares memory, and the count of positions."""
+    """A view of a static cache for fewer sequences; it shares memory and the position count."""
     fewer = copy.copy(cache)
     fewer.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in fewer.layers:
@@ -163,13 +163,13 @@ def _why_no_fixed_cache(cache: Any) -> str:
 
 
 def _counts_on_the_host(model: Any) -> bool:
-    """Whether each step asks the device how many outliers there are, as LLM.int8() with a threshold does."""
+    """Whether each step reads the number of outliers from the device, as LLM.int8() with a threshold does."""
     config: Any = getattr(model.config, "quantization_config", None)
     return bool(getattr(config, "load_in_8bit", False)) and config.llm_int8_threshold > 0
 
 
 def _reserved_bytes(device: str) -> int:
-    """What the caching allocator holds, graph pools included, less what nothing uses."""
+    """Bytes reserved by the caching allocator, including graph pools, after freeing unused ones."""
     import torch
 
     torch.cuda.synchronize(device)
@@ -179,7 +179,7 @@ def _reserved_bytes(device: str) -> int:
 
 
 def _free_bytes(device: str) -> int:
-    """Of the device, as its driver tells."""
+    """Free bytes on the device, as reported by the driver."""
     import torch
 
     free: int = torch.cuda.mem_get_info(device)[0]

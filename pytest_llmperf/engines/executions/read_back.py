@@ -1,4 +1,4 @@
-"""Models whose decode steps read a number back from the device because transformers is written that way."""
+"""Detect models whose decode steps in transformers copy a value from the device and so synchronize."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 from packaging.version import Version
 
 STATIC_CACHE = Version("5.4")
-"""The first transformers whose models keep the length of a static cache on the device."""
+"""First transformers version whose models keep the length of a static cache on the device."""
 LONGROPE = Version("5.21")
-"""The first transformers that chooses between the frequencies of ``longrope`` on the device."""
+"""First transformers version that selects ``longrope`` frequencies on the device."""
 
 MODELS = frozenset({"biogpt", "ctrl", "jetmoe", "mpt", "opt"})
-"""Types of models whose forward reads back by itself, to make masks, positions or groups of experts."""
+"""Model types whose forward itself reads values from the device, for masks, positions or expert groups."""
 
 
 def why_read_back(config: Any) -> str:
-    """Why each step of a model over a static cache waits for the device; empty if it does not.
+    """Why each step over a static cache synchronizes with the device; empty if it does not.
 
-    It is decided from the config and the version alone: a synchronization that somebody adds must not be excused.
+    Decided from the config and the version only, so that a synchronization added by the user is not excused.
     """
     installed = Version(version("transformers"))
     if installed < STATIC_CACHE:
@@ -29,7 +29,7 @@ def why_read_back(config: Any) -> str:
     if text.model_type in MODELS:
         return f"models of type {text.model_type!r} read back in each step"
     for kind in sorted(rope_types(text)):
-        if "dynamic" in kind:  # as transformers asks
+        if "dynamic" in kind:  # the test that transformers uses
             return f"RoPE of type {kind!r} reads the sequence's length back in each step"
         if kind == "longrope" and installed < LONGROPE:
             return f"RoPE of type 'longrope' reads back in each step of transformers {installed}: {_upgrade(LONGROPE)}"
@@ -37,10 +37,10 @@ def why_read_back(config: Any) -> str:
 
 
 def rope_types(config: Any) -> set[str]:
-    """The types of RoPE that the config of a language model names, of all its kinds of layers.
+    """The RoPE types named by a language model's config, for all its layer types.
 
-    Up to transformers 4, and in configs of a model's own code, ``rope_parameters`` is ``rope_scaling``; ``rope_type``
-    was ``type``.
+    Up to transformers 4, and in configs of custom model code, ``rope_parameters`` is called ``rope_scaling``.
+    ``rope_type`` used to be ``type``.
     """
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kinds = [kind for kind in found.values() if isinstance(kind, Mapping)] or [found]

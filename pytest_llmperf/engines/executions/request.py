@@ -1,4 +1,4 @@
-"""One request, timed: when it was asked for, and when each of its tokens was available."""
+"""Time one request: its start and the time of each output token."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Run = Callable[[OnToken], Generated]
 
 @dataclass(frozen=True)
 class RequestTimes:
-    """One request by the device's clock, and as a whole by the host's."""
+    """Times of one request by the device's clock, and its wall time by the host's."""
 
     ttft_ms: float
     itl_ms: list[float]
-    """Gaps between consecutive tokens: one less than there are tokens."""
+    """Gaps between consecutive tokens: one fewer than there are tokens."""
     wall_ms: float
 
     @property
     def e2e_ms(self) -> float:
-        """Request in to last token."""
+        """Start of the request to its last token."""
         return self.ttft_ms + sum(self.itl_ms)
 
     @property
@@ -37,7 +37,7 @@ class RequestTimes:
 
 
 def time_request(run: Run, clock: Clock) -> tuple[RequestTimes, Generated]:
-    """Make one request and tell when each of its tokens was available."""
+    """Make one request and record when each token is available."""
     stamps: list[Any] = []
     gc.collect()
     clock.synchronize()

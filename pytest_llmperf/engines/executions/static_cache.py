@@ -1,4 +1,4 @@
-"""Greedy decode over a cache of fixed size: every step is alike, as compiled code and CUDA graphs need it."""
+"""Greedy decode over a static KV cache: all steps have the same shapes, as torch.compile and CUDA graphs require."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import torch
 
 Step = Callable[["torch.Tensor"], "torch.Tensor"]
-"""From token ids of shape ``(batch, 1)`` to the next ones, in memory that the next step may write to."""
+"""Maps token ids of shape ``(batch, 1)`` to the next ones, in memory that the next step may overwrite."""
 
 
 def static_cache(model: Any, prompt: torch.Tensor, output_tokens: int) -> Any:
-    """A cache of the library with room for a prompt and all output tokens but the last, allocated on first use.
+    """Create a transformers StaticCache for a prompt and all output tokens but the last; allocated on first use.
 
     Raises:
-        UsageError: one output token has no decode.
+        UsageError: a single output token has no decode.
     """
     from transformers import StaticCache
 
@@ -31,19 +31,19 @@ def static_cache(model: Any, prompt: torch.Tensor, output_tokens: int) -> Any:
 
 
 def prefill(model: Any, cache: Any, prompt: torch.Tensor) -> torch.Tensor:
-    """The first output tokens; the cache holds this prompt and nothing else afterwards."""
+    """Reset the cache, run the prefill, and return the first output tokens."""
     cache.reset()
     out = model(input_ids=prompt, past_key_values=cache, use_cache=True, **last_logits_only(model))
     return greedy(out)
 
 
 def next_token(model: Any, cache: Any, token: torch.Tensor) -> torch.Tensor:
-    """A step: one forward."""
+    """Run one decode step: a single forward."""
     return greedy(model(input_ids=token, past_key_values=cache, use_cache=True))
 
 
 def decode(first: torch.Tensor, step: Step, output_tokens: int, on_token: OnToken) -> torch.Tensor:
-    """The output tokens, shape ``(batch, output tokens)``, of which ``first`` is the first; nothing synchronizes."""
+    """Decode from the token ids ``first``; return shape ``(batch, output tokens)``. Nothing synchronizes."""
     import torch
 
     on_token()
@@ -57,7 +57,7 @@ def decode(first: torch.Tensor, step: Step, output_tokens: int, on_token: OnToke
 
 @dataclass(frozen=True)
 class StaticRequest:
-    """Eager prefill, then steps."""
+    """A request with eager prefill and the given decode step."""
 
     model: Any
     cache: Any
@@ -65,16 +65,16 @@ class StaticRequest:
     step: Step
 
     def __call__(self, output_tokens: int, on_token: OnToken) -> Generated:
-        """One request, as every execution makes it."""
+        """Make one request."""
         first = prefill(self.model, self.cache, self.prompt)
         return Generated(decode(first, self.step, output_tokens, on_token), self.cache)
 
 
 def tokens_of_loop(model: Any, prompt: torch.Tensor, output_tokens: int) -> torch.Tensor:
-    """What the bare loop produces; its cache is gone again."""
+    """Output tokens of the greedy loop; its KV cache is freed."""
     return greedy_loop(model, prompt, output_tokens, lambda: None).tokens
 
 
 def unlike_loop(generated: Generated, expected: torch.Tensor) -> Figure:
-    """How many tokens are others than the bare loop's."""
+    """Number of tokens that differ from the greedy loop's."""
     return Figure("tokens_unlike_loop", int((generated.tokens != expected).sum()))

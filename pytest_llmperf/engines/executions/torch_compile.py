@@ -1,4 +1,4 @@
-"""Decode through ``torch.compile`` over a static cache."""
+"""Decode compiled by ``torch.compile``, over a static cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 GRAPH_MODES = ("reduce-overhead", "max-autotune")
-"""Those that ask inductor for CUDA graphs. Where it cannot make one it goes on without, and says so in a log alone."""
+"""Modes in which inductor uses CUDA graphs. Where it cannot, it continues without them and only logs it."""
 PRECISIONS = ("highest", "high", "medium")
 
 INDUCTOR = "inductor"
@@ -46,20 +46,20 @@ SETTLING = 5
 
 @dataclass(frozen=True)
 class Compile:
-    """A step of decode compiled by ``torch.compile``, over a static cache; prefill is eager.
+    """A decode step compiled by ``torch.compile``, over a static cache; prefill is eager.
 
-    So does ``generate`` of transformers with ``cache_implementation="static"``.
+    ``generate`` of transformers does the same with ``cache_implementation="static"``.
 
     Args:
-        mode: of ``torch.compile``.
-        dynamic: of ``torch.compile``.
-        fullgraph: of ``torch.compile``: a graph break is an error.
-        backend: of ``torch.compile``.
-        matmul_precision: of float32 matrix products, prefill included, while this is measured.
-        dynamo: settings of ``torch._dynamo.config``, while this is measured.
+        mode: mode of ``torch.compile``.
+        dynamic: ``dynamic`` of ``torch.compile``.
+        fullgraph: ``fullgraph`` of ``torch.compile``: a graph break is an error.
+        backend: backend of ``torch.compile``.
+        matmul_precision: precision of float32 matrix products during the measurement, including prefill.
+        dynamo: settings of ``torch._dynamo.config`` during the measurement.
 
     Raises:
-        UsageError: a setting is unknown or of another type.
+        UsageError: a setting is unknown or of the wrong type.
     """
 
     name: ClassVar[str] = "compile"
@@ -80,7 +80,7 @@ class Compile:
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """What decides about the compiled code."""
+        """Settings that determine the compiled code."""
         return {
             "cache": "static",
             "mode": self.mode,
@@ -93,13 +93,13 @@ class Compile:
 
     @contextmanager
     def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:
-        """Compile by a first request, and go on until one compiles nothing.
+        """Compile with a first request, and repeat until a request compiles nothing.
 
         Raises:
-            ExecutionUnavailable: nothing can be compiled for this device here.
-            MeasurementError: it failed, compiled nothing, never stops compiling, changed the precision of products, or
-                made no CUDA graphs where the mode asks for them.
-            UsageError: one output token has no decode.
+            ExecutionUnavailable: torch.compile does not work for this device here.
+            MeasurementError: compilation failed, compiled nothing, never settled, changed the matmul precision, or made
+                no CUDA graphs although the mode asks for them.
+            UsageError: a single output token has no decode.
         """
         cache = static_cache(model, prompt, output_tokens)
         self._check_available(prompt.device)
@@ -153,7 +153,7 @@ def _check(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def _settle(run: Run, clock: Clock, compilations: Compilations) -> RequestTimes:
-    """The times of the first request that compiled nothing."""
+    """Times of the first request that compiled nothing."""
     if not compilations.count("stats", "unique_graphs"):
         raise MeasurementError(
             "torch.compile compiled nothing, so that decode ran eagerly: is TORCHDYNAMO_DISABLE set?"
@@ -167,7 +167,7 @@ def _settle(run: Run, clock: Clock, compilations: Compilations) -> RequestTimes:
 
 
 def _check_precision(asked: str) -> None:
-    """Compiling resets ``medium`` to ``high`` in torch 2.7 and 2.8."""
+    """Check the matmul precision: compiling resets ``medium`` to ``high`` in torch 2.7 and 2.8."""
     import torch
 
     found = torch.get_float32_matmul_precision()
