@@ -135,7 +135,7 @@ def test_a_file_that_holds_no_verdicts_is_one_line(folder, capsys, content, mess
     ],
 )
 def test_what_the_user_has_to_mend_is_one_line(folder, capsys, arguments, message):
-    """A given file that is missing or of another run is an error, so that no report silently lacks it."""
+    """A given file that is missing, invalid or of another run is an error of one line."""
     text = (folder / ".llmperf" / "runs" / "now.jsonl").read_text()
     (folder / "other.jsonl").write_text(text.replace('"run_id":"now"', '"run_id":"another"'))
     assert main(["report", "verdicts.json", "--format", "html", *arguments]) == 4

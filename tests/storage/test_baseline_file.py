@@ -73,7 +73,7 @@ def test_a_file_has_one_record_a_line(tmp_path):
 
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=6), st.lists(st.integers(0, 15), min_size=1, max_size=6))
 def test_merging_is_a_set_union(first, second):
-    """The merge is commutative, associative and idempotent."""
+    """The merge is commutative and idempotent."""
     one, two = union(first), union(second)
     both = dump_baseline(merge(one, two))
     assert both == dump_baseline(merge(two, one)) == dump_baseline(merge(merge(one, two), one))
