@@ -29,7 +29,7 @@ class ProcessResult:
 
     @cached_property
     def invalid(self) -> dict[tuple[str, str, str], str]:
-        """Why figures are invalid, by the same key."""
+        """Reasons of invalid figures, by the same key."""
         return {key[:3]: why for key, why in self.baseline.invalid_cells().items()} if self.baseline else {}
 
     @property

@@ -98,14 +98,14 @@ class Observation(_Stored):
     clock: str
     requests: Positive
     disturbed_requests: Count | None = None
-    """How many of these waited for a CPU held by other processes; ``None`` if the system does not report it."""
+    """Number of these that waited for a CPU held by other processes; ``None`` if the system does not report it."""
     tokens_produced: Count
     attention_requested: str | None
     warmup: Warmup
     conditions: dict[str, Scalar] = {}
     """State of the machine before and after, such as clocks and load."""
     invalid: str = ""
-    """Why the timed figures must not be compared; empty if they are valid."""
+    """Reason that the timed figures must not be compared; empty if they are valid."""
     elapsed_s: float | None = None
     """Wall time from the test's start, with its model loaded, to the end of this measurement."""
 

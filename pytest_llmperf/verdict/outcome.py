@@ -39,7 +39,7 @@ class Entry(BaseModel):
     fail_on: frozenset[Outcome] = frozenset()
     """Outcomes that fail the test in addition to a regression."""
     error: str = ""
-    """Why the test has no verdict: the first line of its exception."""
+    """Reason that the test has no verdict: the first line of its exception."""
     limits: dict[str, Limit] = {}
     """Limits by metric key, if another process judges the test's cells."""
     expected: bool = False
@@ -132,11 +132,11 @@ class RunOutcome:
     settings: tuple[str, ...] = ()
     """Options with which pytest repeats the same measurement."""
     edited: str = ""
-    """How the working tree's baseline differs from the one that was read."""
+    """Differences between the working tree's baseline and the one that was read."""
     differences: list[str] = field(default_factory=list)
     """Differences between this machine and the baseline's latest run."""
     sides: Mapping[str, SideProof] = field(default_factory=dict)
-    """What each side ran, if two revisions were compared."""
+    """Commit and imported packages of each side, if two revisions were compared."""
     fail_on: frozenset[Outcome] = frozenset()
     unreported: dict[str, None] = field(default_factory=dict)
     """Tests that a worker started but never reported, because it died while they waited for confirmation."""
@@ -173,7 +173,7 @@ class RunOutcome:
 
     @property
     def breach(self) -> str:
-        """Why the run fails although no test failed; empty if it does not."""
+        """Reason that the run fails although no test failed; empty if there is none."""
         if self.dead:
             return f"{self.dead}; tests not run: {self.not_run} (--llmperf-isolate goes on in another process)"
         if self.unreported:
@@ -186,7 +186,7 @@ class RunOutcome:
 
     @property
     def _unwritten(self) -> str:
-        """What could not be written or released after the tests."""
+        """Failure to write or release something after the tests; empty if there is none."""
         if self.update and self.update.failed:
             return "the baseline could not be updated"
         if self.disturbed and self.update and self.update.refusal:

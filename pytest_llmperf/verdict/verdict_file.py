@@ -102,7 +102,7 @@ class VerdictFile(Written):
     exit_code: int
     failed: bool
     breach: str
-    """Why the run failed although no test failed."""
+    """Reason that the run failed although no test failed."""
     device_key: str
     run: Run | None
     """The first test's run; each xdist worker has its own."""
@@ -114,7 +114,7 @@ class VerdictFile(Written):
     differences: list[str]
     """Differences between this machine and the baseline's latest run."""
     sides: dict[str, SideProof] = Field(default_factory=dict)
-    """What each side ran, by ``base`` and ``head``, if two revisions were compared."""
+    """Commit and imported packages of each side, by ``base`` and ``head``, if two revisions were compared."""
     tests: list[TestVerdicts]
 
 
