@@ -1,1 +1,1 @@
-"""Text from verdicts; nothing is decided here."""
+"""Reports: format verdicts as text, HTML and exports; no verdict is made here."""

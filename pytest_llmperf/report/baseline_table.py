@@ -1,4 +1,4 @@
-"""Baselines and findings as tables for the ``llmperf`` command."""
+"""Baseline table of the ``llmperf`` command: runs, median, spread and detectable change of each metric."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_llmperf.verdict.sentence import format_value
 
 
 def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iterator[str]:
-    """A baseline as a table: below each test a row a metric, over the runs that may be compared with the latest one."""
+    """Yield a baseline as a table: one row per metric below each test, from runs comparable with the latest."""
     sessions = len({run.session_id for run in baseline.runs})
     yield printable(f"{name}: {baseline.device_key}, {evidence(len(baseline.runs), sessions)}")
     if not baseline.runs:
@@ -58,14 +58,14 @@ def _row(cell: Cell, comparison: Comparison) -> tuple[str, ...]:
 
 
 def _spread(cell: Cell) -> str:
-    """Standard deviation of the logarithms of the runs' figures, as a percentage."""
-    if len(cell.window) < 2 or min(cell.figures) <= 0:  # noqa: PLR2004  # a spread takes two
+    """Return the standard deviation of the logarithms of the runs' figures, as a percentage."""
+    if len(cell.window) < 2 or min(cell.figures) <= 0:  # noqa: PLR2004  # a spread needs two
         return "-"
     return f"{100 * math.expm1(stdev(map(math.log, cell.figures))):.1f} %"
 
 
 def _finds(cell: Cell, comparison: Comparison) -> str:
-    """What this window can find: a limit for what is exact, the screen's minimum detectable effect for the rest."""
+    """Return the change that this window detects: the limit of an exact metric, or the screen's MDE."""
     if cell.metric.kind is Kind.EXACT and not varies(cell):
         return f"> {format_value(cell.metric, limit_value(cell))}"
     if min(cell.figures) <= 0:
@@ -75,6 +75,6 @@ def _finds(cell: Cell, comparison: Comparison) -> str:
 
 
 def table_width() -> int:
-    """The terminal's width, or what ``COLUMNS`` says; wide where output goes elsewhere."""
+    """Return the terminal's width or ``COLUMNS``; a large width if the output is not a terminal."""
     known = sys.stdout.isatty() or os.environ.get("COLUMNS")
     return shutil.get_terminal_size().columns if known else PIPE_COLUMNS

@@ -1,4 +1,4 @@
-"""What is drawn of one workload: pure data, in figures scaled to the axis; ``page/page.js`` hands it to plotly."""
+"""Charts of the HTML report, as data scaled to the axis; ``page/page.js`` passes them to plotly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_llmperf.verdict.level_history import Series
 from pytest_llmperf.verdict.sentence import format_value, scale_of
 
 MOST_POINTS = 256
-"""More along one axis are not told apart, and make the file large: neighbours are put together."""
+"""Maximum points along an axis; more are not distinguishable and enlarge the file, so neighbours are combined."""
 
 DIGITS = 5
 LONGEST_LABEL = 40
@@ -28,12 +28,12 @@ PHASES = ("load", "prefill", "decode", "serving")
 HELD = {"weights": "weights_bytes", "KV cache": "kv_cache_bytes"}
 
 Role = Literal["now", "baseline", "level", "other"]
-"""What a trace stands for, which decides its colour; ``other`` ones are told apart by their order."""
+"""Meaning of a trace, which decides its colour; ``other`` traces get colours by their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChartTrace:
-    """Figures that are drawn as one; ``labels`` are shown where one of them is pointed at."""
+    """One series of figures; ``labels`` are shown on hover."""
 
     name: str
     form: Literal["line", "points", "path", "bars", "box"]
@@ -43,7 +43,7 @@ class ChartTrace:
     labels: Sequence[str] = ()
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    """A band around a line."""
+    """Upper bound of a band around a line; ``low`` is the lower bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """One picture. ``summary`` says in words what it shows."""
+    """One chart; ``summary`` describes it in words."""
 
     title: str
     x: str
@@ -66,18 +66,18 @@ class Chart:
     traces: Sequence[ChartTrace]
     marks: Sequence[Mark] = ()
     ticks: Mapping[str, float] | None = None
-    """Where the x axis is labelled, if not evenly."""
+    """Labels of the x axis with their positions, if they are not spaced evenly."""
     categories: Sequence[str] = ()
-    """In which order names stand on the x axis."""
+    """Order of the names on the x axis."""
     log_x: bool = False
     from_zero: bool = False
     wide: bool = False
-    """Whether it goes along a long axis."""
+    """Whether the chart spans two columns of the page."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A metric's axis, in the unit that suits the largest figure on it."""
+    """A metric's axis, with a unit that suits its largest figure."""
 
     metric: Metric
     size: float
@@ -85,7 +85,7 @@ class Axis:
 
     @classmethod
     def of(cls, metric: Metric, values: Iterable[float]) -> Axis:
-        """The axis for these figures, in the metric's unit."""
+        """Return the axis for figures in the metric's unit."""
         size, unit = scale_of(metric, max(map(abs, values), default=0.0)) or (1.0, metric.unit)
         return cls(metric, size, unit)
 
@@ -95,29 +95,29 @@ class Axis:
         return f"{self.metric.title} ({self.unit})" if self.unit else self.metric.title
 
     def scaled(self, values: Iterable[float]) -> list[float]:
-        """These figures in the axis's unit."""
+        """Convert figures to the axis's unit."""
         return [rounded(value / self.size) for value in values]
 
 
 def rounded(value: float) -> float:
-    """With as many digits as a picture can show."""
+    """Round to as many digits as a chart can show."""
     return float(f"{value:.{DIGITS}g}")
 
 
 def figure(value: object) -> float | None:
-    """A figure that can be drawn; ``None`` for text, what is missing and what is not finite."""
+    """Return a value as a float; ``None`` for text, missing and non-finite values."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def figures(values: Mapping[str, object]) -> dict[str, float]:
-    """Those that can be drawn."""
+    """Return the values that can be drawn."""
     return {name: value for name, part in values.items() if (value := figure(part)) is not None}
 
 
 def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | None:
-    """Gaps between tokens over their position; none where requests are not all of one length."""
+    """Return a chart of inter-token latency by position; ``None`` if requests differ in length."""
     gaps, positions = result.samples.get("itl_ms", []), result.workload.output_tokens - 1
-    if positions < 2 or len(gaps) != positions * result.observation.requests:  # noqa: PLR2004  # a line takes two
+    if positions < 2 or len(gaps) != positions * result.observation.requests:  # noqa: PLR2004  # a line needs two
         return None
     axis = Axis.of(METRICS["itl_p50_ms"], gaps)
     stride = math.ceil(positions / MOST_POINTS)
@@ -145,7 +145,7 @@ def per_token(result: TestResult, baseline_tpot_ms: float | None) -> Chart | Non
 def distribution(
     metric: Metric, samples: Sequence[float], window: Sequence[float], runs: Sequence[float]
 ) -> Chart | None:
-    """This run's requests beside the runs of the baseline, and this session's runs where there are several."""
+    """Return a chart of this run's requests, the baseline's runs and this session's runs."""
     groups: dict[str, tuple[Role, Sequence[float]]] = {
         f"baseline: {plural(len(window), 'run')}": ("baseline", window),
         f"this session: {plural(len(runs), 'run')}": ("other", runs),
@@ -168,7 +168,7 @@ def distribution(
 
 
 def history(series: Series, now: float | None) -> Chart:
-    """A cell over the baseline's sessions, its levels and where they changed, and this run at the end.
+    """Return a chart of a cell over the baseline's sessions: levels, change points, and this run at the end.
 
     Raises:
         MissingDependency: ruptures is not installed.
@@ -196,7 +196,7 @@ def history(series: Series, now: float | None) -> Chart:
 
 
 def memory(now: Mapping[str, float], baseline: Mapping[str, float]) -> Chart | None:
-    """Bytes by phase: weights, KV cache and the peaks, by metric key."""
+    """Return a chart of bytes by phase: weights, KV cache and peaks."""
     groups = (
         Bars("baseline", "baseline", baseline, "allocated"),
         Bars("allocated", "now", now, "allocated"),
@@ -225,7 +225,7 @@ def memory(now: Mapping[str, float], baseline: Mapping[str, float]) -> Chart | N
 
 @dataclass(frozen=True)
 class Bars:
-    """One kind of memory, phase by phase."""
+    """One kind of memory by phase."""
 
     name: str
     role: Role
@@ -234,21 +234,21 @@ class Bars:
 
     @property
     def values(self) -> dict[str, float]:
-        """What is known, in bytes; weights and KV cache stand beside what is allocated."""
+        """Known values in bytes; weights and KV cache are shown with allocated memory."""
         held = HELD if self.kind == "allocated" else {}
         names = held | {f"{phase} peak": f"{phase}_peak_{self.kind}_bytes" for phase in PHASES}
         return {name: self.figures[key] for name, key in names.items() if key in self.figures}
 
     @property
     def words(self) -> str:
-        """Each phase with its figure."""
+        """Each phase with its formatted value."""
         return ", ".join(
             f"{name} {format_value(METRICS['weights_bytes'], value)}" for name, value in self.values.items()
         )
 
 
 def thinned(values: Sequence[float]) -> list[float]:
-    """At most `MOST_POINTS` of them that are spread as all are."""
+    """Return at most `MOST_POINTS` values with the same distribution."""
     if len(values) <= MOST_POINTS:
         return [*values]
     ordered = sorted(values)
@@ -284,12 +284,12 @@ def _levels(series: Series, axis: Axis) -> Iterator[ChartTrace]:
 
 
 def _starts(series: Series) -> list[int]:
-    """At which point each level begins."""
+    """Return the index of the point at which each level begins."""
     return [0, *accumulate(len(stretch) for stretch, _ in series.levels[:-1])]
 
 
 def _marks(series: Series) -> list[Mark]:
-    """Changes of level and accepted steps; an accepted step stands before the first point that is later."""
+    """Return level changes and accepted changes; the latter are drawn before the first later point."""
     labels: defaultdict[float, list[str]] = defaultdict(list)
     for start, change in zip(_starts(series)[1:], series.changes, strict=True):
         labels[start - 0.5].append(f"{100 * (change.after / change.before - 1):+.1f} %")
@@ -300,7 +300,7 @@ def _marks(series: Series) -> list[Mark]:
 
 
 def _dates(series: Series) -> dict[str, float]:
-    """A few days, each where its first point is."""
+    """Return a few dates, each at the position of its first point."""
     days: dict[str, float] = {}
     for at, point in enumerate(series.points):
         days.setdefault(point.time[:10], float(at))

@@ -1,4 +1,4 @@
-"""A run as a document: what a page shows, in words and figures, before it is a page."""
+"""Build the HTML report's content from a run's evidence: texts, tables and charts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, Verdi
 TABLE_COLUMNS = 100
 
 Facts = Sequence[tuple[str, str]]
-"""Names and what they stand for."""
+"""Pairs of name and value."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Pictures of one kind, of which one is shown at a time."""
+    """Charts of one kind, shown one at a time."""
 
     charts: Sequence[Chart]
 
@@ -48,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """One test with all that is known of it."""
+    """One test with its verdicts, explanations and workloads."""
 
     __test__ = False  # pytest would collect a class of this name
 
@@ -58,25 +58,25 @@ class Test:
     sentences: Sequence[tuple[str, str]]
     """Outcome and sentence of each cell that gates or moved."""
     explanations: Sequence[tuple[str, Sequence[str]]]
-    """Title and lines of each phase whose time is explained."""
+    """Title and lines of each explained phase."""
     parts: Sequence[Part]
     reproduce: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShownDifference:
-    """One fact about the machine that is not the same as in the baseline's latest run."""
+    """A fact about the machine that differs from the baseline's latest run."""
 
     name: str
     now: str
     then: str
     blocks: bool
-    """Whether such runs are not compared. A fact that only one side knows keeps none apart."""
+    """Whether the difference prevents a comparison; a fact that only one side has does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """All that a page shows."""
+    """Content of the page."""
 
     device: str
     conclusion: str
@@ -85,9 +85,9 @@ class Document:
     injected: str
     run_facts: Facts
     outcomes: Sequence[tuple[str, int]]
-    """How many cells that can fail came out how."""
+    """Number of cells that can fail, by outcome."""
     failures: Sequence[tuple[str, str]]
-    """Test and sentence of each that failed."""
+    """Test and sentence of each failure."""
     missing: Sequence[str]
     rows: Sequence[Row]
     tests: Sequence[Test]
@@ -99,7 +99,7 @@ class Document:
 
 
 def document(evidence: Evidence) -> Document:
-    """What a page shows of a run.
+    """Build the page's content for a run.
 
     Raises:
         MissingDependency: ruptures is not installed.
@@ -169,7 +169,7 @@ def _test(test: TestVerdicts, evidence: Evidence) -> Test:
 
 
 def _outcome(test: TestVerdicts) -> str:
-    """The worst of a test's cells that can fail it."""
+    """Return the worst outcome of a test's cells that can fail it."""
     found = [cell.outcome for cell in test.cells if cell.counts]
     if test.error:
         return Outcome.ERROR.words
@@ -259,7 +259,7 @@ def _flat(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
 
 
 def _differences(verdicts: VerdictFile) -> Iterator[ShownDifference]:
-    """Those of ``field: then -> now``."""
+    """Parse lines of the form ``field: then -> now``."""
     for line in verdicts.differences:
         name, _, values = line.partition(": ")
         then, _, now = values.rpartition(" -> ")
@@ -269,7 +269,7 @@ def _differences(verdicts: VerdictFile) -> Iterator[ShownDifference]:
 
 
 def _metrics(verdicts: VerdictFile) -> Iterator[tuple[str, str]]:
-    """What the metrics of the table mean."""
+    """Yield the definitions of the metrics in the table."""
     keys = {cell.metric for test in verdicts.tests for cell in test.cells}
     for metric in (metric for key, metric in METRICS.items() if key in keys):
         margin = f"; tolerated {percent(metric.tolerate)}" if metric.kind is Kind.TIMED else ""

@@ -1,4 +1,4 @@
-"""Why a test got slower, as text: a line that says it, and a table of operators and kernels on both sides."""
+"""Format the explanation of a regression: a headline and a table of operators and kernels on both sides."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from pytest_llmperf.verdict.sentence import format_value
 STEPS = {"prefill": "request", "decode": "token"}
 MENTIONED = 3
 WORTH_MENTIONING = 0.01
-"""Of the step's time on the base: what takes that much longer is named, as is what is called more; else what grew."""
+"""Minimum slowdown of an operator in the headline, as a share of the base's step.
+
+Operators with more calls are also named. If no operator qualifies, all that took longer are.
+"""
 
 
 def explanation_title(explanation: Explanation) -> str:
-    """What the table below is about."""
+    """Return the title of the table."""
     return f"time per {STEPS[explanation.phase]} in {explanation.phase}"
 
 
 def explanation_text(explanation: Explanation, width: int, *, color: bool = False) -> str:
-    """The explanation in at most ``width`` columns, as far as words allow."""
+    """Format the explanation in at most ``width`` columns, if its words fit."""
     return "\n".join(_lines(explanation, width, color=color))
 
 
 def headline(explanation: Explanation) -> str:
-    """What takes longer, in one line: ``aten::mm +1.90 ms, 24 more calls``."""
+    """Return the operators that take longer, in one line: ``aten::mm +1.90 ms, 24 more calls``."""
     if explanation.reason:
         return printable(f"not explained: {explanation.reason}")
     base_ms, now_ms = explanation.base_ms or 0.0, explanation.now_ms or 0.0
@@ -75,7 +78,7 @@ def _change(one: OperatorChange) -> str:
 
 
 def _calls(one: OperatorChange) -> str:
-    """As many as there are, and where they changed, as there were: ``57 -> 81``."""
+    """Format the number of calls; if it changed, both numbers: ``57 -> 81``."""
     before, after = ("-" if count is None else _count(count) for count in (one.base_calls, one.now_calls))
     return after if before == after else f"{before} -> {after}"
 
@@ -88,5 +91,5 @@ def _more_calls(one: OperatorChange) -> str:
 
 
 def _count(calls: float) -> str:
-    """A mean over tokens, to three digits; whole where that is no fewer."""
+    """Format a mean over tokens to three digits; from 100 on as an integer."""
     return f"{calls:.3g}" if calls < 100 else f"{calls:,.0f}"  # noqa: PLR2004  # three digits

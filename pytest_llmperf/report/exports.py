@@ -1,4 +1,4 @@
-"""A run's figures as the dashboards that people have already take them."""
+"""Export a run's figures for dashboards: github-action-benchmark and Bencher."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, Verdi
 
 @dataclass(frozen=True)
 class ExportedPoint:
-    """One figure of a run: ``value`` is in the metric's unit."""
+    """One figure of a run; ``value`` is in the metric's unit."""
 
     test: str
     cell: CellVerdict
     value: float
     workload: Workload | None
-    """``None`` where the verdict came from a comparison of two revisions."""
+    """``None`` if the verdict is from a comparison of two revisions."""
     several: bool
     """Whether the test measured several workloads."""
 
     @property
     def metric(self) -> Metric:
-        """What it is a figure of."""
+        """The figure's metric."""
         return METRICS[self.cell.metric]
 
     @property
     def name(self) -> str:
-        """The test, and the workload's hash where it measured several: with the metric, unique in a run."""
+        """The test, with the workload's hash if it measured several; unique in a run together with the metric."""
         return printable(f"{self.test} {self.cell.workload}" if self.several else self.test)
 
 
 def points(verdicts: VerdictFile) -> list[ExportedPoint]:
-    """Every figure that was judged and is a number.
+    """Return every judged figure that is a number.
 
     Raises:
-        UsageError: there is none, or ``--llmperf-inject`` made them worse.
+        UsageError: there is none, or ``--llmperf-inject`` changed them.
     """
     if verdicts.injected:
         injected = printable(", ".join(verdicts.injected))
@@ -54,17 +54,20 @@ def points(verdicts: VerdictFile) -> list[ExportedPoint]:
 
 
 def custom_smaller_is_better(verdicts: VerdictFile) -> str:
-    """What github-action-benchmark takes with ``tool: customSmallerIsBetter``."""
+    """Format for github-action-benchmark with ``tool: customSmallerIsBetter``."""
     return _custom(verdicts, Better.SMALLER)
 
 
 def custom_bigger_is_better(verdicts: VerdictFile) -> str:
-    """What github-action-benchmark takes with ``tool: customBiggerIsBetter``."""
+    """Format for github-action-benchmark with ``tool: customBiggerIsBetter``."""
     return _custom(verdicts, Better.LARGER)
 
 
 def bencher(verdicts: VerdictFile) -> str:
-    """Bencher Metric Format, https://bencher.dev/docs/reference/bencher-metric-format: a test's figures by metric."""
+    """Format as Bencher Metric Format: a test's figures by metric.
+
+    Format: https://bencher.dev/docs/reference/bencher-metric-format.
+    """
     found: defaultdict[str, dict[str, dict[str, float]]] = defaultdict(dict)
     for point in points(verdicts):
         found[point.name][point.metric.key] = {"value": point.value}

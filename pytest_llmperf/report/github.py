@@ -1,7 +1,7 @@
-"""What a run decided, as GitHub shows it: the body of a comment or of a step's summary, and annotations of lines.
+"""Format a run for GitHub: pull request comment, step summary and annotations.
 
-Names of tests and models, and what a test raised, come from the pull request. In a body they stand in ``<code>`` or
-``<pre>`` within blocks of HTML, in which GitHub reads neither Markdown nor ``@name`` nor ``#123``.
+Names of tests and models, and exceptions of tests, come from the pull request and are untrusted. A body has them in
+``<code>`` or ``<pre>`` inside HTML blocks, where GitHub interprets neither Markdown nor ``@name`` nor ``#123``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
 
 COMMENT_BYTES = 65_536
-"""GitHub's limit for a comment, which it counts in characters: no more of these than of bytes."""
+"""GitHub's limit of a comment in characters; applied to bytes, of which there are at least as many."""
 SUMMARY_BYTES = 1024**2
-"""GitHub's limit for what one step adds to the summary."""
+"""GitHub's limit of one step's summary."""
 FAILURES_SHARE = 0.5
-"""Of a body's bytes: the list of what failed leaves room for the table, whose first rows tell the same in short."""
+"""Maximum share of a body for the list of failures; the table, whose first rows repeat them, needs the rest."""
 
 MOST_ERRORS = 10
-"""What GitHub shows of one level and step."""
+"""Number of annotations that GitHub shows per level and step."""
 LONGEST_TITLE = 255
-"""Characters that GitHub takes as an annotation's title."""
+"""GitHub's limit of an annotation's title, in characters."""
 LONGEST_TEXT = 600
-"""Characters of one name or sentence: a single one must not fill a comment."""
+"""Maximum characters of one name or sentence, so that a single one cannot fill a comment."""
 LONGEST_LIST = 5
 TABLE_COLUMNS = 100
 
@@ -49,32 +49,32 @@ _HEADINGS = "".join(f"<th>{word}</th>" for word in ("verdict", "test", "metric",
 
 @dataclass(frozen=True)
 class CommentBlock:
-    """A block of HTML that may be cut between two rows."""
+    """An HTML block that may be truncated between two rows."""
 
     opening: str
     rows: Sequence[str]
     closing: str
     share: float = 1.0
-    """How much of the whole body it may take."""
+    """Maximum share of the whole body."""
 
 
 def comment(verdicts: VerdictFile) -> str:
-    """The body of a pull request's one comment on a device; the first line tells it from all others."""
+    """Return the body of a pull request comment; its first line identifies the device's comment."""
     marker = f"<!-- pytest-llmperf {slug(verdicts.device_key)} -->\n"
     return marker + _body(verdicts, COMMENT_BYTES - len(marker))
 
 
 def summary(verdicts: VerdictFile, most_bytes: int = SUMMARY_BYTES) -> str:
-    """The same for the summary of a step, which takes more.
+    """Return the same for a step summary, which may be longer.
 
     Raises:
-        UsageError: there is not even room to say how the run ended.
+        UsageError: there is not even room for the conclusion.
     """
     return _body(verdicts, most_bytes)
 
 
 def workflow_commands(verdicts: VerdictFile) -> str:
-    """Workflow commands: an error on each failed test's line, and one warning if anything is undecided."""
+    """Return workflow commands: an error at each failed test's line, and one warning if a cell is undecided."""
     lines = [_annotation(test) for test in verdicts.tests if test.failed]
     if verdicts.breach:
         lines.append(_command("error", printable(verdicts.breach), title="llmperf"))
@@ -88,7 +88,7 @@ def workflow_commands(verdicts: VerdictFile) -> str:
 
 
 def _body(verdicts: VerdictFile, most_bytes: int) -> str:
-    """What failed and what is open, then every cell, the worst first, then where the time went and how to repeat it."""
+    """Return the body: failures and undecided cells, all cells (worst first), explanations and commands."""
     heading, cut = f"### llmperf: {conclusion(verdicts)}\n\n", _cut_line(os.environ)
     room = most_bytes - _bytes(heading) - _bytes(cut)
     if room < 0:
@@ -109,7 +109,7 @@ def _body(verdicts: VerdictFile, most_bytes: int) -> str:
 
 
 def _fitted(blocks: Iterable[CommentBlock], most_bytes: int) -> tuple[str, bool]:
-    """Whole rows in order, as many as there is room for, and whether these are all."""
+    """Return as many whole rows as fit, in order, and whether all fit."""
     text, left, whole = "", most_bytes, True
     for block in blocks:
         frame = _bytes(block.opening + block.closing)
@@ -120,7 +120,7 @@ def _fitted(blocks: Iterable[CommentBlock], most_bytes: int) -> tuple[str, bool]
 
 
 def _fitting(rows: Sequence[str], most_bytes: int) -> int:
-    """How many of the first rows fit."""
+    """Count the first rows that fit."""
     left = most_bytes
     for count, row in enumerate(rows):
         left -= _bytes(row)
@@ -145,7 +145,7 @@ def _facts(verdicts: VerdictFile) -> Iterator[str]:
 
 
 def _run_link(environ: Mapping[str, str]) -> str:
-    """The run of the workflow that this is made in; empty outside of one."""
+    """Return a link to the current workflow run; empty outside of a workflow."""
     names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
     if not all(environ.get(name) for name in names):
         return ""
@@ -168,16 +168,16 @@ def _failure(test: TestVerdicts) -> str:
 
 
 def _reasons(test: TestVerdicts) -> list[str]:
-    """Why a test failed, a line each."""
+    """Return why a test failed, one line per reason."""
     return [test.error] if test.error else [cell.sentence for cell in test.cells if cell.fails]
 
 
 def _undecided_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
-    """Why cells that gate have no answer, the commonest reason first."""
+    """Return the reasons of undecided gating cells, the most frequent first."""
     groups: defaultdict[tuple[Outcome, str], list[str]] = defaultdict(list)
     for cell in (cell for test in tests for cell in test.cells if cell.counts and cell.outcome in _UNDECIDED):
         reason = _reason(cell)
-        groups[cell.outcome, re.sub(r"\d[\d.e-]*", "0", reason)].append(reason)  # what can be found differs by cell
+        groups[cell.outcome, re.sub(r"\d[\d.e-]*", "0", reason)].append(reason)  # the detectable change differs by cell
     found = sorted(groups.items(), key=lambda group: -len(group[1]))
     rows = [_undecided_row(outcome, reasons) for (outcome, _), reasons in found[:LONGEST_LIST]]
     if more := found[LONGEST_LIST:]:
@@ -191,7 +191,7 @@ def _undecided_row(outcome: Outcome, reasons: Sequence[str]) -> str:
 
 
 def _reason(cell: CellVerdict) -> str:
-    """What the sentence says after the outcome; the whole of it where that is elsewhere."""
+    """Return the part of the sentence after the outcome; the whole sentence if the outcome is elsewhere."""
     words = cell.outcome.words
     return re.split(f"; {words}: |: {words}, ", cell.sentence, maxsplit=1)[-1]
 
@@ -215,7 +215,7 @@ def _cells_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
 
 
 def _is_shown(cell: CellVerdict) -> bool:
-    """What gates, and of the rest what moved; not the good news of long ago."""
+    """Return whether to show a cell: gating cells and changes, but no improvement against an anchor."""
     if cell.against and cell.outcome is Outcome.IMPROVED:
         return False
     return cell.counts or cell.outcome in _MOVED
@@ -248,7 +248,7 @@ def _annotation(test: TestVerdicts) -> str:
 
 
 def _command(level: str, message: str, **properties: str) -> str:
-    """A workflow command, escaped as GitHub's own toolkit does it."""
+    """Format a workflow command, escaped as in GitHub's own toolkit."""
     words = ",".join(
         f"{name}={_data(text).replace(':', '%3A').replace(',', '%2C')}" for name, text in properties.items()
     )

@@ -1,4 +1,4 @@
-"""Cells over time as a picture: points, levels, changes and accepted steps."""
+"""Plot the history of cells with matplotlib: points, levels, change points and accepted changes."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ DPI = 100
 
 
 def check_plot(path: Path) -> None:
-    """Refuse at once what could not be drawn.
+    """Check early that a file's format can be plotted.
 
     Raises:
-        UsageError: the ending is of no known kind.
+        UsageError: the suffix is unknown.
     """
     if path.suffix not in ENDINGS:
         raise UsageError(f"cannot plot to {path}: expected a name ending in {', '.join(ENDINGS)}")
 
 
 def write_plot(series: Sequence[Series], path: Path, *, title: str) -> None:
-    """Draw one panel a cell.
+    """Draw one panel per cell.
 
     Raises:
         UsageError: there is nothing to draw, or too much; ``MissingDependency`` without matplotlib.
@@ -77,7 +77,7 @@ def _draw(axes: Axes, series: Series) -> None:
         axes.axvline(_time(change.first.time), color="C3", linewidth=1, label="change")
     for epoch in series.epochs:
         axes.axvline(_time(epoch.time), color="C2", linewidth=1, linestyle="--", label="accepted")
-    # A dollar sign in a test's name is no formula.
+    # A dollar sign in a test's name must not start a formula.
     axes.set_title(printable(f"{series.cell.test} - {series.cell.metric.title}"), fontsize=8, parse_math=False)
     axes.xaxis_date()
     axes.yaxis.set_major_formatter(_ticks(series.cell.metric))
@@ -97,7 +97,7 @@ def _image(figure: Figure, kind: str) -> bytes:
     from matplotlib import rc_context
 
     target = io.BytesIO()
-    # Text stays text, and the same series give the same bytes.
+    # Keep text as text, and make the bytes reproducible.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "llmperf"}):
         figure.savefig(target, format=kind, metadata={"Date": None} if kind == "svg" else None)
     return target.getvalue()
@@ -109,7 +109,7 @@ def _page(svg: str, title: str) -> str:
 
 
 def _time(text: str) -> float:
-    """A record's time as matplotlib counts time: in days."""
+    """Convert a record's time to matplotlib's unit, days."""
     from matplotlib.dates import date2num
 
     try:

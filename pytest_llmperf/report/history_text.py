@@ -1,4 +1,4 @@
-"""Changes of level as lines of text."""
+"""Format the change points of a baseline as lines of text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pytest_llmperf.verdict.sentence import format_value
 
 
 def change_lines(series: Sequence[Series], *, name: str) -> Iterator[str]:
-    """A baseline's change points: below each test a line each, and one for all its cells that have none."""
+    """Yield a baseline's change points: one line each below their test, and one line for cells without any."""
     changes = sum(len(one.changes) for one in series)
     yield printable(f"{name}: {plural(len(series), 'cell')}, {plural(changes, 'change')}")
     for line in _lines(series):
@@ -35,7 +35,7 @@ def _lines(series: Sequence[Series]) -> Iterator[str]:
 
 
 def _calm_lines(cells: Sequence[Series]) -> Iterator[str]:
-    """Cells without a change, named together."""
+    """Yield the cells without a change, in one line."""
     calm = [one for one in cells if not one.changes]
     for words, long_enough in (("no change", True), ("too few points", False)):
         names = [one.cell.metric.name for one in calm if one.is_long_enough is long_enough]
@@ -52,5 +52,5 @@ def _told(series: Series, change: Change) -> str:
 
 
 def _commits(change: Change) -> str:
-    """As ``git log`` takes them."""
+    """Return the range of commits, as ``git log`` takes it."""
     return "..".join(short_hash(point.commit) if point.commit else "?" for point in (change.last, change.first))

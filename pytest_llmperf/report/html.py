@@ -1,12 +1,11 @@
-"""A run as one HTML file that opens offline. ``page/`` holds its template, style and script.
+"""HTML report of a run: one file that works offline. ``page/`` holds its template, style and script.
 
-Plotly draws: a picture is data in the file until it is looked at, so a thousand of them cost next to nothing before.
-Its script, packed, is most of a small report's 2 MB. A thousand SVGs by matplotlib would be 13 MB and take a processor
-100 s (a history of 7 points: 13 kB and 0.10 s).
+Plotly draws the charts in the browser. A chart is only data until it is shown, so a thousand charts cost almost
+nothing. The compressed plotly script is most of a small report's 2 MB. A thousand SVGs by matplotlib would take 13 MB
+and 100 s of CPU time (a history of 7 points: 13 kB and 0.10 s).
 
-What came from outside is text: `_shown` escapes what would steer a terminal or a reader's eye, the template's
-autoescape what would be HTML, and the page's policy lets run nothing but the two scripts whose hashes it names, and
-nothing be fetched.
+Untrusted text is escaped twice: `_shown` escapes unprintable characters and the template's autoescape escapes HTML. The
+page's content security policy allows only the two scripts whose hashes it names, and no network requests.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.verdict_file import VerdictFile
 
 PACKAGES = ("jinja2", "plotly", "ruptures")
-"""What the extra ``report`` installs."""
+"""Packages that the extra ``report`` installs."""
 
 
 def require_report_extra() -> None:
-    """Refuse now what could only be refused after minutes of measuring.
+    """Check early, before minutes of measuring, that the report's packages are installed.
 
     Raises:
         MissingDependency: a package of the extra is not installed.
@@ -45,18 +44,18 @@ def require_report_extra() -> None:
 
 
 def page(verdicts: VerdictFile, *, journal: Path | None = None, baselines: Path | None = None) -> str:
-    """A verdict file as a page, with what lies beside it: see `gather`.
+    """Return a verdict file as an HTML page, with the files beside it: see `gather`.
 
     Raises:
         MissingDependency: the extra ``report`` is not installed.
-        BaselineError: a file that was named is not there or cannot be trusted.
+        BaselineError: a given file does not exist or is invalid.
     """
     require_report_extra()
     return render(document(gather(verdicts, journal=journal, baselines=baselines, here=Path.cwd())))
 
 
 def write_report(path: Path, evidence: Evidence) -> None:
-    """Write a run's page, whole or not at all.
+    """Write a run's page atomically.
 
     Raises:
         BaselineError: it cannot be written.
@@ -70,7 +69,7 @@ def write_report(path: Path, evidence: Evidence) -> None:
 
 
 def render(shown: Document) -> str:
-    """The page of a document: the same document gives the same text."""
+    """Render a document as HTML; the output is reproducible."""
     from jinja2 import Environment, StrictUndefined
 
     template = Environment(
@@ -91,7 +90,7 @@ def render(shown: Document) -> str:
 
 
 def _number_charts(data: dict[str, Any]) -> Iterator[Any]:
-    """Every chart of the document; the figures keep their numbers in its place."""
+    """Yield every chart of the document, and store the charts' numbers in their figures."""
     parts = [part for test in data["tests"] for part in test["parts"]]
     groups = [
         *(figures for _, figures in data["compared"]),
@@ -105,7 +104,7 @@ def _number_charts(data: dict[str, Any]) -> Iterator[Any]:
 
 
 def _shown(value: Any) -> Any:
-    """A document's parts as JSON has them, every text printable."""
+    """Convert a document to JSON types, with all texts escaped."""
     if isinstance(value, str):
         return printable(value)
     if is_dataclass(value):
@@ -116,7 +115,7 @@ def _shown(value: Any) -> Any:
 
 
 def _hash(script: str) -> str:
-    """As a content security policy names a script that may run."""
+    """Return a script's hash as a content security policy names it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 

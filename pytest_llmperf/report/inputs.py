@@ -1,4 +1,4 @@
-"""What a report is made from: a run's verdicts, what it measured, and the baseline's past."""
+"""Collect the inputs of a report: a run's verdicts, its journal and the baseline's history."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pytest_llmperf.verdict.verdict_file import VerdictFile
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """One run. Without ``results`` there are no figures of single requests, without ``baseline`` no past."""
+    """Inputs of a report. ``results`` add per-request figures and ``baseline`` adds the history."""
 
     verdicts: VerdictFile
     results: Sequence[TestResult] = ()
@@ -27,43 +27,43 @@ class Evidence:
 
     @cached_property
     def result_of(self) -> Mapping[tuple[str, str], TestResult]:
-        """What was measured, by test and workload hash."""
+        """Results by test and workload hash."""
         return {(result.observation.test, result.workload.hash): result for result in self.results}
 
     @cached_property
     def series_of(self) -> Mapping[CellKey, Series]:
-        """The past of every cell that has one, whatever was accepted in between."""
+        """History of every cell that has one, ignoring epochs."""
         found = series_of(self._past, every_metric=True) if self._past else []
         return {series.cell.key: series for series in found}
 
     @cached_property
     def window_of(self) -> Mapping[CellKey, Sequence[float]]:
-        """The figures of the baseline's runs that this one may be compared with."""
+        """Figures of the baseline's comparable runs."""
         run = self.verdicts.run
         cells = Comparison(self._past, run.environment).stored_cells if run else {}
         return {key: [v.value for v in cell.window if not isinstance(v.value, str)] for key, cell in cells.items()}
 
     @cached_property
     def _past(self) -> Baseline | None:
-        """The baseline without the run itself, which an update has appended."""
+        """The baseline without this run, which an update may have appended."""
         if self.baseline is None:
             return None
         own = {self.verdicts.run.run_id} if self.verdicts.run else set()
-        own |= {result.observation.run for result in self.results}  # each xdist worker's is one of its own
+        own |= {result.observation.run for result in self.results}  # each xdist worker has its own run
         return with_cells(self.baseline, [cell for cell in self.baseline.cells if cell.run not in own])
 
 
 def gather(verdicts: VerdictFile, *, journal: Path | None, baselines: Path | None, here: Path) -> Evidence:
-    """A run's evidence from files.
+    """Load a run's evidence from files.
 
     Args:
-        verdicts: of the run.
-        journal: of the run; by default the one that was kept under ``here``, if it was.
+        verdicts: verdicts of the run.
+        journal: journal of the run; by default the one kept under ``here``, if any.
         baselines: folder; by default ``baselines`` under ``here``, if it holds the device's file.
-        here: the project.
+        here: folder of the project.
 
     Raises:
-        BaselineError: a file that was named is not there, or is of another run; or one cannot be trusted.
+        BaselineError: a given file does not exist, belongs to another run or is invalid.
     """
     path = journal or _kept_journal(verdicts, here)
     results = _results(path, verdicts) if path else []
@@ -89,7 +89,7 @@ def _results(path: Path, verdicts: VerdictFile) -> list[TestResult]:
 
 
 def _baseline(folder: Path, verdicts: VerdictFile, *, named: bool) -> Baseline | None:
-    # The key is compared with the files that are there, never made part of a path: it came with the verdicts.
+    # The key comes from the verdict file, so it is compared with existing files and never put into a path.
     known = {path.stem for path in folder.glob("*.json")}
     if verdicts.device_key in known:
         return load_baseline(baseline_path(folder, verdicts.device_key))

@@ -1,7 +1,7 @@
-"""A run's figures as OpenMetrics text, for a push to Prometheus.
+"""Export a run's figures as OpenMetrics text, to push to Prometheus.
 
-Only gauges without timestamps and with names that say their unit: a Pushgateway and node_exporter's textfile collector,
-which read the older text format, take them as well.
+The output has only gauges, without timestamps and with the unit in the name. So a Pushgateway and node_exporter's
+textfile collector, which read the older text format, accept it as well.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import VerdictFile
 
 BASE_UNITS = {"ms": ("seconds", 1000), "tokens_per_s": ("tokens_per_second", 1)}
-"""Prometheus' name of a unit, and what a figure is divided by; other units keep theirs."""
+"""Prometheus' name of a unit and the divisor of a figure; other units are kept."""
 
 WORKLOAD_LABELS = ("model", "quantization", "dtype", "attention", "execution", "batch_size", "input_tokens",
                    "output_tokens")  # fmt: skip
 
 
 def openmetrics(verdicts: VerdictFile) -> str:
-    """One gauge a metric, one sample a test and workload, and how many cells that gate came out how.
+    """Return one gauge per metric, one sample per test and workload, and the number of gating cells by outcome.
 
     Format: https://prometheus.io/docs/specs/om/open_metrics_spec/.
     """

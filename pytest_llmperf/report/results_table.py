@@ -1,4 +1,4 @@
-"""The table of results: a group a model, a row a test and workload, with the figure that it is measured for."""
+"""Results table: one group per model, one row per test and workload, with the primary metric."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ Row = tuple[Entry, TestResult]
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """What is shown of each row."""
+    """Content of each row."""
 
     verbosity: int
     explaining: Sequence[str] = ()
-    """Keys of metrics that have a column of their own."""
+    """Keys of metrics with their own column."""
     named: bool = False
     """Whether a verdict names the metrics that fail the test."""
     intervals: bool = True
-    """Whether a change has its interval."""
+    """Whether changes have their confidence interval."""
 
 
 def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -> Outline:
-    """The table of a run, with as much as fits of what explains its figures.
+    """Return the table of a run, with as many additional columns as fit.
 
     Args:
-        entries: what became of its tests.
-        width: columns that there are.
-        verbosity: 0 for the figure that a workload is measured for; 1 adds what gates or moved, 2 all that is judged.
+        entries: results of the run's tests.
+        width: available columns.
+        verbosity: 0 for the primary metric; 1 adds gating metrics and changes, 2 all judged metrics.
     """
     rows = _by_model((entry, result) for entry in entries for result in entry.results)
     for layout in _layouts(rows, verbosity):
@@ -64,7 +64,7 @@ def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -
 
 
 def _layouts(rows: Iterable[Row], verbosity: int) -> Iterator[_Layout]:
-    """The richest first, the barest last. Lines below the table tell what a verdict does not name."""
+    """Yield layouts from the richest to the barest; lines below the table name what a verdict does not."""
     explaining = [key for key in EXPLAINING if not verbosity and any(result.cell(key) for _, result in rows)]
     for named in (True, False):
         yield _Layout(verbosity=verbosity, explaining=explaining, named=named)
@@ -94,14 +94,14 @@ def _empty_table(figure: str, explaining: Iterable[str]) -> Table:
 
 
 def _by_model(rows: Iterable[Row]) -> list[Row]:
-    """Rows of one model together, models and rows in the order in which they came."""
+    """Group rows by model; models and rows keep their order."""
     found = list(rows)
     order = {name: place for place, name in reversed(list(enumerate(map(_group, found))))}
     return sorted(found, key=lambda row: order[_group(row)])
 
 
 def _group(row: Row) -> str:
-    """Model, quantization and what it computes with; the callables of one run are a group as well."""
+    """Return model, quantization and attention; for callables, the engine."""
     workload = row[1].workload
     return printable(_model(workload) if workload.input_tokens else workload.engine)
 
@@ -113,7 +113,7 @@ def _model(workload: Workload) -> str:
 
 
 def _add(outline: Outline, entry: Entry, result: TestResult, layout: _Layout) -> None:
-    """One row for what is measured; with more verbosity a row for each metric, below the test's name."""
+    """Add one row for the primary metric; with more verbosity, a row per metric below the test's name."""
     primary, verdicts = _primary(result), _verdicts(entry, result)
     of_primary = next((one for one in verdicts if one.cell.metric.key == primary.key and not one.against), None)
     several = f" {result.workload.execution}" if len(entry.results) > 1 else ""
@@ -140,7 +140,7 @@ def _verdicts(entry: Entry, result: TestResult) -> list[Verdict]:
 
 
 def _is_shown(verdict: Verdict, verbosity: int) -> bool:
-    """Beside the primary metric what gates or moved; with more verbosity all but what this device cannot measure."""
+    """Return whether to show a further metric: gating ones and changes; with -vv all this device can measure."""
     if verbosity > 1:
         return verdict.cell.value is not None or verdict.outcome is not Outcome.NEW
     return verbosity > 0 and (verdict.counts or verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED))
@@ -160,19 +160,19 @@ def _primary(result: TestResult) -> Metric:
 
 
 def shown_value(verdict: Verdict | CellVerdict) -> float | str | None:
-    """What the change is of: where fresh runs confirmed the first one, the mean of all."""
+    """Return the value that the change refers to: with confirmation runs, the mean of all runs."""
     if verdict.candidates and verdict.ratio is not None:
         return number(verdict.baseline) * verdict.ratio
     return verdict.value if isinstance(verdict, CellVerdict) else verdict.cell.value
 
 
 def figure_text(metric: Metric, value: float | str | None) -> str:
-    """A figure that is to stand in a column: of a digest, its beginning."""
+    """Format a figure for a column; a digest is shortened."""
     return short_hash(value) if isinstance(value, str) else format_value(metric, value)
 
 
 def change(verdict: Verdict | CellVerdict | None) -> str:
-    """The relative change with its interval: ``+1.5% [-9.0, +13]``."""
+    """Format the relative change with its confidence interval: ``+1.5% [-9.0, +13]``."""
     if verdict is None or verdict.ratio is None:
         return "-"
     bounds = verdict.interval
@@ -182,11 +182,11 @@ def change(verdict: Verdict | CellVerdict | None) -> str:
 
 def _percent(ratio: float) -> str:
     points = 100 * (ratio - 1)
-    return f"{points:+.1f}" if abs(points) < 10 else f"{points:+.0f}"  # noqa: PLR2004  # two digits are enough
+    return f"{points:+.1f}" if abs(points) < 10 else f"{points:+.0f}"  # noqa: PLR2004  # two digits suffice
 
 
 def _worst_text(entry: Entry, result: TestResult, primary: Verdict | None, *, named: bool) -> Text:
-    """The worst of what fails the test, with the metrics if they are to be named; else the primary one's outcome."""
+    """Return the worst failing outcome, with its metrics if ``named``; else the primary metric's outcome."""
     failing = [verdict for verdict in entry.failing if verdict.cell.workload == result.workload.hash]
     if entry.error or not failing:
         return _own_text(entry, primary)
@@ -202,15 +202,15 @@ def _own_text(entry: Entry, primary: Verdict | None) -> Text:
 
 
 def outcome_text(outcome: Outcome) -> Text:
-    """An outcome in its colour."""
+    """Return an outcome in its colour."""
     return Text(outcome.words, style=COLORS.get(outcome, OTHER_COLOR))
 
 
 def changed(verdict: Verdict) -> str:
-    """The metric, and since when it changed where that is not the present baseline."""
+    """Return the metric's name, with the anchor's revision if compared with an anchor."""
     return verdict.cell.metric.name + printable(since(verdict))
 
 
 def since(verdict: Verdict | CellVerdict) -> str:
-    """Since when it changed, where that is not the present baseline."""
+    """Return the anchor's revision as text; empty for the present baseline."""
     return f" since {verdict.against}" if verdict.against else ""

@@ -1,4 +1,4 @@
-"""The terminal summary: a table of tests, a line for each verdict that wants attention, and what was decided."""
+"""Terminal summary: a results table, a line for each verdict that needs attention, and the decided cells."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ RECORD = "llmperf record --runs 5"
 def write_summary(reporter: Any, run: RunOutcome) -> None:
     """Write the summary of a run to pytest's terminal reporter.
 
-    ``-v`` adds a row for each figure that gates or moved, ``-vv`` for each that is judged; ``-q`` leaves the table out,
-    ``-qq`` all but what was decided.
+    ``-v`` adds a row for each gating or changed figure, ``-vv`` for each judged one. ``-q`` omits the table, ``-qq``
+    everything except the last line.
     """
-    width, color = reporter._tw.fullwidth, reporter._tw.hasmarkup  # noqa: SLF001  # pytest offers no other way
+    width, color = reporter._tw.fullwidth, reporter._tw.hasmarkup  # noqa: SLF001  # pytest has no public way
     if reporter.verbosity < -1:
         reporter.write_line(printable(decided_line(run)))
         return
@@ -39,7 +39,7 @@ def write_summary(reporter: Any, run: RunOutcome) -> None:
 
 
 def write_now(config: Any, line: str) -> None:
-    """Tell at once, on the terminal if there is one, what a run is at between and after its tests; not at ``-qq``."""
+    """Print a progress line between or after tests, if there is a terminal reporter; not at ``-qq``."""
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     if reporter is None or reporter.verbosity < -1:
         return
@@ -50,14 +50,14 @@ def write_now(config: Any, line: str) -> None:
 
 
 def title(entries: list[Entry]) -> str:
-    """The device, and whether the numbers are real."""
+    """Return the device, and which slowdowns were injected."""
     device = entries[0].device_key if entries else "nothing measured"
     injected = entries[0].injected if entries else []
     return f"llmperf: {device}" + (f" - INJECTED {', '.join(injected)}" if injected else "")
 
 
 def summary_lines(run: RunOutcome) -> Iterator[str]:
-    """What wants attention, what became of the baseline, and last what was decided."""
+    """Yield the lines of the summary: attention, baseline, and last the number of decided cells."""
     yield from attention_lines(_told_here(run.entries))
     for entry in run.entries:
         if entry.error:
@@ -91,7 +91,7 @@ def _told_here(entries: Iterable[Entry]) -> Iterator[Verdict]:
 
 
 def decided_line(run: RunOutcome) -> str:
-    """How many cells that can fail were decided, and how many were not. Never reads as a pass when none was."""
+    """Return how many cells that can fail were decided; never reads as a pass if none was."""
     if not run.compared:
         errors = sum(bool(entry.error) for entry in run.entries)
         return f"llmperf: {plural(len(run.entries), 'test')} measured, {plural(errors, 'error')}, nothing compared"
@@ -115,24 +115,24 @@ def _next_step(run: RunOutcome) -> Iterator[str]:
 
 
 def conclusion(found: VerdictFile) -> str:
-    """How a run ended, with how many cells were decided; never a pass when none was."""
+    """Return how a run ended and how many cells were decided; never a pass if none was."""
     word = "FAILED" if found.failed else "passed" if found.decided else "nothing was verified"
     return f"{word}: {found.decided} of {found.total} gating cells decided: {counted(found.outcomes)}"
 
 
 def counted(outcomes: Mapping[Outcome, int]) -> str:
-    """How many cells came out how, in words."""
+    """Format the number of cells by outcome."""
     found = [f"{outcomes[outcome]} {outcome.words}" for outcome in Outcome if outcomes.get(outcome)]
     return ", ".join(found) or "none"
 
 
 def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
-    """One line for each change that gates, each test's other changes, and each reason that left cells undecided."""
+    """Yield a line for each gating change, each test's other changes, and each reason of undecided cells."""
     groups: defaultdict[tuple[Outcome, str], list[Verdict]] = defaultdict(list)
     explaining: defaultdict[tuple[str, Outcome], list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
         if verdict.against and verdict.outcome is Outcome.IMPROVED:
-            continue  # the good news of long ago
+            continue  # an improvement against an anchor is old news
         if verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED):
             if verdict.cell.limit.gates:
                 yield f"{verdict.outcome.words}: {verdict.cell.test}: {sentence(verdict)}"
@@ -151,7 +151,7 @@ def attention_lines(verdicts: Iterable[Verdict]) -> Iterator[str]:
 
 
 def _group(verdict: Verdict) -> str:
-    """The reason that undecided cells share; what this baseline can find differs from cell to cell."""
+    """Return the reason that undecided cells share; their detectable change differs."""
     if verdict.outcome is Outcome.INCONCLUSIVE and not verdict.flagged and verdict.mde is not None:
         if verdict.against:
             return f"too few or too noisy runs at {verdict.against} to find what must be caught"
@@ -187,7 +187,7 @@ def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
 
 
 def _is_unsteady(result: TestResult) -> bool:
-    """Whether warming up ran into its cap; where the cap is 0, the user does without."""
+    """Return whether the warm-up reached its cap; a cap of 0 disables the warm-up."""
     return result.observation.warmup.requests > 0 and not result.observation.warmup.steady
 
 
@@ -200,7 +200,7 @@ def _missing_line(run: RunOutcome) -> str:
 
 
 def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
-    """One command for each cell: the old level must leave the comparison, or it would blur the new one."""
+    """Yield one command per improved cell; without it, the old level stays in the comparison and blurs the new one."""
     for verdict in improved[:LONGEST_LIST]:
         cell, ratio = verdict.cell, f" ×{verdict.ratio:.3f}" if verdict.ratio else ""
         reason = ("--reason", f"improved{ratio}", "--record", "5", *run.settings)

@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Render tables as plain text, narrowed to a width."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from rich.text import Text
 from pytest_llmperf.text import cut
 
 PIPE_COLUMNS = 160
-"""Width where output is not a terminal: wide enough that nothing is cut."""
+"""Width if the output is not a terminal: large enough that nothing is truncated."""
 
 
 def plain_table(title: str = "") -> Table:
-    """A table without lines, as pytest's own reports have none."""
+    """Return a table without lines, as in pytest's own reports."""
     return Table(box=None, pad_edge=False, padding=(0, 1), title=title or None, title_justify="left")
 
 
 LEAST_NAME = 16
-"""Columns that a name has before a figure beside it gives way."""
+"""Minimum columns for names; spare columns are dropped before names get less."""
 _UNBOUNDED = 1_000_000
 _PLACE = "\ue000"
-"""Stands where a line will: a character that `printable` lets into no other row."""
+"""Placeholder of a line between rows; a character that `printable` escapes in other rows."""
 
 
 def room_for_names(table: Table, width: int) -> int:
-    """Columns that are left for the names, which stand in the first column, if nothing else is cut or folded."""
+    """Return the columns left for the first column's names if nothing else is truncated or folded."""
     longest = max((cell.cell_len for cell in _names(table)), default=0)
     return width - _natural_width(table) + max(longest, len(str(table.columns[0].header)))
 
 
 def narrowed(table: Table, width: int, *, spare: Iterable[str] = ()) -> Table:
-    """The same table for so many columns: it loses what it can spare until names have room, and then they are cut.
+    """Return the table for a width: drop spare columns until names have room, then truncate the names.
 
     Args:
-        table: whose first column holds names, as texts.
-        width: columns that there are.
-        spare: headings of columns in the order in which they give way.
+        table: table whose first column holds names, as texts.
+        width: available columns.
+        spare: headings of columns that may be dropped, in that order.
     """
     for heading in spare:
         if room_for_names(table, width) >= LEAST_NAME:
@@ -73,7 +73,7 @@ def _natural_width(table: Table) -> int:
 
 
 class Outline:
-    """A table with lines above its rows that take no part in the widths of its columns."""
+    """A table with lines between its rows that do not affect the column widths."""
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -85,23 +85,23 @@ class Outline:
         self.table.add_row(_PLACE)
 
     def fits(self, width: int) -> bool:
-        """Whether its columns have room in ``width`` without a cell that is folded or cut."""
+        """Return whether all cells fit in ``width`` without being folded or truncated."""
         return _natural_width(self.table) <= width
 
     def render(self, width: int, *, color: bool) -> str:
-        """All of it as text of at most ``width`` columns."""
+        """Render as text of at most ``width`` columns."""
         lines = iter(self._lines)
         rows = render(self.table, width, color=color).split("\n")
         return "\n".join(render(next(lines), width, color=color) if row == _PLACE else row for row in rows)
 
 
 def wrapped(line: str, width: int) -> str:
-    """A long line as several of at most ``width`` columns, all but the first indented."""
+    """Wrap a line to ``width`` columns; continuation lines are indented."""
     return fill(line, width, subsequent_indent=" " * 4, break_on_hyphens=False)
 
 
 def render(table: RenderableType, width: int, *, color: bool) -> str:
-    """The table as text of at most ``width`` columns."""
+    """Render a table as text of at most ``width`` columns."""
     target = io.StringIO()
     _console(target, width, color=color).print(table)
     return "\n".join(line.rstrip() for line in target.getvalue().splitlines())

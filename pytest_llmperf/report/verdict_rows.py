@@ -1,4 +1,4 @@
-"""The cells of a run as the rows of a table."""
+"""Convert the cells of a verdict file to table rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOTHING = "-"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One cell of the table. ``order`` is what its columns sort by."""
+    """One cell as a row of the table."""
 
     test: str
     name: str
@@ -33,11 +33,11 @@ class Row:
     gates: bool
     fails: bool
     order: Mapping[str, float]
-    """What a column is sorted by, where that is not its text."""
+    """Sort keys of columns that are not sorted by their text."""
 
 
 def rows(test: TestVerdicts) -> Iterator[Row]:
-    """A row for each cell that has a figure; one for a test that raised."""
+    """Yield a row for each cell with a figure; one row for a test with an error."""
     if test.error and not test.cells:
         yield _error_row(test)
     for cell in filter(is_known, test.cells):
@@ -88,21 +88,21 @@ def _order(cell: CellVerdict) -> dict[str, float]:
 
 _CALM = [Outcome.NEW, Outcome.UNCHANGED]
 SEVERITY = [*(outcome for outcome in Outcome if outcome not in _CALM), *_CALM]
-"""Outcomes, the worst first."""
+"""Outcomes, worst first."""
 
 
 def is_known(cell: CellVerdict) -> bool:
-    """Whether there is a figure, now or then: what a device cannot measure is told with the test alone."""
+    """Return whether the cell has a present or a baseline figure; others are metrics this device cannot measure."""
     return not (cell.value is None and cell.outcome is Outcome.NEW)
 
 
 def severity(cell: CellVerdict) -> int:
-    """What fails first, then what gates, and of these what moved first."""
+    """Return a sort key: failing cells first, then gating ones, each by outcome, worst first."""
     return SEVERITY.index(cell.outcome) + len(SEVERITY) * ((not cell.fails) + (not cell.gates))
 
 
 def shape(workload: Workload) -> str:
-    """What a workload is, in a few words."""
+    """Describe a workload in a few words."""
     lengths = f"{workload.input_tokens} in, {workload.output_tokens} out"
     parts = [
         workload.model,

@@ -1,4 +1,4 @@
-"""Workloads that differ in one respect, side by side: batch sizes, and quantizations by latency and memory."""
+"""Compare workloads: charts over batch sizes, and of quantizations by latency and memory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pytest_llmperf.report.charts import Axis, Chart, ChartTrace
 from pytest_llmperf.storage.schema import Workload
 
 FREE = {"batch_size", "quantization", "dtype", "prompt_sha256"}
-"""In what the workloads of a family may differ."""
+"""Fields in which the workloads of a family may differ."""
 
 MEMORY = ("decode_peak_allocated_bytes", "weights_bytes")
-"""What a quantization is to save: the first of these that all have."""
+"""Memory metrics of a quantization chart; the first that all workloads have is used."""
 
 
 @dataclass(frozen=True)
 class MeasuredWorkload:
-    """One workload of one test with its figures by metric key."""
+    """One workload of one test, with its figures by metric key."""
 
     test: str
     workload: Workload
@@ -27,35 +27,35 @@ class MeasuredWorkload:
 
     @property
     def metric(self) -> Metric:
-        """What it was measured for."""
+        """The primary metric."""
         return primary_metric(self.figures)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Workloads of one test function that differ in batch size and quantization alone."""
+    """Workloads of one test function that differ only in batch size and quantization."""
 
     name: str
     members: Mapping[tuple[str, int], MeasuredWorkload]
-    """By quantization and batch size."""
+    """Workloads by quantization and batch size."""
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Those that were measured."""
+        """Measured batch sizes, in increasing order."""
         return sorted({batch for _, batch in self.members})
 
     @property
     def quantizations(self) -> list[str]:
-        """Those that were measured, in the order of the tests."""
+        """Measured quantizations, in the order of the tests."""
         return list(dict.fromkeys(quantization for quantization, _ in self.members))
 
     def of(self, quantization: str) -> list[MeasuredWorkload]:
-        """One quantization's workloads by batch size."""
+        """Return the workloads of one quantization by batch size."""
         return [self.members[quantization, b] for b in self.batch_sizes if (quantization, b) in self.members]
 
 
 def families(measured: Iterable[MeasuredWorkload]) -> list[Family]:
-    """Those in which there is something to compare."""
+    """Return the families with at least two workloads."""
     found: defaultdict[tuple[str, str, str], dict[tuple[str, int], MeasuredWorkload]] = defaultdict(dict)
     for one in measured:
         if one.metric.key in one.figures:
@@ -66,7 +66,7 @@ def families(measured: Iterable[MeasuredWorkload]) -> list[Family]:
 
 
 def charts(family: Family) -> Iterator[Chart]:
-    """What a family has to show."""
+    """Yield the charts of a family."""
     metric = next(iter(family.members.values())).metric
     if len(family.batch_sizes) > 1:
         for key in dict.fromkeys((metric.key, "decode_tokens_per_s")):

@@ -1,1 +1,1 @@
-"""Statistics, pure: no records, no torch."""
+"""Statistical functions: pure, without records and without torch."""

@@ -1,10 +1,10 @@
-"""How much of an error probability each look at accumulating data may use.
+"""Alpha spending for group sequential tests: the nominal p-value level of each interim look.
 
-Looking again and again at a growing sample finds something sooner or later. A spending function says how much of the
-allowed error has been used up by each look; the nominal level of a look follows from it by numerical integration over
-the paths that crossed no boundary before (Armitage, McPherson and Rowe 1969; Jennison and Turnbull, *Group Sequential
-Methods*, 2000, chapters 7 and 19). The integration is that of normal data of known variance; its levels are applied to
-p-values of t, which keeps the error of the whole near its nominal value (Jennison and Turnbull, section 4.4).
+Repeated tests of accumulating data inflate the error rate. A spending function fixes the share of the total error that
+each look may use. The nominal level of a look follows by numerical integration over the paths that crossed no earlier
+boundary (Armitage, McPherson and Rowe 1969; Jennison and Turnbull, *Group Sequential Methods*, 2000, chapters 7 and
+19). The integration assumes normal data of known variance. Applying its levels to p-values of t keeps the overall error
+near its nominal value (Jennison and Turnbull, section 4.4).
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 Spending = Callable[[float], float]
-"""The share of the error that is used up once a share of the data, 0 to 1, has been seen."""
+"""Cumulative share of the error that is spent at an information fraction from 0 to 1."""
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(160)
-_FAR = 9.0  # standard deviations beyond which nothing lies
+_FAR = 9.0  # integration limit in standard deviations; the mass beyond is negligible
 _HALVINGS = 60
 _HALF = 0.5
 
 
 def late(share: float) -> float:
-    """Spends late, where stopping early for the answer must take much: Hwang, Shih and DeCani 1990, gamma = -2."""
+    """Spend late, so that an early stop needs strong evidence: Hwang, Shih and DeCani 1990, gamma = -2."""
     return math.expm1(2 * share) / math.expm1(2)
 
 
 def even(share: float) -> float:
-    """Spends about evenly, so as to stop early: Lan and DeMets 1983, of the type of Pocock."""
+    """Spend about evenly, so that early stops are likely: the Pocock-type function of Lan and DeMets 1983."""
     return math.log1p((math.e - 1) * share)
 
 
 @lru_cache
 def nominal_levels(total: float, looks: tuple[int, ...], spending: Spending) -> tuple[float, ...]:
-    """The one-sided p-value that decides at each look, so that all of them together err with probability ``total``.
+    """Return the one-sided p-value threshold of each look, for an overall error probability of ``total``.
 
     Args:
-        total: the error probability of the whole, 0 to 0.5.
-        looks: sample sizes at which the data are looked at, rising.
-        spending: how much of ``total`` is used up by when.
+        total: overall error probability, 0 to 0.5.
+        looks: sample sizes at which the data are tested, increasing.
+        spending: the spending function.
 
     Raises:
         ValueError: ``total`` is not between 0 and 0.5.
@@ -57,7 +57,7 @@ def nominal_levels(total: float, looks: tuple[int, ...], spending: Spending) -> 
 
 
 def _levels(shares: Sequence[float], increments: Sequence[float]) -> list[float]:
-    """Nominal levels for Brownian motion that is seen at times ``shares`` and spends ``increments``."""
+    """Return nominal levels for Brownian motion observed at times ``shares`` that spends ``increments``."""
     paths = _Paths(np.zeros(1), np.ones(1), 0.0)
     levels = []
     for share, increment in zip(shares, increments, strict=True):
@@ -68,13 +68,13 @@ def _levels(shares: Sequence[float], increments: Sequence[float]) -> list[float]
 
 
 class _Paths:
-    """Where the paths stand that crossed no boundary: points, the probability mass at each, and the time."""
+    """Density of the paths that crossed no boundary yet: grid points, probability mass at each, and the time."""
 
     def __init__(self, points: NDArray[np.float64], mass: NDArray[np.float64], time: float) -> None:
         self.points, self.mass, self.time = points, mass, time
 
     def boundary(self, time: float, increment: float) -> float:
-        """What a share ``increment`` of all paths exceeds at ``time``."""
+        """Return the value at ``time`` above which the remaining paths have probability mass ``increment``."""
         if len(self.points) == 1:
             return -float(ndtri(increment)) * math.sqrt(time)
         low, high = 0.0, _FAR * math.sqrt(time)
@@ -84,7 +84,7 @@ class _Paths:
         return high
 
     def below(self, time: float, boundary: float) -> _Paths:
-        """The paths that are below ``boundary`` at ``time``."""
+        """Return the paths that are below ``boundary`` at ``time``."""
         bottom = -_FAR * math.sqrt(time)
         half, sd = (boundary - bottom) / 2, math.sqrt(time - self.time)
         points = bottom + half * (_NODES + 1)

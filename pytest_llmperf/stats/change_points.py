@@ -1,8 +1,9 @@
-"""Where the level of a series moved for good, found after the fact.
+"""Change point detection: find the points at which the level of a time series shifted.
 
-A gate compares one run with the past and lets pass what is below its limit; what ten such changes add up to is seen
-only by looking back. The segmentation is PELT (Killick et al. 2012) by ruptures: exact, and made of numpy and scipy,
-which are here anyway. Apache Otava would do as well, but is a command with a configuration and data sources of its own.
+A gate compares one run with the baseline and passes changes below its limit. Only the history shows how many such
+changes add up. The segmentation is PELT (Killick et al. 2012) by ruptures, which is exact and needs only numpy and
+scipy, both already dependencies. Apache Otava would also work, but it is a command with its own configuration and data
+sources.
 """
 
 from __future__ import annotations
@@ -16,27 +17,30 @@ from pytest_llmperf.errors import MissingDependency
 from pytest_llmperf.stats.student_t import SD_FLOOR
 
 FEWEST_POINTS = 6
-"""Below, the noise cannot be told from a step."""
+"""Minimum number of points; with fewer, noise cannot be told from a step."""
 
 SHORTEST_LEVEL = 2
-"""One point alone is a bad day, not a level."""
+"""Minimum number of points in a level; a single point may be an outlier."""
 
 SPIKE = 4.0
-"""How many standard deviations a point may lie beyond both of its neighbours, or it would make a level with one."""
+"""Points further than this many standard deviations beyond both neighbours are clipped.
+
+Otherwise a spike and one neighbour would form a level.
+"""
 
 PENALTY = 5.0
 """Cost of a change point, in units of noise variance times ln(points).
 
-The modified BIC (Zhang and Siegmund 2007) asks for about 3 where the noise is known. Here it is estimated from a few
-differences; with 5, pure noise shows a change in at most one series of ten with 6 points, and in one of twenty with 20,
-and nine of ten steps of five times the noise are found.
+The modified BIC (Zhang and Siegmund 2007) needs about 3 if the noise is known. Here the noise is estimated from a few
+differences. With 5, pure noise shows a change in at most one of ten series of 6 points and one of twenty series of 20
+points, and nine of ten steps of five times the noise are found.
 """
 
 _MAD_TO_SD = 1.4826
 
 
 def change_points(logs: Sequence[float]) -> list[int]:
-    """The index of the first point of each new level, for a series of ln(value) in order of time.
+    """Return the index of the first point of each new level, for a series of ln(value) in time order.
 
     Raises:
         MissingDependency: ruptures is not installed.
@@ -57,9 +61,10 @@ def change_points(logs: Sequence[float]) -> list[int]:
 
 
 def noise(logs: Sequence[float]) -> float:
-    """The standard deviation around the levels, whatever these are: from first differences, most of which hold no step.
+    """Estimate the standard deviation around the levels from first differences.
 
-    Never less than `SD_FLOOR`: equal figures are a coarse clock or a count.
+    Most differences contain no step, so their median is robust to steps. The result is at least `SD_FLOOR`, since equal
+    values come from a coarse clock or a count.
     """
     steps = [abs(after - before) for before, after in pairwise(logs)]
     return max(_MAD_TO_SD * median(steps) / math.sqrt(2), SD_FLOOR)

@@ -1,4 +1,4 @@
-"""Several cells can fail one run: how strict to be with each of them."""
+"""Holm's procedure: correct for multiple comparisons when several cells can fail one run."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def holm_family_sizes(p_values: Sequence[float], *, size: int, alpha: float) -> list[int]:
-    """The number of hypotheses that each p-value is still one of when Holm's procedure comes to it.
+    """Return, for each p-value, the number of hypotheses that Holm's procedure divides ``alpha`` by.
 
-    The i-th smallest is held to ``alpha / (size - i)`` while all before it met theirs; where one fails, the procedure
-    stops, and all from there on are held to that step's level. Hypotheses of the family that are not among
-    ``p_values`` can only make the true procedure less strict than this.
+    Holm's procedure holds the i-th smallest p-value, counted from 0, to ``alpha / (size - i)`` and stops at the first
+    that exceeds its level. The remaining p-values are held to that same level. If the family has hypotheses that are
+    not in ``p_values``, the result can only be stricter than the full procedure.
 
     Args:
         p_values: one for each cell that may still fail.

@@ -1,6 +1,6 @@
-"""Student's t in logarithms: tails, quantiles and the interval of a ratio.
+"""Student's t distribution: tail probabilities, quantiles and confidence intervals of a ratio.
 
-``scipy.special`` holds all that is needed and imports in a fraction of the time of ``scipy.stats``.
+``scipy.special`` has everything needed and imports in a fraction of the time of ``scipy.stats``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from scipy.special import stdtr, stdtrit
 
 SD_FLOOR = 0.002
-"""No spread is believed to be smaller: five equal runs are luck or a coarse clock, and t must stay finite."""
+"""Minimum standard deviation of ln(value).
+
+A smaller one, such as that of five equal runs, is chance or a coarse clock, and t must stay finite.
+"""
 
 LEVEL = 0.95
-"""The confidence of every interval that is shown."""
+"""Confidence level of every interval shown."""
 
 _LARGEST_LOG = 700.0  # exp of more overflows a double
 
@@ -29,26 +32,26 @@ class Interval:
 
 
 def upper_tail(t: float, df: float) -> float:
-    """P(T >= ``t``)."""
+    """Return P(T >= ``t``)."""
     return float(stdtr(df, -t))
 
 
 def quantile(alpha: float, df: float) -> float:
-    """The t that is exceeded with probability ``alpha``."""
+    """Return the t that is exceeded with probability ``alpha``."""
     return -float(stdtrit(df, alpha))
 
 
 def half_width(se: float, df: float) -> float:
-    """Half the width of the two-sided interval at `LEVEL` around an estimate with that standard error."""
+    """Return the half-width of the two-sided confidence interval at `LEVEL` for a standard error ``se``."""
     return quantile((1 - LEVEL) / 2, df) * se
 
 
 def ratio_interval(log_ratio: float, se: float, df: float) -> Interval:
-    """The two-sided interval of exp(``log_ratio``) at `LEVEL`."""
+    """Return the two-sided confidence interval of exp(``log_ratio``) at `LEVEL`."""
     half = half_width(se, df)
     return Interval(low=bounded_exp(log_ratio - half), high=bounded_exp(log_ratio + half), level=LEVEL)
 
 
 def bounded_exp(x: float) -> float:
-    """exp(``x``), never an overflow."""
+    """Return exp(``x``), limited so that it never overflows."""
     return math.exp(min(x, _LARGEST_LOG))

@@ -1,4 +1,4 @@
-"""From samples to one figure a run."""
+"""Summarize the samples of one run: median, spread and percentiles."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import NamedTuple
 from pytest_llmperf.errors import MeasurementError
 
 TAIL_REQUESTS = {95: 200, 99: 1000}
-"""Requests below which a tail percentile is not shown: it would be the largest sample or close to it."""
+"""Minimum requests to show a tail percentile; with fewer, it is close to the maximum."""
 
 
 class Summary(NamedTuple):
-    """One run's figure and what lies behind it."""
+    """Median of one run's samples, and the mean and median absolute deviation of their logarithms."""
 
     value: float
     mean_log: float
@@ -22,12 +22,13 @@ class Summary(NamedTuple):
 
 
 def summarize(samples: Sequence[float]) -> Summary:
-    """The median of logarithms over requests, back in the samples' unit, with the spread of the logarithms.
+    """Return the median in the samples' unit, with the mean and the spread of the logarithms.
 
-    Requests of one run share that run's luck: they are reduced, never counted as replicates.
+    The median is that of the logarithms. Requests of one run are correlated, so they are reduced to one figure and
+    never counted as replicates.
 
     Raises:
-        MeasurementError: there is none, or one is not a positive finite number.
+        MeasurementError: there is no sample, or one is not a positive finite number.
     """
     if not samples:
         raise MeasurementError("no sample was measured; expected at least one")
@@ -40,7 +41,7 @@ def summarize(samples: Sequence[float]) -> Summary:
 
 
 def percentile(samples: Sequence[float], q: int) -> float:
-    """The ``q``-th percentile, linearly interpolated between order statistics (Hyndman and Fan, type 7)."""
+    """Return the ``q``-th percentile by linear interpolation of order statistics (Hyndman and Fan, type 7)."""
     ordered = sorted(samples)
     place = (len(ordered) - 1) * q / 100
     low = math.floor(place)

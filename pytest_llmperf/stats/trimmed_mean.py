@@ -1,7 +1,7 @@
-"""Where a handful of figures lie, and how sure that is: the mean of few, the trimmed mean of more.
+"""Mean and standard error of a few figures; 20 % trimmed at each end from eight figures on.
 
-A neighbour on the same machine slows one process in ten down by half, and says nothing about the code. From eight
-figures on, the largest and the smallest fifth are left out of the mean and drawn in for its standard error.
+Other load on a machine slows one process in ten by half, whatever the code does. From eight figures on, the mean omits
+the largest and the smallest fifth, and its standard error is computed from the winsorized variance.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from statistics import fmean
 
 TRIMMED = 0.2
-"""The share of the figures that is left out at each end."""
+"""Share of the figures trimmed at each end."""
 
 FEWEST_TO_TRIM = 8
-"""Of fewer, too few would be left."""
+"""Minimum number of figures to trim; with fewer, too few would remain."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """An estimate of the mean, its standard error, and that error's degrees of freedom."""
+    """An estimated mean, its standard error and its degrees of freedom."""
 
     mean: float
     se: float
@@ -28,11 +28,11 @@ class Location:
 
     @classmethod
     def of(cls, figures: Sequence[float], *, spread: float = 0.0) -> Location:
-        """The mean, or from eight figures on the 20 % trimmed mean with the standard error of Yuen (1974).
+        """Return the mean, or from eight figures on the 20 % trimmed mean with Yuen's (1974) standard error.
 
         Args:
-            figures: at least one; of a single one nothing is known of its error but ``spread``.
-            spread: standard deviation below which the figures' own is not believed to be.
+            figures: at least one. For a single figure, the standard error comes from ``spread`` alone.
+            spread: lower limit of the standard deviation.
         """
         n, ordered = len(figures), sorted(figures)
         cut = int(TRIMMED * n) if n >= FEWEST_TO_TRIM else 0
@@ -45,7 +45,7 @@ class Location:
 
 
 def spread_around_zero(figures: Sequence[float]) -> float:
-    """The standard deviation of figures whose mean is known to be 0, wild ones trimmed as in a mean; 0 of none."""
+    """Return the standard deviation of figures with known mean 0; trimmed from eight on, 0 if empty."""
     if len(figures) < FEWEST_TO_TRIM:
         return math.sqrt(fmean(figure**2 for figure in figures)) if figures else 0.0
     both = Location.of([*figures, *(-figure for figure in figures)])

@@ -1,1 +1,1 @@
-"""What is stored, and where: baselines, journals, profiles."""
+"""Storage: read and write baselines, journals and profiles."""

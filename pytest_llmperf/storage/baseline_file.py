@@ -1,4 +1,4 @@
-"""Reading and writing baseline files: validated, locked, atomic, one record a line."""
+"""Read and write baseline files: validated, locked, atomic, one record per line."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 
 def baseline_path(folder: Path, device_key: str) -> Path:
-    """Where the baseline of a device lies."""
+    """Return the path of a device's baseline."""
     return folder / f"{device_key}.json"
 
 
 def baseline_files(path: Path) -> list[Path]:
-    """The baseline files and journals of a folder, or the one file.
+    """Return the baseline files and journals of a folder, or the given file.
 
     Raises:
         BaselineError: the folder holds none.
@@ -44,14 +44,14 @@ def baseline_files(path: Path) -> list[Path]:
 
 
 def load_baseline(path: Path, *, injected: bool = False) -> Baseline:
-    """A baseline file, or a run's journal (``.jsonl``), as a validated :class:`Baseline`.
+    """Load a baseline file, or a run's journal (``.jsonl``), as a validated :class:`Baseline`.
 
     Args:
-        path: of the file.
-        injected: whether a journal may hold numbers that ``--llmperf-inject`` made worse.
+        path: path of the file.
+        injected: whether a journal may hold numbers changed by ``--llmperf-inject``.
 
     Raises:
-        BaselineError: the file cannot be read, is not JSON, is of another schema or breaks it; names the place.
+        BaselineError: the file cannot be read, is not JSON or violates the schema; the message names the place.
     """
     text = _read_text(path)
     if path.suffix == ".jsonl":
@@ -60,21 +60,22 @@ def load_baseline(path: Path, *, injected: bool = False) -> Baseline:
 
 
 def parse_baseline(text: str, *, name: str) -> Baseline:
-    """A baseline file's text as a validated :class:`Baseline`; ``name`` says in errors where it came from.
+    """Parse a baseline file's text into a validated :class:`Baseline`; errors name its source as ``name``.
 
     Raises:
-        BaselineError: it is not JSON, is of another schema or breaks it; names the place.
+        BaselineError: it is not JSON or violates the schema; the message names the place.
     """
     return _checked(name, lambda: Baseline.model_validate(migrate(_parse(text))))
 
 
 def update_baseline(path: Path, change: Callable[[Baseline | None], Baseline]) -> Baseline:
-    """Read, change and replace one file, alone: readers see the old file or the new one, never half of either.
+    """Read, change and atomically replace a baseline file under its lock.
 
-    ``change`` gets the present baseline, ``None`` if there is no file yet.
+    ``change`` gets the present baseline, or ``None`` if there is no file yet. Concurrent readers see the old file or
+    the new one.
 
     Raises:
-        BaselineError: the file cannot be read, trusted, locked or written.
+        BaselineError: the file cannot be read, locked or written, or is invalid.
     """
     with locked(path):
         changed = trim(change(load_baseline(path) if path.exists() else None))
@@ -83,7 +84,7 @@ def update_baseline(path: Path, change: Callable[[Baseline | None], Baseline]) -
 
 
 def check_writable(path: Path) -> None:
-    """Fail now rather than after minutes of measuring.
+    """Check early that a file can be written, not after minutes of measuring.
 
     Raises:
         BaselineError: the file or its folder cannot be written.
@@ -96,7 +97,7 @@ def check_writable(path: Path) -> None:
 
 
 def dump_baseline(baseline: Baseline) -> str:
-    """The file's text: sorted, one record a line, so that diffs can be read and branches merge."""
+    """Serialize a baseline: sorted, one record per line, so that diffs are readable and branches merge."""
     blocks = [
         f'"schema_version": {baseline.schema_version}',
         f'"device_key": {json.dumps(baseline.device_key)}',
@@ -110,7 +111,7 @@ def dump_baseline(baseline: Baseline) -> str:
 
 
 def list_block(name: str, rows: Iterable[_Row], order: Callable[[_Row], tuple[str, ...]]) -> str:
-    """One list of a file, a row a line, in that order."""
+    """Serialize one list of a file, one row per line, sorted by ``order``."""
     lines = ",\n".join(_line(row) for row in sorted(rows, key=order))
     return f'"{name}": [\n{lines}\n]' if lines else f'"{name}": []'
 
@@ -154,7 +155,7 @@ def _refuse_constant(name: str) -> float:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Path, what was found and what was expected of the first of an error's problems."""
+    """Format the first problem of a validation error: its path, the message and the value found."""
     problem = error.errors(include_url=False)[0]
     path = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
@@ -165,10 +166,10 @@ def first_problem(error: ValidationError) -> str:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Read and replace a file alone; its folder is made.
+    """Hold the lock of a file while it is read and replaced; create its folder.
 
     Raises:
-        BaselineError: somebody else holds it for too long, or it cannot be written.
+        BaselineError: another process holds the lock for too long, or the file cannot be written.
     """
     try:
         with FileLock(_lock_path(path), timeout=LOCK_TIMEOUT_S):
@@ -180,7 +181,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _lock_path(path: Path) -> Path:
-    """In a folder that git ignores: whoever adds the baselines means the baselines."""
+    """Return the path of the lock, in a folder that git ignores, so that ``git add`` takes the baselines alone."""
     folder = path.parent / ".locks"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".gitignore").write_text("*\n", encoding="utf-8")
@@ -188,13 +189,13 @@ def _lock_path(path: Path) -> Path:
 
 
 class Written(BaseModel):
-    """A part of what a command found, as `write_model` writes it: frozen, and read back with no field unknown."""
+    """Base class of files that `write_model` writes: frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def write_model(path: Path, model: Written, *, what: str) -> None:
-    """Write what a command found, whole or not at all; ``what`` says in errors what it is.
+    """Write a model as JSON, atomically; errors call it ``what``.
 
     Raises:
         BaselineError: it cannot be written.
@@ -207,7 +208,7 @@ def write_model(path: Path, model: Written, *, what: str) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file so that readers see the old one or the new one, never half of either.
+    """Write a file atomically, so that readers see the old content or the new.
 
     Raises:
         OSError: it cannot be written.
@@ -219,7 +220,7 @@ def replace_file(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; a baseline is as readable as any other file of the project.
+        # mkstemp makes the file private; a baseline must be as readable as the project's other files.
         temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
         temporary.replace(path)
     except BaseException:

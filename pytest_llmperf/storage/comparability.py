@@ -1,4 +1,4 @@
-"""Which facts about a machine make two runs comparable, and how two machines are compared."""
+"""Compare the environments of two runs: which differences make the runs not comparable."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pytest_llmperf.metrics import Scalar
 
 
 class Weight(StrEnum):
-    """What a difference in a field means."""
+    """Effect of a difference in a field."""
 
     BLOCKS = "blocks"
     """The runs are not compared."""
     NOTED = "noted"
-    """The difference is shown."""
+    """The difference is only shown."""
 
 
 class State(StrEnum):
-    """The three answers to "is this field the same?"."""
+    """Result of comparing a field."""
 
     EQUAL = "equal"
     DIFFERS = "differs"
@@ -57,10 +57,10 @@ FIELDS: Mapping[str, Weight] = {
     "kernel": Weight.NOTED,
     "platform": Weight.NOTED,
 }
-"""Every field of a run's environment and the weight of a difference in it."""
+"""All fields of a run's environment, and the weight of a difference in each."""
 
 ASSUMED: Mapping[str, Scalar] = {"tracing": "none"}
-"""What older runs, which lack a field, are taken to have had: a run that is traced is kept apart from them."""
+"""Values assumed for runs recorded before a field existed, so that a traced run is not compared with them."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class Difference:
 
 
 def compare_environments(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> list[Difference]:
-    """The fields in which two runs' environments differ or may differ, blocking ones first."""
+    """Return the fields in which two environments differ or may differ, blocking ones first."""
     found = [_compare_field(name, weight, _value(then, name), _value(now, name)) for name, weight in FIELDS.items()]
     return [difference for difference in found if difference.state is not State.EQUAL]
 
 
 def blocking(differences: list[Difference]) -> list[Difference]:
-    """Those for which two runs may not be compared. A field that only one side knows does not block."""
+    """Return the differences that prevent a comparison; a field that only one side has does not."""
     return [found for found in differences if found.weight is Weight.BLOCKS and found.state is State.DIFFERS]
 
 

@@ -1,4 +1,4 @@
-"""Records as a table: one row a cell and run."""
+"""Export baselines as a pandas DataFrame, CSV or Parquet: one row per cell and run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COLUMNS: dict[str, str] = {
     **{field: f"workload: {field.replace('_', ' ')}" for field in Workload.model_fields},
     "settings": "workload: what else was asked for, as JSON",
 }
-"""Every column and what it holds; ``env_*`` columns follow, one for each field of the environment."""
+"""All columns with their descriptions; ``env_*`` columns follow, one for each field of the environment."""
 
 TYPES: dict[str, str] = {
     **dict.fromkeys(COLUMNS, "string"),
@@ -49,33 +49,33 @@ TYPES: dict[str, str] = {
     "time": "datetime64[us, UTC]",
     "dirty": "boolean",
 }
-"""Of the same columns where they are exported: also of one that holds nothing, so that files can be put together."""
+"""Types of these columns in exports, also of empty ones, so that files can be concatenated."""
 
 
 def load_runs(path: str | Path) -> pd.DataFrame:
-    """Every cell of every run under ``path`` (a baseline file, a run's journal, or a folder of them).
+    """Load every cell of every run under ``path`` (a baseline file, a run's journal, or a folder of them).
 
     Returns:
-        One row a cell and run, with the columns of an export and ``env_*``.
+        One row per cell and run, with the columns of an export and ``env_*``.
 
     Raises:
-        BaselineError: there is none, or one cannot be read or trusted.
+        BaselineError: there is none, or one cannot be read or is invalid.
     """
     return _frame(_rows(path))
 
 
 def export_runs(source: str | Path, target: Path) -> int:
-    """Write what ``load_runs`` gives of ``source`` as ``.csv`` or ``.parquet``, its texts printable.
+    """Write the rows of ``load_runs`` as ``.csv`` or ``.parquet``, with control characters escaped.
 
-    In CSV a text that a spreadsheet would take for a formula has an apostrophe before it
+    In CSV, an apostrophe precedes texts that a spreadsheet would take for a formula
     (https://owasp.org/www-community/attacks/CSV_Injection).
 
     Returns:
         The number of rows written.
 
     Raises:
-        UsageError: the ending is neither; ``MissingDependency`` for Parquet without pyarrow.
-        BaselineError: the source cannot be read, or the target not written.
+        UsageError: the suffix is neither; ``MissingDependency`` for Parquet without pyarrow.
+        BaselineError: the source cannot be read, or the target cannot be written.
     """
     if target.suffix not in {".csv", ".parquet"}:
         raise UsageError(f"cannot export to {target}: expected a name ending in .csv or .parquet")
@@ -106,7 +106,7 @@ def _each_text(row: Row, change: Callable[[str], str]) -> Row:
 
 
 def _inert(text: str) -> str:
-    """A text that neither a terminal nor a spreadsheet acts on."""
+    """Escape a text so that neither a terminal nor a spreadsheet interprets it."""
     return f"'{printable(text)}" if text.startswith(_FORMULA_SIGNS) else printable(text)
 
 

@@ -1,4 +1,4 @@
-"""The journal of a run: a line when it starts and one as each test ends, so that a run that dies keeps its work."""
+"""Journal of a run: JSON lines appended as each test ends, so that a crash loses no finished test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NOTE = '{"test":'
 
 
 class Note(BaseModel):
-    """What is to be known of a test beside its result: why it measured nothing more, and its limits by metric key."""
+    """Further facts about a test: the error that ended its measurement, and its limits by metric key."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -24,18 +24,18 @@ class Note(BaseModel):
 
 
 class Header(BaseModel):
-    """A journal's first line."""
+    """First line of a journal."""
 
     model_config = ConfigDict(frozen=True)
 
     device_key: str
     run: Run
     injected: list[str] = []
-    """What made its numbers worse."""
+    """Slowdowns that were injected into its numbers."""
 
 
 class Journal:
-    """An append-only ``.jsonl`` file of one run."""
+    """Append-only ``.jsonl`` file of one run."""
 
     def __init__(self, path: Path, *, device_key: str, run: Run, injected: Sequence[str] = ()) -> None:
         self.path = path
@@ -43,11 +43,11 @@ class Journal:
         self._header = header.model_dump_json(exclude_defaults=True)
 
     def append(self, result: TestResult) -> None:
-        """Write what one test measured; it is on its way to the disk when this returns."""
+        """Append the result of one test; the data are handed to the operating system on return."""
         self._write(result.model_dump_json(exclude_defaults=True))
 
     def append_note(self, note: Note) -> None:
-        """Write what else is to be known of a test."""
+        """Append a note about a test."""
         self._write(note.model_dump_json(exclude_defaults=True))
 
     def _write(self, line: str) -> None:
@@ -62,14 +62,14 @@ class Journal:
 
 
 def read_journal(text: str, *, injected: bool = False) -> Baseline:
-    """A journal's text as a baseline of one run. A last line cut short by a crash is left out.
+    """Parse a journal's text into a baseline of one run, ignoring a last line truncated by a crash.
 
     Args:
-        text: of the journal.
-        injected: whether numbers that ``--llmperf-inject`` made worse may be read.
+        text: content of the journal.
+        injected: whether numbers changed by ``--llmperf-inject`` are accepted.
 
     Raises:
-        ValueError: it holds no complete header, a line before the last is broken, or its numbers are injected.
+        ValueError: there is no complete header, a line before the last is broken, or the numbers are injected.
     """
     header, results = read_results(text)
     if header.injected and not injected:
@@ -78,10 +78,10 @@ def read_journal(text: str, *, injected: bool = False) -> Baseline:
 
 
 def read_results(text: str) -> tuple[Header, list[TestResult]]:
-    """A journal's header and what the tests measured, the figures of single requests among it.
+    """Return a journal's header and the tests' results, including per-request figures.
 
     Raises:
-        ValueError: it holds no complete header, or a line before the last is broken.
+        ValueError: there is no complete header, or a line before the last is broken.
     """
     lines = text.splitlines()
     try:
@@ -92,21 +92,21 @@ def read_results(text: str) -> tuple[Header, list[TestResult]]:
 
 
 def journal_notes(path: Path) -> dict[str, Note]:
-    """What a journal says beside its results, by test. A last line cut short by a crash is left out."""
+    """Return a journal's notes by test, ignoring a last line truncated by a crash."""
     lines = path.read_text(encoding="utf-8").splitlines()
     notes = [Note.model_validate_json(line) for line in lines if line.startswith(_NOTE) and line.endswith("}")]
     return {note.test: note for note in notes}
 
 
 def journal_profiles(path: Path) -> dict[tuple[str, str], dict[str, PhaseProfile]]:
-    """The profiles in a journal that was read before, by test and workload hash."""
+    """Return the profiles of an already validated journal, by test and workload hash."""
     lines = path.read_text(encoding="utf-8").splitlines()[1:]
     results = _results([line for line in lines if '"profile":' in line])
     return {(one.observation.test, one.workload.hash): one.profile for one in results if one.profile}
 
 
 def baseline_of(device_key: str, runs: list[Run], results: list[TestResult]) -> Baseline:
-    """The results of some runs as a baseline whose window is these runs."""
+    """Return a baseline whose window is the given runs."""
     return Baseline(
         device_key=device_key,
         runs=runs,

@@ -1,4 +1,4 @@
-"""What people decide about a baseline: which steps are accepted, and which records leave it."""
+"""Maintain a baseline: find tests, accept changes as epochs, and delete records."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LONGEST_LIST = 5
 
 
 def find_tests(baseline: Baseline, pattern: str) -> list[str]:
-    """The test of that name or of that ending, or all that a pattern with ``*`` or ``?`` fits.
+    """Return the test with that name or ending, or all that match a pattern with ``*`` or ``?``.
 
-    Brackets stand for themselves: they are part of the names of parametrized tests.
+    Brackets are literal, since they are part of the names of parametrized tests.
 
     Raises:
-        UsageError: there is none, or an ending that several share; the message names the nearest.
+        UsageError: no test matches, or several share the ending; the message lists the nearest.
     """
     names = sorted({cell.test for cell in baseline.cells})
     if pattern in names:
@@ -43,10 +43,10 @@ def find_tests(baseline: Baseline, pattern: str) -> list[str]:
 def next_epochs(
     baseline: Baseline, tests: Iterable[str], metric: Metric | None, *, reason: str, commit: str | None
 ) -> list[Epoch]:
-    """One epoch for each cell of these tests, of one metric or of all that are judged.
+    """Return one epoch for each cell of the tests, for one metric or for all judged ones.
 
-    An epoch has the time of the cell's latest run in the file: that run and those before it are of the old level. The
-    run that showed the step is later, so it counts if it is merged from its journal, and so does any fresh one.
+    An epoch has the time of the cell's latest run in the file, so that run and earlier ones belong to the old level.
+    The run that showed the step is later. It counts if it is merged from its journal, and so does any new run.
 
     Raises:
         UsageError: a test has no such cell, or the metric is never judged.
@@ -60,7 +60,7 @@ def next_epochs(
 
 
 def with_epochs(baseline: Baseline, epochs: Iterable[Epoch]) -> Baseline:
-    """The baseline with these epochs, without those that no run separates from an earlier one of the same cell."""
+    """Return the baseline with added epochs, except those equal to an earlier one in test, metric and time."""
     known = {(epoch.test, epoch.metric, epoch.time) for epoch in baseline.epochs}
     new = [epoch for epoch in epochs if (epoch.test, epoch.metric, epoch.time) not in known]
     return baseline.model_copy(update={"epochs": [*baseline.epochs, *new]})
@@ -68,7 +68,7 @@ def with_epochs(baseline: Baseline, epochs: Iterable[Epoch]) -> Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class Condemned:
-    """Which records are to leave: those that everything given here fits. ``before`` is a time, ISO 8601 in UTC."""
+    """Records to delete: those that match every criterion given. ``before`` is a time, ISO 8601 in UTC."""
 
     tests: Sequence[str] = ()
     runs: Sequence[str] = ()
@@ -76,9 +76,10 @@ class Condemned:
     before: str = ""
 
     def removed_from(self, baseline: Baseline) -> Baseline:
-        """What is left: without these cells, and without runs, observations and workloads that have no cell any more.
+        """Return the baseline without these cells, and without runs, observations and workloads left without cells.
 
-        Epochs of a test leave with its last cell; those of runs stay, since a merge may bring such runs back.
+        A test's epochs are removed with its last cell. Epochs of removed runs stay, since a merge may bring the runs
+        back.
 
         Raises:
             UsageError: the baseline holds no such test, run or session.
@@ -106,7 +107,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def _latest_runs(baseline: Baseline) -> dict[tuple[str, str], str]:
-    """The time of the latest run of each judged test and metric."""
+    """Return the time of the latest run of each judged test and metric."""
     times = {run.run_id: run.time for run in baseline.runs}
     latest: dict[tuple[str, str], str] = {}
     for cell in baseline.cells:
@@ -135,7 +136,7 @@ def _refuse_unknown(what: str, given: Iterable[str], known: Collection[str]) -> 
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    """What somebody may have meant; a test is known by its last part as well."""
+    """Suggest similar names; a test also matches by its short name."""
     parts = {part: whole for whole in known for part in (whole, short_name(whole))}
     near = list(dict.fromkeys(parts[part] for part in difflib.get_close_matches(name, parts)))
     if near:

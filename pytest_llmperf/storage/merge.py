@@ -1,4 +1,4 @@
-"""The window of runs that a baseline holds: joining, appending and trimming."""
+"""Merge baselines, and trim a baseline to its window of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Row = TypeVar("_Row", bound=BaseModel)
 
 
 def merge(first: Baseline, second: Baseline) -> Baseline:
-    """The union of two baselines of one device by run id: in any order, any number of times, the same result.
+    """Return the union of two baselines of one device by run id; the result does not depend on order or repetition.
 
     Raises:
         BaselineError: they are of different devices, or hold different records under one key.
@@ -39,7 +39,7 @@ def merge(first: Baseline, second: Baseline) -> Baseline:
 
 
 def only_new_cells(baseline: Baseline, addition: Baseline) -> Baseline:
-    """The part of ``addition`` whose cells (test, workload, metric) the baseline does not hold yet."""
+    """Return the part of ``addition`` whose cells (test, workload, metric) the baseline does not have."""
     known = {cell.key[:3] for cell in baseline.cells}
     known_tests = {(cell.test, cell.workload) for cell in baseline.cells}
     return addition.model_copy(
@@ -51,11 +51,11 @@ def only_new_cells(baseline: Baseline, addition: Baseline) -> Baseline:
 
 
 def trim(baseline: Baseline, *, runs: int = WINDOW_RUNS, per_session: int = SESSION_RUNS) -> Baseline:
-    """The baseline with at most ``runs`` runs of each test.
+    """Return the baseline with at most ``runs`` runs of each test.
 
-    Each test has a window of its own, so that recording one of them again does not push out the others' history. Only
-    when there are more, runs leave it: first the oldest of sessions that have more than ``per_session``, because they
-    tell least that is new, then the oldest of all.
+    Each test has its own window, so recording one test again does not remove the others' history. If a test has more
+    runs, the oldest runs of sessions with more than ``per_session`` runs are removed first, since they add the least
+    information. Then the oldest runs of all are removed.
     """
     of_test: defaultdict[str, set[str]] = defaultdict(set)
     for cell in baseline.cells:
@@ -72,7 +72,7 @@ def trim(baseline: Baseline, *, runs: int = WINDOW_RUNS, per_session: int = SESS
 
 
 def with_cells(baseline: Baseline, cells: list[CellRun]) -> Baseline:
-    """The baseline with these of its cells, and only the runs, observations and workloads that belong to them."""
+    """Return the baseline with only these cells, and the runs, observations and workloads that belong to them."""
     held = {(cell.run, cell.test, cell.workload) for cell in cells}
     runs, workloads = ({key[part] for key in held} for part in (0, 2))
     return baseline.model_copy(
@@ -86,7 +86,7 @@ def with_cells(baseline: Baseline, cells: list[CellRun]) -> Baseline:
 
 
 def _dispensable(runs: list[Run], most: int, per_session: int) -> list[str]:
-    """Ids of the runs that leave, of runs that are ordered by age."""
+    """Return the ids of the runs to remove; ``runs`` are ordered by age."""
     kept, leaving = list(runs), []
     while len(kept) > most:
         crowd = Counter(run.session_id for run in kept)

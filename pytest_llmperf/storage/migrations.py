@@ -1,4 +1,4 @@
-"""Bringing files of older schema versions to the present one."""
+"""Migrate baseline files of older schema versions to the current version."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from pytest_llmperf.storage.schema import SCHEMA_VERSION
 
 MIGRATIONS: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""For each older version, the step to the next one. Version 1 is the first, so there is none yet."""
+"""Migration from each older version to the next. Version 1 is the first, so there is none yet."""
 
 
 def migrate(document: Any) -> Any:
-    """The document in the present schema version.
+    """Return the document in the current schema version.
 
     Raises:
-        ValueError: it carries no version, or one of the future.
+        ValueError: it has no version, or a newer one.
     """
     version = document.get("schema_version") if isinstance(document, dict) else None
     if type(version) is not int:

@@ -1,6 +1,6 @@
-"""Operator profiles beside a baseline: what a later regression is explained by, where only the baseline is left.
+"""Store operator profiles beside a baseline, to explain later regressions.
 
-One file a device, ``profiles/<device-key>.json`` in the folder of baselines. It takes no part in any verdict.
+There is one file per device, ``profiles/<device-key>.json`` in the baseline folder. Profiles never affect a verdict.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ Phases = Mapping[str, PhaseProfile]
 
 
 def profiles_path(baselines: Path, device_key: str) -> Path:
-    """Where the profiles of a device lie: in a folder of their own, as every JSON file beside it is a baseline."""
+    """Return the path of a device's profiles, in a subfolder because every JSON file beside it is a baseline."""
     return baselines / "profiles" / f"{device_key}.json"
 
 
 def parse_profiles(text: str, *, name: str) -> ProfileFile:
-    """A file's text; ``name`` says in errors where it came from.
+    """Parse a profile file's text; errors name its source as ``name``.
 
     Raises:
-        BaselineError: it is no such file.
+        BaselineError: it is not a profile file.
     """
     try:
         return ProfileFile.model_validate_json(text)
@@ -43,10 +43,10 @@ def parse_profiles(text: str, *, name: str) -> ProfileFile:
 
 
 def load_profiles(path: Path) -> ProfileFile | None:
-    """A file, validated; ``None`` if it is not there.
+    """Load and validate a profile file; return ``None`` if it does not exist.
 
     Raises:
-        BaselineError: it cannot be read, or is no such file.
+        BaselineError: it cannot be read, or is not a profile file.
     """
     try:
         return parse_profiles(path.read_text(encoding="utf-8"), name=str(path))
@@ -58,22 +58,22 @@ def load_profiles(path: Path) -> ProfileFile | None:
 
 
 def run_of(file: ProfileFile, key: Key) -> Run | None:
-    """The run that a workload's profile was taken with; ``None`` if there is no such profile."""
+    """Return the run of a workload's profile; ``None`` if there is no such profile."""
     name = next((one.run for one in file.profiles if one.key == key), None)
     return next((run for run in file.runs if run.run_id == name), None)
 
 
 def comparable(file: ProfileFile, environment: Mapping[str, Scalar]) -> dict[Key, Phases]:
-    """The profiles of runs that differ from an environment in nothing that blocks."""
+    """Return the profiles of runs that are comparable with an environment."""
     runs = {run.run_id for run in file.runs if not blocking(compare_environments(run.environment, environment))}
     return {one.key: one.phases for one in file.profiles if one.run in runs}
 
 
 def keep_profiles(path: Path, device_key: str, run: Run, found: Mapping[Key, Phases], *, of: AbstractSet[Key]) -> None:
-    """Put a run's profiles in the place of those of the same workloads; what is not ``of`` the baseline is dropped.
+    """Replace the stored profiles of the same workloads by a run's; drop profiles whose key is not in ``of``.
 
     Raises:
-        BaselineError: the file cannot be read, trusted, locked or written.
+        BaselineError: the file cannot be read, locked or written, or is invalid.
     """
     with locked(path):
         present = load_profiles(path) or ProfileFile(device_key=device_key)
@@ -82,7 +82,7 @@ def keep_profiles(path: Path, device_key: str, run: Run, found: Mapping[Key, Pha
             for (test, workload), phases in found.items()
         ]
         profiles = [one for one in [*new, *present.profiles] if one.key in of]
-        latest = {one.key: one for one in reversed(profiles)}  # of two of one workload the new one, which is first
+        latest = {one.key: one for one in reversed(profiles)}  # the new profile, which is first, wins
         runs = {one.run_id: one for one in [*present.runs, run]}
         used = {one.run for one in latest.values()}
         kept = ProfileFile(
@@ -94,7 +94,7 @@ def keep_profiles(path: Path, device_key: str, run: Run, found: Mapping[Key, Pha
 
 
 def _dump(file: ProfileFile) -> str:
-    """A record a line, sorted, as in a baseline."""
+    """Serialize the file, sorted and one record per line, as in a baseline."""
     blocks = [
         f'"schema_version": {file.schema_version}',
         f'"device_key": {json.dumps(file.device_key)}',

@@ -1,7 +1,7 @@
-"""Where a process imported its modules from: the proof that a side of a comparison ran its own revision.
+"""Report which files a process imported, to prove that each side of a comparison ran its own revision.
 
-Every process of ``llmperf ab`` reports, when it ends, what it imported of the repository. The command refuses to
-compare what a process imported from the user's own checkout, from the other side, or from a copy that both share.
+Every process of ``llmperf ab`` reports at its end what it imported from the repository. The command refuses to compare
+if a process imported from the user's own checkout, from the other side, or from a copy that both sides share.
 """
 
 from __future__ import annotations
@@ -22,50 +22,50 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pytest_llmperf.errors import UsageError
 
 SIDE_VARIABLE = "LLMPERF_SIDE"
-"""Names the file that tells a process which side it measures."""
+"""Environment variable with the path of the file that describes the side to measure."""
 
 _MAPS = Path("/proc/self/maps")
 
 
 class SidePlaces(BaseModel):
-    """What tells the modules of a side from those of the user's checkout, in the file of `SIDE_VARIABLE`."""
+    """Paths that tell a side's modules from those of the user's checkout; content of the `SIDE_VARIABLE` file."""
 
     model_config = ConfigDict(frozen=True)
 
     repository: list[Path]
     """The user's working trees."""
     own: Path
-    """Folder of this side: its checkout, and its environment if it was made for the comparison."""
+    """Folder of this side: its checkout, and its environment if one was made for the comparison."""
     comparison: Path
-    """Folder of all sides: what lies in it and not in ``own`` is another side's."""
+    """Folder of all sides; files in it but not in ``own`` belong to another side."""
     sites: list[Path]
     """Folders of installed packages that the sides share."""
     copies: list[str]
-    """Modules that the shared environment holds a copy of, built from the repository."""
+    """Modules built from the repository that are installed in the shared environment."""
     shares_environment: bool
-    """Whether the side's environment lies over the user's; if not, the user has brought it, and vouches for copies."""
+    """Whether the side's environment overlays the user's; if not, the user supplied it and vouches for its copies."""
 
 
 class Imported(BaseModel):
-    """What a process imported of the repository."""
+    """Modules of the repository that a process imported."""
 
     model_config = ConfigDict(frozen=True)
 
     foreign: dict[str, str] = {}
-    """Modules and libraries that are not of this side, with their files."""
+    """Modules and libraries that do not belong to this side, with their files."""
     packages: dict[str, str] = {}
-    """Modules of this side's revision, with their files; of a package none of those inside it."""
+    """Top-level modules of this side's revision, with their files; submodules are omitted."""
     distributions: dict[str, str] = {}
-    """Versions of all distributions that it could import, by normalized name."""
+    """Versions of all importable distributions, by normalized name."""
     collected: list[str] = []
-    """Keys of all perf tests that the process found, also of those that it did not run."""
+    """Keys of all collected perf tests, including those that did not run."""
 
     @classmethod
     def read(cls, path: Path) -> Imported:
-        """What a process has reported.
+        """Read a process's report.
 
         Raises:
-            UsageError: it has reported nothing that can be read.
+            UsageError: there is no readable report.
         """
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -77,7 +77,7 @@ class Imported(BaseModel):
 
 
 class SideProof(BaseModel):
-    """What a verdict file keeps of a side: its commit, and from where it imported the repository's packages."""
+    """Commit of a side and the files of the repository's packages that it imported; kept in the verdict file."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,12 +86,12 @@ class SideProof(BaseModel):
 
 
 class ImportReporter:
-    """Registered in a process that measures a side.
+    """Pytest plugin that reports the imports of a process that measures a side.
 
     Args:
-        places: of the side.
+        places: paths of the side.
         path: file for the report.
-        collected: keys of the perf tests, which fills up while they are collected.
+        collected: keys of the perf tests; filled during collection.
     """
 
     def __init__(self, places: SidePlaces, path: Path, collected: AbstractSet[str]) -> None:
@@ -101,12 +101,12 @@ class ImportReporter:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_teardown(self) -> None:
-        """Look now: a test may remove modules before the run ends."""
+        """Record imports after each test, since a test may remove modules before the run ends."""
         self._found.look()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        """Write the report, also of a run in which tests failed."""
+        """Write the report, also if tests failed."""
         self._found.look()
         report = Imported(
             foreign=self._found.foreign,
@@ -118,12 +118,12 @@ class ImportReporter:
 
 
 def report_path(journal: Path) -> Path:
-    """Where the process that writes a journal reports its imports."""
+    """Return the path of the import report of the process that writes a journal."""
     return journal.with_suffix(".imports.json")
 
 
 def reporter_of(journal: Path, collected: AbstractSet[str]) -> ImportReporter | None:
-    """The reporter of this process; ``None`` if it measures no side of a comparison.
+    """Return this process's reporter; ``None`` if it does not measure a side.
 
     Raises:
         UsageError: the file of `SIDE_VARIABLE` cannot be read.
@@ -139,7 +139,7 @@ def reporter_of(journal: Path, collected: AbstractSet[str]) -> ImportReporter | 
 
 
 def site_folders() -> list[Path]:
-    """Folders of installed packages that this process sees, in the order in which it searches them."""
+    """Return the folders of installed packages of this process, in search order."""
     names = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
     if site.ENABLE_USER_SITE:
         names.append(site.getusersitepackages())
@@ -148,13 +148,13 @@ def site_folders() -> list[Path]:
 
 
 class _Found:
-    """What has been found so far, each module and library looked at once."""
+    """Imports found so far; each module and library is inspected once."""
 
     def __init__(self, places: SidePlaces) -> None:
         self._places = places
         standard = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
         self._sites = [path.resolve() for path in (*places.sites, *site_folders(), *standard)]
-        # An environment in the working tree has an interpreter and libraries of its own.
+        # An environment in the working tree has its own interpreter and libraries.
         prefixes = {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
         self._prefixes = [path for path in prefixes if not any(map(_below(path), places.repository))]
         self._seen: set[tuple[str, str]] = set()
@@ -162,7 +162,7 @@ class _Found:
         self.packages: dict[str, str] = {}
 
     def look(self) -> None:
-        """Take in what has been imported since the last look."""
+        """Add the modules imported since the last call."""
         for name, file in (*_imported_files(), *self._mapped_libraries()):
             if (name, file) not in self._seen:
                 self._seen.add((name, file))
@@ -183,7 +183,7 @@ class _Found:
         return any(map(path.is_relative_to, (*self._places.repository, self._places.comparison)))
 
     def _mapped_libraries(self) -> Iterator[tuple[str, str]]:
-        """Native code of this process, however it was loaded; only Linux tells."""
+        """Yield native libraries mapped by this process, however they were loaded; Linux only."""
         lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if _MAPS.exists() else []
         for path in dict.fromkeys(path for line in lines if (path := _executable(line))):
             if not any(map(Path(path).is_relative_to, self._prefixes)):
@@ -191,9 +191,9 @@ class _Found:
 
 
 def _distributions() -> dict[str, str]:
-    # An installation that was interrupted leaves some without name or version.
+    # An interrupted installation leaves distributions without name or version.
     found = [(canonicalize_name(one.metadata["Name"] or ""), one.version or "") for one in distributions()]
-    return dict(reversed(found))  # the first of a name is what is imported
+    return dict(reversed(found))  # the first distribution of a name is the one imported
 
 
 def _below(folder: Path) -> Callable[[Path], bool]:
@@ -201,14 +201,14 @@ def _below(folder: Path) -> Callable[[Path], bool]:
 
 
 def _executable(line: str) -> str:
-    """The file that a line of ``/proc/self/maps`` maps as code; empty if it maps none."""
+    """Return the file that a line of ``/proc/self/maps`` maps as code; empty if there is none."""
     words = line.split(maxsplit=5)
     is_code = len(words) == 6 and "x" in words[1] and words[5].startswith("/")  # noqa: PLR2004  # fields of a line
     return words[5].removesuffix(" (deleted)") if is_code else ""
 
 
 def _imported_files() -> Iterator[tuple[str, str]]:
-    """Each module with its file; of a namespace package, each of its folders. Nothing of a module is asked to load."""
+    """Yield each module with its file, and each folder of a namespace package, without triggering lazy loading."""
     for name, module in list(sys.modules.items()):
         attributes = getattr(module, "__dict__", {})
         file = attributes.get("__file__")

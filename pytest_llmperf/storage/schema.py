@@ -1,6 +1,6 @@
-"""What is stored: run records, workloads, cells and epochs, and the file that holds a window of them.
+"""Schema of baseline files: runs, workloads, cells, observations and epochs as pydantic models.
 
-A number's field name carries its unit; a cell's unit is in its metric's key (``tpot_ms``). The JSON Schema in
+A numeric field's name includes its unit; a cell's unit is part of its metric key (``tpot_ms``). The JSON Schema in
 ``docs/baseline.schema.json`` is generated from these classes.
 """
 
@@ -28,7 +28,7 @@ class _Stored(BaseModel):
 
 
 class Workload(_Stored):
-    """All that must be equal before two numbers may be compared. What ran, not what was asked for."""
+    """Everything that must be equal before two numbers are compared; records what ran, not what was requested."""
 
     engine: str
     model: Identifier
@@ -39,23 +39,23 @@ class Workload(_Stored):
     execution: str
     batch_size: Positive
     input_tokens: Count
-    """Of each sequence; of the longest where lengths differ; 0 where no model was run."""
+    """Tokens per sequence, of the longest if lengths differ; 0 if no model was run."""
     output_tokens: Count
-    """The same."""
+    """The same for generated tokens."""
     sampling: str
     prompt_sha256: str
-    """Digest of the prompt's token ids: equal lengths of another text are another workload."""
+    """Digest of the prompt's token ids; another prompt of equal length is another workload."""
     settings: dict[str, Scalar] = {}
-    """What else was asked for, such as a compiler's mode or a scheduler's limits."""
+    """Other requested settings, such as a compiler's mode or a scheduler's limits."""
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that name this workload in a cell's key."""
+        """Twelve hexadecimal digits that identify this workload in a cell's key."""
         text = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def differences(self, other: Workload) -> list[str]:
-        """One ``field: other -> self`` for each field in which the two differ."""
+        """Return ``field: other -> self`` for each field in which the two differ."""
         mine, theirs = self._flat(), other._flat()
         return [
             f"{name}: {theirs.get(name)} -> {mine.get(name)}"
@@ -68,20 +68,20 @@ class Workload(_Stored):
 
 
 class Warmup(_Stored):
-    """How warming up ended: requests made, and whether the last windows still showed a trend."""
+    """Result of the warm-up: the number of requests, and whether the last windows still showed a trend."""
 
     requests: Count
     steady: bool
     drift: float | None
-    """Relative change of the median request from the last window but one to the last."""
+    """Relative change of the median request time from the second-to-last window to the last."""
 
 
 class Run(_Stored):
-    """One fresh process: the unit of replication."""
+    """One fresh process, the unit of replication."""
 
     run_id: Identifier
     session_id: Identifier
-    """Runs close together on one boot of one machine share it, and share that session's luck."""
+    """Shared by runs made close together on one boot of one machine; such runs are correlated."""
     time: Identifier
     """Start of the run, ISO 8601 in UTC."""
     commit: str | None
@@ -90,7 +90,7 @@ class Run(_Stored):
 
 
 class Observation(_Stored):
-    """What stands beside the numbers of one test in one run."""
+    """Circumstances of one test's measurement in one run."""
 
     run: Identifier
     test: Identifier
@@ -98,22 +98,22 @@ class Observation(_Stored):
     clock: str
     requests: Positive
     disturbed_requests: Count | None = None
-    """Of these, how many had to wait for a processor that others held; ``None`` where the system does not tell."""
+    """Number of these that waited for a CPU held by other processes; ``None`` if the system does not report it."""
     tokens_produced: Count
     attention_requested: str | None
     warmup: Warmup
     conditions: dict[str, Scalar] = {}
-    """What the machine was like before and after, such as clocks and load."""
+    """State of the machine before and after, such as clocks and load."""
     invalid: str = ""
-    """Why nothing that was timed may be compared; empty if it may."""
+    """Reason that the timed figures must not be compared; empty if they are valid."""
     elapsed_s: float | None = None
-    """Wall time from the test's start, its model loaded, until this was measured."""
+    """Wall time from the test's start, with its model loaded, to the end of this measurement."""
 
 
 class CellRun(_Stored):
     """One run's figure for one cell (one test x one metric).
 
-    ``value`` is the median over requests, in the metric's unit; ``None`` where it could not be measured, for the
+    ``value`` is the median over requests, in the metric's unit, or ``None`` if it could not be measured, for the
     ``reason`` given. ``mean_log`` and ``mad_log`` are the mean and the median absolute deviation of the logarithms of
     the ``count`` requests behind a timed value.
     """
@@ -136,17 +136,17 @@ class CellRun(_Stored):
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """Unique in a file."""
+        """Key that is unique in a file."""
         return (self.test, self.workload, self.metric, self.run)
 
     @property
     def is_timed(self) -> bool:
-        """Whether the machine's mood is in the figure."""
+        """Whether the metric is a measured time."""
         return self.metric in METRICS and METRICS[self.metric].kind is Kind.TIMED
 
 
 class Epoch(_Stored):
-    """An accepted step: of this cell only runs after ``time`` are compared."""
+    """An accepted change: only runs after ``time`` are compared for this test and metric."""
 
     test: Identifier
     metric: Identifier
@@ -156,7 +156,7 @@ class Epoch(_Stored):
 
 
 class Baseline(_Stored):
-    """A window of run records of one device: the whole of one file."""
+    """Window of run records of one device: the content of a baseline file."""
 
     schema_version: Literal[1] = 1
     device_key: Identifier
@@ -178,7 +178,7 @@ class Baseline(_Stored):
         return self
 
     def invalid_cells(self) -> dict[tuple[str, str, str, str], str]:
-        """Why cells must not be compared, by their keys: what was timed where the observation is invalid."""
+        """Return why cells must not be compared, by key: the timed cells of invalid observations."""
         why = {(seen.test, seen.workload, seen.run): seen.invalid for seen in self.observations if seen.invalid}
         timed = (cell for cell in self.cells if cell.is_timed)
         found = {cell.key: why.get((cell.test, cell.workload, cell.run), "") for cell in timed}
@@ -203,11 +203,11 @@ def _refuse_duplicates(what: str, keys: Iterable[object]) -> None:
 
 
 OTHERS = "(others)"
-"""The operators that are not named, as one sum."""
+"""Name of the row that sums the operators without a row of their own."""
 
 
 class OperatorTime(_Stored):
-    """What one operator or kernel took of a step by itself, without what it called."""
+    """Self time and calls of one operator or kernel per step, without the operators that it calls."""
 
     name: Identifier
     place: Literal["host", "device"] = "host"
@@ -216,9 +216,9 @@ class OperatorTime(_Stored):
 
 
 class PhaseProfile(_Stored):
-    """Where the time of a phase went, per step: of decode per token, of prefill per request.
+    """Time of a phase by operator, per step: per token for decode, per request for prefill.
 
-    ``wall_ms`` is the step by the host's clock. Each figure is the median of a few requests.
+    ``wall_ms`` is the step's time by the host's clock. Each figure is the median of a few requests.
     """
 
     wall_ms: float
@@ -226,7 +226,7 @@ class PhaseProfile(_Stored):
 
 
 class StoredProfile(_Stored):
-    """The profile of one workload of one test, by phase, and the run that it was taken with."""
+    """Profile of one workload of one test, by phase, and the run that recorded it."""
 
     test: Identifier
     workload: Identifier
@@ -235,12 +235,12 @@ class StoredProfile(_Stored):
 
     @property
     def key(self) -> tuple[str, str]:
-        """Unique in a file."""
+        """Key that is unique in a file."""
         return (self.test, self.workload)
 
 
 class ProfileFile(_Stored):
-    """The latest profile of each workload of one device's baseline: the whole of one file."""
+    """Latest profile of each workload of one device's baseline: the content of a profile file."""
 
     schema_version: Literal[1] = 1
     device_key: Identifier
@@ -249,7 +249,7 @@ class ProfileFile(_Stored):
 
 
 class TestResult(_Stored):
-    """What one test adds to its run: a line of the journal, and what a worker sends to its controller."""
+    """Result of one test in a run: a line of the journal, and the message from a worker to its controller."""
 
     __test__ = False  # pytest would collect a class of this name
 
@@ -257,12 +257,12 @@ class TestResult(_Stored):
     observation: Observation
     cells: list[CellRun]
     samples: dict[str, list[float]] = {}
-    """Per-request and per-token figures behind the cells, by metric key; kept out of baselines for their size."""
+    """Per-request and per-token figures of the cells, by metric key; too large to keep in baselines."""
     profile: dict[str, PhaseProfile] = {}
-    """Of one more request, by phase, where that was asked for."""
+    """Profile of one additional request, by phase, if requested."""
 
     def value(self, metric: str) -> int | float | str | None:
-        """The figure of a metric, by name or key, in the metric's unit; ``None`` if it could not be measured.
+        """Return the value of a metric, by name or key, in its unit; ``None`` if it could not be measured.
 
         Raises:
             UsageError: there is no such metric, or it was not measured here.
@@ -273,5 +273,5 @@ class TestResult(_Stored):
         raise UsageError(f"{key} was not measured; expected one of {', '.join(cell.metric for cell in self.cells)}")
 
     def cell(self, key: str) -> CellRun | None:
-        """The cell of a metric, by its key; ``None`` if it was not measured."""
+        """Return the cell of a metric by its key; ``None`` if it was not measured."""
         return next((cell for cell in self.cells if cell.metric == key), None)

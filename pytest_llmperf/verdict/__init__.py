@@ -1,1 +1,1 @@
-"""What may be concluded from two sets of numbers: pure, no torch."""
+"""Verdicts from measured figures and baselines: pure, without torch."""

@@ -1,4 +1,4 @@
-"""A second baseline, pinned to a revision: what ten changes of one per cent each add up to does not pass unseen."""
+"""Compare with a baseline pinned to a revision, so that small regressions cannot accumulate unnoticed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llmperf.verdict.model import Outcome, Verdict
 
 @dataclass(frozen=True)
 class Anchor:
-    """The comparison with a device's baseline as it was at a revision."""
+    """Comparison with a device's baseline as of a git revision."""
 
     revision: str
     comparison: Comparison
@@ -25,7 +25,7 @@ class Anchor:
     def verdicts(
         self, result: TestResult, limit: Callable[[Metric], Limit], confirmed: Callable[[CellKey], Confirmed]
     ) -> list[Verdict]:
-        """One verdict for each cell of a test that gates, told apart from those on the present baseline."""
+        """Return a verdict for each gating cell of a test, marked with the anchor's revision."""
         found = self.comparison.verdicts(result, limit, confirmed)
         return [self._of_the_anchor(verdict) for verdict in found if verdict.cell.limit.gates]
 
@@ -35,12 +35,12 @@ class Anchor:
 
 
 def pinned_baseline(root: Path, revision: str, path: Path, *, present: Baseline | None) -> Baseline | None:
-    """The device's file as it was at a revision of the repository that ``root`` lies in; ``None`` if it had none.
+    """Return a device's baseline at a revision of the repository around ``root``; ``None`` if it had none.
 
-    The steps that the ``present`` baseline accepts are accepted: their cells wait for the anchor to move on.
+    The accepted steps of the ``present`` baseline also apply: their cells are not compared until the anchor moves on.
 
     Raises:
-        BaselineError: there is no such revision, or the file cannot be trusted.
+        BaselineError: there is no such revision, or the file is invalid.
     """
     if not is_file_at(root, revision, path):
         return None

@@ -1,4 +1,4 @@
-"""This run's cells beside the baseline's: which runs may be compared, and the verdicts that follow."""
+"""Compare a run with a baseline: select the comparable runs and return a verdict for each cell."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
 
 CellKey = tuple[str, str, str]
-"""Test, workload hash and metric."""
+"""Test, workload hash and metric key."""
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What fresh runs measured of a cell, and how many hypotheses its p-value is one of."""
+    """A cell's figures from confirmation runs, and the family size that its p-value is tested with."""
 
     values: tuple[float, ...] = ()
     family_size: int | None = None
@@ -28,7 +28,7 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One run against one baseline; ``baseline`` is ``None`` while the device has none."""
+    """Comparison of one run with one baseline; ``baseline`` is ``None`` if the device has none."""
 
     baseline: Baseline | None
     environment: Mapping[str, Scalar]
@@ -41,7 +41,7 @@ class Comparison:
         limit: Callable[[Metric], Limit],
         confirmed: Callable[[CellKey], Confirmed] = lambda _key: Confirmed(),
     ) -> list[Verdict]:
-        """One verdict for each cell of a test that is judged at all."""
+        """Return a verdict for each judged cell of a test."""
         found = [
             self._verdict(cell, limit(METRICS[cell.metric]), result.workload, confirmed(cell.key[:3]))
             for cell in result.cells
@@ -51,7 +51,7 @@ class Comparison:
         return [_invalid(verdict, wrong) if wrong and _is_timed(verdict) else verdict for verdict in found]
 
     def could_fail(self, limits: Mapping[str, Callable[[Metric], Limit]]) -> int:
-        """How many timed cells that gate have runs to be compared with, of the tests whose limits are given."""
+        """Count the gating timed cells that have comparable runs, in the tests that have limits."""
         return sum(
             test in limits and limits[test](METRICS[name]).gates
             for (test, _workload, name), cell in self.stored_cells.items()
@@ -59,23 +59,23 @@ class Comparison:
         )
 
     def missing(self, collected: set[str], would_find: Callable[[str], bool]) -> list[str]:
-        """Tests of the baseline that are not collected any more, of those that the run would have found."""
+        """Return the tests of the baseline that were not collected although this run would have found them."""
         return sorted(filter(would_find, self._tests - collected))
 
     def differences(self) -> list[Difference]:
-        """In what this machine differs from the latest run that may not be compared; none if one may be."""
+        """Return how this machine differs from the latest run in blocking fields, if no run is comparable."""
         if self.baseline is None or self._comparable or not self.baseline.runs:
             return []
         return blocking(compare_environments(self.baseline.runs[-1].environment, self.environment))
 
     def all_differences(self) -> list[Difference]:
-        """In what this machine differs from the baseline's latest run, also where that does not keep them apart."""
+        """Return all differences between this machine and the baseline's latest run, also those that do not block."""
         if self.baseline is None or not self.baseline.runs:
             return []
         return compare_environments(self.baseline.runs[-1].environment, self.environment)
 
     def slowest_s(self, test: str) -> float | None:
-        """The longest that a comparable run took for a test, in seconds."""
+        """Return the longest time that a comparable run took for a test, in seconds."""
         seen = self.baseline.observations if self.baseline else []
         return max(
             (
@@ -108,7 +108,7 @@ class Comparison:
         return self._why_not_comparable(verdict, cell, workload)
 
     def _why_not_comparable(self, verdict: Verdict, cell: CellRun, workload: Workload) -> Verdict:
-        """New, unless the baseline knows this test from other circumstances."""
+        """Mark a new cell as not comparable if the baseline has it in another workload, environment or epoch."""
         stored = self._workloads_of.get((cell.test, cell.metric))
         if cell.value is None or not stored:
             return verdict
@@ -168,7 +168,7 @@ class Comparison:
 
     @cached_property
     def _epochs(self) -> dict[tuple[str, str], str]:
-        """The latest epoch's time of each test and metric."""
+        """Time of the latest epoch of each test and metric."""
         latest: dict[tuple[str, str], str] = {}
         for epoch in self.baseline.epochs if self.baseline else ():
             key = (epoch.test, epoch.metric)
@@ -177,7 +177,7 @@ class Comparison:
 
     @cached_property
     def stored_cells(self) -> dict[CellKey, Cell]:
-        """Every judged cell of the baseline with its comparable window and its metric's own limit."""
+        """All judged cells of the baseline, each with its comparable window and its metric's default limit."""
         return {
             (test, workload, name): Cell(
                 test=test,
@@ -192,7 +192,7 @@ class Comparison:
         }
 
     def prior(self, metric: Metric) -> Prior:
-        """The spread that is typical of a metric, from the windows of all its cells."""
+        """Return the prior variance of a metric, estimated from the windows of all its cells."""
         return self._priors.get(metric.key, DEFAULT_PRIOR)
 
     @cached_property
@@ -205,7 +205,7 @@ class Comparison:
 
 
 def _is_timed(verdict: Verdict) -> bool:
-    """Whether the machine's mood is in the figure."""
+    """Return whether the verdict is on a measured value of a timed metric."""
     return verdict.cell.metric.kind is Kind.TIMED and verdict.cell.value is not None
 
 

@@ -1,6 +1,7 @@
-"""Figures that are the same on identical runs: counters, memory where it is deterministic, digests.
+"""Judge deterministic metrics: counters, deterministic memory and digests.
 
-One more operator per token is a fact, not a sample: no test of significance, only a limit beside the window's worst.
+Identical runs give identical figures, so no significance test is needed. The limit is the window's worst value plus a
+slack.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from pytest_llmperf.verdict.model import Cell, Outcome, Verdict, number
 
 
 def judge_exact(cell: Cell) -> Verdict:
-    """Regressed beyond the window's worst value and a slack, improved beyond its best by the same slack.
+    """Return the verdict on an exact cell: regressed if beyond the window's worst value by more than the slack.
 
-    The slack is the larger of the limit's ``floor`` (in the metric's unit) and ``tolerate`` times the worst value.
+    It improved if it is beyond the window's best value by more than the slack. The slack is the larger of the limit's
+    ``floor`` (in the metric's unit) and ``tolerate`` times the worst value.
 
     Raises:
         TypeError: a value of the cell is not a number.
@@ -32,7 +34,9 @@ def judge_exact(cell: Cell) -> Verdict:
 
 
 def judge_identity(cell: Cell) -> Verdict:
-    """Unchanged when equal to every value of the window; a window of several values decides nothing.
+    """Return the verdict on a text: unchanged if equal to every value of the window, else regressed.
+
+    A window of several different values makes the verdict inconclusive.
 
     Raises:
         ValueError: the window is empty.
@@ -57,18 +61,18 @@ def judge_identity(cell: Cell) -> Verdict:
 
 
 def varies(cell: Cell) -> bool:
-    """Whether the window's own runs differ by more than the slack, so that no limit beside them can be exact."""
+    """Return whether the window's runs differ by more than the slack, so that the metric is not deterministic."""
     return max(cell.figures) - min(cell.figures) > _slack(cell)
 
 
 def worst_figure(cell: Cell) -> float:
-    """The window's largest value where smaller is better, else its smallest."""
+    """Return the window's largest value if smaller is better, else its smallest."""
     sign = cell.metric.better.sign
     return sign * max(sign * figure for figure in cell.figures)
 
 
 def limit_value(cell: Cell) -> float:
-    """The value, in the metric's unit, beyond which an exact metric has regressed."""
+    """Return the value, in the metric's unit, beyond which an exact metric has regressed."""
     return worst_figure(cell) + cell.metric.better.sign * _slack(cell)
 
 

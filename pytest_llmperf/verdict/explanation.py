@@ -1,4 +1,4 @@
-"""Why a time regressed: the operators and kernels of two profiles side by side, largest difference first."""
+"""Explain a regression by operator profiles: compare operators and kernels, largest difference first."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from pytest_llmperf.verdict.model import Verdict
 Phase = Literal["prefill", "decode"]
 OF_PREFILL = frozenset({"ttft_ms", "prefill_tokens_per_s"})
 OF_DECODE = frozenset({"tpot_ms", "e2e_ms", "decode_tokens_per_s"})
-"""Metrics whose time is that of a phase of a request; that of a callable or of many requests is not profiled."""
+"""Metrics that measure a phase of a request. Callables and concurrent requests are not profiled."""
 
 MOST_ROWS, FEWEST_ROWS = 10, 3
 MOST_RECOUNTED = 5
-"""Rows kept for what is called more or less often, however small its time: calls are exact, one profile's times not."""
+"""Maximum rows for operators whose call count changed, however small their time.
+
+Call counts are exact; the times of a single profile are not.
+"""
 LEAST_SHARE = 0.005
-"""Of the base's step: smaller differences have a row only where there is no larger one."""
+"""Minimum difference for a row, as a share of the base's step; smaller ones show only if none is larger."""
 LEAST_RECOUNT = 0.005
-"""Of the base's calls: a smaller change would not show in three digits."""
+"""Minimum change of the call count, as a share of the base's; a smaller one would not show in three digits."""
 
 
 class OperatorChange(Written):
-    """One operator or kernel on both sides, per step; ``None`` where a side sums it up with its other small ones."""
+    """One operator or kernel on both sides, per step; ``None`` if a side counts it among its other small ones."""
 
     name: str
     place: Literal["host", "device"]
@@ -36,12 +39,12 @@ class OperatorChange(Written):
 
     @property
     def difference_ms(self) -> float:
-        """How much longer it takes now."""
+        """Increase of its time, in ms."""
         return (self.now_ms or 0.0) - (self.base_ms or 0.0)
 
     @property
     def more_calls(self) -> float:
-        """How many calls there are more now, as far as both sides tell."""
+        """Increase of its call count; 0 if a side's count is unknown."""
         if self.name == OTHERS or self.base_calls is None or self.now_calls is None:
             return 0.0
         more = self.now_calls - self.base_calls
@@ -49,29 +52,29 @@ class OperatorChange(Written):
 
 
 class Explanation(Written):
-    """Where the time of one workload's phase went; or the ``reason`` why nobody knows.
+    """Time by operator for one phase of a workload, or the ``reason`` why it is unknown.
 
-    Times are per token of decode or per request of prefill, of one profiled request of each side: longer than timed
-    ones are, by what profiling costs.
+    Times are per token (decode) or per request (prefill), from one profiled request of each side. They include the
+    profiler's overhead, so they exceed the timed ones.
     """
 
     workload: str
     phase: Phase
     base: str = ""
-    """What is compared with."""
+    """Name of the side compared with."""
     base_ms: float | None = None
-    """The step by the host's clock."""
+    """Time of one step by the host's clock."""
     now_ms: float | None = None
     operators: tuple[OperatorChange, ...] = ()
-    """The largest differences and what is called more or less often, what takes longer first."""
+    """The largest differences and changed call counts, largest slowdown first."""
     traces: str = ""
-    """The folder where torch's traces are kept, in the project."""
+    """Folder of torch's traces, in the project."""
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Profiles:
-    """The profiles of one side, by test and workload hash, then by phase; ``why_not`` is why one is not there."""
+    """Profiles of one side, by test and workload hash, then by phase; ``why_not`` explains a missing one."""
 
     name: str
     found: Mapping[tuple[str, str], Mapping[str, PhaseProfile]] = field(default_factory=dict)
@@ -79,7 +82,7 @@ class Profiles:
 
 
 def slower(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Those that fail their test for a time that a request takes: what a profile may explain."""
+    """Return the failing verdicts that a profile can explain: times of a request."""
     return [
         verdict
         for verdict in verdicts
@@ -88,13 +91,13 @@ def slower(verdicts: Sequence[Verdict]) -> list[Verdict]:
 
 
 def explanations(verdicts: Sequence[Verdict], base: Profiles, now: Profiles, *, traces: str = "") -> list[Explanation]:
-    """One for each workload and phase that got slower.
+    """Return an explanation for each workload and phase that became slower.
 
     Args:
-        verdicts: of one test.
-        base: what it was compared with.
-        now: what it is.
-        traces: where the traces lie, in the project.
+        verdicts: verdicts of one test.
+        base: profiles of the baseline side.
+        now: profiles of the present side.
+        traces: folder of the traces, in the project.
     """
     wanted = dict.fromkeys((verdict.cell.test, verdict.cell.workload, _phase(verdict)) for verdict in slower(verdicts))
     return [_explanation(key, base, now, traces) for key in wanted]
@@ -135,7 +138,7 @@ def _changes(base: PhaseProfile, now: PhaseProfile) -> Iterator[OperatorChange]:
 
 
 def _looked_up(side: PhaseProfile, name: str, place: Literal["host", "device"]) -> OperatorTime | None:
-    """Nothing at all where the profile names every operator; ``None`` where it may be among the others."""
+    """Return an operator's time: zero if the profile names every operator, ``None`` if it may be in `OTHERS`."""
     named = {one.name: one for one in side.operators if one.place == place}
     absent = None if OTHERS in named else OperatorTime(name=name, place=place, self_ms=0.0, calls=0.0)
     return named.get(name, absent)

@@ -1,4 +1,4 @@
-"""The verdict on one cell: what kind of figure it is decides which rule applies."""
+"""Judge one cell: choose the rule by the metric's kind and return a verdict."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pytest_llmperf.verdict.screen import judge_timed
 
 
 def is_judged(metric: Metric) -> bool:
-    """Whether cells of that metric get a verdict at all."""
+    """Return whether cells of a metric get a verdict."""
     return metric.kind is not Kind.INFORMATIVE
 
 
 def judge(
     cell: Cell, *, family_size: int = 1, prior: Prior = DEFAULT_PRIOR, confirmations: Sequence[float] = ()
 ) -> Verdict:
-    """The verdict on one cell.
+    """Return the verdict on one cell.
 
     Args:
         cell: this run's figure and the runs it is compared with.
-        family_size: the number of cells that could fail this run.
-        prior: the spread that is typical of the metric (timed metrics only).
+        family_size: number of cells that could fail this run.
+        prior: prior variance of the metric (timed metrics only).
         confirmations: the same figure from fresh runs in this session (timed metrics only).
 
     Raises:
@@ -66,7 +66,7 @@ def _undecided(cell: Cell, outcome: Outcome, reason: str) -> Verdict:
 
 
 def _first_problem(cell: Cell, confirmations: Sequence[float]) -> str:
-    """Why one of the cell's values must not be compared; empty if none."""
+    """Return why a value of the cell is invalid; empty if all are valid."""
     named = [("", value) for value in (cell.value, *confirmations)]
     named += [(f" in the baseline's run {sample.run_id}", sample.value) for sample in cell.window]
     for where, value in named:
@@ -76,7 +76,7 @@ def _first_problem(cell: Cell, confirmations: Sequence[float]) -> str:
 
 
 def problem(kind: Kind, value: object) -> str:
-    """Why that value of a metric of that kind must not be compared; empty if it may."""
+    """Return why a value is invalid for a kind of metric; empty if it is valid."""
     if kind is Kind.IDENTITY:
         return "" if isinstance(value, str) else f"expected a text, got {value!r}"
     if isinstance(value, bool) or not isinstance(value, int | float):

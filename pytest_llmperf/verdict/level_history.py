@@ -1,4 +1,4 @@
-"""A baseline's cells over time: their levels, where these changed, and which changes were accepted."""
+"""History of a baseline's cells: levels, change points and accepted changes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from pytest_llmperf.verdict.model import Cell, number
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The runs of one session at one commit: they share that session's luck, so they are one point.
+    """One point of a history: the runs of one session at one commit, which are correlated.
 
-    ``value`` is their geometric mean in the metric's unit, ``time`` that of the first of them.
+    ``value`` is their geometric mean in the metric's unit; ``time`` is the start of the first run.
     """
 
     time: str
@@ -32,19 +32,19 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One change of level: the last point before and the first after, both levels in the metric's unit."""
+    """A change of level: the last point before, the first point after, and both levels in the metric's unit."""
 
     last: Point
     first: Point
     before: float
     after: float
     accepted: str = ""
-    """The reason of the epoch that lies between the two points."""
+    """Reason of the epoch between the two points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One cell over all runs that may be compared with the latest one, whatever was accepted in between."""
+    """History of one cell: all runs comparable with the latest one, ignoring epochs."""
 
     cell: Cell
     workload: Workload
@@ -53,12 +53,12 @@ class Series:
 
     @property
     def is_long_enough(self) -> bool:
-        """Whether change points can be looked for at all."""
+        """Whether there are enough points to search for change points."""
         return len(self.points) >= FEWEST_POINTS
 
     @cached_property
     def levels(self) -> list[tuple[Sequence[Point], float]]:
-        """Each stretch of points with its geometric mean.
+        """Each segment between change points, with its geometric mean.
 
         Raises:
             MissingDependency: ruptures is not installed.
@@ -69,7 +69,7 @@ class Series:
 
     @property
     def changes(self) -> list[Change]:
-        """The changes of level, oldest first.
+        """Changes of level, oldest first.
 
         Raises:
             MissingDependency: ruptures is not installed.
@@ -86,9 +86,9 @@ class Series:
 def series_of(
     baseline: Baseline, *, test: str | None = None, metric: Metric | None = None, every_metric: bool = False
 ) -> list[Series]:
-    """The series of a baseline's cells: of those that gate by default, of one metric, or of every one that is judged.
+    """Return the histories of a baseline's cells: those that gate by default, of one metric, or all judged.
 
-    Cells without a positive figure in each run (digests, or a count of 0) have no levels and are left out.
+    Cells that lack a positive number in any run (digests, or a count of 0) are omitted.
 
     Raises:
         UsageError: there is no such test.

@@ -1,4 +1,4 @@
-"""The words in which a comparison is told: outcomes, verdicts, limits and the evidence they rest on."""
+"""Data model of verdicts: outcomes, cells, samples and the evidence of a verdict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_llmperf.text import plural
 
 
 class Outcome(StrEnum):
-    """What can be said of one cell (one test x one metric)."""
+    """Outcome of one cell (one test x one metric)."""
 
     REGRESSED = "regressed"
     IMPROVED = "improved"
@@ -26,12 +26,12 @@ class Outcome(StrEnum):
 
     @property
     def decided(self) -> bool:
-        """Whether the cell was compared and the comparison had an answer."""
+        """Whether the cell was compared and the result is conclusive."""
         return self in _DECIDED
 
     @property
     def words(self) -> str:
-        """As a reader sees it: ``not comparable``."""
+        """The outcome as shown to users: ``not comparable``."""
         return self.value.replace("_", " ")
 
 
@@ -39,7 +39,7 @@ _DECIDED = frozenset({Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED})
 
 
 def number(value: float | str | None) -> float:
-    """That value, known to be a number.
+    """Return a value that must be a number.
 
     Raises:
         TypeError: it is a text or is missing.
@@ -50,18 +50,18 @@ def number(value: float | str | None) -> float:
 
 
 def evidence(runs: int, sessions: int) -> str:
-    """How much a verdict rests on: ``5 runs in 1 session``."""
+    """Return the number of runs and sessions as text: ``5 runs in 1 session``."""
     return f"{plural(runs, 'run')} in {plural(sessions, 'session')}"
 
 
 def percent(share: float) -> str:
-    """A share as a percentage of two digits: ``25 %``, ``3.4 %``."""
+    """Format a share as a percentage of two digits: ``25 %``, ``3.4 %``."""
     return f"{float(f'{100 * share:.2g}'):g} %"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One run's figure for one cell of the baseline."""
+    """One baseline run's figure for one cell."""
 
     run_id: str
     session_id: str
@@ -70,10 +70,10 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """All that is needed to judge one test x metric.
+    """One test x metric with everything needed to judge it.
 
-    ``value`` is this run's figure, ``None`` if it could not be measured, with ``reason`` saying why. ``window`` holds
-    the comparable runs of the baseline since the cell's last epoch, oldest first.
+    ``value`` is this run's figure, or ``None`` if it could not be measured, for the ``reason`` given. ``window`` holds
+    the comparable baseline runs since the cell's last epoch, oldest first.
     """
 
     test: str
@@ -83,11 +83,11 @@ class Cell:
     window: Sequence[Sample] = ()
     reason: str = ""
     workload: str = ""
-    """The workload's hash: a test may measure several."""
+    """The workload's hash; a test may measure several workloads."""
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Test, workload and metric."""
+        """Test, workload hash and metric key."""
         return (self.test, self.workload, self.metric.key)
 
     @property
@@ -101,22 +101,22 @@ class Cell:
 
     @property
     def sessions(self) -> int:
-        """How many sessions the window's runs come from."""
+        """Number of sessions of the window's runs."""
         return len({sample.session_id for sample in self.window})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was decided about one cell, and on what evidence.
+    """The outcome of one cell and its evidence.
 
-    ``ratio`` is now / baseline whichever way is better; ``limit`` and ``mde`` are in the same scale: the ratio beyond
-    which a change is a regression, and the relative change for the worse that this baseline finds 9 times in 10.
+    ``ratio`` is now / baseline, whichever direction is better. ``limit_ratio`` is the ratio beyond which a change is a
+    regression. ``mde`` is the minimum detectable effect: the relative change for the worse that is found 9 times in 10.
     """
 
     cell: Cell
     outcome: Outcome
     kind: Kind
-    """How it was judged: an exact metric that varies on identical runs is judged as a timed one."""
+    """How it was judged: an exact metric that varies between identical runs is judged as a timed one."""
     reason: str = ""
     baseline: int | float | str | None = None
     ratio: float | None = None
@@ -125,19 +125,19 @@ class Verdict:
     mde: float | None = None
     p_value: float | None = None
     flagged: bool = False
-    """The screen suspects a regression: fresh runs can confirm or clear it, whatever the outcome says."""
+    """Whether the screen suspects a regression that fresh runs can confirm or clear, whatever the outcome."""
     runs: int = 0
     sessions: int = 0
     against: str = ""
-    """The revision whose baseline this is about; empty for the present one."""
+    """Revision of the baseline compared with; empty for the present baseline."""
     blocks: int = 0
-    """Pairs of fresh processes, one of base and one of head, where that is what was compared."""
+    """Number of paired blocks, each one base and one head process; 0 unless two revisions were compared."""
     candidates: Sequence[float] = ()
-    """All of this session's figures that were judged, where fresh runs confirmed or cleared the first one."""
+    """All judged figures of this session, if confirmation runs followed the first one."""
 
     @property
     def counts(self) -> bool:
-        """Whether the cell can fail its test: it gates, and this device can measure it at all."""
+        """Whether the cell can fail its test: it gates, and this device can measure it."""
         never_measured = self.outcome is Outcome.NEW and self.cell.value is None
         return self.cell.limit.gates and not never_measured
 
@@ -148,5 +148,5 @@ class Verdict:
 
     @property
     def fails(self) -> bool:
-        """Whether this verdict fails its test: a regression of a metric that gates."""
+        """Whether this verdict fails its test: a regression of a gating metric."""
         return self.outcome is Outcome.REGRESSED and self.cell.limit.gates

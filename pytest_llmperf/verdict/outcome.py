@@ -1,4 +1,4 @@
-"""What became of a run: what workers send, sessions collect and reports tell."""
+"""Results of a run: entries per test and a summary, passed from workers to the session and to reports."""
 
 from __future__ import annotations
 
@@ -21,42 +21,42 @@ from pytest_llmperf.verdict.sentence import sentence, short_sentence
 
 
 class Entry(BaseModel):
-    """What became of one test; travels from a worker to its controller as JSON."""
+    """Result of one test; sent from an xdist worker to its controller as JSON."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
 
     test: str
     file: str = ""
-    """Where the test is written, relative to pytest's root; empty where that is not known."""
+    """File of the test, relative to pytest's rootdir; empty if unknown."""
     line: int | None = None
     device_key: str
     run: Run
     results: list[TestResult] = []
     verdicts: list[Verdict] = []
     timings: list[str] = []
-    """What ``cuda_timer`` gave the test, a line each: told beside what is recorded."""
+    """Results of ``cuda_timer``, one line each; shown beside the recorded figures."""
     injected: list[str] = []
     fail_on: frozenset[Outcome] = frozenset()
-    """Outcomes that fail the test beside a regression."""
+    """Outcomes that fail the test in addition to a regression."""
     error: str = ""
-    """Why the test has no verdict: the first line of what it raised."""
+    """Reason that the test has no verdict: the first line of its exception."""
     limits: dict[str, Limit] = {}
-    """By metric key, where somebody else is to judge the test's cells."""
+    """Limits by metric key, if another process judges the test's cells."""
     expected: bool = False
-    """The test is marked to fail: then its regressions fail nothing."""
+    """Whether the test is marked xfail; its regressions then fail nothing."""
     explanations: list[Explanation] = []
-    """Where the time went of what regressed."""
+    """Operator profiles of the regressions."""
     confirm_seconds: float = 0.0
-    """This test's share of the time that fresh runs took to confirm what looked slower."""
+    """This test's share of the time of the confirmation runs."""
 
     @property
     def empty(self) -> bool:
-        """Whether the test measured nothing at all, and nothing says why."""
+        """Whether the test measured nothing and reported no error."""
         return not (self.results or self.error)
 
     @property
     def figures(self) -> list[tuple[str, int | float | str]]:
-        """What was measured, by metric; with the workload's hash where the test measured several."""
+        """Measured values by metric; the name includes the workload's hash if the test measured several."""
         several = len(self.results) > 1
         return [
             (f"{cell.metric} {cell.workload}" if several else cell.metric, cell.value)
@@ -71,7 +71,10 @@ class Entry(BaseModel):
         return not self.error and any(verdict.suspect for verdict in self.verdicts)
 
     def suspended(self, reason: str, *, anchored: str = "") -> Entry:
-        """The same with what looks slower inconclusive, for that reason; since an anchor for the other, if given."""
+        """Return a copy in which suspected regressions are inconclusive, for ``reason``.
+
+        Those found against an anchor get the reason ``anchored``, if given.
+        """
         verdicts = [
             replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=(verdict.against and anchored) or reason)
             if verdict.suspect
@@ -82,12 +85,12 @@ class Entry(BaseModel):
 
     @property
     def failing(self) -> list[Verdict]:
-        """The verdicts that fail the test."""
+        """Verdicts that fail the test."""
         return [verdict for verdict in self.verdicts if verdict.fails or self._is_asked_to_fail(verdict)]
 
     @property
     def failed(self) -> bool:
-        """Whether the test failed, which it was not expected to."""
+        """Whether the test failed unexpectedly."""
         return bool(self.error or self.failing) and not self.expected
 
     def _is_asked_to_fail(self, verdict: Verdict) -> bool:
@@ -97,54 +100,54 @@ class Entry(BaseModel):
 
 @dataclass(frozen=True)
 class Update:
-    """What became of the baseline: the file and its window, or why it was left alone."""
+    """Result of a baseline update: the new baseline, or why it was not updated."""
 
     path: Path
     baseline: Baseline | None = None
     refusal: str = ""
     failed: bool = False
-    """Whether it was tried, and the file could not be read, locked or written."""
+    """Whether the update was attempted and the file could not be read, locked or written."""
 
 
 @dataclass
 class RunOutcome:
-    """What became of a whole run."""
+    """Result of a whole run."""
 
     compared: bool
-    """Whether verdicts were asked for at all."""
+    """Whether verdicts were requested."""
     device_key: str = ""
-    """Of the device that the tests were to run on, before any has."""
+    """Key of the device that the tests should run on, known before any has run."""
     entries: list[Entry] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-    """Tests of the baseline that are not collected any more."""
+    """Tests of the baseline that are no longer collected."""
     update: Update | None = None
     profiles: str = ""
-    """What became of the operator profiles of what was recorded."""
+    """Message about the operator profiles of the recorded run."""
     troubles: dict[str, None] = field(default_factory=dict)
-    """What could not be written down or released at the end, and why: it fails the run."""
+    """Errors of writing results or releasing resources at the end; they fail the run."""
     notes: dict[str, None] = field(default_factory=dict)
-    """What could not be written although nobody had asked for it, and why."""
+    """Errors of writing files that nobody requested; they do not fail the run."""
     place: tuple[str, ...] = ()
-    """What the ``llmperf`` command needs to find the same folder of baselines."""
+    """Options with which the ``llmperf`` command finds the same baseline folder."""
     settings: tuple[str, ...] = ()
-    """What pytest needs to measure the same again."""
+    """Options with which pytest repeats the same measurement."""
     edited: str = ""
-    """How the working tree's baseline differs from the one that was read."""
+    """Differences between the working tree's baseline and the one that was read."""
     differences: list[str] = field(default_factory=list)
-    """In what this machine differs from the baseline's latest run."""
+    """Differences between this machine and the baseline's latest run."""
     sides: Mapping[str, SideProof] = field(default_factory=dict)
-    """Of a comparison of two revisions: what each side ran."""
+    """Commit and imported packages of each side, if two revisions were compared."""
     fail_on: frozenset[Outcome] = frozenset()
     unreported: dict[str, None] = field(default_factory=dict)
-    """Tests that began in a worker and of which nothing came: it died while they waited to be confirmed."""
+    """Tests that a worker started but never reported, because it died while they waited for confirmation."""
 
     dead: str = ""
-    """Which device died since which test, and why; empty if none did."""
+    """The device that failed, since which test, and why; empty if none failed."""
     not_run: int = 0
-    """How many tests were not tried since then."""
+    """Number of tests that were not run after the device failed."""
 
     def take(self, found: Mapping[str, Any]) -> None:
-        """Take in what was found where the tests were measured."""
+        """Add the facts found by the process that measured the tests."""
         self.device_key = found.get("device_key", self.device_key)
         self.missing = found.get("missing", self.missing)
         self.edited = found.get("edited", self.edited)
@@ -152,25 +155,25 @@ class RunOutcome:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        """Those of all tests."""
+        """Verdicts of all tests."""
         return [verdict for entry in self.entries for verdict in entry.verdicts]
 
     @property
     def outcomes(self) -> Counter[Outcome]:
-        """How many cells that can fail came out how; a test that raised counts as one."""
+        """Number of cells that can fail, by outcome; a test with an error counts as one."""
         counts = Counter(verdict.outcome for verdict in self.verdicts if verdict.counts)
         counts[Outcome.ERROR] += sum(bool(entry.error) for entry in self.entries)
         return counts
 
     @property
     def disturbed(self) -> dict[str, str]:
-        """Tests of which nothing that was timed may be compared, and why."""
+        """Tests whose timed figures are invalid, and why."""
         seen = ((entry.test, result.observation.invalid) for entry in self.entries for result in entry.results)
         return {test: why for test, why in seen if why}
 
     @property
     def breach(self) -> str:
-        """What fails the run although it failed no test; empty if nothing does."""
+        """Reason that the run fails although no test failed; empty if there is none."""
         if self.dead:
             return f"{self.dead}; tests not run: {self.not_run} (--llmperf-isolate goes on in another process)"
         if self.unreported:
@@ -183,7 +186,7 @@ class RunOutcome:
 
     @property
     def _unwritten(self) -> str:
-        """What could not be done once the tests had run."""
+        """Failure to write or release something after the tests; empty if there is none."""
         if self.update and self.update.failed:
             return "the baseline could not be updated"
         if self.disturbed and self.update and self.update.refusal:
@@ -197,9 +200,9 @@ class RunOutcome:
 
 
 def conclude(report: pytest.TestReport, entry: Entry) -> None:
-    """Attach an entry to its test's report, and make the report fail if a verdict or an error does.
+    """Attach an entry to its test's report, and fail the report if a verdict or an error does.
 
-    A report that failed by itself stays as it is: what the test raised is told by pytest.
+    A report that has already failed keeps its text, since pytest shows the exception.
     """
     expected = hasattr(report, "wasxfail") or report.longreprtext.startswith(XPASS_STRICT)
     entry = entry.model_copy(update={"expected": expected})
@@ -210,18 +213,18 @@ def conclude(report: pytest.TestReport, entry: Entry) -> None:
 
 
 XPASS_STRICT = "[XPASS(strict)] "
-"""How pytest begins the reason why a test that had to fail did not."""
+"""Prefix of pytest's failure text for a strict xfail test that passed."""
 
 
 def _fail(report: pytest.TestReport, text: str) -> None:
-    """A test that was expected to fail has done so, as pytest reports it; its body alone had passed against that."""
+    """Fail a report; that of an xfail test becomes xfailed, even if its body passed a strict xfail."""
     if report.longreprtext.startswith(XPASS_STRICT):
         report.wasxfail = report.longreprtext.removeprefix(XPASS_STRICT)
     report.outcome, report.longrepr = ("skipped" if hasattr(report, "wasxfail") else "failed"), text
 
 
 def settle(report: pytest.TestReport, entry: Entry, *, confirm: bool) -> None:
-    """Conclude a test, unless fresh runs are to confirm first: then the report carries its entry to the confirmer."""
+    """Conclude a test, or attach its entry for the confirmation runs if a verdict is suspect."""
     if entry.suspect and confirm:
         report.llmperf = entry.model_dump_json()  # type: ignore[attr-defined]  # xdist carries a report's attributes
     else:
@@ -229,7 +232,7 @@ def settle(report: pytest.TestReport, entry: Entry, *, confirm: bool) -> None:
 
 
 def entry_of(report: pytest.TestReport) -> Entry | None:
-    """The entry that a report carries."""
+    """Return the entry attached to a report."""
     text = getattr(report, "llmperf", None)
     if text is None:
         return None
@@ -239,9 +242,9 @@ def entry_of(report: pytest.TestReport) -> Entry | None:
 
 
 def failure_text(failing: Sequence[Verdict], injected: Sequence[str]) -> str:
-    """One line, for pytest's short summary: the first verdict that fails a test, and how far the others went.
+    """Return one line for pytest's short summary: the first failing verdict, and the ratios of the others.
 
-    The run's own summary has a sentence of each.
+    The run's own summary has a sentence for each.
     """
     if not failing:
         return ""

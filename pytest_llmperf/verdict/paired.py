@@ -1,9 +1,9 @@
-"""The paired verdict: fresh processes of two revisions side by side on one machine, until the answer is clear.
+"""Paired verdict: a group sequential t test on blocks of base and head processes on one machine.
 
-Both processes of a block share the machine's mood of that minute, so their ratio does not hold it. A t test of ln(head)
-- ln(base) over blocks, against the margin, is looked at after fixed numbers of blocks and stops for either answer;
-`location` lets wild blocks count for less, `spending` keeps the error of all looks together at its level, and `guards`
-keep a few blocks, a drift or the order within blocks from deciding.
+Both processes of a block run in the same minute, so the machine's state cancels in their ratio. A t test of ln(head) -
+ln(base) against the margin is evaluated after fixed numbers of blocks and stops when it is conclusive. `trimmed_mean`
+limits the influence of outlying blocks, `alpha_spending` keeps the error over all looks at its level, and
+`paired_guards` rejects results that rest on a few blocks, a drift or the order within blocks.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from pytest_llmperf.verdict.screen import limit_ratio
 from pytest_llmperf.verdict.window_stats import oriented
 
 LOOKS: tuple[int, ...] = (4, 6, 8, 12, 16, 24)
-"""The numbers of blocks after which a decision may be taken."""
+"""Numbers of blocks after which the test is evaluated."""
 
 ALPHA = 0.05
-"""How often one cell may come out regressed (or, apart from that, improved) by all looks, at the margin itself."""
+"""Probability, over all looks, that a cell is called regressed (and separately, improved) at the margin itself."""
 
 BETA = 0.05
-"""How often a slowdown of the limit's ``catch`` may be called unchanged."""
+"""Probability that a slowdown of the limit's ``catch`` is called unchanged."""
 
 _POWER = 0.9
-"""How often a detectable change is found."""
+"""Probability that a detectable change is found."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One fresh base process beside one fresh head process: their figures in the metric's unit."""
+    """One base and one head process run together: their figures in the metric's unit."""
 
     base: float
     head: float
@@ -48,7 +48,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class _Evidence:
-    """What the blocks say of a change for the worse in ln(value): its mean ``d`` and that one's standard error."""
+    """Mean change for the worse ``d`` in ln(value) over the blocks, and its standard error ``se``."""
 
     cell: Cell
     baseline: float
@@ -65,24 +65,24 @@ class _Evidence:
 
     @property
     def p_worse(self) -> float:
-        """One-sided p of a change for the worse within the margin."""
+        """One-sided p-value of the null hypothesis that the change for the worse is within the margin."""
         return upper_tail((self.d - self.margin) / self.se, self.df)
 
     @property
     def p_caught(self) -> float:
-        """One-sided p of a change for the worse as large as the limit must catch, or the floor if that is wider."""
+        """One-sided p-value of a change for the worse of ``catch``, or of the floor if that is wider."""
         limit = limit_ratio(self.cell, self.baseline)
         catch = max(math.log1p(self.cell.limit.catch), abs(math.log(limit)) if limit else math.inf)
         return upper_tail((catch - self.d) / self.se, self.df)
 
     @property
     def mirrored(self) -> _Evidence:
-        """The same blocks where more is better."""
+        """The same blocks with the sign of the change reversed."""
         return replace(self, d=-self.d, differences=[-difference for difference in self.differences])
 
 
 def next_look(blocks: int) -> int | None:
-    """The smallest number of blocks above ``blocks`` at which a decision may be taken; none after the last."""
+    """Return the smallest look above ``blocks``; ``None`` after the last."""
     return next((look for look in LOOKS if look > blocks), None)
 
 
@@ -97,29 +97,29 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
     noise: float = 0.0,
     workload: str = "",
 ) -> Verdict:
-    """The verdict on one timed cell from blocks in the order in which they ran.
+    """Return the verdict on one timed cell from its blocks, in the order in which they ran.
 
-    ``regressed`` is a change for the worse beyond ``limit.tolerate``; ``improved`` mirrors it; ``unchanged`` says that
-    a change for the worse of ``limit.catch`` is ruled out. Anything else is ``inconclusive``, and so is any number of
-    blocks that is not one of `LOOKS`, unless no block will follow (``final``): then the level of the last look passed
-    applies. What was spent by that look and this one more level are together below ``alpha``.
+    ``regressed`` is a change for the worse beyond ``limit.tolerate``, and ``improved`` mirrors it. ``unchanged`` rules
+    out a change for the worse of ``limit.catch``. Anything else is ``inconclusive``, as is any number of blocks that is
+    not in `LOOKS`. If no more blocks will follow (``final``), the level of the last look passed applies instead. The
+    error spent up to that look and the error of this extra test are together below ``alpha``.
 
     Args:
         test: the test's name.
-        metric: what was measured.
-        limit: what the cell accepts and must catch; a difference below its floor is no change.
+        metric: the metric.
+        limit: the change that the cell accepts and the one it must catch; a difference below its floor is no change.
         blocks: at least one.
-        alpha: how often this cell may err by all looks together: the family's level / cells that are judged.
-        final: whether no block will follow.
-        noise: the standard deviation of ln(value) of one run that is known from before (`prior.known_noise`). Blocks
-            are not believed to spread by less than two such runs: four of them agree by chance often enough where
-            processes fall into a fast and a slow mode.
-        workload: the hash of what was measured, part of the cell's key.
+        alpha: error probability of this cell over all looks: the family's level / number of judged cells.
+        final: whether no more blocks will follow.
+        noise: standard deviation of ln(value) of one run, as the null control shows it. The blocks' standard deviation
+            is assumed to be at least that of the difference of two such runs, since four blocks often agree by chance
+            if processes fall into a fast and a slow mode.
+        workload: hash of the workload, part of the cell's key.
 
     Returns:
-        A verdict with the geometric means of head and base, their ratio and its interval (at 95 %, of the blocks so
-        far, not widened for the looks taken), all of them trimmed from eight blocks on. Values that are not numbers
-        above 0 make it ``invalid``.
+        A verdict with the geometric means of head and base, their ratio and its confidence interval (at 95 %, of the
+        blocks so far, not widened for the looks taken). All are trimmed from eight blocks on. Values that are not
+        numbers above 0 make it ``invalid``.
 
     Raises:
         ValueError: there is no block, or ``alpha`` is not between 0 and 0.5.
@@ -153,10 +153,10 @@ def _p_value(found: _Evidence, outcome: Outcome) -> float:
 def null_trips(
     blocks: Sequence[Block], metric: Metric, limit: Limit, alpha: float = ALPHA, *, noise: float = 0.0
 ) -> bool:
-    """Whether base beside base would come out regressed or improved, or could not be judged at all.
+    """Return whether a null control (base against base) comes out regressed, improved or invalid.
 
-    The rule is that of `judge_paired` with no block to follow: fewer blocks than its first look never trip. Where it
-    trips, something other than the code moves the figures, and no change found in that session stands.
+    The rule is that of `judge_paired` with ``final``, so fewer blocks than the first look never trip. If it trips,
+    something other than the code changes the figures, and no change found in that session is valid.
 
     Raises:
         ValueError: there is no block, or ``alpha`` is not between 0 and 0.5.
@@ -168,14 +168,14 @@ def null_trips(
 
 
 def detectable_change(spread: float, limit: Limit, *, alpha: float = ALPHA) -> float:
-    """The change for the worse, as a share, that all blocks together find nine times in ten.
+    """Return the minimum detectable effect, as a share, with all blocks and a power of 90 %.
 
-    That is the power of the last look alone, with no guard in the way; `LOOKS` before it may find it sooner.
+    It is that of the last look alone, without guards; earlier `LOOKS` may find the change sooner.
 
     Args:
         spread: standard deviation of ln(head / base) over blocks.
-        limit: what the cell accepts.
-        alpha: as `judge_paired` takes it.
+        limit: the limit of the cell.
+        alpha: as for `judge_paired`.
     """
     df = Location.of([0.0] * LOOKS[-1]).df
     reach = quantile(nominal_levels(alpha, LOOKS, late)[-1], df) + quantile(1 - _POWER, df)
@@ -183,7 +183,7 @@ def detectable_change(spread: float, limit: Limit, *, alpha: float = ALPHA) -> f
 
 
 def veto(verdict: Verdict, reason: str) -> Verdict:
-    """That verdict, but inconclusive for that reason if it said that something changed."""
+    """Return the verdict, made inconclusive for ``reason`` if it was regressed or improved."""
     if verdict.outcome not in {Outcome.REGRESSED, Outcome.IMPROVED}:
         return verdict
     return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason)
@@ -209,7 +209,7 @@ def _verdict(cell: Cell, blocks: Sequence[Block], outcome: Outcome, reason: str)
 
 
 def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
-    """The evidence of the blocks, no spread believed to be below the floor; the cell's value is head's."""
+    """Compute the evidence of the blocks, with a lower limit on their spread; the cell's value is head's."""
     differences = [oriented(cell.metric, block.head) - oriented(cell.metric, block.base) for block in blocks]
     found = Location.of(differences, spread=max(math.sqrt(2) * noise, SD_FLOOR))
     baseline, now = _center([block.base for block in blocks]), _center([block.head for block in blocks])
@@ -230,7 +230,7 @@ def _center(figures: Sequence[float]) -> float:
 
 
 def _look(blocks: int, *, final: bool) -> int | None:
-    """Which look, counted from 0, decides on that many blocks; none if it is not the time to decide."""
+    """Return the index of the look that decides on that many blocks; ``None`` if no decision is due."""
     passed = bisect_right(LOOKS, blocks) - 1
     decides = blocks in LOOKS or final or next_look(blocks) is None
     return passed if decides and passed >= 0 else None
@@ -245,7 +245,7 @@ def _outlook(blocks: int, *, final: bool) -> str:
 
 
 def _decide(found: _Evidence, alpha: float, beta: float) -> tuple[Outcome, str]:
-    """What one look decides, and if nothing, why: a change that a guard doubts is not unchanged either."""
+    """Return the outcome of one look, and why it is inconclusive: a change that a guard rejects is not unchanged."""
     beyond_floor = abs(found.now - found.baseline) > found.cell.limit.floor
     for evidence, outcome in ((found, Outcome.REGRESSED), (found.mirrored, Outcome.IMPROVED)):
         if evidence.p_worse <= alpha and beyond_floor:

@@ -1,6 +1,6 @@
-"""What is significant and still not believed: paired differences that the t test takes for more than they are.
+"""Guards of the paired t test: reject significant results whose assumptions do not hold.
 
-The test assumes independent blocks that are not moved by which side ran first, and a mean that stands for most of them.
+The test assumes independent blocks, no effect of which side ran first, and a mean that represents most blocks.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from pytest_llmperf.stats.student_t import SD_FLOOR, upper_tail
 from pytest_llmperf.verdict.model import percent
 
 LEAST_AGREEMENT = 0.75
-"""The share of blocks that must have moved the way the mean did."""
+"""Minimum share of blocks that changed in the direction of the mean."""
 
 LARGEST_AUTOCORRELATION = 0.4
 
 GUARD_P = 0.05
-"""The p below which a drift, or an effect of the order, is more than the noise of a few blocks."""
+"""Significance level of a drift and of an order effect."""
 
 
 def doubt(differences: Sequence[float], base_first: Sequence[bool], margin: float) -> str:
-    """Why a significant change for the worse is not believed; empty if it is.
+    """Return why a significant change for the worse is rejected; empty if it is accepted.
 
     Args:
         differences: ln(head / base) of each block in the order in which they ran, more is worse.
         base_first: whether base ran before head, for each block.
-        margin: the change for the worse that is tolerated, in logarithms.
+        margin: the tolerated change for the worse, in logarithms.
     """
     if median(differences) <= margin / 2:
         return "a few blocks make the mean: the median block is within half the margin"
@@ -42,10 +42,10 @@ def doubt(differences: Sequence[float], base_first: Sequence[bool], margin: floa
 
 
 def _drifts(differences: Sequence[float]) -> bool:
-    """Whether the lag-1 autocorrelation is large, and larger than that of n independent blocks can be.
+    """Return whether the lag-1 autocorrelation is large and significant.
 
-    Of those it is about normal around -1/n with variance 1/n (Bartlett 1946): of eight, one in fourteen is above 0.4 by
-    chance. Only a positive one makes the standard error too small.
+    For n independent blocks it is approximately normal around -1/n with variance 1/n (Bartlett 1946): of eight blocks,
+    one series in fourteen exceeds 0.4 by chance. Only a positive autocorrelation makes the standard error too small.
     """
     n, mean = len(differences), fmean(differences)
     deviations = [difference - mean for difference in differences]
@@ -57,10 +57,10 @@ def _drifts(differences: Sequence[float]) -> bool:
 
 
 def _order_effect(differences: Sequence[float], base_first: Sequence[bool], margin: float) -> str:
-    """Whether blocks differ by which side went first, by more than the margin and than their noise explains.
+    """Return an order effect that exceeds the margin and is significant, or is unknown; empty if there is none.
 
-    With four blocks that spread by 3 % the two orders differ by more than a margin of 2 % half of the time, so a t test
-    of the two orders' means must agree.
+    With four blocks that spread by 3 %, the means of the two orders differ by more than a margin of 2 % half of the
+    time. So a t test of the two means must also be significant.
     """
     orders = [[d for d, first in zip(differences, base_first, strict=True) if first == side] for side in (True, False)]
     if not all(orders):

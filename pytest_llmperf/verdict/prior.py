@@ -1,7 +1,7 @@
-"""What is believed about a metric's spread before one cell is looked at.
+"""Prior variance of a metric: estimate the typical spread from all of a baseline's cells.
 
-A cell has few sessions, a baseline has many cells: the spread that is typical of a metric lends each of its cells
-degrees of freedom. The method is the moderated variance of Smyth 2004 (https://doi.org/10.2202/1544-6115.1027).
+A cell has few sessions, but a baseline has many cells. The typical variance of a metric adds degrees of freedom to each
+of its cells. The method is the moderated variance of Smyth 2004 (https://doi.org/10.2202/1544-6115.1027).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_llmperf.verdict.model import Cell
 from pytest_llmperf.verdict.window_stats import History, Variance
 
 DF_CAP = 30.0
-"""No prior weighs more than this many sessions: cells of one metric are alike, not identical."""
+"""Maximum degrees of freedom of a prior, since the cells of one metric are similar, not identical."""
 
 FEWEST_CELLS = 5
 FEWEST_DF = 2
@@ -26,11 +26,11 @@ FEWEST_DF = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """The variance of ln(session mean) that is typical of a metric, worth ``df`` degrees of freedom.
+    """The typical variance of ln(session mean) of a metric, with ``df`` degrees of freedom.
 
-    ``noise`` is the same for ln(value) of one run inside its session. An ``assumed`` prior was not learned from any
-    baseline, so what the cell knows itself replaces it; that of the session means then holds their drift alone, and
-    the noise comes on top of it.
+    ``noise`` is the same for ln(value) of one run within a session. An ``assumed`` prior is a default, not estimated
+    from a baseline, so the cell's own degrees of freedom replace it. The variance of session means then covers drift
+    alone, and the noise is added to it.
     """
 
     variance: float
@@ -39,21 +39,21 @@ class Prior:
     noise: Prior | None = None
 
     def beside(self, own: Variance) -> Variance:
-        """What still counts beside the cell's own: each degree of freedom of that replaces one of an assumption."""
+        """Return the variance to pool with the cell's own; each own degree of freedom replaces an assumed one."""
         return Variance(self.variance, max(0.0, self.df - own.df) if self.assumed else self.df)
 
 
 DEFAULT_NOISE = Prior(variance=0.03**2, df=4.0, assumed=True)
-"""An assumption, for a baseline of one or two runs: nobody who has three more runs in a session depends on it."""
+"""An assumption for a baseline of one or two runs; five runs in a session replace it entirely."""
 
-# An assumption: where the step time of one model was tracked on pinned machines, sessions drifted by 4 to 6 % from
-# lowest to highest, so 3 % is one standard deviation with room. Sessions of the cell itself replace it one by one;
-# without that, no window of 20 runs could ever call a metric with a margin of a few per cent unchanged.
+# An assumption. The step time of one model, tracked on pinned machines, drifted between sessions by 4 to 6 % from
+# lowest to highest, so 3 % is a generous standard deviation. The cell's own sessions replace it one by one;
+# otherwise a window of 20 runs could never call a metric with a margin of a few per cent unchanged.
 DEFAULT_PRIOR = Prior(variance=0.03**2, df=8.0, assumed=True, noise=DEFAULT_NOISE)
 
 
 def prior_of(cells: Iterable[Cell]) -> Prior:
-    """The prior of one metric from the baselines of all its cells; cells that have no logarithms are passed over."""
+    """Estimate the prior of a metric from all its cells; cells with values that are not positive are skipped."""
     histories = [History.of(cell) for cell in cells if _has_logarithms(cell)]
     noise = _fit([history.within for history in histories]) or DEFAULT_NOISE
     return replace(fit_prior([history.between for history in histories]), noise=noise)
@@ -65,7 +65,7 @@ def _has_logarithms(cell: Cell) -> bool:
 
 
 def fit_prior(variances: Sequence[tuple[float, float]]) -> Prior:
-    """The prior from (variance, degrees of freedom) of ln(session mean) across the cells of one metric.
+    """Return the prior from (variance, degrees of freedom) of ln(session mean) across the cells of a metric.
 
     Returns `DEFAULT_PRIOR` if fewer than five cells have three sessions or more.
     """
@@ -73,7 +73,10 @@ def fit_prior(variances: Sequence[tuple[float, float]]) -> Prior:
 
 
 def _fit(variances: Sequence[tuple[float, float]]) -> Prior | None:
-    """Method of moments on log s² for s² ~ s0² F(df, df0): Smyth 2004, section 6.2 (``fitFDist`` of limma)."""
+    """Fit by the method of moments on log s² for s² ~ s0² F(df, df0).
+
+    Source: Smyth 2004, section 6.2 (``fitFDist`` of limma).
+    """
     usable = [(max(value, SD_FLOOR**2), df) for value, df in variances if df >= FEWEST_DF]
     if len(usable) < FEWEST_CELLS:
         return None
@@ -86,7 +89,7 @@ def _fit(variances: Sequence[tuple[float, float]]) -> Prior | None:
 
 
 def _log_bias(df: float) -> float:
-    """E[ln(s²/σ²)] of a sample variance."""
+    """Return E[ln(s²/σ²)] of a sample variance."""
     return float(digamma(df / 2)) - math.log(df / 2)
 
 
@@ -95,7 +98,7 @@ def _trigamma(x: float) -> float:
 
 
 def _inverse_trigamma(x: float) -> float:
-    """The y > 0 with trigamma(y) = x > 0, by Newton's method on 1/trigamma: Smyth 2004, appendix."""
+    """Return the y > 0 with trigamma(y) = x > 0, by Newton's method on 1/trigamma: Smyth 2004, appendix."""
     y = 0.5 + 1 / x
     for _ in range(50):
         trigamma = _trigamma(y)

@@ -1,7 +1,7 @@
-"""The screen: one run against the stored baseline of a figure that varies from run to run.
+"""Screen: compare one run with the stored baseline by a moderated t test.
 
-A moderated t test over session means, in logarithms, against a margin. It says of itself how small a slowdown it
-would have found, and does not call a cell unchanged when that is larger than the limit asks for.
+The test compares session means, in logarithms, with a margin. It reports its minimum detectable effect, and does not
+call a cell unchanged if that is larger than the limit's ``catch``.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior
 from pytest_llmperf.verdict.window_stats import History, oriented
 
 ALPHA_FAMILY = 0.01
-"""How often a run of unchanged code may fail, over all of its cells together."""
+"""False alarm rate of a run of unchanged code, over all its cells."""
 
 SCREEN_P = 0.002
-"""One-sided p of no change at all, below which a cell is flagged."""
+"""One-sided p-value of no change, below which a cell is flagged."""
 
 POWER = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
-    """What the screen found.
+    """Result of the screen.
 
     ``d`` is the change for the worse in ln(value), ``se`` its standard error on ``df`` degrees of freedom. The p-values
-    are one-sided: of no change (``p_zero``), of a change for the worse within the margin (``p_margin``), of a change
-    for the better within it (``p_improved``). ``baseline`` and ``now`` are geometric means in the metric's unit,
-    ``interval`` is of now / baseline, ``mde`` is relative. ``flagged`` cells are for fresh runs to confirm.
+    are one-sided: ``p_zero`` of no change, ``p_margin`` of a change for the worse within the margin, ``p_improved`` of
+    a change for the better within it. ``baseline`` and ``now`` are geometric means in the metric's unit, ``interval``
+    is the confidence interval of now / baseline, and ``mde`` is the relative minimum detectable effect. Fresh runs
+    confirm or clear ``flagged`` cells.
     """
 
     d: float
@@ -62,7 +63,7 @@ def screen(
 ) -> Screen:
     """Compare ``candidates`` (values of one session; by default the cell's own) with the cell's window.
 
-    ``family_size`` is the number of cells that could fail this run; it enters the MDE.
+    ``family_size`` is the number of cells that could fail this run; it affects the minimum detectable effect.
 
     Raises:
         ValueError: the window is empty, or a value has no logarithm.
@@ -93,10 +94,10 @@ def screen(
 def judge_timed(
     cell: Cell, *, family_size: int = 1, prior: Prior = DEFAULT_PRIOR, confirmations: Sequence[float] = ()
 ) -> Verdict:
-    """The verdict of the screen on the cell's value and its ``confirmations``, fresh runs of the same session.
+    """Return the screen's verdict on the cell's value and its ``confirmations``, fresh runs of the same session.
 
-    Cells are judged as their tests end, so each is held to the first and strictest step of Holm's procedure,
-    p <= `ALPHA_FAMILY` / ``family_size``.
+    Cells are judged as their tests end, so each is held to the first and strictest step of Holm's procedure: p <=
+    `ALPHA_FAMILY` / ``family_size``.
 
     Raises:
         ValueError: the window is empty.
@@ -128,7 +129,7 @@ def judge_timed(
 
 
 def _agree(cell: Cell, found: Screen, confirmations: Sequence[float]) -> bool:
-    """Whether the fresh runs alone lie beyond the margin too: one wild first run must not carry the mean."""
+    """Return whether the fresh runs alone exceed the margin, so that an outlying first run cannot decide."""
     sign, baseline = cell.metric.better.sign, found.baseline
     changes = [sign * math.log(value / baseline) for value in confirmations]
     return median(changes) > math.log1p(cell.limit.tolerate)
@@ -164,19 +165,19 @@ def _decide(cell: Cell, found: Screen, alpha: float) -> tuple[Outcome, str]:
 
 
 def _standard_error(history: History, candidates: int, prior: Prior) -> tuple[float, float]:
-    """The standard error of d and its degrees of freedom.
+    """Return the standard error of d and its degrees of freedom.
 
-    Var(d) is that of two session means, one of them averaged over all sessions, plus what the candidate's session has
-    more run-to-run noise than the baseline's for having fewer runs. The two parts are estimated independently, so
-    their degrees of freedom combine by Welch and Satterthwaite: a noise that is known from two runs alone must not
-    pass for one that is known from many.
+    Var(d) is the variance of the candidate's session mean plus that of the baseline's mean over sessions. If the
+    candidate's session has fewer runs than the baseline's, its additional run-to-run noise is added. The two parts are
+    estimated independently, so their degrees of freedom combine by Welch and Satterthwaite: noise estimated from two
+    runs must not count as well known.
     """
     left = prior.beside(history.between)
     means = 1 + 1 / history.sessions
     between = history.between.pooled(left)
     noise = history.within.pooled(prior.noise.beside(history.within)) if prior.noise else history.within
     noise_share = max(0.0, 1 / candidates - 1 / history.runs_per_session)
-    if prior.assumed:  # it holds the drift alone: widen what is left of it by the noise of a session's mean
+    if prior.assumed:  # it covers drift alone, so add the noise of a session mean to its share
         noise_share += means * left.df / between.df / history.runs_per_session
     parts = [
         (means * max(between.value, SD_FLOOR**2), between.df),
@@ -187,21 +188,22 @@ def _standard_error(history: History, candidates: int, prior: Prior) -> tuple[fl
 
 
 def _minimum_detectable_effect(margin: float, se: float, df: float, alpha: float) -> float:
-    """The relative change for the worse that is called a regression with probability `POWER`.
+    """Return the relative change for the worse that is called a regression with probability `POWER`.
 
-    It must pass both tests, of no change and of the margin. The absolute floor, which the user sets, is left out.
+    The change must pass both tests, of no change and of the margin. The absolute floor, which the user sets, is
+    ignored.
     """
     detectable = max(margin + quantile(alpha, df) * se, quantile(SCREEN_P, df) * se)
     return bounded_exp(detectable + quantile(1 - POWER, df) * se) - 1
 
 
 def _inside(found: Screen, catch: float) -> bool:
-    """Whether the interval holds neither a change for the worse of ``catch`` nor one for the better."""
+    """Return whether the confidence interval excludes changes of ``catch`` in both directions."""
     return abs(found.d) + half_width(found.se, found.df) < math.log1p(catch)
 
 
 def limit_ratio(cell: Cell, baseline: float) -> float:
-    """The value / baseline beyond which a change is a regression: the margin, or the floor if that is wider."""
+    """Return the ratio to the baseline beyond which a change is a regression: the margin, or a wider floor."""
     limit = cell.limit
     if cell.metric.better is Better.SMALLER:
         return 1 + max(limit.tolerate, limit.floor / baseline)

@@ -1,4 +1,4 @@
-"""One verdict as one line: both numbers in scaled units, the ratio, its interval and the limit."""
+"""Format a verdict as one line: both values in scaled units, the ratio, its interval and the limit."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _MOVED = {Outcome.REGRESSED, Outcome.IMPROVED}
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict in one line, such as ``TPOT ×1.525 [1.31, 1.78]: 6.42 ms > 4.21 ms baseline, limit ×1.02 (...)``.
+    """Return the verdict in one line.
 
-    What matters most is first: a terminal may cut it.
+    Example: ``TPOT ×1.525 [1.31, 1.78]: 6.42 ms > 4.21 ms baseline, limit ×1.02 (...)``. The most important part is
+    first, since a terminal may truncate it.
     """
     if verdict.outcome not in _COMPARED:
         text = _not_compared(verdict)
@@ -39,14 +40,14 @@ def sentence(verdict: Verdict) -> str:
 
 
 def short_sentence(verdict: Verdict) -> str:
-    """What moved and by how much, to stand in a list: ``TTFT ×1.898``; without a ratio, both values."""
+    """Return the metric and its ratio for a list: ``TTFT ×1.898``; without a ratio, both values."""
     if _has_ratio(verdict):
         return _change(verdict)
     return f"{verdict.cell.metric.title} {_values(verdict)}{_since(verdict)}"
 
 
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
-    """A value in the unit that suits its size: ``4.21 ms``, ``248 MiB``, ``475``, ``×1.52``, ``71 %``, ``n/a``."""
+    """Format a value with a suitable unit: ``4.21 ms``, ``248 MiB``, ``475``, ``×1.52``, ``71 %``, ``n/a``."""
     if value is None or isinstance(value, str):
         return value or "n/a"
     if not math.isfinite(value):
@@ -62,7 +63,10 @@ def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) 
 
 
 def scale_of(metric: Metric, value: float) -> tuple[float, str] | None:
-    """The unit that suits a value's size: how many of the metric's own it is, and its name; ``None`` for its own."""
+    """Return the size, in the metric's unit, and the name of the unit that suits a value.
+
+    Return ``None`` if the metric's own unit suits it.
+    """
     scales = _SCALES.get(metric.unit, ())
     return next(((size, unit) for size, unit in scales if abs(value) >= 0.9995 * size), None)  # rounds to 1.00 of it
 
@@ -107,14 +111,14 @@ def _values(verdict: Verdict) -> str:
 
 
 def _now(verdict: Verdict) -> float | str | None:
-    # What the ratio is of: with confirmations, the mean of all runs and not the first alone.
+    # The value that the ratio refers to: with confirmations, the mean of all runs.
     if verdict.interval and verdict.ratio is not None:
         return number(verdict.baseline) * verdict.ratio
     return verdict.cell.value
 
 
 def _told_apart(metric: Metric, now: float, baseline: float) -> tuple[str, str]:
-    """Both values with as many digits as it takes to see that they differ."""
+    """Format both values with as many digits as needed to show that they differ."""
     for digits in range(3, 17):
         left, right = (format_value(metric, value, digits=digits) for value in (now, baseline))
         if left != right:
@@ -154,7 +158,7 @@ def _basis(verdict: Verdict) -> str:
 
 
 def _candidates(verdict: Verdict) -> str:
-    """All of this session's runs, where there were several: a mean hides whether they agree."""
+    """List all of this session's runs, if there were several: a mean hides whether they agree."""
     values = [format_value(verdict.cell.metric, value) for value in verdict.candidates]
     return f"; runs now: {', '.join(values)}" if values else ""
 
@@ -171,7 +175,7 @@ def _ratio(value: float, digits: int) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    """That many digits, trailing zeros kept, so that figures of one column look equally exact."""
+    """Format to ``digits`` significant digits, with trailing zeros, so that a column shows equal precision."""
     if abs(value) >= _LARGEST_WRITTEN_OUT:
         return f"{value:.{digits}g}"
     exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
@@ -179,6 +183,6 @@ def _significant(value: float, digits: int) -> str:
 
 
 def _plain(value: float, digits: int) -> str:
-    """A count: whole if it is whole, else with three more digits than a measured figure has."""
+    """Format a count: as an integer if it is whole, else with three more digits than a measured figure."""
     whole = value == round(value) and abs(value) < _LARGEST_WRITTEN_OUT
     return f"{value:.0f}" if whole else f"{value:.{digits + 3}g}"

@@ -1,4 +1,7 @@
-"""The verdict file: every cell with its evidence, for whatever reads it after a run. ``llmperf schema verdicts``."""
+"""Write and read the verdict file: every cell with its evidence, as JSON.
+
+``llmperf schema verdicts`` prints its JSON Schema.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ class Bounds(Written):
 
 
 class CellVerdict(Written):
-    """One cell: what was decided, and on what evidence. Figures are in ``unit``; shares and ratios are relative."""
+    """Verdict on one cell with its evidence. Figures are in ``unit``; shares and ratios are relative."""
 
     metric: str
     unit: str
@@ -55,9 +58,9 @@ class CellVerdict(Written):
     sessions: int
     blocks: int
     candidates: list[float]
-    """All figures of this session that were judged, where there were several."""
+    """All judged figures of this session, if there were several."""
     against: str = ""
-    """The git revision whose baseline this is about; empty for the present one."""
+    """Git revision of the baseline compared with; empty for the present baseline."""
     sentence: str
 
     @field_validator("metric")
@@ -69,18 +72,18 @@ class CellVerdict(Written):
 
     @property
     def counts(self) -> bool:
-        """Whether the cell can fail its test: it gates, and this device can measure it at all."""
+        """Whether the cell can fail its test: it gates, and this device can measure it."""
         return self.gates and not (self.outcome is Outcome.NEW and self.value is None)
 
 
 class TestVerdicts(Written):
-    """One test: its cells, or why it has none, and how to run it again."""
+    """Verdicts of one test or its error, and the command that repeats it."""
 
     __test__ = False  # pytest would collect a class of this name
 
     test: str
     file: str = ""
-    """Where the test is written, relative to the repository's root; empty where that is not known."""
+    """File of the test, relative to the repository's root; empty if unknown."""
     line: int | None = None
     error: str
     failed: bool
@@ -88,41 +91,41 @@ class TestVerdicts(Written):
     cells: list[CellVerdict]
     reproduce: str
     explanations: tuple[Explanation, ...] = ()
-    """Where the time went of what regressed, workload by workload."""
+    """Operator profiles of the regressions, by workload."""
 
 
 class VerdictFile(Written):
-    """All that one run decided. ``decided`` of ``total`` cells that can fail have an answer."""
+    """All verdicts of one run. ``decided`` of the ``total`` cells that can fail have a conclusive outcome."""
 
     schema_version: Literal[1] = 1
     tool: str
     exit_code: int
     failed: bool
     breach: str
-    """What failed the run although it failed no test."""
+    """Reason that the run failed although no test failed."""
     device_key: str
     run: Run | None
-    """Of the first test; with several xdist workers each has its own."""
+    """The first test's run; each xdist worker has its own."""
     injected: list[str]
     outcomes: dict[Outcome, int]
     decided: int
     total: int
     missing: list[str]
     differences: list[str]
-    """In what this machine differs from the baseline's latest run."""
+    """Differences between this machine and the baseline's latest run."""
     sides: dict[str, SideProof] = Field(default_factory=dict)
-    """By ``base`` and ``head``, where two revisions were compared: what each of them ran."""
+    """Commit and imported packages of each side, by ``base`` and ``head``, if two revisions were compared."""
     tests: list[TestVerdicts]
 
 
 def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, folder: str = "") -> VerdictFile:
-    """All that a run decided.
+    """Build the verdict file of a run.
 
     Args:
-        run: what became of it.
-        command: that made it; with a test's key added, it makes that test's verdicts again.
-        exit_code: of the run.
-        folder: of the project in its repository.
+        run: the run's results.
+        command: the command line of the run; with a test's key added, it repeats that test.
+        exit_code: the run's exit code.
+        folder: folder of the project in its repository.
     """
     first = run.entries[0] if run.entries else None
     outcomes, breach = run.outcomes, run.breach or _unexplained(run, exit_code)
@@ -146,7 +149,10 @@ def verdict_file(run: RunOutcome, *, command: Sequence[str], exit_code: int, fol
 
 
 def _unexplained(run: RunOutcome, exit_code: int) -> str:
-    """Why pytest failed where no verdict says so: a fixture's teardown, say, or another plugin. Never a pass."""
+    """Return why pytest failed without a failing verdict, such as a fixture's teardown or another plugin.
+
+    Such a run never counts as passed.
+    """
     if exit_code == pytest.ExitCode.OK or (exit_code == pytest.ExitCode.TESTS_FAILED and run.failed):
         return ""
     if exit_code == pytest.ExitCode.INTERRUPTED:
@@ -157,12 +163,12 @@ def _unexplained(run: RunOutcome, exit_code: int) -> str:
 
 
 def decided(outcomes: Counter[Outcome]) -> int:
-    """How many of the counted cells have an answer."""
+    """Count the cells with a conclusive outcome."""
     return sum(count for outcome, count in outcomes.items() if outcome.decided)
 
 
 def write_verdicts(path: Path, verdicts: VerdictFile) -> None:
-    """Write the file, whole or not at all.
+    """Write the file atomically.
 
     Raises:
         BaselineError: it cannot be written.
@@ -171,10 +177,10 @@ def write_verdicts(path: Path, verdicts: VerdictFile) -> None:
 
 
 def read_verdicts(path: Path) -> VerdictFile:
-    """A verdict file, validated.
+    """Read and validate a verdict file.
 
     Raises:
-        BaselineError: it cannot be read, or is none.
+        BaselineError: it cannot be read, or is not a verdict file.
     """
     try:
         return VerdictFile.model_validate_json(path.read_bytes())

@@ -1,7 +1,7 @@
-"""A cell's window in logarithms, run by run and session by session.
+"""Statistics of a cell's baseline window: mean and variance of ln(value), within and between sessions.
 
-Times vary in proportion, so changes are added in logarithms; they are oriented so that more is worse. Runs of one
-session share its luck, so each session counts once, however many runs it has.
+Times vary in proportion, so the statistics are of logarithms, oriented so that more is worse. Runs of one session are
+correlated, so each session counts once, however many runs it has.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pytest_llmperf.verdict.model import Cell, number
 
 
 class Variance(NamedTuple):
-    """An estimated variance of ln(value) and its degrees of freedom; none at all if nothing is known."""
+    """An estimated variance of ln(value) and its degrees of freedom; both 0 if unknown."""
 
     value: float
     df: float
 
     def pooled(self, other: Variance) -> Variance:
-        """Both estimates of one variance, each weighted by its degrees of freedom."""
+        """Return the pooled variance, each estimate weighted by its degrees of freedom."""
         df = self.df + other.df
         return Variance((self.df * self.value + other.df * other.value) / df, df) if df else UNKNOWN
 
@@ -34,10 +34,10 @@ UNKNOWN = Variance(0.0, 0.0)
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The centre and the spread of a window.
+    """Centre and variances of a window.
 
-    ``between`` is the variance of one session's mean, ``within`` that of one run inside its session;
-    ``runs_per_session`` is the harmonic mean, since the variance of a session's mean goes with 1 / runs.
+    ``between`` is the variance of session means and ``within`` the variance of runs within a session.
+    ``runs_per_session`` is the harmonic mean, since the variance of a session mean is proportional to 1 / runs.
     """
 
     center: float
@@ -49,7 +49,7 @@ class History:
 
     @classmethod
     def of(cls, cell: Cell) -> History:
-        """The history of that cell's window.
+        """Compute the statistics of a cell's window.
 
         Raises:
             ValueError: the window is empty, or a value has no logarithm.
@@ -71,7 +71,7 @@ class History:
 
 
 def oriented(metric: Metric, value: float) -> float:
-    """ln(value), or -ln(value) where larger is better: more is worse."""
+    """Return ln(value), or -ln(value) if larger is better, so that more is worse."""
     return metric.better.sign * math.log(value)
 
 
@@ -83,5 +83,5 @@ def _by_session(cell: Cell) -> list[list[float]]:
 
 
 def _mean_square(deviations: Iterable[float], df: int) -> Variance:
-    # fsum, so that no result depends on the order of the runs.
+    # fsum makes the result independent of the order of the runs.
     return Variance(math.fsum(deviation**2 for deviation in deviations) / df, df) if df else UNKNOWN

@@ -1,4 +1,4 @@
-"""A run of two quantizations by two batch sizes, slower than its baseline, as a report is made from it."""
+"""Report test data: two quantizations by two batch sizes, slower than the baseline."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run_record(run_id: str, day: int) -> Run:
 
 
 def result(test: str, ran: Workload, run_id: str, tpot_ms: float) -> TestResult:
-    """Gaps grow with the position: 0.8, 0.9, 1.1 and 1.2 times their mean."""
+    """Return a result whose gaps grow with the position: 0.8, 0.9, 1.1 and 1.2 times their mean."""
     gaps = [tpot_ms * share for _ in range(REQUESTS) for share in (0.8, 0.9, 1.1, 1.2)]
     figures = {
         "tpot_ms": tpot_ms, "weights_bytes": 2**30 // (1 + len(ran.quantization) % 3), "load_ms": 9.0,
@@ -62,7 +62,7 @@ def tests_of(*, model: str, name: str) -> list[tuple[str, Workload]]:
 
 
 def baseline(*, model: str = "synthetic:tiny", name: str = TEST, reason: str = "a safer kernel") -> Baseline:
-    """Twelve runs, a session each; the TPOT a tenth higher from the seventh on, which was accepted."""
+    """Return twelve runs in a session each; TPOT rises by a tenth from the seventh on, which was accepted."""
     noise = Random(1)
     runs = [run_record(f"run {number:02}", 1 + number) for number in range(12)]
     results = [
@@ -86,7 +86,7 @@ def baseline(*, model: str = "synthetic:tiny", name: str = TEST, reason: str = "
 def evidence(
     *, model: str = "synthetic:tiny", name: str = TEST, reason: str = "a safer kernel", error: str = ""
 ) -> Evidence:
-    """The run after: nf4 takes half as long again."""
+    """Return the evidence of the next run, in which nf4 takes half as long again."""
     past, now = baseline(model=model, name=name, reason=reason), run_record("now", 20)
     results = [
         result(test, ran, now.run_id, 1.65 if ran.quantization == "nf4" else 1.1)

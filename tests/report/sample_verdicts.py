@@ -1,4 +1,4 @@
-"""A verdict file with one test of each kind; names are as hostile as a pull request can make them."""
+"""A verdict file with one test of each kind and hostile names, as a pull request can contain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORKLOAD = Workload(
 )  # fmt: skip
 
 
-def cell(outcome, metric="tpot_ms", *, value=4.2, baseline=4.0, gates=True, candidates=(), sentence="", **more):  # noqa: PLR0913  # a cell has that many
+def cell(outcome, metric="tpot_ms", *, value=4.2, baseline=4.0, gates=True, candidates=(), sentence="", **more):  # noqa: PLR0913  # the fields of a cell
     compared = outcome in {Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED, Outcome.INCONCLUSIVE}
     ratio = fmean(candidates or [value]) / baseline if compared else None
     return CellVerdict(
@@ -39,7 +39,7 @@ def a_test(name, *cells, error="", file="tests/test_perf.py", line=7):
 
 
 def explanation(name):
-    """An operator that takes longer, and is called more often."""
+    """Return an explanation with an operator that takes longer and is called more often."""
     grown = OperatorChange(name=name, place="host", base_ms=2.0, now_ms=3.9, base_calls=57, now_calls=81)
     return Explanation(
         workload="w", phase="decode", base="baseline of c0ffee", base_ms=4.0, now_ms=6.0, operators=(grown,)

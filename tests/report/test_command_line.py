@@ -1,4 +1,4 @@
-"""How the ``llmperf`` command ends where it is asked for what there is not, and where it can write little."""
+"""Errors of the ``llmperf`` command: wrong arguments, and terminals that cannot show a text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pytest_llmperf.verdict.verdict_file import write_verdicts
     ],
 )
 def test_a_wrong_command_line_ends_as_pytests_does(capsys, arguments, line):
-    """With 4: 2 means that somebody interrupted it."""
+    """The exit code is 4, since 2 means an interrupt."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 4
@@ -34,7 +34,7 @@ def test_a_wrong_command_line_ends_as_pytests_does(capsys, arguments, line):
 
 
 def test_what_the_terminal_cannot_show_is_escaped(tmp_path):
-    """A traceback would end with 1, the code of a regression."""
+    """A traceback would exit with 1, the code of a regression."""
     write_verdicts(tmp_path / "verdicts.json", SAMPLE)
     command = [sys.executable, "-m", "pytest_llmperf", "report", "verdicts.json"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

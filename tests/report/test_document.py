@@ -1,4 +1,4 @@
-"""What a report shows, before it is a page."""
+"""Content of the HTML report before it is rendered."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def shown() -> Document:
 
 
 def test_what_failed_comes_first_and_says_both_numbers(shown):
-    """The conclusion counts tests, the failures are sentences, the table begins with them."""
+    """The conclusion counts tests, the failures are sentences, and the table begins with them."""
     assert shown.conclusion == "3 of 5 tests failed"
     assert [test for test, _ in shown.failures] == [FIRST, f"{TEST}[nf4-8]", f"{TEST}_broken"]
     assert re.search(r"TPOT ×1\.\d+ \[.*\]: 1\.65 ms > 1\.10 ms baseline", shown.failures[0][1])
@@ -41,7 +41,7 @@ def test_what_failed_comes_first_and_says_both_numbers(shown):
 
 
 def test_latency_goes_along_the_tokens(shown):
-    """The median gap of each position over requests, from the second token on, beside the baseline's TPOT."""
+    """The median gap over requests at each position, from the second token on, with the baseline's TPOT."""
     chart = pictures(shown)["Latency by token position"]
     now, past = chart.traces
     assert now.x == [2, 3, 4, 5]
@@ -50,7 +50,7 @@ def test_latency_goes_along_the_tokens(shown):
 
 
 def test_long_generations_are_drawn_with_fewer_points():
-    """Neighbours are put together, so that each point stands for as many gaps."""
+    """Neighbouring positions are combined, the same number for each point."""
     long = workload().model_copy(update={"output_tokens": 1001})
     measured = result("test", long, "now", 1.0)
     measured = measured.model_copy(update={"samples": {"itl_ms": [float(at) for at in range(1000)] * 3}})
@@ -60,14 +60,14 @@ def test_long_generations_are_drawn_with_fewer_points():
 
 
 def test_latency_by_position_needs_requests_of_one_length():
-    """Where gaps cannot be laid over each other nothing is drawn."""
+    """If requests differ in length, there is no chart."""
     measured = result("test", workload(), "now", 1.0)
     cut = measured.model_copy(update={"samples": {"itl_ms": measured.samples["itl_ms"][1:]}})
     assert charts.per_token(cut, None) is None
 
 
 def test_the_distribution_is_of_requests_beside_runs_since_the_accepted_step(shown):
-    """Six of the baseline's twelve runs are of the old level."""
+    """Six of the baseline's twelve runs belong to the old level and are not shown."""
     chart = pictures(shown)["Distribution: TPOT"]
     assert [(trace.name, trace.role) for trace in chart.traces] == [
         ("baseline: 6 runs", "baseline"),
@@ -76,7 +76,7 @@ def test_the_distribution_is_of_requests_beside_runs_since_the_accepted_step(sho
 
 
 def test_history_shows_levels_accepted_steps_and_this_run(shown):
-    """All twelve runs, two levels, one mark with the reason between the sixth and the seventh, and today."""
+    """The chart has all twelve runs, two levels, one mark after the sixth run with the reason, and this run."""
     chart = pictures(shown)["History: TPOT"]
     assert [trace.name for trace in chart.traces] == ["baseline", "level", "level", "this run"]
     (mark,) = chart.marks
@@ -88,7 +88,7 @@ def test_history_shows_levels_accepted_steps_and_this_run(shown):
 
 
 def test_a_run_that_updated_the_baseline_is_not_its_own_past():
-    """Its cells are in the file already."""
+    """The run's own cells, which the file already holds, are excluded."""
     made = evidence()
     updated = made.baseline.model_copy(
         update={
@@ -101,14 +101,14 @@ def test_a_run_that_updated_the_baseline_is_not_its_own_past():
 
 
 def test_memory_is_shown_by_phase(shown):
-    """What was not measured has no bar."""
+    """A phase that was not measured has no bar."""
     past, now = pictures(shown)["Memory by phase"].traces
     assert (past.role, list(now.x)) == ("baseline", ["weights", "decode peak"])
     assert now.y[1] == 2.0
 
 
 def test_batch_sizes_and_quantizations_stand_side_by_side(shown):
-    """One family: two batch sizes by two quantizations."""
+    """There is one family of two batch sizes by two quantizations."""
     titles = [figures.charts[0].title for _, figures in shown.compared]
     assert titles == [
         "Batch scaling: TPOT",
@@ -120,7 +120,7 @@ def test_batch_sizes_and_quantizations_stand_side_by_side(shown):
 
 
 def test_the_environment_tells_what_differs_and_what_keeps_runs_apart(shown):
-    """A field that only one side knows keeps none apart."""
+    """A field that only one side has does not block."""
     assert [(one.name, one.then, one.now, one.blocks) for one in shown.differences] == [
         ("torch", "1", "2", True),
         ("kernel", "unknown", "6", False),
@@ -129,7 +129,7 @@ def test_the_environment_tells_what_differs_and_what_keeps_runs_apart(shown):
 
 
 def test_what_is_not_judged_is_told_with_its_test(shown):
-    """The load time, the clock and how warming up ended."""
+    """The load time, the clock and the result of the warm-up are shown."""
     (part,) = next(test for test in shown.tests if test.test == FIRST).parts
     assert ("load time", "9.00 ms") in part.measured
     assert ("warm-up", "4 requests, steady") in part.conditions
@@ -137,14 +137,14 @@ def test_what_is_not_judged_is_told_with_its_test(shown):
 
 
 def test_verdicts_alone_make_a_document():
-    """Without journal and baseline: the table, memory, and what stands side by side."""
+    """Without journal and baseline, it has the table, the memory chart and the comparison of workloads."""
     shown = document(Evidence(verdicts=evidence().verdicts))
     assert set(pictures(shown)) == {"Memory by phase"}
     assert len(shown.compared) == 3
 
 
 def test_what_is_measured_for_its_output_rate_shows_its_requests_too():
-    """Serving: the rate has one figure a run, and the requests have theirs."""
+    """Serving: the rate has one figure per run, but the requests are shown as well."""
     made = evidence()
     (first, *_) = made.results
     rate = first.cells[0].model_copy(update={"metric": "output_tokens_per_s", "value": 900.0})
@@ -155,7 +155,7 @@ def test_what_is_measured_for_its_output_rate_shows_its_requests_too():
 
 
 def test_verdicts_of_two_revisions_have_no_workloads():
-    """As ``llmperf ab`` writes them: the table and the sentences."""
+    """Verdicts of ``llmperf ab`` give the table and the sentences."""
     verdicts = evidence().verdicts
     tests = [test.model_copy(update={"workloads": {}}) for test in verdicts.tests]
     shown = document(Evidence(verdicts=verdicts.model_copy(update={"tests": tests})))
@@ -164,7 +164,7 @@ def test_verdicts_of_two_revisions_have_no_workloads():
 
 
 def test_a_run_that_decided_nothing_is_no_pass():
-    """Nothing was compared: the words of the summary."""
+    """The text is that of the terminal summary."""
     verdicts = evidence().verdicts.model_copy(
         update={"tests": [], "failed": False, "decided": 0, "total": 0, "outcomes": {}, "run": None}
     )
@@ -172,7 +172,7 @@ def test_a_run_that_decided_nothing_is_no_pass():
 
 
 def test_where_the_time_went_stands_with_its_test():
-    """As on the terminal."""
+    """The explanation is the same as on the terminal."""
     found = evidence()
     first, *others = found.verdicts.tests
     told = first.model_copy(update={"explanations": (explanation("aten::mm"),)})

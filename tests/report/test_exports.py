@@ -1,4 +1,4 @@
-"""What other tools are given, each checked against what that tool accepts."""
+"""Export formats, each validated against the schema or parser of the tool that reads it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CUSTOM_SCHEMA = {
         "additionalProperties": False,
     },
 }
-"""What github-action-benchmark's documentation says of both custom tools."""
+"""Schema of both custom tools, from github-action-benchmark's documentation."""
 
 _METRIC = {
     "type": "object",
@@ -66,7 +66,7 @@ XUNIT2 = {
     "property": ({"name", "value"}, set()),
     "failure": ({"message"}, set()),
 }
-"""Of what pytest writes for these tests: each element's attributes, and what it may hold."""
+"""Allowed attributes and children of each element that pytest writes for these tests."""
 
 PARQUET = pa.schema([
     *((name, "string") for name in ("device_key", "run_id", "session_id")),
@@ -107,7 +107,7 @@ def test_bencher_gets_a_tests_figures_by_metric():
 
 @pytest.mark.parametrize("families", [openmetrics_families, text_families], ids=["OpenMetrics", "older text format"])
 def test_prometheus_reads_every_figure_in_base_units(families):
-    """By the parser of Prometheus' own client; the older format is what a Pushgateway reads."""
+    """Prometheus' own client parses the text, also as the older format that a Pushgateway reads."""
     text = openmetrics(SAMPLE)
     assert text.endswith("# EOF\n")
     found = {family.name: family for family in families(text)}
@@ -121,19 +121,19 @@ def test_prometheus_reads_every_figure_in_base_units(families):
 
 
 def test_every_metric_has_a_name_that_prometheus_takes():
-    """Whatever its unit is."""
+    """The name is valid for every unit."""
     numbers = [cell(Outcome.NEW, key) for key in METRICS]
     families = list(openmetrics_families(openmetrics(verdict_file(a_test("t", *numbers)))))
     assert len(families) == len(METRICS) + 1
 
 
 def test_the_whole_text_is_what_was_agreed():
-    """After a change that is meant: write the text into the golden file, and read the difference."""
+    """After an intended change, write the text into the golden file and review the difference."""
     assert openmetrics(SAMPLE) == (GOLDEN / "openmetrics.txt").read_text(encoding="utf-8")
 
 
 def test_what_is_no_number_or_about_an_anchor_is_left_out():
-    """A digest, a figure that could not be read, and a second verdict on one figure."""
+    """A digest, a missing figure and a verdict against an anchor are omitted."""
     cells = [
         cell(Outcome.NEW, "token_digest", value="0123456789abcdef"),
         cell(Outcome.NEW, "weights_bytes", value=None),
@@ -145,7 +145,7 @@ def test_what_is_no_number_or_about_an_anchor_is_left_out():
 
 
 def test_workloads_of_one_test_are_told_apart():
-    """By the workload's hash, as in a baseline."""
+    """The name has the workload's hash, as in a baseline."""
     two = a_test("t", cell(Outcome.NEW), cell(Outcome.NEW).model_copy(update={"workload": "other"}))
     assert list(json.loads(bencher(verdict_file(two)))) == [f"t {WORKLOAD.hash}", "t other"]
 
@@ -159,7 +159,7 @@ def test_workloads_of_one_test_are_told_apart():
     ],
 )
 def test_what_must_not_reach_a_dashboard_is_refused(write, verdicts, message):
-    """Numbers that were made up, and a run that measured nothing: an empty file would look like a quiet day."""
+    """Injected figures are refused, and a run without figures, since an empty file would look like a normal day."""
     with pytest.raises(UsageError, match=message):
         write(verdicts)
 
@@ -177,7 +177,7 @@ def test_broken(llmperf):
 
 
 def test_junits_file_is_as_pytest_writes_it_with_figures_as_properties(project):
-    """Nothing beside the elements that readers of xunit2 know; each figure is a number, but for the digest."""
+    """There are only elements of xunit2; each figure is a number, except for the digest."""
     project.write(TESTS)
     assert project.run("--junitxml=junit.xml").ret == 1
     root = ET.parse(project.path / "junit.xml").getroot()  # noqa: S314  # our own file
@@ -208,13 +208,13 @@ def source(tmp_path):
 
 
 def narrow(schema: pa.Schema) -> pa.Schema:
-    """Whichever width of texts this pandas writes."""
+    """Normalize the width of texts, which depends on the version of pandas."""
     texts = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in schema]
     return pa.schema(texts)
 
 
 def test_parquet_has_the_documented_columns_and_types(source, tmp_path):
-    """Whatever is in them: nobody measured logarithms here."""
+    """The types hold also for columns without values, such as the logarithms here."""
     assert export_runs(source, tmp_path / "runs.parquet") == len(baseline().cells)
     schema = narrow(pq.read_schema(tmp_path / "runs.parquet").remove_metadata())
     environment = [(name, "string") for name in ("env_torch", "env_device_name")]
@@ -223,14 +223,14 @@ def test_parquet_has_the_documented_columns_and_types(source, tmp_path):
 
 
 def test_a_baseline_without_runs_has_the_same_columns(tmp_path):
-    """Files of several devices are put together."""
+    """So the files of several devices can be concatenated."""
     (tmp_path / "fake.json").write_text(dump_baseline(Baseline(device_key="fake")))
     assert export_runs(tmp_path / "fake.json", tmp_path / "runs.parquet") == 0
     assert narrow(pq.read_schema(tmp_path / "runs.parquet").remove_metadata()) == PARQUET
 
 
 def test_csv_has_the_documented_columns_and_reads_as_their_types(source, tmp_path):
-    """Numbers parse as numbers, and texts are what they were."""
+    """Numbers parse as numbers, and texts are unchanged."""
     export_runs(source, tmp_path / "runs.csv")
     kinds = {name: kind for name, kind in TYPES.items() if name != "time"}
     found = pd.read_csv(tmp_path / "runs.csv", dtype=kinds, parse_dates=["time"])
@@ -245,7 +245,7 @@ def test_csv_has_the_documented_columns_and_reads_as_their_types(source, tmp_pat
 
 @pytest.mark.parametrize("sign", "=+-@")
 def test_a_spreadsheet_runs_no_text_of_csv(tmp_path, sign):
-    """Who names a file in a pull request names a test; Parquet is no spreadsheet's."""
+    """Test names come from pull requests; Parquet is not opened by spreadsheets and needs no escape."""
     name = f"{sign}HYPERLINK(1)"
     stored = baseline()
     cells = [cell.model_copy(update={"test": name}) for cell in stored.cells]
@@ -257,7 +257,7 @@ def test_a_spreadsheet_runs_no_text_of_csv(tmp_path, sign):
 
 
 def test_json_files_are_as_the_reference_says(tmp_path):
-    """Journal, ``--llmperf-json`` and the selftest's; defaults that are left out are not required."""
+    """The journal, ``--llmperf-json`` and the selftest's file are valid; omitted defaults are not required."""
     made = evidence()
     journal = Journal(tmp_path / "run.jsonl", device_key="fake", run=made.verdicts.run)
     journal.append(made.results[0])

@@ -1,4 +1,4 @@
-"""What GitHub is given: bodies, annotations, and what hostile names become in them."""
+"""GitHub output: comment bodies and annotations, also with hostile names."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def _in_a_job(monkeypatch):
 
 @pytest.mark.parametrize(("name", "write"), [("comment.md", comment), ("annotations.txt", workflow_commands)])
 def test_what_github_gets_is_what_was_agreed(name, write):
-    """After a change that is meant: write the text into the golden file, and read the difference."""
+    """After an intended change, write the text into the golden file and review the difference."""
     assert write(SAMPLE) == (GOLDEN / name).read_text(encoding="utf-8")
 
 
 class Seen(HTMLParser):
-    """The tags of a page, and its text with the tags that it stands in."""
+    """Parser of a page that collects its tags, and its text with the enclosing tags."""
 
     def __init__(self):
         super().__init__()
@@ -50,7 +50,7 @@ class Seen(HTMLParser):
 
 
 def seen(markdown: str) -> Seen:
-    """As a reader of Markdown sees it, by a library that has nothing to do with ours."""
+    """Render a body with an independent Markdown library."""
     from markdown_it import MarkdownIt
 
     page = Seen()
@@ -61,7 +61,7 @@ def seen(markdown: str) -> Seen:
 
 
 def test_a_hostile_name_stays_text_in_code():
-    """Where GitHub links no ``@name`` and no ``#1``, and no tag, pipe, backtick or newline gets out."""
+    """GitHub links no ``@name`` and no ``#1``, and no tag, pipe, backtick or newline escapes."""
     page = seen(comment(SAMPLE))
     assert "img" not in page.tags
     hostile = [tags for text, tags in page.texts if "octocat" in text]
@@ -71,7 +71,7 @@ def test_a_hostile_name_stays_text_in_code():
 
 
 def test_a_command_is_one_line_whatever_a_test_is_called():
-    """The runner reads each line that begins with ``::``."""
+    """The runner interprets each line that begins with ``::``."""
     lines = workflow_commands(SAMPLE).splitlines()
     assert [line.split("::")[1].split(" ")[0] for line in lines] == ["error", "error", "warning"]
     assert all(re.fullmatch(r"::(error|warning) (\w+=[^:,]*,?)+::[^\r\n\x1b]*", line) for line in lines)
@@ -79,7 +79,7 @@ def test_a_command_is_one_line_whatever_a_test_is_called():
 
 @pytest.mark.parametrize(("write", "most"), [(comment, 65_536), (summary, 1024**2)])
 def test_a_body_is_cut_at_githubs_limit_with_what_failed_first(write, most):
-    """Between two rows, every tag closed, and saying so with where the rest is."""
+    """It is cut between two rows with all tags closed, and says where the rest is."""
     fine = [a_test(f"t.py::test_{number}", *[cell(Outcome.UNCHANGED)] * 20) for number in range(1000)]
     body = write(verdict_file(*fine, a_test("t.py::test_slow", cell(Outcome.REGRESSED, value=9.0))))
     assert most * 0.9 < len(body.encode()) <= most
@@ -89,13 +89,13 @@ def test_a_body_is_cut_at_githubs_limit_with_what_failed_first(write, most):
 
 
 def test_outside_of_a_workflow_what_is_cut_links_nowhere(monkeypatch):
-    """There is no run to name."""
+    """Outside of a workflow there is no run to link to."""
     monkeypatch.delenv("GITHUB_RUN_ID")
     assert summary(SAMPLE, 2000).endswith(f"{CUT}.</p>\n")
 
 
 def test_explanations_leave_the_table_its_room():
-    """However many there are, and however long."""
+    """This holds for any number and length of explanations."""
     told = tuple(explanation(f"aten::{'x' * 500}_{number}") for number in range(200))
     slow = a_test("t.py::test_slow", cell(Outcome.REGRESSED, value=9.0)).model_copy(update={"explanations": told})
     body = comment(verdict_file(slow, *[a_test("t.py::test_fine", cell(Outcome.UNCHANGED))] * 100))
@@ -105,7 +105,7 @@ def test_explanations_leave_the_table_its_room():
 
 
 def test_what_failed_leaves_the_table_its_room():
-    """Half of the body; how many failed is told all the same, and the table has them first."""
+    """Failures take half of the body; their number is still shown, and the table lists them first."""
     slow = [a_test(f"t.py::test_{'x' * 500}_{number}", cell(Outcome.REGRESSED, value=9.0)) for number in range(1000)]
     body = comment(verdict_file(*slow))
     assert "<p>1000 tests failed:</p>" in body
@@ -115,7 +115,7 @@ def test_what_failed_leaves_the_table_its_room():
 
 
 def test_one_test_that_failed_in_many_cells_leaves_room_for_the_others():
-    """Its first few, and how many more there are."""
+    """Its first few cells are listed, with the number of the rest."""
     many = a_test("t.py::test_many", *[cell(Outcome.REGRESSED, sentence="x" * 600)] * 200)
     body = comment(verdict_file(many, a_test("t.py::test_other", cell(Outcome.REGRESSED))))
     assert body.count("x" * 600) == 5
@@ -125,19 +125,19 @@ def test_one_test_that_failed_in_many_cells_leaves_room_for_the_others():
 
 @pytest.mark.parametrize("most", [2000, 700, 400])
 def test_what_the_step_wrote_before_counts_against_the_limit(most):
-    """GitHub drops the whole of a summary that is too long."""
+    """GitHub drops a summary that is too long as a whole."""
     assert len(summary(SAMPLE, most).encode()) <= most
 
 
 @pytest.mark.parametrize("most", [200, 50, 0, -1])
 def test_a_step_that_wrote_all_that_github_takes_has_no_room_for_a_summary(most):
-    """Which is said, and not left to GitHub, which would drop what the step wrote as well."""
+    """This is an error, since GitHub would also drop the earlier text of the step."""
     with pytest.raises(UsageError, match=f"of which {max(0, most)} are left; tell the verdicts in a step of their own"):
         summary(SAMPLE, most)
 
 
 def test_why_cells_are_undecided_is_told_by_reason_before_the_table():
-    """The commonest first, those that differ in a figure together, and no more than a few."""
+    """The most frequent reason is first, reasons that differ in a number are grouped, and only a few are shown."""
     young = (
         "TPOT ×1.05: 4.20 ms, baseline 4.00 ms; inconclusive: this baseline finds {} % or more (2 runs in 1 session)"
     )
@@ -158,7 +158,7 @@ def test_why_cells_are_undecided_is_told_by_reason_before_the_table():
 
 
 def test_more_errors_than_github_shows_are_counted_in_the_last():
-    """Ten of one level and step."""
+    """GitHub shows ten annotations per level and step."""
     slow = [a_test(f"t.py::test_{number}", cell(Outcome.REGRESSED, value=9.0)) for number in range(30)]
     lines = workflow_commands(verdict_file(*slow)).splitlines()
     assert len(lines) == 10
@@ -182,18 +182,18 @@ def test_nothing_decided_never_reads_as_a_pass(verdicts, heading, commands):
 
 
 def test_injected_figures_are_marked():
-    """They cannot pass for a measurement."""
+    """The mark tells them from real measurements."""
     assert "<b>INJECTED</b> <code>tpot:+50%</code>" in comment(verdict_file(injected=["tpot:+50%"]))
 
 
 def test_a_test_that_is_written_outside_of_the_repository_has_no_line():
-    """As the ready-made suite is."""
+    """The built-in suite is such a case."""
     broken = verdict_file(a_test("pytest_llmperf.suite::t", error="ValueError", file="", line=3))
     assert workflow_commands(broken).startswith("::error title=pytest_llmperf.suite%3A%3At::ValueError\n")
 
 
 def test_where_the_time_went_is_a_table_that_nothing_breaks_out_of():
-    """Kernels have names made of templates, and mangled ones."""
+    """Kernel names can contain templates and mangled symbols."""
     failed = a_test("test_one", cell(Outcome.REGRESSED)).model_copy(
         update={"explanations": (explanation("gemv<float, 4>(@them) </pre>\n\n# x"),)}
     )

@@ -1,4 +1,4 @@
-"""Where levels changed, told and drawn by the real command from real files."""
+"""Change points as text and plots, from the real command and real files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def day(number: int) -> str:
 
 
 def baseline(figures: list[float], *, epochs: list[Epoch] | None = None) -> Baseline:
-    """Two runs a day and one commit a day."""
+    """Return a baseline with two runs a day and one commit a day."""
     runs = [(number, half) for number in range(len(figures)) for half in (0, 1)]
     return Baseline(
         device_key="cpu-test",
@@ -48,7 +48,7 @@ def baseline(figures: list[float], *, epochs: list[Epoch] | None = None) -> Base
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with a baseline that has a step of 5 % at 1 % noise after ten days, which was accepted."""
+    """A folder with a baseline that has an accepted step of 5 % after ten days, at 1 % noise."""
     noise = random.Random(3)
     figures = [4.0 * (1.05 if number >= 10 else 1.0) * noise.gauss(1.0, 0.01) for number in range(20)]
     step = Epoch(test=TEST, metric="tpot_ms", time=day(9), commit=None, reason="a safer\x1b kernel")
@@ -60,7 +60,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_step_is_told_with_time_commits_levels_and_reason(folder, capsys):
-    """Ready for git log; metrics that do not gate, and digests, are left out."""
+    """The commits suit ``git log``; metrics that do not gate, and digests, are omitted."""
     assert main(["history"]) == 0
     out = capsys.readouterr().out
     (row,) = (line for line in out.splitlines() if " tpot " in line)
@@ -82,7 +82,7 @@ def test_a_step_is_told_with_time_commits_levels_and_reason(folder, capsys):
 
 
 def test_lines_are_as_long_as_the_terminal_is_wide(folder, capsys, monkeypatch):
-    """Also in a pipe, where the environment says how wide."""
+    """In a pipe, the width comes from the environment."""
     monkeypatch.setenv("COLUMNS", "60")
     assert main(["history"]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
@@ -91,7 +91,7 @@ def test_lines_are_as_long_as_the_terminal_is_wide(folder, capsys, monkeypatch):
 
 
 def test_too_few_points_are_told(folder, capsys):
-    """Neither a change nor none; in one line for all cells."""
+    """They are neither a change nor no change; one line covers all cells."""
     (folder / "baselines" / "cpu-test.json").write_text(dump_baseline(baseline([1.0, 1.0, 9.0, 9.0])))
     assert main(["history"]) == 0
     assert "  too few points: tpot, weights\n" in capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_too_few_points_are_told(folder, capsys):
     ("name", "start"), [("out.svg", b"<?xml"), ("out.png", b"\x89PNG"), ("out.html", b"<!doctype html>")]
 )
 def test_a_picture_is_drawn_and_is_the_same_each_time(folder, capsys, name, start):
-    """Names that came from outside are text in it: no formula, no element."""
+    """Untrusted names are plain text in it, neither formulas nor elements."""
     assert main(["history", "--plot", name]) == 0
     assert f"{name}: 2 cells" in capsys.readouterr().out
     content = (folder / name).read_bytes()
@@ -125,7 +125,7 @@ def test_a_picture_is_drawn_and_is_the_same_each_time(folder, capsys, name, star
     ],
 )
 def test_what_the_user_has_to_mend_is_one_line(folder, capsys, arguments, message):
-    """With exit code 4."""
+    """The exit code is 4."""
     assert main(["history", *arguments]) == 4
     error = capsys.readouterr().err
     assert message in error
@@ -134,7 +134,7 @@ def test_what_the_user_has_to_mend_is_one_line(folder, capsys, arguments, messag
 
 @pytest.mark.parametrize("package", ["ruptures", "matplotlib"])
 def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(folder, capsys, monkeypatch, package):
-    """Both come with the extra ``history``."""
+    """Both packages come with the extra ``history``."""
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,4 @@
-"""What a hostile name becomes in each output: text, on one line, that steers neither a terminal nor a page."""
+"""Hostile names in every output: escaped, on one line, without effect on a terminal or a page."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NAME = f"test_perf.py::test_slow[{HOSTILE}]"
 
 
 class Reporter:
-    """Stands for pytest's terminal reporter."""
+    """Fake of pytest's terminal reporter."""
 
     _tw = SimpleNamespace(fullwidth=200, hasmarkup=False)
 
@@ -57,7 +57,7 @@ class Reporter:
 
 
 class Sample:
-    """A run whose tests and model are called that, after twelve others; also why one of its tests raised."""
+    """A run whose tests, model and exception have that name, after twelve others."""
 
     def __init__(self):
         self.evidence = evidence(model=HOSTILE, name=NAME, reason=HOSTILE)
@@ -138,7 +138,7 @@ def exported(sample, path):
 
 
 def row_texts(sample, *, params: bool) -> list[str]:
-    """Of pytest-benchmark's rows."""
+    """Return the texts of pytest-benchmark's rows."""
     rows = [asdict(row) for entry in sample.entries for row in rows_of(entry)]
     return [*texts([row["params"] if params else {**row, "params": {}} for row in rows])]
 
@@ -154,7 +154,7 @@ DATA = {
 
 
 def texts(data) -> Iterator[str]:
-    """Every text in it, the names of its parts included."""
+    """Return every text in a value, including the names of its parts."""
     if isinstance(data, dict):
         yield from (text for pair in data.items() for part in pair for text in texts(part))
     elif isinstance(data, list | tuple):
@@ -164,7 +164,7 @@ def texts(data) -> Iterator[str]:
 
 
 def assert_one_line_each(found: list[str]) -> None:
-    """A name is there, and neither steers the terminal nor begins a line, where a runner of GitHub reads commands."""
+    """Assert that a name is present, is escaped and begins no line, where a GitHub runner reads commands."""
     assert any("octocat" in line for line in found)
     assert [line for line in found if not line.isprintable()] == []
     assert [line for line in found if line.lstrip().startswith("::error::owned")] == []
@@ -184,7 +184,7 @@ def test_a_hostile_name_is_no_markup(sample, output, tmp_path):
 
 @pytest.mark.parametrize("output", DATA)
 def test_a_hostile_name_is_printable_for_who_reads_the_file(sample, output, tmp_path):
-    """JSON has escapes of its own, which its reader undoes."""
+    """JSON has its own escapes, which its reader undoes."""
     assert_one_line_each([*texts(DATA[output](sample, tmp_path))])
 
 
@@ -197,7 +197,7 @@ def test_what_pytest_benchmark_may_group_by_is_printable(sample):
 
 
 def test_a_file_of_figures_or_traces_is_named_by_plain_characters(sample):
-    """``--llmperf-json`` and ``--llmperf-profile``: no name leaves its folder."""
+    """With ``--llmperf-json`` and ``--llmperf-profile``, no name can leave its folder."""
     names = [_file_name(one.observation.test, one) for one in sample.evidence.results]
     names.append(_trace_name(f"../{NAME}", HOSTILE, "plan"))
     assert [name for name in names if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name)] == []
@@ -213,7 +213,7 @@ def test_call(cuda_timer, word):
 
 
 def test_a_run_that_meets_them_writes_and_says_nothing_else(project):
-    """The real command: its terminal, JUnit's file and one file a workload."""
+    """The real command: its terminal output, JUnit's file and one file per workload."""
     project.write(TIMED_TEST)
     result = project.run("-v", "--junitxml=junit.xml", "--llmperf-json=out", "--benchmark-json=bench.json")
     assert result.ret == 0

@@ -1,4 +1,4 @@
-"""``llmperf report`` and JUnit's properties, from a run to the file that another tool reads."""
+"""``llmperf report`` and JUnit properties, from a run to the file that another tool reads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 
 @pytest.fixture
 def verdicts(tmp_path, monkeypatch):
-    """A folder with the file of a run."""
+    """A folder with the verdict file of a run."""
     monkeypatch.chdir(tmp_path)
     write_verdicts(tmp_path / "verdicts.json", SAMPLE)
     return tmp_path / "verdicts.json"
 
 
 def test_a_run_is_told_with_its_line_in_the_repository_and_figures_in_junit(project):
-    """The file is named as the repository has it, where the project is a folder in it."""
+    """The path is relative to the repository, also if the project is a subfolder."""
     subprocess.run(["git", "init", "-q", str(project.path.parent)], check=True)
     project.write()
     result = project.run("--llmperf-verdicts=verdicts.json", "--junitxml=junit.xml", "-o", "junit_family=xunit2")
@@ -42,14 +42,14 @@ def test_a_run_is_told_with_its_line_in_the_repository_and_figures_in_junit(proj
 
 @pytest.mark.parametrize("wanted", FORMATS)
 def test_each_format_is_printed_or_written(verdicts, capsys, wanted):
-    """The same text, to standard output or to a file."""
+    """Standard output and a file get the same text."""
     assert main(["report", str(verdicts), "--format", wanted]) == 0
     assert main(["report", str(verdicts), "--format", wanted, "-o", "out"]) == 0
     assert capsys.readouterr().out == (verdicts.parent / "out").read_text(encoding="utf-8")
 
 
 def test_the_summary_is_appended_where_github_says(verdicts, monkeypatch):
-    """After what the step wrote before; nothing goes there unless it is asked for."""
+    """It follows earlier text of the step, and is only written if requested."""
     target = verdicts.parent / "summary"
     target.write_text("before\n", encoding="utf-8")
     monkeypatch.setenv(SUMMARY, str(target))
@@ -60,7 +60,7 @@ def test_the_summary_is_appended_where_github_says(verdicts, monkeypatch):
 
 
 def test_a_summary_that_has_no_room_is_one_line_and_leaves_the_file_alone(verdicts, monkeypatch, capsys):
-    """GitHub would drop all that the step wrote."""
+    """GitHub would drop all text of the step."""
     target = verdicts.parent / "summary"
     target.write_text("x" * (SUMMARY_BYTES - 100), encoding="utf-8")
     monkeypatch.setenv(SUMMARY, str(target))

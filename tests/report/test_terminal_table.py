@@ -1,4 +1,4 @@
-"""What a run says on a terminal of any width, and how much of it at which verbosity."""
+"""Terminal output of a run at each width and verbosity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from io import StringIO
 from types import SimpleNamespace
 
 import pytest
-import report_data  # its tests_of, imported by name, would be a test
+import report_data  # pytest would collect tests_of if it were imported by name
 from _pytest.terminal import TerminalReporter
 from report_data import baseline, result, run_record, verdicts_of
 
@@ -27,7 +27,7 @@ ALONE = Confirmed()
 def entries(
     *, model: str = "synthetic:tiny", name: str = "tests/test_perf.py::test_decode", confirmed: Confirmed = ALONE
 ) -> list[Entry]:
-    """A run of which nf4 takes half as long again as its baseline."""
+    """A run in which nf4 takes half as long again as in its baseline."""
     now = run_record("now", 20)
     comparison = Comparison(baseline(model=model, name=name), now.environment)
     found = []
@@ -46,7 +46,7 @@ def table(width: int, *, verbosity: int = 0, color: bool = False, **more) -> lis
 @pytest.mark.parametrize("verbosity", [0, 1, 2])
 @pytest.mark.parametrize("width", [80, 160])
 def test_no_line_is_longer_than_the_terminal_is_wide(width, verbosity):
-    """The name of a model takes the whole width, and no column's."""
+    """A model's name takes a whole line and does not widen a column."""
     long = f"{'organization/' * 3}model"
     lines = table(width, verbosity=verbosity, model=long)
     assert max(map(len, lines)) <= width
@@ -61,7 +61,7 @@ LONG = "test_decode_of_a_very_long_name_with_many_words"
 @pytest.mark.parametrize("width", [40, 50, 60, 70])
 @pytest.mark.parametrize("name", ["test_decode", LONG])
 def test_in_a_narrow_terminal_names_are_cut_and_each_row_is_a_line(name, width, verbosity):
-    """A row keeps its figure and its outcome; of a test's name the end, which tells its parameters."""
+    """A row keeps its figure and outcome; a test's name keeps its end, which has the parameters."""
     lines = results_table(entries(name=f"t.py::{name}"), width=width, verbosity=verbosity).render(width, color=False)
     rows = [line for line in lines.splitlines() if re.search(r" ms |GiB|MiB|tokens/s", line)]
     assert max(map(len, lines.splitlines())) <= width
@@ -73,7 +73,7 @@ def test_in_a_narrow_terminal_names_are_cut_and_each_row_is_a_line(name, width, 
 
 
 def test_columns_are_left_out_before_a_name_is_folded():
-    """At each width a row is a line; the wider, the more is told."""
+    """At each width a row is one line; a wider table has more columns."""
     found = entries()
     tables = {
         width: results_table(found, width=width).render(width, color=False).splitlines() for width in range(80, 120)
@@ -85,13 +85,13 @@ def test_columns_are_left_out_before_a_name_is_folded():
 
 
 def test_a_narrow_table_says_the_outcome_and_a_wide_one_of_what():
-    """The sentence below the table names the metric as well."""
+    """The sentence below the table also names the metric."""
     assert table(80)[2].endswith("]  regressed")
     assert table(160)[2].endswith("  regressed: tpot")
 
 
 def test_more_verbosity_names_metrics_and_then_all_that_could_be_measured():
-    """First what gates or moved; of a digest its beginning."""
+    """First gating metrics and changes are added, then the rest; a digest is shortened."""
     metrics = {number: [line[:24].strip() for line in table(160, verbosity=number)[3:7]] for number in (0, 1, 2)}
     assert metrics[1] == ["TPOT", "weights", "decode peak allocated", "decode rate"]
     assert "token digest" not in " ".join(table(160, verbosity=1))
@@ -99,13 +99,13 @@ def test_more_verbosity_names_metrics_and_then_all_that_could_be_measured():
 
 
 def test_colour_is_for_terminals():
-    """None where the text goes elsewhere."""
+    """Other outputs have no colour."""
     assert "\x1b[31mregressed" in "\n".join(table(80, color=True))
     assert "\x1b" not in "\n".join(table(80))
 
 
 def test_after_fresh_runs_the_figure_is_what_the_change_is_of():
-    """The mean of all runs, in the table, in the rows of a page and in their order."""
+    """The mean of all runs is shown in the table and in the page's rows, which are also sorted by it."""
     found = entries(confirmed=Confirmed((1.45, 1.45), 1))
     line = results_table(found, width=80).render(80, color=False).splitlines()[2]
     assert " 1.51 ms   1.10 ms  +38% [" in line
@@ -118,7 +118,7 @@ def test_after_fresh_runs_the_figure_is_what_the_change_is_of():
     ("verbosity", "said"), [(0, "F\nllmperf: slower\n"), (-1, "F\nllmperf: slower\n"), (-2, "F")], ids=["", "-q", "-qq"]
 )
 def test_a_note_between_tests_has_a_line_of_its_own(verbosity, said, request, monkeypatch):
-    """Behind the dots that pytest prints at ``-q``, too; whoever wants silence gets it."""
+    """This also holds after the dots of ``-q``; nothing is printed at ``-qq``."""
     monkeypatch.setattr(request.config.option, "verbose", verbosity)
     target = StringIO()
     reporter = TerminalReporter(request.config, target)
@@ -139,7 +139,7 @@ def test_a_note_between_tests_has_a_line_of_its_own(verbosity, said, request, mo
     ids=["plain", "-v", "-vv", "-q", "-qq"],
 )
 def test_each_verbosity_has_its_lines(project, arguments, told, untold):
-    """In a terminal of 80 columns, where both tables fit."""
+    """The terminal has 80 columns, in which both tables fit."""
     project.write()
     project.record(1.00, 1.00, 1.00)
     project.monkeypatch.setenv("COLUMNS", "80")
@@ -153,7 +153,7 @@ def test_each_verbosity_has_its_lines(project, arguments, told, untold):
 
 @pytest.mark.parametrize(("blocks", "change"), [(3, "+50%"), (4, "+50% [+20, +80]")])
 def test_a_comparison_tells_no_interval_before_its_first_look(blocks, change):
-    """So few blocks say nothing of it yet."""
+    """There are too few blocks for an interval."""
     limit, metric = Limit.of(METRICS["tpot_ms"]), METRICS["tpot_ms"]
     verdict = Verdict(
         cell=Cell(test="t.py::test_decode", metric=metric, limit=limit, value=1.5), outcome=Outcome.INCONCLUSIVE,

@@ -1,4 +1,4 @@
-"""The HTML report, as the real commands write it and a browser shows it."""
+"""The HTML report, written by the real commands and shown in a browser."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def titles(page: str) -> set[str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A project after a run: its verdicts, its journal where runs are kept, and its baseline."""
+    """A project after a run: its verdicts, its kept journal and its baseline."""
     made = evidence()
     write_verdicts(tmp_path / "verdicts.json", made.verdicts)
     journal = Journal(tmp_path / ".llmperf" / "runs" / "now.jsonl", device_key="fake", run=made.verdicts.run)
@@ -47,7 +47,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_a_run_writes_its_report(project):
-    """``--llmperf-report``: one file with verdict, figures, pictures and the environment; the folder is made."""
+    """``--llmperf-report`` makes the folder and one file with verdict, figures, charts and the environment."""
     project.write()
     project.record(1.00, 1.01, 0.99)
     assert project.run("--llmperf-report=out/report.html", "--llmperf-inject=tpot:+50%").ret == 1
@@ -66,7 +66,7 @@ def test_a_run_writes_its_report(project):
 
 
 def test_a_run_that_compares_nothing_reports_what_it_measured(project):
-    """No verdicts, and no pass."""
+    """The report has no verdicts and does not say that the run passed."""
     project.write()
     assert project.run("--llmperf-report=report.html", "--llmperf-measure-only").ret == 0
     page = (project.path / "report.html").read_text()
@@ -76,7 +76,7 @@ def test_a_run_that_compares_nothing_reports_what_it_measured(project):
 
 
 def test_a_report_that_cannot_be_written_fails_the_run_and_says_so(project):
-    """As verdicts that cannot be written do."""
+    """The same holds for verdicts that cannot be written."""
     project.write()
     (project.path / "taken").write_text("")
     result = project.run("--llmperf-report=taken/report.html")
@@ -85,7 +85,7 @@ def test_a_report_that_cannot_be_written_fails_the_run_and_says_so(project):
 
 
 def test_the_command_finds_what_lies_beside_the_verdicts(folder):
-    """The kept journal of that run, and the device's baseline."""
+    """It finds the run's kept journal and the device's baseline."""
     assert main(["report", "verdicts.json", "--format", "html", "-o", "report.html"]) == 0
     page = (folder / "report.html").read_text()
     assert {"Latency by token position", "Distribution: TPOT", "Memory by phase", "History: TPOT"} <= titles(page)
@@ -94,7 +94,7 @@ def test_the_command_finds_what_lies_beside_the_verdicts(folder):
 
 
 def test_verdicts_that_were_carried_elsewhere_suffice(folder, capsys, monkeypatch):
-    """As from a CI artifact: nothing beside them; what is named is read from where it lies."""
+    """A CI artifact has no files beside it; given files are read from their paths."""
     (folder / "elsewhere").mkdir()
     monkeypatch.chdir(folder / "elsewhere")
     assert main(["report", "../verdicts.json", "--format", "html"]) == 0
@@ -115,7 +115,7 @@ def test_verdicts_that_were_carried_elsewhere_suffice(folder, capsys, monkeypatc
     ids=["empty", "partial", "a baseline", "foreign"],
 )
 def test_a_file_that_holds_no_verdicts_is_one_line(folder, capsys, content, message):
-    """With exit code 4, and no report."""
+    """The exit code is 4, and there is no report."""
     (folder / "verdicts.json").write_text(content)
     assert main(["report", "verdicts.json", "--format", "html", "-o", "report.html"]) == 4
     error = capsys.readouterr().err
@@ -135,7 +135,7 @@ def test_a_file_that_holds_no_verdicts_is_one_line(folder, capsys, content, mess
     ],
 )
 def test_what_the_user_has_to_mend_is_one_line(folder, capsys, arguments, message):
-    """A report is not silently made without what was named."""
+    """A given file that is missing, invalid or of another run is an error of one line."""
     text = (folder / ".llmperf" / "runs" / "now.jsonl").read_text()
     (folder / "other.jsonl").write_text(text.replace('"run_id":"now"', '"run_id":"another"'))
     assert main(["report", "verdicts.json", "--format", "html", *arguments]) == 4
@@ -146,7 +146,7 @@ def test_what_the_user_has_to_mend_is_one_line(folder, capsys, arguments, messag
 
 @pytest.mark.parametrize("package", ["jinja2", "plotly", "ruptures"])
 def test_a_missing_extra_is_one_line_before_anything_is_measured(folder, project, capsys, monkeypatch, package):
-    """With the command that installs it."""
+    """The line has the command that installs it."""
     monkeypatch.setitem(sys.modules, package, None)
     line = f"the HTML report needs {package}, which is not installed: pip install 'pytest-llmperf[report]'"
     assert main(["report", str(folder / "verdicts.json"), "--format", "html"]) == 4
@@ -158,7 +158,7 @@ def test_a_missing_extra_is_one_line_before_anything_is_measured(folder, project
 
 
 def test_names_that_came_from_outside_are_text():
-    """In the markup, in attributes, and in the data that the script reads."""
+    """Untrusted names are escaped in the markup, in attributes, and in the script's data."""
     made = evidence(model=HOSTILE, name=HOSTILE, reason=HOSTILE, error=HOSTILE)
     page = render(document(made))
     assert "window.hacked=1</script>" not in page
@@ -171,7 +171,7 @@ def test_names_that_came_from_outside_are_text():
 
 
 def test_nothing_runs_but_the_scripts_that_the_policy_names():
-    """The page's own script, and plotly's once it is unpacked; nothing is fetched."""
+    """Only the page's script and the unpacked plotly run; nothing is fetched."""
     page = render(document(evidence()))
     policy = re.search(r'Content-Security-Policy" content="(.*?)">', page)[1]
     own = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
@@ -183,7 +183,7 @@ def test_nothing_runs_but_the_scripts_that_the_policy_names():
 
 @pytest.fixture(scope="module")
 def browser():
-    """The Chromium that is installed."""
+    """The installed Chromium."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
         from chromium import Browser, find_chromium
@@ -196,7 +196,7 @@ def browser():
 
 
 def test_a_browser_sorts_filters_and_draws(browser, tmp_path):
-    """Offline, with hostile names, at the width of a phone as well; no script of theirs runs and nothing complains."""
+    """The page works offline, with hostile names and at a phone's width, without injected scripts or errors."""
     path = tmp_path / "report.html"
     path.write_text(render(document(evidence(model=HOSTILE, error="RuntimeError"))))
     browser.open(path.as_uri())

@@ -1,4 +1,4 @@
-"""The workflows, the actions and the YAML of the documentation: what is promised of them holds in each."""
+"""Workflows, actions and the documentation's YAML: pinned actions, permissions and valid commands."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def steps(text: str) -> list[dict]:
 
 @every
 def test_foreign_actions_are_pinned_by_commit_with_their_version(text):
-    """A tag can be moved."""
+    """A tag can be moved, a commit cannot."""
     used = re.findall(r"uses: (\S+)(.*)", text)
     foreign = [(name, rest) for name, rest in used if not name.startswith("./")]
     assert [name for name, rest in foreign if not re.search(r"@[0-9a-f]{40}$", name)] == []
@@ -53,13 +53,13 @@ def test_foreign_actions_are_pinned_by_commit_with_their_version(text):
 
 @every
 def test_no_expression_is_written_into_a_shell_line(text):
-    """What a pull request names goes through the environment."""
+    """Values from a pull request are passed through the environment."""
     assert [step["run"] for step in steps(text) if "${{" in step.get("run", "")] == []
 
 
 @every
 def test_every_llmperf_command_is_one(text):
-    """With options that it has."""
+    """Commands and their options exist."""
     script = "\n".join(step.get("run", "") for step in steps(text))
     for line in re.findall(r"^ *llmperf (.*?)(?: \|\|)?$", script, re.MULTILINE):
         assert_known(shlex.split(line.partition(" -- ")[0]))
@@ -67,13 +67,13 @@ def test_every_llmperf_command_is_one(text):
 
 def assert_known(words: list[str]) -> None:
     options, found = _parser().parse_known_args(words)
-    unknown = [word for word in found if not word.endswith("[@]}")]  # more options, where there are any
+    unknown = [word for word in found if not word.endswith("[@]}")]  # optional further options
     assert not unknown or options.passes_on == "all", words
 
 
 @workflows
 def test_a_job_may_only_what_it_needs(text):
-    """Nothing unless it is given, and only a job on a machine of GitHub's may write."""
+    """Permissions are empty by default, and only jobs on GitHub's own machines may write."""
     document = yaml.safe_load(text)
     assert set(document["permissions"].values() if document["permissions"] else []) <= {"read"}
     for job in document["jobs"].values():
@@ -86,9 +86,9 @@ def test_a_job_may_only_what_it_needs(text):
 
 @workflows
 def test_a_machine_of_ones_own_has_one_job_at_a_time_and_no_foreign_code(text):
-    """The same group in each workflow; those that wait are not cancelled."""
+    """All workflows share a concurrency group; waiting jobs are not cancelled."""
     document = yaml.safe_load(text)
-    triggers = document[True]  # YAML 1.1 reads "on" so
+    triggers = document[True]  # YAML 1.1 parses "on" as true
     assert "pull_request_target" not in triggers
     assert "workflow_run" not in triggers
     for job in document["jobs"].values():
@@ -101,7 +101,7 @@ def test_a_machine_of_ones_own_has_one_job_at_a_time_and_no_foreign_code(text):
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    """A step's environment, with commands that note how they are called."""
+    """A step's environment with commands that record their calls."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, body in {"llmperf": LLMPERF, "gh": GH}.items():
@@ -153,7 +153,7 @@ def script_of(action: str, step: str) -> str:
     ],
 )
 def test_the_gates_arguments_are_split_and_never_executed(job, arguments, words):
-    """Quotes keep blanks together, lines are joined."""
+    """Quotes keep blanks together, and lines are joined."""
     found = run(script_of("action.yml", "Gate"), {**job, "ARGUMENTS": arguments, "BUDGET": "20m", "STRICT": "true"})
     options = ["--verdicts", f"{job['RUNNER_TEMP']}/llmperf/verdicts.json", "--budget", "20m", "--strict"]
     assert found == (0, ["llmperf", "gate", *options, "--", *words])
@@ -162,19 +162,19 @@ def test_the_gates_arguments_are_split_and_never_executed(job, arguments, words)
 
 
 def test_arguments_that_cannot_be_split_stop_the_gate(job):
-    """Fewer tests than were meant must not pass for all of them."""
+    """Running fewer tests than intended must not pass."""
     code, calls = run(script_of("action.yml", "Gate"), {**job, "ARGUMENTS": "-k 'a", "BUDGET": "", "STRICT": ""})
     assert code
     assert calls == []
 
 
 def test_a_gate_that_left_no_verdicts_is_told(job):
-    """And not those of an earlier job."""
+    """Verdicts of an earlier job are not used."""
     assert run(script_of("action.yml", "Tell"), job) == (1, [])
 
 
 def test_what_the_gate_tells_is_in_its_artifact(job):
-    """Verdicts, page and what was kept; annotations and summary beside it."""
+    """The artifact has verdicts, page and kept files; annotations and summary are beside it."""
     folder = Path(job["RUNNER_TEMP"]) / "llmperf"
     write_verdicts(folder / "verdicts.json", SAMPLE)
     Path(".llmperf/runs").mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_what_the_gate_tells_is_in_its_artifact(job):
 
 
 def test_a_gate_that_can_make_no_page_tells_so_and_goes_on(job, capfd):
-    """Without the extra, for one; it is no reason to fail a pull request."""
+    """A missing extra, for example, must not fail a pull request."""
     write_verdicts(Path(job["RUNNER_TEMP"]) / "llmperf" / "verdicts.json", SAMPLE)
     code, _ = run(script_of("action.yml", "Tell"), {**job, "GITHUB_STEP_SUMMARY": "summary.md", "PAGE": "4"})
     assert code == 0
@@ -194,7 +194,7 @@ def test_a_gate_that_can_make_no_page_tells_so_and_goes_on(job, capfd):
 
 
 def test_the_page_takes_its_history_from_where_it_is_told(job):
-    """A folder of the merge base's, say, and not what the pull request made of it."""
+    """The folder can be the merge base's, which the pull request cannot change."""
     write_verdicts(Path(job["RUNNER_TEMP"]) / "llmperf" / "verdicts.json", SAMPLE)
     environment = {**job, "GITHUB_STEP_SUMMARY": "summary.md", "PAGE": "4", "BASELINES": "the base's"}
     code, calls = run(script_of("action.yml", "Tell"), environment)
@@ -203,7 +203,7 @@ def test_the_page_takes_its_history_from_where_it_is_told(job):
 
 @pytest.fixture
 def main_branch(job):
-    """A step after the checkout: the repository with a baseline, a clone of it here, and what was recorded."""
+    """A step after the checkout: a remote repository with a baseline, its local clone, and new records."""
     temporary = Path(job["RUNNER_TEMP"])
     (temporary / "recorded" / "profiles").mkdir(parents=True)
     (temporary / "recorded" / "profiles" / "fake.json").write_text("{}", encoding="utf-8")
@@ -224,7 +224,7 @@ def git(*words: str, folder: str = ".") -> str:
 
 
 def push_from_other(name: str) -> None:
-    """Somebody merges."""
+    """Push a commit to the remote, as another merge would."""
     Path("other", name).write_text(name, encoding="utf-8")
     git("add", ".", folder="other")
     git("commit", "-qm", name, folder="other")
@@ -239,7 +239,7 @@ def merge_and_push(environment: dict[str, str], monkeypatch) -> int:
 
 
 def kept() -> Path:
-    """What main holds after that."""
+    """Return what the remote main branch holds."""
     git("clone", "-q", "origin.git", "after")
     return Path("after", "baselines")
 
@@ -256,7 +256,7 @@ git push -q origin HEAD:main
 
 
 def test_what_main_recorded_joins_what_is_there(main_branch, monkeypatch):
-    """A device that is new, one that is known, and the latest profiles; on top of what was merged meanwhile."""
+    """New and known devices and the latest profiles are added on top of commits pushed meanwhile."""
     push_from_other("second")
     assert merge_and_push(main_branch, monkeypatch) == 0
     assert len(load_baseline(kept() / "new.json").runs) == 12
@@ -266,14 +266,14 @@ def test_what_main_recorded_joins_what_is_there(main_branch, monkeypatch):
 
 
 def test_a_baseline_that_is_there_already_is_no_commit(main_branch, monkeypatch):
-    """A job that is run again."""
+    """A repeated job makes no commit."""
     assert [merge_and_push(main_branch, monkeypatch) for _ in range(2)] == [0, 0]
     assert git("rev-list", "--count", "main", folder="origin.git").strip() == "2"
 
 
 @pytest.mark.parametrize(("moves", "code"), [(1, 0), (2, 0), (99, 1)], ids=["once", "twice", "always"])
 def test_a_main_that_moves_between_fetch_and_push_is_merged_with_again(main_branch, monkeypatch, moves, code):
-    """What the machine measured for an hour is not lost; after three times it is said, and the artifact has it."""
+    """An hour of measurements is not lost; after three attempts the job fails, and the artifact has the records."""
     hook = Path("here", ".git", "hooks", "pre-push")
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(MOVING, encoding="utf-8")
@@ -289,7 +289,7 @@ def test_a_main_that_moves_between_fetch_and_push_is_merged_with_again(main_bran
     ids=["first", "later"],
 )
 def test_a_pull_request_has_one_comment_that_is_updated(job, ids, method, place):
-    """Found by the marker that its first line holds."""
+    """The marker in the first line identifies it."""
     Path(job["RUNNER_TEMP"]).mkdir()
     write_verdicts(Path("verdicts.json"), SAMPLE)
     environment = {**job, "VERDICTS": "verdicts.json", "NUMBER": "5", "IDS": ids}

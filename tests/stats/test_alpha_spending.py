@@ -1,4 +1,4 @@
-"""Nominal levels of the looks: those of the literature and of a simulation that shares no code with them."""
+"""Nominal levels of the looks, checked against the literature and an independent simulation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORT = (4, 6, 8, 12)
     ],
 )
 def test_levels_of_a_simulation(total, looks, spending, levels):
-    """Six million simulated paths gave these: 2 % of error, and more where few paths of them cross."""
+    """The levels come from six million simulated paths; the tolerance is 2 %, and more where few paths cross."""
     assert nominal_levels(total, looks, spending) == pytest.approx(levels, rel=0.02, abs=1.5e-5)
 
 
@@ -36,7 +36,7 @@ def test_levels_of_the_literature():
 
 @pytest.mark.parametrize("total", [0.2, 0.01])
 def test_paths_cross_as_often_as_told(total):
-    """Of simulated random walks, the share that crosses any boundary is the total."""
+    """The share of simulated random walks that cross any boundary equals the total."""
     walks = np.cumsum(np.random.default_rng(1).normal(size=(100_000, 24)), axis=1)
     p = ndtr(-walks / np.sqrt(np.arange(1, 25)))
     crossed = np.any([p[:, n - 1] <= a for n, a in zip(LOOKS, nominal_levels(total, LOOKS, late), strict=True)], axis=0)
@@ -45,19 +45,19 @@ def test_paths_cross_as_often_as_told(total):
 
 @pytest.mark.parametrize("spending", [late, even])
 def test_all_is_spent_at_the_end(spending):
-    """A spending function starts at nothing and ends at the whole."""
+    """A spending function rises from 0 to 1."""
     assert [spending(0.0), spending(1.0)] == pytest.approx([0, 1])
 
 
 @pytest.mark.parametrize("total", [0.0, -0.1, 0.5, float("nan")])
 def test_what_is_no_error_probability_is_refused(total):
-    """Nothing, a half and NaN are no levels."""
+    """Zero, a half and NaN are refused."""
     with pytest.raises(ValueError, match="error probability"):
         nominal_levels(total, LOOKS, late)
 
 
 @pytest.mark.parametrize("total", [0.05, 0.01, 0.05 / 100])
 def test_one_more_look_stays_within_the_total(total):
-    """Between two looks the level of the earlier one may be used once more."""
+    """Between two looks, the level of the earlier one may be used once more."""
     levels = nominal_levels(total, LOOKS, late)
     assert all(total * late(n / 24) + level < total for n, level in zip(LOOKS[:-1], levels, strict=False))

@@ -1,4 +1,4 @@
-"""Change points: steps are found where they are, noise is left alone."""
+"""Change point detection: steps are found in place, noise gives none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SEEDS = range(60)
 
 
 def series(seed: int, *steps: float, points: int = 20, sd: float = 0.01) -> list[float]:
-    """Logarithms with noise, and steps at equal distances."""
+    """Return logarithms with noise and equidistant steps."""
     generator = random.Random(seed)
     levels = [0.0]
     for step in steps:
@@ -23,33 +23,33 @@ def series(seed: int, *steps: float, points: int = 20, sd: float = 0.01) -> list
 
 @pytest.mark.parametrize("step", [0.05, -0.05])
 def test_a_step_of_five_times_the_noise_is_found_where_it_is(step):
-    """In nine of ten series, one point early or late at most, and nothing beside it."""
+    """In nine of ten series the step is found within one point, and nothing else."""
     found = [change_points(series(seed, step)) for seed in SEEDS]
     assert sum(len(points) == 1 and abs(points[0] - 10) <= 1 for points in found) >= 0.9 * len(SEEDS)
 
 
 @pytest.mark.parametrize(("points", "most"), [(FEWEST_POINTS, 0.15), (10, 0.15), (20, 0.1), (40, 0.05)])
 def test_noise_alone_has_no_change_points_in_most_series(points, most):
-    """However long they are."""
+    """This holds for every length of series."""
     found = [change_points(series(seed, points=points)) for seed in SEEDS]
     assert sum(map(bool, found)) <= most * len(SEEDS)
 
 
 def test_steps_up_and_down_are_both_found():
-    """And the noise between them is estimated in spite of them."""
+    """The noise estimate is robust to the steps."""
     found = [change_points(series(seed, 0.08, -0.08, points=30)) for seed in SEEDS]
     assert sum(len(points) == 2 for points in found) >= 0.9 * len(SEEDS)
     assert noise(series(1, 0.5, -0.4, points=30)) == pytest.approx(0.01, rel=0.5)
 
 
 def test_many_small_changes_add_up_to_a_change():
-    """Ten times one per cent: no gate sees one of them."""
+    """Ten changes of one per cent are found, although no gate detects one of them."""
     found = [change_points(series(seed, *[0.01] * 10, points=22)) for seed in SEEDS]
     assert sum(map(bool, found)) >= 0.9 * len(SEEDS)
 
 
 def test_one_bad_day_is_not_a_level_and_few_points_tell_nothing():
-    """A level lasts for two points at least; below six points no change is looked for."""
+    """A level has at least two points, and a series at least six."""
     for place in range(8):
         assert change_points([0.0, 0.001] * place + [1.0] + [0.0, 0.001] * (8 - place)) == []
     assert change_points([0.0, 0.0, 0.0, 1.0, 1.0]) == []
@@ -57,5 +57,5 @@ def test_one_bad_day_is_not_a_level_and_few_points_tell_nothing():
 
 
 def test_equal_figures_have_no_changes():
-    """A count that never moves has no noise to divide by."""
+    """A constant count has no noise to divide by."""
     assert change_points([5.0] * 20) == []

@@ -1,4 +1,4 @@
-"""The mean of few figures, the trimmed mean of more, and how sure either is."""
+"""Mean of few figures, trimmed mean of more, and their standard errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIGURES = st.lists(st.floats(-10, 10), min_size=1, max_size=30)
 
 
 def test_few_figures_have_a_plain_mean():
-    """With the standard error of a mean."""
+    """The standard error is that of a mean."""
     figures = [1.0, 2.0, 4.0, 9.0]
     found = Location.of(figures)
     assert (found.mean, found.df) == (fmean(figures), 3)
@@ -25,7 +25,7 @@ def test_few_figures_have_a_plain_mean():
 
 
 def test_more_are_trimmed():
-    """Of ten, two at each end; Yuen's standard error and degrees of freedom."""
+    """Of ten figures, two are trimmed at each end, with Yuen's standard error and degrees of freedom."""
     figures = [-500.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 900.0]
     found = Location.of(figures)
     assert (found.mean, found.df) == (4.5, 5)
@@ -35,7 +35,7 @@ def test_more_are_trimmed():
 
 @pytest.mark.parametrize("blocks", [8, 12, 16, 24])
 def test_its_t_keeps_the_level(blocks):
-    """Of 4,000 normal samples about 2.5 % are beyond the 2.5 % point; hardly more with one figure in ten wild."""
+    """Of 4,000 normal samples about 2.5 % exceed the 2.5 % point, hardly more with one outlier in ten figures."""
     rng = np.random.default_rng(blocks)
     for share in (0.0, 0.1):
         figures = rng.normal(0, 0.01, (4000, blocks))
@@ -46,7 +46,7 @@ def test_its_t_keeps_the_level(blocks):
 
 
 def test_one_wild_figure_hardly_moves_many():
-    """However wild."""
+    """The size of the outlier does not matter."""
     calm = [0.01 * i for i in range(12)]
     wild = [*calm[:-1], 1e6]
     assert Location.of(wild).mean == pytest.approx(Location.of(calm).mean)
@@ -55,7 +55,7 @@ def test_one_wild_figure_hardly_moves_many():
 
 @given(figures=FIGURES, shift=st.floats(-10, 10), spread=st.floats(0, 5))
 def test_it_moves_with_the_figures(figures, shift, spread):
-    """In any order, and no surer than the spread that is known."""
+    """The order does not matter, and the standard error is at least that of the known spread."""
     found = Location.of(figures, spread=spread)
     moved = Location.of([figure + shift for figure in reversed(figures)], spread=spread)
     assert moved.mean == pytest.approx(found.mean + shift, abs=1e-9)
@@ -65,7 +65,7 @@ def test_it_moves_with_the_figures(figures, shift, spread):
 
 
 def test_the_spread_around_zero():
-    """Root mean square of few; the wild ones of more hardly count."""
+    """Few figures give the root mean square; of more, outliers hardly count."""
     assert spread_around_zero([]) == 0
     assert spread_around_zero([0.03, -0.04]) == pytest.approx(math.sqrt(0.00125))
     rng = np.random.default_rng(3)

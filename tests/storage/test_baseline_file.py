@@ -1,4 +1,4 @@
-"""Baseline files: what is written is read back, readers never see half a file, and any union is the same."""
+"""Baseline files: round trips, atomic writes, and merges that do not depend on order."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def union(numbers) -> Baseline:
 
 
 def test_what_is_written_is_read_back(tmp_path):
-    """Every kind of value keeps its type."""
+    """Every value keeps its type."""
     written = update_baseline(tmp_path / "b.json", lambda _old: one_run(1))
     read = load_baseline(tmp_path / "b.json")
     assert dump_baseline(read) == dump_baseline(written)
@@ -65,7 +65,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_a_file_has_one_record_a_line(tmp_path):
-    """So that a diff can be read and two branches merge."""
+    """One record per line makes diffs readable and lets branches merge."""
     text = dump_baseline(union([1, 2]))
     assert sum('"metric": "tpot_ms"' in line for line in text.splitlines()) == 2
     assert all(len(line) < 1000 for line in text.splitlines())
@@ -73,7 +73,7 @@ def test_a_file_has_one_record_a_line(tmp_path):
 
 @given(st.lists(st.integers(0, 15), min_size=1, max_size=6), st.lists(st.integers(0, 15), min_size=1, max_size=6))
 def test_merging_is_a_set_union(first, second):
-    """Commutative, associative with itself, idempotent."""
+    """The merge is commutative and idempotent."""
     one, two = union(first), union(second)
     both = dump_baseline(merge(one, two))
     assert both == dump_baseline(merge(two, one)) == dump_baseline(merge(merge(one, two), one))
@@ -81,13 +81,13 @@ def test_merging_is_a_set_union(first, second):
 
 
 def test_two_different_records_of_one_run_do_not_merge():
-    """Nobody's number is chosen in silence."""
+    """A conflict is an error; no side wins silently."""
     with pytest.raises(BaselineError, match="two different records"):
         merge(one_run(1), one_run(1, value=2.0))
 
 
 def test_the_window_keeps_a_crowd_until_it_is_full():
-    """Five runs of one session stay; when the window is full, crowded sessions give way first, oldest first."""
+    """Five runs of one session stay until the window is full; then crowded sessions lose their oldest runs first."""
     crowd = one_run(0)
     for number in range(1, 5):
         crowd = merge(crowd, one_run(number))
@@ -101,7 +101,7 @@ def test_the_window_keeps_a_crowd_until_it_is_full():
 
 
 def test_each_test_has_a_window_of_its_own():
-    """Recording one test again and again does not push out what is known of the others."""
+    """Recording one test again does not remove runs of the others."""
     crowd = union(range(5))
     for number in range(5, 12):
         again = one_run(number, session=number)
@@ -130,7 +130,7 @@ def test_the_same_step_accepted_on_two_branches_merges():
 
 
 def test_only_new_cells_leave_known_ones_alone():
-    """What the baseline holds is not added to."""
+    """Cells that the baseline holds get no further runs."""
     assert only_new_cells(one_run(1), one_run(2)).cells == []
 
 
@@ -138,7 +138,7 @@ def test_only_new_cells_leave_known_ones_alone():
     "failure", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "ctrl-c"]
 )
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failure):
-    """A baseline is never half-written, and nothing is left lying beside it."""
+    """A baseline is never half-written, and no temporary file is left."""
     path = tmp_path / "b.json"
     update_baseline(path, lambda _old: one_run(1))
     before = path.read_text()
@@ -154,7 +154,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, failure):
 
 
 def test_git_sees_the_baseline_and_no_lock(tmp_path):
-    """Whoever adds the folder adds what it is for."""
+    """Adding the folder to git adds the baselines alone."""
     update_baseline(tmp_path / "b.json", lambda _old: one_run(1))
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     seen = subprocess.run(["git", "status", "-s"], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
@@ -162,7 +162,7 @@ def test_git_sees_the_baseline_and_no_lock(tmp_path):
 
 
 def test_updates_at_once_are_all_kept(tmp_path):
-    """The lock makes read, change and replace one step."""
+    """The lock makes read, change and replace one atomic step."""
     path = tmp_path / "b.json"
 
     def add(number: int) -> None:
@@ -177,7 +177,7 @@ def test_updates_at_once_are_all_kept(tmp_path):
 
 
 def test_duplicates_and_dangling_references_are_refused(tmp_path):
-    """A merge by hand that went wrong is found on reading."""
+    """Errors of a manual merge are found on reading."""
     document = json.loads(dump_baseline(one_run(1)))
     for change, message in (
         (lambda d: d["cells"].append(d["cells"][0]), "occurs twice"),
@@ -195,7 +195,7 @@ def test_duplicates_and_dangling_references_are_refused(tmp_path):
 
 
 def test_the_committed_json_schema_is_the_codes(request):
-    """``llmperf schema > docs/baseline.schema.json`` brings it up to date; real files validate against it."""
+    """``llmperf schema > docs/baseline.schema.json`` updates it; real files validate against it."""
     import jsonschema
 
     committed = json.loads((request.config.rootpath / "docs" / "baseline.schema.json").read_text())

@@ -1,4 +1,4 @@
-"""What may not be compared is neither red nor green."""
+"""Runs that are not comparable neither fail nor pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
     ],
 )
 def test_another_length_is_not_comparable(project, arguments, difference):
-    """The numbers are of other work, however near they are."""
+    """Figures of another length are not compared, however close they are."""
     project.write()
     project.record(1.0)
     result = project.run(*arguments, step_ms=9.0)
@@ -42,7 +42,7 @@ def test_another_revision_of_the_model_is_not_comparable(project, tmp_path):
 
 
 def test_another_dtype_is_another_test_or_not_comparable(project):
-    """A quantization is in the test's id; the same id with another dtype is told apart by its workload."""
+    """A quantization is part of the test's id; the same id with another dtype has another workload."""
     project.write()
     project.record(1.0)
     source = (project.path / "test_perf.py").read_text()
@@ -55,7 +55,7 @@ def test_another_dtype_is_another_test_or_not_comparable(project):
 
 
 def test_another_version_underneath_is_not_comparable(project):
-    """A run under another torch says so and decides nothing."""
+    """A run with another torch is reported as not comparable."""
     import torch
 
     project.write()
@@ -68,7 +68,7 @@ def test_another_version_underneath_is_not_comparable(project):
 
 
 def test_runs_of_both_versions_in_one_file_compare_with_their_own(project):
-    """A baseline that saw an upgrade serves the runs after it."""
+    """After an upgrade, runs are compared with those of the same version in the same file."""
     import torch
 
     project.write()

@@ -1,4 +1,4 @@
-"""The file of operator profiles beside a baseline."""
+"""Storage of operator profiles beside a baseline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def path(tmp_path):
 
 
 def test_the_latest_profile_of_each_workload_of_the_baseline_is_kept(path):
-    """With its run; what the baseline does not hold any more goes, and so do runs of nothing."""
+    """Its run is kept with it; profiles of removed workloads and runs without profiles are dropped."""
     keep_profiles(path, "cpu", run("1"), {OURS: phases(1.0), GONE: phases(1.0)}, of={OURS, GONE})
     keep_profiles(path, "cpu", run("2"), {OURS: phases(2.0)}, of={OURS})
     file = load_profiles(path)
@@ -39,7 +39,7 @@ def test_the_latest_profile_of_each_workload_of_the_baseline_is_kept(path):
 
 
 def test_a_profile_of_another_environment_is_not_compared(path):
-    """By the same fields as figures."""
+    """The same fields block as for figures."""
     keep_profiles(path, "cpu", run("1"), {OURS: phases(1.0)}, of={OURS})
     assert comparable(load_profiles(path), run("2", torch="2.14").environment) == {}
     assert comparable(load_profiles(path), run("2", host="another").environment)
@@ -50,7 +50,7 @@ def test_a_profile_of_another_environment_is_not_compared(path):
     [("", "Invalid JSON"), ("{}", "device_key: Field required"), ('{"device_key": "cpu", "x": 1}', "x: Extra inputs")],
 )
 def test_another_file_is_told_from_one(path, text, message):
-    """With what to do; a missing one is none."""
+    """An invalid file is an error that says what to do; a missing file is ``None``."""
     assert load_profiles(path) is None
     path.parent.mkdir(parents=True)
     path.write_text(text)

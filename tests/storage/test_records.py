@@ -1,4 +1,4 @@
-"""Environments, journals, reduction and tables."""
+"""Environments, journals, summaries of samples, and tables of runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ positive = st.floats(1e-6, 1e6)
 
 @pytest.mark.parametrize("field", [name for name, weight in FIELDS.items() if weight is Weight.BLOCKS])
 def test_a_blocking_field_has_three_answers(field):
-    """Equal compares, different blocks, unknown on one side is told and does not block."""
+    """Equal values compare, different ones block, and one that is unknown on one side is shown but does not block."""
     assert compare_environments({field: "a"}, {field: "a"}) == []
     assert [str(found) for found in blocking(compare_environments({field: "a"}, {field: "b"}))] == [f"{field}: a -> b"]
     (lacking,) = compare_environments({field: "a"}, {})
@@ -43,7 +43,7 @@ def test_a_run_recorded_before_tracing_was_is_taken_for_untraced():
 
 
 def test_another_host_is_noted_and_does_not_block():
-    """Cards of one kind are compared; that it was another one is said."""
+    """Devices of the same type are compared, and the difference is shown."""
     found = compare_environments({"host": "a"}, {"host": "b"})
     assert [difference.field for difference in found] == ["host"]
     assert blocking(found) == []
@@ -58,7 +58,7 @@ def journal_of(baseline, path) -> Journal:
 
 
 def test_a_journal_reads_as_a_baseline_of_one_run(tmp_path):
-    """The last line may be cut short by a crash; one before it may not."""
+    """A crash may truncate the last line; an earlier broken line is an error."""
     run = one_run(1)
     journal = journal_of(run, tmp_path / "runs" / "one.jsonl")
     text = journal.path.read_text()
@@ -72,7 +72,7 @@ def test_a_journal_reads_as_a_baseline_of_one_run(tmp_path):
 
 @given(st.lists(positive, min_size=1, max_size=30))
 def test_a_run_is_reduced_to_the_median_of_logs(samples):
-    """The same as the median for odd counts, the geometric middle for even ones."""
+    """It equals the median for odd counts and the geometric mean of the middle two for even counts."""
     found = summarize(samples)
     assert math.isclose(found.value, math.exp(statistics.median(map(math.log, samples))))
     assert min(samples) <= found.value * (1 + 1e-9)
@@ -82,21 +82,21 @@ def test_a_run_is_reduced_to_the_median_of_logs(samples):
 
 @pytest.mark.parametrize("samples", [[], [0.0], [-1.0], [math.nan], [math.inf, 1.0]])
 def test_what_is_no_duration_never_becomes_a_figure(samples):
-    """An error, not a number."""
+    """Such a sample raises an error."""
     with pytest.raises(MeasurementError):
         summarize(samples)
 
 
 @given(st.lists(positive, min_size=1, max_size=50), st.integers(0, 100))
 def test_percentiles_are_numpys(samples, q):
-    """The usual definition, without importing numpy for it."""
+    """The result equals numpy's default definition, without importing numpy."""
     import numpy as np
 
     assert math.isclose(percentile(samples, q), float(np.percentile(samples, q)), rel_tol=1e-9)
 
 
 def test_load_runs_gives_one_row_a_cell_and_run(tmp_path):
-    """Documented columns, numbers as numbers, texts in a column of their own."""
+    """The columns are the documented ones, with numbers as numbers and texts in their own column."""
     (tmp_path / "a.json").write_text(dump_baseline(union([1, 2])))
     frame = load_runs(tmp_path)
     assert len(frame) == 8
@@ -108,7 +108,7 @@ def test_load_runs_gives_one_row_a_cell_and_run(tmp_path):
 
 
 def test_load_runs_of_nothing_says_so(tmp_path):
-    """An empty folder is a mistake; a baseline without runs is an empty table."""
+    """An empty folder is an error; a baseline without runs is an empty table."""
     with pytest.raises(BaselineError, match="no baseline under"):
         load_runs(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps({"schema_version": 1, "device_key": "cpu"}))
@@ -116,6 +116,6 @@ def test_load_runs_of_nothing_says_so(tmp_path):
 
 
 def test_outside_a_repository_there_is_no_commit(tmp_path):
-    """Not an error: the record says it is not known."""
+    """The commit is recorded as unknown, without an error."""
     assert head_commit(tmp_path) is None
     assert is_dirty(tmp_path) is None

@@ -1,4 +1,4 @@
-"""A pinned anchor: what small changes add up to since a revision."""
+"""Comparison with a pinned anchor: small regressions that accumulate since a revision fail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def released(project):
-    """A project whose release had a baseline of 1.00 ms; today's is of 1.25 ms, and each step to it passed."""
+    """A project whose release had a baseline of 1.00 ms and now has one of 1.25 ms; each step to it passed."""
     project.write()
     project.record(*QUIET_MACHINE)
     git(project.path, "init", "-q")
@@ -33,7 +33,7 @@ def released(project):
 
 
 def test_creep_since_the_release_is_red_although_the_baseline_followed_it(released):
-    """The sentence says since when; the table's row stays that of the present baseline."""
+    """The sentence names the anchor; the table's row still compares with the present baseline."""
     plain = released.run(step_ms=1.25)
     assert plain.ret == 0
     result = released.run("--llmperf-anchor=v1", step_ms=1.25)
@@ -47,7 +47,7 @@ def test_creep_since_the_release_is_red_although_the_baseline_followed_it(releas
 
 
 def test_what_is_slower_since_the_release_is_confirmed_by_fresh_runs(released):
-    """They are held against both baselines; only the release's calls them slower."""
+    """Fresh runs are compared with both baselines; they are slower than the release's alone."""
     result = released.run("--llmperf-anchor=v1", "--llmperf-confirm=1", step_ms=1.25)
     result.assert_outcomes(failed=1)
     (failed,) = (line for line in result.outlines if line.startswith("FAILED"))
@@ -56,7 +56,7 @@ def test_what_is_slower_since_the_release_is_confirmed_by_fresh_runs(released):
 
 
 def test_a_screen_leaves_creep_open_and_says_who_decides(released):
-    """The gate's comparison with the merge base cannot: nothing became slower there."""
+    """The gate compares with the merge base, where nothing became slower, so it cannot decide."""
     result = released.run("--llmperf-anchor=v1", "--llmperf-screen", step_ms=1.25)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
@@ -65,7 +65,7 @@ def test_a_screen_leaves_creep_open_and_says_who_decides(released):
 
 
 def test_a_run_as_fast_as_the_release_passes(released):
-    """An improvement against the release is no news, and is not to be banked."""
+    """An improvement against the release is not reported, and no command to accept it is offered."""
     released.record(*QUIET_MACHINE)
     result = released.run("--llmperf-anchor=v1", step_ms=1.0)
     assert result.ret == 0
@@ -77,7 +77,7 @@ def test_a_run_as_fast_as_the_release_passes(released):
 
 
 def test_a_step_that_was_accepted_since_is_not_held_against_the_run(released, monkeypatch):
-    """Nor is it a pass: that cell is not comparable, and the rest still is."""
+    """The accepted cell is not comparable, which is no pass; the other cells are compared."""
     monkeypatch.chdir(released.path)
     text = re.sub(r'"time": "\d{4}', '"time": "2099', released.baseline().read_text())
     released.baseline().write_text(text)
@@ -88,7 +88,7 @@ def test_a_step_that_was_accepted_since_is_not_held_against_the_run(released, mo
 
 
 def test_a_test_that_the_release_did_not_have_is_new(released):
-    """Never silently nothing."""
+    """Such a test is reported, not silently skipped."""
     source = (released.path / "test_perf.py").read_text()
     released.write(source.replace("test_decode", "test_young"))
     result = released.run("--llmperf-anchor=v1")
@@ -100,14 +100,14 @@ def test_a_test_that_the_release_did_not_have_is_new(released):
     [("v9", "git knows no revision 'v9'"), ("--exec=x", "is no git revision")],
 )
 def test_an_anchor_that_is_not_there_is_an_error_before_anything_is_measured(released, revision, message):
-    """Exit code 4 and one line."""
+    """The exit code is 4 and the message is one line."""
     result = released.run(f"--llmperf-anchor={revision}")
     assert result.ret == 4
     result.stderr.fnmatch_lines([f"ERROR: *{message}*"])
 
 
 def test_a_release_without_a_baseline_of_this_device_is_told(released):
-    """Each cell that gates is new to it; the present baseline decides as ever."""
+    """Each gating cell is new against the anchor; the present baseline still decides."""
     git(released.path, "checkout", "-q", "--orphan", "empty")
     git(released.path, "rm", "-q", "-r", "-f", "--cached", ".")
     git(released.path, "commit", "-q", "--allow-empty", "-m", "nothing")

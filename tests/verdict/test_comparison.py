@@ -1,4 +1,4 @@
-"""Which runs of a baseline a cell is compared with."""
+"""Selection of the baseline runs that a cell is compared with."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def verdict(stored: Baseline | None, now: TestResult, **environment: str):
 
 
 def test_the_window_is_all_comparable_runs_in_order():
-    """Oldest first; the worst of them is the limit."""
+    """The window is ordered oldest first; the worst run is the limit."""
     found = verdict(baseline(466.0, 467.0, 465.0), result(467.0))
     assert [sample.run_id for sample in found.cell.window] == ["run 1", "run 2", "run 3"]
 
 
 def test_after_an_epoch_only_later_runs_count():
-    """An accepted step of one metric resets that cell, and no other."""
+    """An epoch of one metric resets that cell and no other."""
     step = Epoch(test=TEST, metric="operators_per_token", time="2026-01-02", commit=None, reason="fused")
     assert verdict(baseline(475.0, 475.0, 467.0, epochs=[step]), result(475.0)).outcome is Outcome.REGRESSED
     other = step.model_copy(update={"metric": "weights_bytes"})
@@ -97,33 +97,33 @@ def test_after_an_epoch_only_later_runs_count():
     ],
 )
 def test_another_workload_is_not_comparable_and_told_in_what(changes, words):
-    """However good or bad its numbers are."""
+    """The workload's difference is reported, whatever the figures are."""
     for value in (1.0, 1e6):
         found = verdict(baseline(467.0), result(value, **changes))
         assert (found.outcome, found.reason) == (Outcome.NOT_COMPARABLE, f"workload {words}")
 
 
 def test_a_blocking_difference_is_not_comparable_and_a_noted_one_is():
-    """The version of torch blocks, the host does not."""
+    """A difference in torch's version blocks; one in the host does not."""
     assert verdict(baseline(467.0), result(999.0), torch="3").reason == "environment torch: 2.13 -> 3"
     assert verdict(baseline(467.0), result(999.0), host="there").outcome is Outcome.REGRESSED
 
 
 def test_a_cell_that_is_no_longer_measured_is_missing():
-    """What the baseline has and this run has not is told with the reason."""
+    """A cell of the baseline without a value in this run is missing, with the reason."""
     found = verdict(baseline(467.0), result(None))
     assert (found.outcome, found.reason) == (Outcome.MISSING, "not here")
 
 
 def test_without_a_baseline_everything_is_new():
-    """A test the baseline never saw as well."""
+    """A test that is not in the baseline is new as well."""
     assert verdict(None, result(1.0)).outcome is Outcome.NEW
     other = baseline(467.0).model_copy(update={"cells": []})
     assert verdict(other, result(1.0)).outcome is Outcome.NEW
 
 
 def test_missing_tests_are_those_that_the_run_would_have_found():
-    """A file that was not looked through says nothing about its tests."""
+    """Tests of files that were not collected are not missing."""
     comparison = Comparison(baseline(467.0), ENVIRONMENT)
     assert comparison.missing({"tests/test_perf.py::test_other"}, lambda _test: True) == [TEST]
     assert comparison.missing({"tests/test_else.py::test_other"}, lambda _test: False) == []

@@ -1,4 +1,4 @@
-"""A regression that is confirmed is explained by profiles: one kept beside the baseline, and one of now."""
+"""Explanation of a confirmed regression from two profiles: the stored one and a present one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llmperf.verdict.verdict_file import read_verdicts
 
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
 MORE_PRODUCTS = "--llmperf-inject=work:+150%"
-"""By the tests' clock a step takes 1 ms and a product an eighth: twelve of them."""
+"""Twelve more products per step; by the tests' clock a step takes 1 ms and a product an eighth of it."""
 
 DIES = """
 import sys
@@ -28,7 +28,7 @@ if any(word.startswith("--llmperf-profile") for word in sys.argv):
 
 
 def test_from_a_recorded_run_to_an_explained_regression(project):
-    """The profile is recorded once a session, compared when a test regressed, told below its failure, and written."""
+    """The profile is recorded once a session, compared after a regression, shown below its failure, and written."""
     project.write()
     project.record(*QUIET_MACHINE)
     recording = ("--llmperf-update", "--llmperf-measure-only", "--llmperf-explain=on")
@@ -59,7 +59,7 @@ def test_from_a_recorded_run_to_an_explained_regression(project):
 
 
 def test_a_regression_without_a_stored_profile_says_what_would_store_one(project):
-    """The verdict is as it was; nothing is profiled."""
+    """The verdict does not change, and nothing is profiled."""
     project.write()
     project.record(*QUIET_MACHINE)
     result = project.run("--llmperf-confirm=1", "--llmperf-explain=on", step_ms=1.5)
@@ -72,7 +72,7 @@ def test_a_regression_without_a_stored_profile_says_what_would_store_one(project
 
 
 def test_a_profiled_run_measures_little_and_writes_traces(project):
-    """``--llmperf-profile`` by itself: one timed request, and the profile beside the figures."""
+    """``--llmperf-profile`` alone makes one timed request, and writes the profile beside the figures."""
     project.write()
     assert project.run("--llmperf-measure-only", "--llmperf-profile=traces", "--llmperf-json=out").ret == 0
     assert len(list((project.path / "traces").iterdir())) == 2
@@ -84,7 +84,7 @@ def test_a_profiled_run_measures_little_and_writes_traces(project):
 
 @pytest.mark.parametrize("more", [(), ("--llmperf-measure-only", "--llmperf-update")], ids=["compared", "recorded"])
 def test_a_profiled_run_is_never_taken_for_a_measurement(project, more):
-    """Before anything is loaded."""
+    """Profiling without ``--llmperf-measure-only`` is an error before anything is loaded."""
     project.write()
     result = project.run("--llmperf-profile=traces", *more)
     assert result.ret == 4
@@ -98,7 +98,7 @@ def run(name="now", **more):
 
 @pytest.fixture
 def workplace(tmp_path):
-    """With profiles that a run of commit ``c`` stored."""
+    """A workplace with profiles stored by a run of commit ``c``."""
     path = profiles_path(tmp_path, "cpu")
     phases = {"decode": PhaseProfile(wall_ms=1.0, operators=[OperatorTime(name="aten::mm", self_ms=1.0, calls=1.0)])}
     keep_profiles(path, "cpu", run("then"), {("test", "w"): phases}, of={("test", "w")})
@@ -107,7 +107,7 @@ def workplace(tmp_path):
 
 
 def test_the_stored_side_is_named_and_comes_from_a_like_environment(workplace, tmp_path):
-    """Otherwise it says why there is none."""
+    """A profile of another environment is not used, and the reason is given."""
     config = SimpleNamespace(rootpath=tmp_path)
     stored = profiling._stored(config, workplace)
     assert (stored.name, list(stored.found)) == ("baseline of c", [("test", "w")])
@@ -119,7 +119,7 @@ def test_the_stored_side_is_named_and_comes_from_a_like_environment(workplace, t
 
 
 def test_the_stored_side_is_that_of_the_revision_whose_baseline_was_read(workplace, tmp_path):
-    """Whatever became of the file since; a revision without one is as no file."""
+    """Later changes of the file do not matter; a revision without a file has no profiles."""
     for command in (["init"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-m", "one"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True, capture_output=True)
     config = SimpleNamespace(rootpath=tmp_path)
@@ -141,7 +141,7 @@ def test_the_stored_side_is_that_of_the_revision_whose_baseline_was_read(workpla
     ids=["same commit", "another commit", "edited", "another environment"],
 )
 def test_what_was_profiled_at_this_commit_is_not_profiled_again(workplace, now, known):
-    """A run of five costs one profiled process."""
+    """Recording five runs costs one profiled process."""
     file = load_profiles(workplace.path)
     assert profiling._is_of(file.runs[0], now) is known
     edited = run(dirty=True, session_id="one")
@@ -150,7 +150,7 @@ def test_what_was_profiled_at_this_commit_is_not_profiled_again(workplace, now, 
 
 
 def test_a_profiled_process_that_dies_says_so_and_changes_no_verdict(project):
-    """What recording measured is kept, too."""
+    """The recorded figures are kept as well."""
     project.write(conftest=DIES + FAKE_CLOCK)
     result = project.run("--llmperf-update", "--llmperf-measure-only", "--llmperf-explain=on")
     assert result.ret == 0

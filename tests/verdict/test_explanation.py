@@ -1,4 +1,4 @@
-"""Two profiles side by side, and what is said of them."""
+"""Comparison of two profiles, and the text of the explanation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def sides(base=BASE, now=NOW, phase="decode"):
 
 
 def test_what_takes_longer_comes_first():
-    """Gone and new operators have their whole time as difference; what hardly changed has no row."""
+    """Added and removed operators differ by their whole time; operators that hardly changed have no row."""
     (found,) = explanations([verdict()], *sides())
     assert [(one.name, round(one.difference_ms, 3), one.more_calls) for one in found.operators] == [
         ("aten::mm", 1.9, 24.0), ("aten::copy_", 0.5, 1.0), (KERNEL, 0.4, 0.0), ("aten::cat", -0.3, -8.0),
@@ -51,7 +51,7 @@ def test_what_takes_longer_comes_first():
 
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_table_fits_and_steers_no_terminal(width):
-    """Long names are folded."""
+    """Long names are folded and control characters are escaped."""
     (found,) = explanations([verdict()], *sides(), traces="/t")
     lines = explanation_text(found, width).splitlines()
     assert explanation_title(found) == "time per token in decode"
@@ -66,7 +66,7 @@ def test_the_table_fits_and_steers_no_terminal(width):
 
 
 def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
-    """Its share there is not known, and no more than the smallest that is named."""
+    """Its share of the others is unknown, and at most that of the smallest named operator."""
     (found,) = explanations(
         [verdict()], *sides(base=profile(4.0, ("aten::mm", "host", 3.0, 57.0), (OTHERS, "host", 1.0, 9.0)))
     )
@@ -76,7 +76,7 @@ def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
 
 
 def test_nothing_grew():
-    """As where the machine was slower, or a figure was multiplied."""
+    """If no operator takes longer, the headline says so."""
     (found,) = explanations([verdict()], *sides(now=BASE))
     assert headline(found) == "under the profiler a token takes no longer: the machine, or noise"
     (found,) = explanations([verdict()], *sides(now=BASE.model_copy(update={"wall_ms": 5.0})))
@@ -84,7 +84,7 @@ def test_nothing_grew():
 
 
 def test_what_is_called_more_often_is_named_however_noisy_the_times_are():
-    """Calls are exact; the others are a sum of whatever is small, and a mean's last digits are none."""
+    """Call counts are exact, except for the sum of the others and the last digits of a mean."""
     noisy = [(f"aten::op{number}", "host", 0.5 + number, 1000.0) for number in range(12)]
     base = profile(90.0, *noisy, ("aten::mm", "host", 0.2, 15.0), (OTHERS, "host", 0.1, 82.0))
     quieter = [(name, place, ms / 2, calls + 0.1) for name, place, ms, calls in noisy]
@@ -98,7 +98,7 @@ def test_what_is_called_more_often_is_named_however_noisy_the_times_are():
 
 
 def test_all_that_is_called_more_often_leaves_room_for_what_takes_longer():
-    """As with other kernels everywhere: ten rows, and the largest difference is among them."""
+    """If all kernels differ, the table has ten rows, and the largest difference is one of them."""
     many = [(f"aten::op{number}", "host", 0.01, 1.0) for number in range(20)]
     base = profile(4.0, *many, ("aten::mm", "host", 2.0, 15.0), ("aten::cat", "host", 1.0, 3.0))
     now = profile(6.0, *((*one[:3], 2.0) for one in many), ("aten::mm", "host", 3.9, 15.0))
@@ -110,7 +110,7 @@ def test_all_that_is_called_more_often_leaves_room_for_what_takes_longer():
 
 
 def test_what_grew_a_little_everywhere_is_named_too():
-    """Ten operators of 0.9 % each are 9 % together."""
+    """Ten operators that grew by 0.9 % each add up to 9 %."""
     names = [f"aten::op{number}" for number in range(10)]
     base = profile(4.0, *((name, "host", 0.4, 1000.0) for name in names))
     now = profile(4.36, *((name, "host", 0.436, 2000.0) for name in names))
@@ -121,7 +121,7 @@ def test_what_grew_a_little_everywhere_is_named_too():
 
 
 def test_each_phase_has_its_own():
-    """TTFT is prefill; two metrics of one phase are explained once."""
+    """TTFT is prefill; two metrics of one phase share an explanation."""
     base, now = sides(phase="prefill")
     found = explanations([verdict("ttft_ms"), verdict("tpot_ms"), verdict("e2e_ms")], base, now)
     assert [(one.phase, one.reason) for one in found] == [
@@ -139,5 +139,5 @@ def test_each_phase_has_its_own():
     ids=["unchanged", "bytes", "counted", "callable", "served", "anchored"],
 )  # fmt: skip
 def test_only_times_that_fail_now_are_explained(other):
-    """And of these, times of a request; the anchor's profile is not kept."""
+    """Only failing times of a request are explained; no profile of the anchor is stored."""
     assert explanations([other], *sides()) == []

@@ -1,4 +1,4 @@
-"""The window in logarithms: sessions count once, and no result depends on the order of runs."""
+"""Window statistics in logarithms: each session counts once, in any order of runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ sessions = st.lists(st.lists(times, min_size=1, max_size=4), min_size=1, max_siz
 
 
 def test_variance_components() -> None:
-    """Centre and both variances are those of the textbook, on ln(value)."""
+    """Centre and both variances equal the textbook formulas on ln(value)."""
     runs = [[4.0, 4.2, 4.1], [4.4, 4.5], [4.3]]
     logs = [np.log(session) for session in runs]
     means = [session.mean() for session in logs]
@@ -33,21 +33,21 @@ def test_variance_components() -> None:
 
 
 def test_one_run_knows_no_spread() -> None:
-    """One run says nothing of either variance."""
+    """A single run gives no estimate of either variance."""
     history = History.of(make_cell(1.0, [4.2]))
     assert (history.between, history.within) == (UNKNOWN, UNKNOWN)
 
 
 @given(sessions, st.randoms(use_true_random=False))
 def test_order_does_not_matter(runs: list[list[float]], random: Random) -> None:
-    """Shuffled runs and sessions give the same history to the last bit."""
+    """Shuffled runs and sessions give bitwise the same result."""
     shuffled = [random.sample(session, len(session)) for session in random.sample(runs, len(runs))]
     assert History.of(make_cell(1.0, *shuffled)) == History.of(make_cell(1.0, *runs))
 
 
 @given(st.lists(times, min_size=1, max_size=6), st.lists(st.integers(1, 5), min_size=6, max_size=6))
 def test_a_session_counts_once(figures: list[float], repeats: list[int]) -> None:
-    """More runs of the same mean leave the centre and the variance between sessions as they were."""
+    """More runs with the same mean do not change the centre or the variance between sessions."""
     unequal = [[figure] * repeat for figure, repeat in zip(figures, repeats, strict=False)]
     once, often = History.of(make_cell(1.0, *([f] for f in figures))), History.of(make_cell(1.0, *unequal))
     assert often.center == pytest.approx(once.center, abs=1e-12)
@@ -56,12 +56,12 @@ def test_a_session_counts_once(figures: list[float], repeats: list[int]) -> None
 
 
 def test_more_is_worse() -> None:
-    """Logarithms are oriented by the metric's direction, and only by that."""
+    """Only the metric's direction sets the sign of the logarithms."""
     assert oriented(METRICS["tpot_ms"], math.e) == 1
     assert oriented(METRICS["decode_tokens_per_s"], math.e) == -1
 
 
 def test_pooling_weighs_by_degrees_of_freedom() -> None:
-    """Two estimates of one variance pool; nothing pools to nothing."""
+    """Two estimates of one variance are pooled; two unknown ones stay unknown."""
     assert Variance(1.0, 3.0).pooled(Variance(2.0, 1.0)) == Variance(1.25, 4.0)
     assert UNKNOWN.pooled(UNKNOWN) == UNKNOWN

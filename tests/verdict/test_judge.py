@@ -1,4 +1,4 @@
-"""Dispatch: which rule applies, and what never becomes a verdict."""
+"""Choice of the rule for a cell, and values that are never judged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BAD_NUMBERS = [math.nan, math.inf, -math.inf, -1.0, True, False, "4.2", b"4.2"]
 @pytest.mark.parametrize("value", BAD_NUMBERS)
 @pytest.mark.parametrize("window", [[], [4.0, 4.0]])
 def test_bad_value_is_invalid(metric: str, value: Any, window: list[float]) -> None:
-    """NaN, infinities, negatives, booleans and texts are invalid, with a baseline or without."""
+    """NaN, infinities, negative numbers, booleans and texts are invalid, with a baseline or without."""
     verdict = judge(make_cell(value, window, metric=metric))
     assert verdict.outcome is Outcome.INVALID
     assert repr(value) in verdict.reason
@@ -29,7 +29,7 @@ def test_bad_value_is_invalid(metric: str, value: Any, window: list[float]) -> N
 @pytest.mark.parametrize("metric", [TIMED, COUNTER, MEMORY])
 @pytest.mark.parametrize("value", BAD_NUMBERS)
 def test_bad_baseline_is_invalid(metric: str, value: Any) -> None:
-    """A baseline that holds such a value is never compared with; the reason names the run."""
+    """A baseline with such a value is not compared; the reason names the run."""
     verdict = judge(make_cell(4.0, [4.0], [4.0, value], metric=metric))
     assert verdict.outcome is Outcome.INVALID
     assert "run-1-1" in verdict.reason
@@ -42,7 +42,7 @@ def test_bad_confirmation_is_invalid(value: float) -> None:
 
 
 def test_zero_time_is_invalid_and_zero_count_is_not() -> None:
-    """A time of 0 was not measured; a count of 0 may well be right."""
+    """A time of 0 is not a measurement; a count of 0 may be correct."""
     assert judge(make_cell(0.0, [4.0])).outcome is Outcome.INVALID
     assert judge(make_cell(4.0, [0])).outcome is Outcome.INVALID
     assert judge(make_cell(0, [0], metric=COUNTER)).outcome is Outcome.UNCHANGED
@@ -50,19 +50,19 @@ def test_zero_time_is_invalid_and_zero_count_is_not() -> None:
 
 @pytest.mark.parametrize("value", [1, 1.0, True, b"x"])
 def test_digest_must_be_text(value: Any) -> None:
-    """An identity metric takes texts only."""
+    """An identity metric accepts texts only."""
     assert judge(make_cell(value, ["a"], metric=DIGEST)).outcome is Outcome.INVALID
     assert judge(make_cell("a", [value], metric=DIGEST)).outcome is Outcome.INVALID
 
 
 @pytest.mark.parametrize(("metric", "value"), [(TIMED, 4.0), (COUNTER, 467), (MEMORY, MIB), (DIGEST, "a")])
 def test_no_baseline_is_new(metric: str, value: float | str) -> None:
-    """A value with nothing to compare with is new, never unchanged."""
+    """A value without a baseline is new, never unchanged."""
     assert judge(make_cell(value, metric=metric)).outcome is Outcome.NEW
 
 
 def test_unmeasured() -> None:
-    """Without a value, a cell of the baseline is missing; one that never was there is new and says why."""
+    """Without a value, a cell of the baseline is missing, and any other is new with the reason."""
     missing = judge(make_cell(None, [4.0], reason="the test was skipped"))
     assert (missing.outcome, missing.reason) == (Outcome.MISSING, "the test was skipped")
     new = judge(make_cell(None, reason="needs CUDA"))
@@ -70,7 +70,7 @@ def test_unmeasured() -> None:
 
 
 def test_informative_is_never_judged() -> None:
-    """Asking for a verdict on an informative metric is a mistake of the caller."""
+    """Judging an informative metric is the caller's error."""
     assert not is_judged(METRICS["load_ms"])
     assert is_judged(METRICS[TIMED])
     with pytest.raises(ValueError, match="informative"):
@@ -78,7 +78,7 @@ def test_informative_is_never_judged() -> None:
 
 
 def test_family_of_none_is_refused() -> None:
-    """A family below one would loosen the level."""
+    """A family size below one would loosen the level."""
     with pytest.raises(ValueError, match="family_size"):
         judge(make_cell(4.0, [4.0]), family_size=0)
 
@@ -95,12 +95,12 @@ def test_family_of_none_is_refused() -> None:
     ],
 )
 def test_rule_follows_kind(metric: str, value: float | str, window: list[Any], kind: Kind) -> None:
-    """The metric's kind picks the rule, and an exact metric that varies is demoted to the timed one."""
+    """The metric's kind selects the rule; an exact metric that varies is judged as a timed one."""
     assert judge(make_cell(value, window, metric=metric)).kind is kind
 
 
 def test_demoted_metric_keeps_its_limits() -> None:
-    """A demoted metric is screened with its own floor: 15 MiB more is nothing, ten times as much is a regression."""
+    """Such a metric keeps its own floor: 15 MiB more is unchanged, ten times as much is a regression."""
     window = [[100 * MIB, 120 * MIB]] * 10
     assert judge(make_cell(125 * MIB, *window, metric=MEMORY)).outcome is not Outcome.REGRESSED
     worse = judge(make_cell(1100 * MIB, *window, metric=MEMORY))
@@ -109,13 +109,13 @@ def test_demoted_metric_keeps_its_limits() -> None:
 
 @pytest.mark.parametrize(("value", "window"), [(0, [80, 100]), (100, [0, 100])])
 def test_demoted_zero_is_inconclusive(value: float, window: list[float]) -> None:
-    """A zero has no logarithm: the demoted cell says so and passes nothing."""
+    """Zero has no logarithm, so the cell is inconclusive and does not pass."""
     verdict = judge(make_cell(value, window, metric=COUNTER))
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "is 0" in verdict.reason
 
 
 def test_only_gating_cells_fail() -> None:
-    """A regression fails its test where the limit gates, and only there."""
+    """A regression fails its test only if the limit gates."""
     assert judge(make_cell(8.0, [4.0] * 5)).fails
     assert not judge(make_cell(8.0, [4.0] * 5, gates=False)).fails

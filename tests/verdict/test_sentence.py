@@ -1,4 +1,4 @@
-"""Golden lines: what a person reads."""
+"""Golden lines: one-line texts of verdicts."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_golden_lines(cell: Cell, line: str) -> None:
 
 
 def test_flagged_line_names_what_is_missing() -> None:
-    """A cell that the screen flags and cannot confirm says which level it missed."""
+    """A flagged cell that was not confirmed names the level it missed."""
     verdict = judge(make_cell(5.4, RUNS), family_size=1000)
     assert sentence(verdict) == (
         "TPOT ×1.283 [1.16, 1.42]: 5.40 ms, baseline 4.21 ms; inconclusive: "
@@ -131,13 +131,13 @@ def test_flagged_line_names_what_is_missing() -> None:
 
 
 def test_confirmed_line_holds_the_mean_of_all_runs() -> None:
-    """With confirmations the two numbers still divide to the ratio."""
+    """With confirmations, the quotient of the two values still equals the ratio."""
     line = sentence(judge(make_cell(6.42, RUNS), confirmations=[6.3, 6.2]))
     assert line.startswith("TPOT ×1.498 [1.36, 1.66]: 6.31 ms > 4.21 ms baseline, ")
 
 
 def test_verdicts_of_others_have_a_line() -> None:
-    """Outcomes that are set elsewhere are told with their reason."""
+    """Outcomes set elsewhere are shown with their reason."""
     cell = make_cell(4.0, [4.0])
     verdict = Verdict(cell=cell, outcome=Outcome.NOT_COMPARABLE, kind=cell.metric.kind, reason="torch 2.9, not 2.8")
     assert sentence(verdict) == "TPOT 4.00 ms: not comparable, torch 2.9, not 2.8"
@@ -167,7 +167,7 @@ def test_verdicts_of_others_have_a_line() -> None:
     ],
 )
 def test_format_value(metric: str, value: float | str | None, text: str) -> None:
-    """Values take the unit that suits their size and keep three digits; counts are trimmed."""
+    """Values get a unit that suits their size and three digits; counts are trimmed."""
     assert format_value(METRICS[metric], value) == text
 
 
@@ -175,14 +175,14 @@ def test_format_value(metric: str, value: float | str | None, text: str) -> None
 @pytest.mark.parametrize("window", [[1e-300], [1e300, 1e-300], [1e300]])
 @pytest.mark.parametrize("metric", ["tpot_ms", MEMORY, COUNTER])
 def test_extremes_stay_one_short_line(value: Any, window: Sequence[float], metric: str) -> None:
-    """No magnitude raises or fills the screen."""
+    """No magnitude raises an error or gives a long line."""
     line = sentence(judge(make_cell(value, window, metric=metric)))
     assert "\n" not in line
     assert len(line) < 250
 
 
 def test_a_verdict_on_an_anchor_says_since_when():
-    """Whatever its outcome; the rest of the sentence stays."""
+    """The revision is named for every outcome; the rest of the sentence is the same."""
     since = [
         (make_cell(6.42, RUNS), "TPOT ×1.525 [1.38, 1.69] since v1: 6.42 ms > 4.21 ms baseline, limit ×1.02 ("),
         (make_cell(4.21, RUNS), "TPOT ×1.000 [0.90, 1.11] since v1: 4.21 ms, baseline 4.21 ms; "),

@@ -1,4 +1,4 @@
-"""Cells for the tests of this folder."""
+"""Helpers that make cells for the tests of this folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1024**2
 
 
 def make_cell(value: Any, *sessions: Sequence[Any], metric: str = "tpot_ms", reason: str = "", **limit: Any) -> Cell:
-    """A cell of that metric whose window holds ``sessions``, each a sequence of runs; ``limit`` overrides its limit."""
+    """Return a cell whose window holds ``sessions``, each a sequence of runs; ``limit`` overrides its limit."""
     defined = METRICS[metric]
     window = [
         Sample(run_id=f"run-{i}-{j}", session_id=f"session-{i}", value=figure)

@@ -1,6 +1,6 @@
 "use strict";
 
-// Sorting: a column's heading is a button; the rows keep their order among equals.
+// Sorting: column headings are buttons; the sort is stable.
 
 const table = document.getElementById("table");
 
@@ -33,7 +33,7 @@ function makeSortable() {
   }
 }
 
-// Filtering: by words that a row must all hold, by outcome, and by whether it can fail its test.
+// Filtering: by words (a row must contain all), by outcome, and by whether the cell gates.
 
 function filter() {
   const words = document.getElementById("words").value.toLowerCase().split(/\s+/);
@@ -59,7 +59,7 @@ function makeFilterable() {
   filter();
 }
 
-// A link to a test opens it.
+// Following a link to a test opens its details.
 
 function openTarget() {
   const target = location.hash && document.getElementById(location.hash.slice(1));
@@ -69,7 +69,7 @@ function openTarget() {
   }
 }
 
-// Pictures: drawn when they are first seen, and again when the colours change.
+// Charts: draw each when it first becomes visible, and again when the colour scheme changes.
 
 const charts = JSON.parse(document.getElementById("charts").textContent);
 const drawn = new Set();
@@ -86,7 +86,7 @@ function loadPlotly() {
   return plotly;
 }
 
-// Plotly reads some HTML in texts: names that came from outside are none.
+// Escape untrusted names, since plotly interprets some HTML in texts.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
