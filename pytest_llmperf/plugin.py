@@ -464,7 +464,7 @@ def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> 
     from pytest_llmperf.report.text_table import PIPE_COLUMNS
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest offers no other way
+    width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest has no public API for it
     for one in entry.explanations:
         report.sections.append((f"llmperf: {explanation_title(one)}", explanation_text(one, width)))
 
@@ -553,7 +553,7 @@ def _is_wanted(item: pytest.Item) -> bool:
 
 
 def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
-    return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public way to ask
+    return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public API for it
 
 
 def _model_param(item: pytest.Item) -> Any:

@@ -116,7 +116,7 @@ class BlockSeries:
             traces: folder for torch's traces.
 
         Raises:
-            BaselineError: the process's journal cannot be read.
+            BaselineError: the process's journal is unreadable.
         """
         journal = self._folder / f"profile-{arm}.jsonl"
         ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
@@ -190,7 +190,7 @@ def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
 
     ``base`` is always in the middle, so that ``null`` and ``head`` are equally far from it in time.
     """
-    chance = random.Random(seed)  # noqa: S311  # balances an experiment, keeps no secret
+    chance = random.Random(seed)  # noqa: S311  # randomizes an experiment; not for security
     while True:
         first = ARMS if chance.random() < 0.5 else ARMS[::-1]  # noqa: PLR2004  # a fair coin
         yield first

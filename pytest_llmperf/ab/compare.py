@@ -111,7 +111,7 @@ def budget_seconds(text: str) -> float:
     """Parse seconds from ``20m``, ``90s``, ``1.5h`` or a plain number of seconds.
 
     Raises:
-        UsageError: it has another form.
+        UsageError: the text has another form.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not found or float(found[1]) <= 0:

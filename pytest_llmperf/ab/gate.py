@@ -134,8 +134,8 @@ def combined(screened: VerdictFile, compared: VerdictFile | None, *, fail_on: fr
     """Return the screen's verdicts; the comparison with the merge base replaces those of open cells.
 
     Args:
-        screened: made without ``fail_on``.
-        compared: with the merge base; ``None`` if the screen left nothing open.
+        screened: verdicts of the screen, made without ``fail_on``.
+        compared: verdicts against the merge base; ``None`` if the screen left nothing open.
         fail_on: outcomes that fail as well.
     """
     second = {test.test: test for test in compared.tests} if compared else {}

@@ -165,7 +165,7 @@ def _source(
 
 def metadata_folder(distribution: Distribution) -> Path | None:
     """Return the folder of a distribution's metadata; ``None`` if it is in no folder."""
-    place = getattr(distribution, "_path", None)  # importlib.metadata has no public way to ask
+    place = getattr(distribution, "_path", None)  # importlib.metadata has no public API for it
     return place if isinstance(place, Path) else None
 
 

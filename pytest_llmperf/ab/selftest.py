@@ -80,7 +80,7 @@ def parse_sizes(text: str) -> list[float]:
     """Parse shares from ``5%,10%,15%``, and sort them.
 
     Raises:
-        UsageError: it has another form, or one of them is 0.
+        UsageError: the text has another form, or a share is 0.
     """
     found = [re.fullmatch(r"\+?(\d+(?:\.\d+)?)%", part.strip()) for part in text.split(",")]
     shares = {float(one[1]) / 100 for one in found if one}

@@ -39,7 +39,7 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Side:
-    """One revision's checkout, interpreter and environment variables, with which its perf tests run."""
+    """The checkout, interpreter and environment variables with which one revision's perf tests run."""
 
     name: str
     commit: str
@@ -48,8 +48,8 @@ class Side:
     python: str
     environment: Mapping[str, str]
     place: Path | None = None
-    """Folder of its checkout and environment, from which its processes must prove that they ran; ``None`` if both sides
-    are the worktree."""
+    """Folder of its checkout and environment. Its processes must prove that they ran code from there. ``None`` if both
+    sides are the worktree."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class SideBuilder:
         Raises:
             UsageError: git fails, or the revision lacks the working directory.
         """
-        shutil.rmtree(self._checkout, ignore_errors=True)  # of an interrupted preparation
+        shutil.rmtree(self._checkout, ignore_errors=True)  # left by an interrupted build
         check_out(self._repository.root, self.side.commit, self._checkout)
         if not self.side.folder.is_dir():
             inside = self.side.folder.relative_to(self._checkout)

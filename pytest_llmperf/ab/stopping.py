@@ -25,11 +25,11 @@ class Effort:
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     def has_taken_all_looks(self, blocks: int) -> bool:
-        """Whether no look follows after so many blocks."""
+        """Whether no further block is wanted after so many: the limit or the last look is reached."""
         return blocks >= self.most_blocks or next_look(blocks) is None
 
     def is_spent(self, blocks: Sequence[MeasuredBlock]) -> bool:
-        """Whether no look follows, or another block as long as the last would miss the deadline."""
+        """Whether to stop: no further block is wanted, or one as long as the last would miss the deadline."""
         late = self.left_s is not None and self.left_s < blocks[-1].seconds
         return late or self.has_taken_all_looks(len(blocks))
 

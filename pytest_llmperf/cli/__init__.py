@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Exits with pytest's code if an option is invalid; argparse's code is pytest's for an interruption."""
+    """Exits with pytest's code for usage errors; argparse's own code, 2, means interrupted in pytest."""
 
     def error(self, message: str) -> NoReturn:
         """Print the message below the usage."""

@@ -1,4 +1,4 @@
-"""Collected tests, files and folders: tests can only be missing from files that the run collected."""
+"""Record the tests, files and folders that a run collected, to tell which baseline tests are missing."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ class Options:
         """Resolve and check every option.
 
         Raises:
-            UsageError: a value is not of its kind, or two contradict each other.
+            UsageError: a value is invalid, or two options contradict each other.
         """
         from pytest_llmperf.measure.guards import parse_guards  # heavy; this module checks markers in every run
 
@@ -473,7 +473,7 @@ def _share(name: str, given: object) -> float:
 
 def _whole(name: str, given: object, *, at_least: int = 1) -> int:
     try:
-        number = int(given)  # type: ignore[call-overload]  # what int refuses is the error below
+        number = int(given)  # type: ignore[call-overload]  # int's errors are caught below
     except (TypeError, ValueError):
         number = None
     if number is None or isinstance(given, bool | float) or number < at_least:
@@ -520,7 +520,7 @@ def _lengths(text: str) -> tuple[int, int]:
 def _amount(given: object) -> float:
     """Return a finite number of at least 0, given as number or text; NaN for anything else."""
     try:
-        number = float(given)  # type: ignore[arg-type]  # what float refuses is no amount
+        number = float(given)  # type: ignore[arg-type]  # float's errors are caught below
     except (TypeError, ValueError):
         return math.nan
     return number if not isinstance(given, bool) and 0 <= number < math.inf else math.nan

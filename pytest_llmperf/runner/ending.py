@@ -41,7 +41,7 @@ class Ending:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Store the session; before this hook there is nothing to end."""
+        """Store the session; until then there is nothing to end."""
         self._session = session
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

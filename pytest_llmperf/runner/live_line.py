@@ -18,7 +18,7 @@ _NARROWEST = 20
 
 
 class LiveLine:
-    """Writes behind pytest's output for the current test, and moves the cursor back there.
+    """Writes behind pytest's output for the current test, and restores the cursor.
 
     It is drawn between phases and requests, never during one.
 

@@ -170,7 +170,7 @@ def unrepeated(item: pytest.Item) -> str:
     if step is None:
         return item.nodeid
     callspec = item.callspec  # type: ignore[attr-defined]  # it has parameters
-    ids = [*callspec._idlist]  # noqa: SLF001  # pytest has no public way to ask
+    ids = [*callspec._idlist]  # noqa: SLF001  # pytest has no public API for it
     del ids[names.index(step) - len(names)]  # counted from the end: earlier parameters may share an id
     return item.nodeid.removesuffix(f"[{callspec.id}]") + (f"[{'-'.join(ids)}]" if ids else "")
 

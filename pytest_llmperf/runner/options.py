@@ -134,7 +134,7 @@ def add_options(parser: pytest.Parser) -> None:
 def take_device_option(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
     """Take ``--device`` out of a perf run's arguments, unless another plugin or a conftest declares it.
 
-    For ``--help`` it is declared; otherwise not, because a conftest that is loaded later may declare it. If one already
+    It is declared only where help is requested, because a conftest that is loaded later may declare it. If one already
     has, users pass ``--llmperf-device``.
     """
     given = config.known_args_namespace

@@ -63,7 +63,7 @@ def _explained(entry: Entry, base: Profiles, now: Profiles, traces: str) -> Entr
 
 
 def store_profiles(config: pytest.Config, session: Session) -> str:
-    """Profile the recorded tests and store that beside the baseline; return a summary line, empty if nothing was to do.
+    """Store profiles of the recorded tests beside the baseline; return a summary line, empty if nothing was to do.
 
     Workloads that already have a profile of this commit are left out.
 
@@ -86,7 +86,9 @@ def store_profiles(config: pytest.Config, session: Session) -> str:
 
 
 def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Profiles, str]:
-    """Profile some of a run's tests; return the profiles, and the traces' folder in the project. No tests: both empty.
+    """Profile some of a run's tests; return the profiles and the traces' folder, both empty without tests.
+
+    The folder is relative to the project.
 
     Raises:
         OSError: the scratch folder cannot be written.
@@ -136,7 +138,7 @@ def _commits(file: ProfileFile, found: Iterable[Key]) -> str:
 
 
 def _unprofiled(entries: Sequence[Entry], file: ProfileFile | None, run: Run) -> Iterator[str]:
-    """Yield tests with single requests, which have wall times, that were not profiled at this commit yet."""
+    """Yield tests whose single requests, which have wall times, have no profile of this commit yet."""
     for entry in entries:
         requests = [one for one in entry.results if "e2e_wall_ms" in one.samples]
         keys = [(entry.test, result.workload.hash) for result in requests]

@@ -159,4 +159,4 @@ class Worker:
 
 def tell_controller(config: pytest.Config, found: Mapping[str, Any]) -> None:
     """Send a worker's findings to the controller, which needs them before it schedules tests."""
-    config.workerinput[CHANNEL].send(dict(found))  # type: ignore[attr-defined]  # xdist puts it there
+    config.workerinput[CHANNEL].send(dict(found))  # type: ignore[attr-defined]  # set by xdist

@@ -116,7 +116,7 @@ def test_int8_mixed_scaled_mm(
     left, left_scales = _quantized_int8(functional, tokens, columns, cuda_timer.device)
     right, right_scales = _quantized_int8(functional, rows, columns, cuda_timer.device)
     inputs, outliers = _dequantized(left, left_scales).bfloat16(), torch.arange(OUTLIERS, device=cuda_timer.device)
-    left[:, outliers] = 0  # as quantizing leaves them
+    left[:, outliers] = 0  # as quantization does
     multiply = partial(
         _operator("int8_mixed_scaled_mm"), inputs, left, right, left_scales, right_scales, outliers, None
     )
@@ -180,7 +180,7 @@ def _has_kernel(name: str, kind: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{name}", kind.upper()))  # noqa: SLF001
 
 
-def _quantized(  # noqa: PLR0913  # what a weight is made of
+def _quantized(  # noqa: PLR0913  # one for each property of a weight
     functional: Any, quant_type: str, rows: int, columns: int, device: str, *, nested: bool = False
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
     """Return packed weights, their state and the dequantized weights; if nested, the scales are quantized as well."""

@@ -27,7 +27,7 @@ def head_commit(folder: Path) -> str | None:
     """Return the commit checked out in ``folder``; ``None`` without a git repository, a commit in it, or git.
 
     Raises:
-        BaselineError: git refuses the repository because somebody else owns it.
+        BaselineError: git refuses the repository because another user owns it.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
@@ -100,7 +100,7 @@ def check_revision(folder: Path, revision: str) -> None:
         BaselineError: there is no such repository or revision.
     """
     name = repr(printable(revision))
-    if not revision or revision.startswith("-"):  # git would read an option, or the index
+    if not revision or revision.startswith("-"):  # git would parse an option, or read the index
         raise BaselineError(f"{name} is no git revision; expected a commit, branch or tag")
     if _git(folder, "rev-parse", "--git-dir") is None:
         _refuse_unsafe(folder)

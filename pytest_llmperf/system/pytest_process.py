@@ -92,7 +92,7 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
     return Ended(code, time.monotonic() - start, log)
 
 
-def run_replica(  # noqa: PLR0913  # what a replica has of its own
+def run_replica(  # noqa: PLR0913  # one keyword for each thing that a replica has of its own
     config: pytest.Config,
     tests: Sequence[str],
     journal: Path,
