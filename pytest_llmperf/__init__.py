@@ -68,7 +68,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What a plain pytest run can do without, on first use."""
+    """Import on first use what a plain pytest run does not need."""
     if name == "__version__":
         from importlib.metadata import version
 

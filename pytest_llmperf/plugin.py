@@ -1,7 +1,7 @@
-"""The pytest plugin: options, markers, hooks and fixtures. Declarations and short bodies; nothing heavy is imported.
+"""pytest plugin: command-line options, marker, hooks and fixtures.
 
-Every pytest run of every project that has this package installed imports this module, so torch, transformers, pandas,
-scipy, rich and pydantic wait until a perf test is to be run.
+Every pytest run of every project that has this package installed imports this module, so it imports nothing heavy:
+torch, transformers, pandas, scipy, rich and pydantic are imported only before perf tests run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.verdict.outcome import Entry
 
 MODEL_FIXTURES = ("llm", "engine")
-"""Those that take a model as their parameter."""
+"""Fixtures that take a model as their parameter."""
 PERF_FIXTURES = frozenset({*MODEL_FIXTURES, "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
     "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
@@ -53,7 +53,7 @@ OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
 WORKPLACE: pytest.StashKey[Workplace] = pytest.StashKey()
 MODELS: pytest.StashKey[dict[str, str]] = pytest.StashKey()
-"""What tells apart the models of the tests that run, by node id."""
+"""The model of each test that runs, as the ``repr`` of its spec, by node id."""
 FIXTURE: pytest.StashKey[LlmPerf] = pytest.StashKey()
 TIMER: pytest.StashKey[CallRecorder] = pytest.StashKey()
 COLLECTED: pytest.StashKey[Collection] = pytest.StashKey()
@@ -68,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None, object, object]:
-    """Take ``--device`` where nobody else has claimed it by then."""
+    """Take ``--device`` unless another plugin or a conftest has declared it."""
     result = yield
     with _as_usage_errors():
         take_device_option(early_config, parser, args)
@@ -76,7 +76,7 @@ def pytest_load_initial_conftests(
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Resolve the options, and refuse at once what cannot work."""
+    """Resolve the options, and reject at once those that cannot work."""
     config.addinivalue_line("markers", MARKER)
     with _as_usage_errors():
         if config.getoption("llmperf"):
@@ -86,7 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say what a perf run will do, and which options of others it does not follow."""
+    """Show the device and the baselines of a perf run, and which options of other plugins it ignores."""
     options = config.stash.get(OPTIONS, None)
     if options is None:
         return []
@@ -99,7 +99,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """``-n auto`` is a worker for each device."""
+    """Make ``-n auto`` start one worker per device."""
     if not config.getoption("llmperf"):
         return None
     from pytest_llmperf.hardware.device import worker_devices
@@ -111,7 +111,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrize ``llm`` and ``engine`` where a test does not do so itself."""
+    """Parametrize ``llm`` and ``engine`` unless the test does so itself."""
     options = metafunc.config.stash.get(OPTIONS, None)
     models = {"llm": options.specs, "engine": options.served} if options else {}
     for name, given in models.items():
@@ -121,8 +121,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Give model specs ids that baselines can depend on."""
-    if type(val).__name__ != "ModelSpec":  # every parameter of every project comes by here
+    """Give model specs stable ids, because baselines contain them."""
+    if type(val).__name__ != "ModelSpec":  # pytest calls this for every parameter of every project
         return None
     from pytest_llmperf.models.spec import ModelSpec
 
@@ -131,7 +131,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the perf tests or the others, and bring those of one model together."""
+    """Select the perf tests, or without ``--llmperf`` the other tests; group perf tests by model."""
     active = OPTIONS in config.stash
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
@@ -148,28 +148,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tell what is known of the baseline, now that nobody deselects tests any more."""
+    """Record missing tests and environment differences, after all plugins have deselected tests."""
     if WORKPLACE in session.config.stash:
         _tell_found(session.config, session.items)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, object, object]:
-    """Contain what goes wrong while a model is loaded."""
+    """Set up once; report out-of-memory, timeout and device errors in one line."""
     with _skipping_unavailable(), _alone(item, "setup"), _contained(item, "setup"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
-    """Contain what goes wrong in a perf test."""
+    """Call once; report out-of-memory, timeout and device errors in one line."""
     with _skipping_unavailable(), _alone(item, "call"), _contained(item, "test body"):
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Call a perf test's function once, also where another plugin runs the item itself again."""
+    """Call a perf test's function once, even if another plugin runs the item again."""
     with _alone(pyfuncitem, "function"):
         return (yield)
 
@@ -178,7 +178,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Judge a perf test when it ends, and fail its own report."""
+    """Judge a perf test when it ends; a regression fails its report."""
     report = yield
     if WORKPLACE in item.config.stash:
         if call.when == "call" or (call.when == "setup" and report.failed):
@@ -188,7 +188,7 @@ def pytest_runtest_makereport(
 
 
 class Collector:
-    """Registered on the controller of an active run: takes in what became of each test."""
+    """Collects the results of each test; registered on the controller of an active run."""
 
     def __init__(self, config: pytest.Config, session: Session) -> None:
         self._config = config
@@ -196,7 +196,7 @@ class Collector:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take in the entry that a report carries, before another plugin's hook may raise."""
+        """Collect a report's entry first, because another plugin's hook may raise."""
         from pytest_llmperf.verdict.outcome import entry_of
 
         if (entry := entry_of(report)) and self._session.collect(entry):
@@ -205,25 +205,26 @@ class Collector:
 
 @pytest.fixture(scope="session")
 def llm(request: pytest.FixtureRequest) -> LoadedModel:
-    """A loaded model: parametrize it indirectly by a quantization name or a ``ModelSpec``.
+    """A loaded model; parametrize it indirectly with a quantization name or a ``ModelSpec``.
 
-    One model is loaded at a time, and each once a run.
+    One model is in memory at a time, and each is loaded once per run.
     """
     return _got(partial(request.config.stash[WORKPLACE].load, request.param))
 
 
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """What serves requests, chosen with ``--llmperf-engine``.
+    """An engine that serves requests, chosen with ``--llmperf-engine``.
 
-    Over transformers it is parametrized as ``llm`` is, and shares its models; an engine with a model of its own is one.
+    The transformers engine is parametrized like ``llm`` and shares its models. Other engines serve the one model they
+    have.
     """
     return _got(partial(request.config.stash[WORKPLACE].engine, request.param))
 
 
 @pytest.fixture
 def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
-    """Measures and records: ``llmperf.generate(llm, batch_size=8)``."""
+    """Measure and record a workload: ``llmperf.generate(llm, batch_size=8)``."""
     from pytest_llmperf.runner.fixtures import LlmPerf
 
     item = request.node
@@ -234,7 +235,7 @@ def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
 
 @pytest.fixture
 def cuda_timer(request: pytest.FixtureRequest) -> KernelTimer:
-    """Times a callable, with no model: ``timing = cuda_timer(fn, *args)``, then ``timing.median_ms``."""  # noqa: D402  # an example
+    """Time a callable without a model: ``timing = cuda_timer(fn, *args)``, then ``timing.median_ms``."""  # noqa: D402  # an example
     from pytest_llmperf.runner.fixtures import CallRecorder
 
     workplace = request.config.stash[WORKPLACE]
@@ -244,16 +245,16 @@ def cuda_timer(request: pytest.FixtureRequest) -> KernelTimer:
 
 @pytest.fixture
 def peak_memory(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[PeakMemory]]:
-    """Memory of a block: ``with peak_memory() as peak: ...``, then ``peak.allocated_bytes``."""  # noqa: D402  # an example
+    """Peak memory of a block: ``with peak_memory() as peak: ...``, then ``peak.allocated_bytes``."""  # noqa: D402  # an example
     from pytest_llmperf.runner.fixtures import peak_memory as follow
 
     return partial(follow, request.config.stash[WORKPLACE].device)
 
 
 def test_key(item: pytest.Item) -> str:
-    """The name of a test in a baseline: its node id, with the module's name for tests of the ready-made suite.
+    """Return a test's name in baselines: its node id, with the module's name for tests of the ready-made suite.
 
-    The suite lies wherever the package is installed, and is the same tests everywhere.
+    The suite's tests are the same wherever the package is installed, so their names must not contain its path.
     """
     package, nodeid = Path(__file__).parent, unrepeated(item)
     if item.path.is_relative_to(package):
@@ -266,17 +267,17 @@ test_key.__test__ = False  # type: ignore[attr-defined]  # pytest would collect 
 
 
 def _got(get: Callable[[], _Got]) -> _Got:
-    """What a test needs; it fails in one line without it, and is skipped where it cannot be had here."""
+    """Return what ``get`` returns; its errors fail the test in one line, and ``Unavailable`` skips it."""
     try:
         return get()
     except Unavailable:
         raise
     except LlmperfError as error:
-        raise pytest.fail.Exception(str(error), pytrace=False) from None  # what led to it would be lines above the one
+        raise pytest.fail.Exception(str(error), pytrace=False) from None  # a chained traceback would add lines
 
 
 class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
-    """Turn the package's own errors into pytest's, which end collection in one line with exit code 4."""
+    """Turn the package's errors into pytest's, which end collection in one line with exit code 4."""
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -287,7 +288,7 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
 
 
 class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
-    """Skip a test that asks for what cannot run here, with the reason."""
+    """Skip a test that needs something unavailable here, with the reason."""
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -348,7 +349,7 @@ def _register_ending(config: pytest.Config, running: Session | None) -> None:
 
 
 def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
-    """Not from a process that measures for another one, which tells what it found there."""
+    """Feed pytest-benchmark, unless a journal is requested: the process that reads the journal feeds it."""
     if options.journal or not _has_pytest_benchmark(config):
         return
     from pytest_llmperf.runner.pytest_benchmark import Bridge, is_wanted
@@ -358,21 +359,21 @@ def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
 
 
 def _has_pytest_benchmark(config: pytest.Config) -> bool:
-    """Whether it is loaded: other plugins have options of the same names, and pytest-codspeed blocks it."""
+    """Whether pytest-benchmark is loaded: other plugins share its option names, and pytest-codspeed blocks it."""
     found = config.pluginmanager
     names = {getattr(plugin, "__name__", "") for plugin in found.get_plugins()}
     return "pytest_benchmark.plugin" in names and not found.is_blocked("pytest-benchmark")
 
 
 def _disable_codspeed(config: pytest.Config) -> None:
-    """It would instrument tests, and deselect those that have none of its fixtures, as perf tests do not."""
+    """Disable pytest-codspeed: it instruments tests, and deselects those without its fixtures, such as perf tests."""
     codspeed = config.pluginmanager.get_plugin("codspeed_plugin")
     if codspeed and hasattr(codspeed, "is_codspeed_enabled"):
         codspeed.is_codspeed_enabled = False
 
 
 def _workers(config: pytest.Config) -> int:
-    """How many xdist workers this process will start."""
+    """Return how many xdist workers this process will start."""
     if config.option.collectonly or config.getoption("dist", "no") == "no" or not config.getoption("tx"):
         return 0
     from xdist import workermanage
@@ -421,7 +422,7 @@ def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
 
 
 def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:
-    """Register what runs the tests in pytest's stead, or tells of them, where that is asked for."""
+    """Register the plugins that run tests instead of pytest, or that report to a parent process, if requested."""
     options, register = workplace.options, config.pluginmanager.register
     run = None
     if options.tell:
@@ -443,12 +444,12 @@ def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping
 
 
 def _may_miss_tests(config: pytest.Config) -> bool:
-    """Whether a run without perf tests has a baseline to ask; if not, nothing heavy is imported."""
+    """Whether a run without perf tests must look for missing ones; if not, nothing heavy is imported."""
     return any(config.stash[OPTIONS].baselines.glob("*.json")) and not config.stash[COLLECTED].is_narrowed(())
 
 
 def _missing(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
-    """Tests of the baseline that are gone."""
+    """Return the baseline's tests that no longer exist."""
     workplace, collected = config.stash[WORKPLACE], config.stash[COLLECTED]
     if workplace.options.only or collected.is_narrowed(map(test_key, items)):
         return []
@@ -456,14 +457,14 @@ def _missing(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
 
 
 def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> None:
-    """A section of a failed test: pytest shows it below what failed."""
+    """Add a section to a failed test's report; pytest shows it below the failure."""
     if not entry.explanations:
         return
     from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
     from pytest_llmperf.report.text_table import PIPE_COLUMNS
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
-    width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest offers no other way
+    width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest has no public API for it
     for one in entry.explanations:
         report.sections.append((f"llmperf: {explanation_title(one)}", explanation_text(one, width)))
 
@@ -480,7 +481,7 @@ def _alone(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
 
 @contextmanager
 def _contained(item: pytest.Item, phase: str) -> Iterator[None]:
-    """Contain what goes wrong in a stage of a perf test; where the device died, no other test is tried."""
+    """Contain errors in a phase of a perf test; if the device died, stop the session."""
     workplace = item.config.stash.get(WORKPLACE, None)
     try:
         with workplace.contained(test_key(item), phase) if workplace else nullcontext():
@@ -499,18 +500,18 @@ def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
     known.judged = True
     workplace, fixture = item.config.stash[WORKPLACE], item.stash.get(FIXTURE, None)
     results, timed = fixture.results if fixture else [], item.stash.get(TIMER, None)
-    # Where a model was to be measured and was not, a timing beside it does not make up for that.
+    # If llmperf was to measure a model and did not, timings of cuda_timer do not make up for that.
     if timed and (results or not fixture):
         results = [*results, *timed.results]
     entry = workplace.entry(test_key(item), results, timings=timed.lines if timed else (), error=_error_line(report))
-    # Of both: JUnit's file takes those of the teardown's report, which pytest fills from the item.
+    # Set on both: the JUnit file uses the teardown's report, which pytest fills from the item.
     report.user_properties += entry.figures
     item.user_properties += entry.figures
     settle(report, entry, confirm=workplace.options.confirms)
 
 
 def _error_line(report: pytest.TestReport) -> str:
-    """The first line of what a failed test raised; empty for one that passed, or that pytest fails for passing."""
+    """Return the first line of a failed test's error; empty if it passed, or failed as a strict xfail that passed."""
     from pytest_llmperf.verdict.outcome import XPASS_STRICT
 
     if report.passed or report.longreprtext.startswith(XPASS_STRICT):
@@ -521,7 +522,7 @@ def _error_line(report: pytest.TestReport) -> str:
 
 
 def _check_marker(item: pytest.Item) -> None:
-    """A wrong marker is told in every run, also in those that leave the perf tests out."""
+    """Check the marker. Runs that leave out perf tests check it too."""
     if item.get_closest_marker("llmperf"):
         _settings(item)
 
@@ -540,8 +541,8 @@ def _is_perf(item: pytest.Item) -> bool:
 
 
 def _own_fixtures(item: pytest.Item) -> set[str]:
-    """Those of ours that a test uses. A project may have an ``engine`` of its own, which makes no perf test."""
-    known = getattr(item, "_fixtureinfo", None)  # pytest has no public way to ask whose a fixture is
+    """Return our fixtures that a test uses. A project's own ``engine`` fixture makes no perf test."""
+    known = getattr(item, "_fixtureinfo", None)  # pytest has no public API for a fixture's origin
     found = known.name2fixturedefs if known else {}
     return {name for name in PERF_FIXTURES if name in found and found[name][-1].func.__module__ == __name__}
 
@@ -552,20 +553,21 @@ def _is_wanted(item: pytest.Item) -> bool:
 
 
 def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:
-    return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public way to ask
+    return any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # pytest has no public API for it
 
 
 def _model_param(item: pytest.Item) -> Any:
-    """What a test names the model by that is loaded for it; ``None`` where none is."""
+    """Return the parameter that names a test's model; ``None`` if no model is loaded for it."""
     callspec = getattr(item, "callspec", None)
     loaded = MODEL_FIXTURES if item.config.stash[OPTIONS].loads_models else ("llm",)
     return next((callspec.params[name] for name in loaded if name in callspec.params), None) if callspec else None
 
 
 def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Stable order by first appearance of each test's model, so that none is loaded twice.
+    """Sort tests by the first appearance of their model, so that no model is loaded twice. The sort is stable.
 
-    pytest groups by parameter too, but before 9.2 by its position, so that each module loaded the models anew.
+    pytest also groups tests by parameter, but before 9.2 by the parameter's index, so each module loaded the models
+    again.
     """
     order: dict[object, int] = {}
     with _as_usage_errors():

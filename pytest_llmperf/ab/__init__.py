@@ -1,1 +1,1 @@
-"""Two revisions, interleaved on one machine until the answer is clear: ``llmperf ab``."""
+"""Paired A/B comparison of two revisions on one machine, in interleaved blocks: ``llmperf ab``."""

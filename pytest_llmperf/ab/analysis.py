@@ -1,4 +1,4 @@
-"""From blocks to verdicts: what each cell's pairs say so far, and which tests still need more of them."""
+"""Judge a series of blocks: the verdict of each cell so far, and which tests need more blocks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytest_llmperf.verdict.paired import ALPHA, LOOKS, Block, judge_paired, nul
 
 @dataclass(frozen=True)
 class Pairs:
-    """One cell's figures, block by block; text where the metric is one."""
+    """Values of one cell, block by block; text if the metric is a text."""
 
     key: CellKey
     limit: Limit
@@ -31,31 +31,31 @@ class Pairs:
 
     @property
     def metric(self) -> Metric:
-        """What was measured."""
+        """The cell's metric."""
         return METRICS[self.key[2]]
 
     @cached_property
     def is_timed(self) -> bool:
-        """Whether the cell needs blocks: a timed metric, or an exact one that varies on one side by itself."""
+        """Whether the cell needs blocks: a timed metric, or an exact one that varies on one side."""
         if self.metric.kind is Kind.TIMED:
             return True
         return self.metric.kind is Kind.EXACT and (len({*self.base, *self.null}) > 1 or len({*self.head}) > 1)
 
     @property
     def blocks(self) -> list[Block]:
-        """Base, measured twice, beside head."""
+        """Pairs of base, as the geometric mean of its two processes, and head."""
         return [
             Block(base=_geometric_mean(base, null), head=_number(head), base_first=first)
             for base, null, head, first in zip(self.base, self.null, self.head, self.base_first, strict=True)
         ]
 
     def first(self, count: int) -> Pairs:
-        """What the first blocks alone say."""
+        """Return the pairs of the first blocks alone."""
         base, null, head = (side[:count] for side in (self.base, self.null, self.head))
         return Pairs(self.key, self.limit, base, null, head, self.base_first[:count])
 
     def verdict(self, alpha: float, *, final: bool) -> Verdict:
-        """The verdict of the first look that decided: later blocks, made for other cells, do not reopen it."""
+        """Return the verdict of the first look that decided; later blocks, for other cells, do not change it."""
         for look in (look for look in LOOKS if look < len(self.head)):
             verdict = self.first(look).verdict_now(alpha, final=False)
             if verdict.outcome.decided:
@@ -63,7 +63,7 @@ class Pairs:
         return self.verdict_now(alpha, final=final)
 
     def verdict_now(self, alpha: float, *, final: bool) -> Verdict:
-        """The verdict of all blocks together."""
+        """Return the verdict of all blocks together."""
         test, workload, _ = self.key
         return judge_paired(
             test=test,
@@ -77,22 +77,22 @@ class Pairs:
         )
 
     def null_trips(self, alpha: float) -> bool:
-        """Whether base beside base would come out as changed."""
+        """Whether base against base would be judged as changed."""
         return null_trips(self.null_blocks, self.metric, self.limit, alpha)
 
     @property
     def noise(self) -> float:
-        """The standard deviation of ln(value) of one base process that base beside base shows; 0 where it shows none.
+        """Standard deviation of ln(value) of one base process, from base against base; 0 if it shows none.
 
-        Four blocks agree by chance often enough where processes fall into a fast and a slow mode: what base does
-        beside itself says how far they may be believed.
+        If processes fall into a fast and a slow mode, four blocks often agree by chance. The noise of base against
+        itself shows how far to trust them.
         """
         ratios = [block.head / block.base for block in self.null_blocks if min(block.head, block.base) > 0]
         return spread_around_zero([math.log(ratio) for ratio in ratios]) / math.sqrt(2)
 
     @property
     def null_blocks(self) -> list[Block]:
-        """Base beside base."""
+        """Pairs of base and base (A/A)."""
         return [
             Block(base=_number(base), head=_number(null), base_first=first)
             for base, null, first in zip(self.base, self.null, self.base_first, strict=True)
@@ -100,7 +100,7 @@ class Pairs:
 
 
 class Standing:
-    """What a series of blocks says so far.
+    """Verdicts of a series of blocks so far.
 
     Args:
         blocks: at least one.
@@ -114,13 +114,13 @@ class Standing:
 
     @property
     def tests(self) -> list[str]:
-        """Every test that head has, in order."""
+        """Every test of head, in order."""
         measured = [test for test, _, _ in self._head.values]
         return list(dict.fromkeys([*measured, *self._head.notes]))
 
     @property
     def missing(self) -> list[str]:
-        """Tests that base has and head has not: one that head did not run, as after ``-x``, is there."""
+        """Tests of base that head lacks. Those that head collected and did not run, as after ``-x``, do not count."""
         known = {test for test, _, _ in self._base.values}
         found = [proof.collected for block in self._blocks if (proof := block.imported.get("head"))]
         return sorted(known - set(self.tests) - {test for tests in found for test in tests})
@@ -134,20 +134,20 @@ class Standing:
         return [test for test in self.tests if test in waiting]
 
     def error(self, test: str) -> str:
-        """Why head could not measure a test, in whichever block; empty if it could."""
+        """Return why head could not measure a test, in any block; empty if it could."""
         notes = [block.arms["head"].notes.get(test) for block in self._blocks]
         return next((note.error for note in notes if note and note.error), "")
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """One for each judged cell; a change does not stand where base beside base changed as well."""
+        """One verdict per judged cell; a change is vetoed if base against base changed as well."""
         reason = self.null_trip
         found = [*self._paired, *self._exact, *self._unpaired]
         return [veto(verdict, reason) if reason and verdict.blocks else verdict for verdict in found]
 
     @cached_property
     def null_trip(self) -> str:
-        """Why no change found in this series stands; empty if the machine behaved."""
+        """Why no change in this series is valid: the A/A control changed. Empty if it did not."""
         for pairs in self.timed:
             if pairs.limit.gates and pairs.null_trips(self.alpha):
                 return f"base beside base differs in {pairs.metric.name} of {pairs.key[0]}: the machine, not the code"
@@ -168,7 +168,7 @@ class Standing:
 
     @cached_property
     def alpha(self) -> float:
-        """The level of each cell: the family's, over all cells that could fail."""
+        """Significance level of each cell: the family's, divided by the number of cells that could fail."""
         return ALPHA / max(1, sum(pairs.limit.gates for pairs in self.timed))
 
     @cached_property
@@ -181,7 +181,7 @@ class Standing:
 
     @cached_property
     def _unpaired(self) -> list[Verdict]:
-        """Cells of head that no block pairs: new, of another workload, or disturbed each time."""
+        """Verdicts of head's cells that no block pairs: new, of another workload, or disturbed each time."""
         return [
             self._unpaired_verdict(key, value)
             for key, value in self._head.values.items()
@@ -219,7 +219,7 @@ class Standing:
 
 
 def _pairs(key: CellKey, limit: Limit, blocks: Iterable[MeasuredBlock]) -> Pairs:
-    """The cell's figures from those blocks in which all three processes measured it."""
+    """Return the cell's values from the blocks in which all three processes measured it."""
     pairs = Pairs(key, limit, [], [], [], [])
     for block in blocks:
         values = {arm: block.arms[arm].values.get(key) for arm in ("base", "null", "head")}
@@ -251,7 +251,7 @@ def _workload(arm: ProcessResult, name: str) -> Workload:
 
 
 def _geometric_mean(first: float | str, second: float | str) -> float:
-    """0 or less has no logarithm: it is passed on for the verdict to refuse."""
+    """Return the geometric mean. 0 or less has no logarithm: it is returned, and the verdict refuses it."""
     a, b = _number(first), _number(second)
     return math.sqrt(a * b) if a > 0 and b > 0 else min(a, b)
 

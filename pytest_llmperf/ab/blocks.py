@@ -1,4 +1,4 @@
-"""The blocks of a comparison: fresh processes in balanced order, each block kept as soon as it is whole."""
+"""Interleaved blocks of a comparison: fresh subprocesses in balanced order, each complete block stored at once."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.Exit
 _NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
 
 ARMS = ("null", "base", "head")
-"""The processes of a block. ``null`` is base once more: beside ``base`` it shows what the machine does by itself."""
+"""Processes of a block. ``null`` is base once more: compared with ``base``, it shows the machine's own noise (A/A)."""
 
 
 class _Block(BaseModel):
-    """What is written when a block is whole."""
+    """The stored record of a complete block."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,26 +41,26 @@ class _Block(BaseModel):
 
 @dataclass(frozen=True)
 class MeasuredBlock:
-    """A whole block."""
+    """A complete block."""
 
     number: int
     base_first: bool
     seconds: float
     arms: Mapping[str, ProcessResult]
     imported: Mapping[str, Imported] = field(default_factory=dict)
-    """Of each process that proved which revision it ran."""
+    """Imports of each process that proved which revision it ran."""
 
 
 class BlockSeries:
-    """The blocks of one comparison, in a folder that outlives an interruption.
+    """The blocks of one comparison, in a folder that survives an interruption.
 
     Args:
-        folder: where journals, logs and blocks lie.
+        folder: of journals, logs and blocks.
         base: one side.
         head: the other.
-        arguments: of pytest, for both.
+        arguments: pytest's, for both.
         seed: of the order within blocks.
-        head_arguments: of pytest, for head alone.
+        head_arguments: pytest's, for head alone.
     """
 
     def __init__(  # noqa: PLR0913  # two sides, and how they are run
@@ -85,13 +85,13 @@ class BlockSeries:
             next(self._orders)
 
     def measure(self, tests: Sequence[str]) -> MeasuredBlock:
-        """Run one more block.
+        """Measure one more block.
 
         Args:
-            tests: keys of the tests that it measures; none: all that the arguments select.
+            tests: keys of the tests to measure; if empty, all that the arguments select.
 
         Raises:
-            UsageError: a process ended in a way that leaves nothing to compare, or did not run its own revision.
+            UsageError: a process left nothing to compare, or did not run its own revision.
         """
         number, order = len(self.blocks) + 1, next(self._orders)
         seconds = sum(self._run(number, arm, tests).seconds for arm in order)
@@ -103,7 +103,7 @@ class BlockSeries:
 
     @property
     def sides(self) -> dict[str, SideProof]:
-        """What the first block proved of base and head."""
+        """Proof of what base and head ran, from the first block."""
         imported = self.blocks[0].imported
         return {arm: _proof(self._sides[arm], imported[arm]) for arm in ("base", "head") if arm in imported}
 
@@ -116,7 +116,7 @@ class BlockSeries:
             traces: folder for torch's traces.
 
         Raises:
-            BaselineError: the process left a journal that cannot be read.
+            BaselineError: the process's journal is unreadable.
         """
         journal = self._folder / f"profile-{arm}.jsonl"
         ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
@@ -153,7 +153,7 @@ class BlockSeries:
         )
 
     def _gone(self, arm: str, ended: Ended) -> set[str]:
-        """Arguments that name files or tests that base has not: those are new. Head has to know what it is asked."""
+        """Return arguments that name files or tests which base lacks: those are new. Head must have all of them."""
         if arm == "head" or ended.log is None:
             return set()
         named = set(_NOT_FOUND.findall(ended.log.read_text(encoding="utf-8", errors="replace")))
@@ -162,7 +162,7 @@ class BlockSeries:
         return gone - self._absent[arm]
 
     def _prove(self, number: int, arm: str, *, must_report: bool = True) -> Imported | None:
-        """What a process imported of the repository; ``None`` if it is no side's, or measured nothing."""
+        """Return what a process imported of the repository; ``None`` without a side's folder or a measurement."""
         journal, side = self._path(number, f"{arm}.jsonl"), self._sides[arm]
         report = report_path(journal)
         if side.place is None or not (report.exists() or (must_report and journal.exists())):
@@ -186,11 +186,11 @@ class BlockSeries:
 
 
 def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
-    """Orders within blocks: each two of them mirror each other, ABBA or BAAB by chance, so that no drift sides.
+    """Yield process orders; blocks come in mirrored pairs, ABBA or BAAB at random, so that drift cancels.
 
-    ``null`` keeps to ``base``, away from ``head``: both neighbours of ``base`` are as far in time.
+    ``base`` is always in the middle, so that ``null`` and ``head`` are equally far from it in time.
     """
-    chance = random.Random(seed)  # noqa: S311  # balances an experiment, keeps no secret
+    chance = random.Random(seed)  # noqa: S311  # randomizes an experiment; not for security
     while True:
         first = ARMS if chance.random() < 0.5 else ARMS[::-1]  # noqa: PLR2004  # a fair coin
         yield first
@@ -198,12 +198,12 @@ def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
 
 
 def environment_of(arm: ProcessResult) -> Mapping[str, Scalar]:
-    """The environment that a process found."""
+    """Return the environment that a process recorded."""
     return arm.run.environment if arm.run else {}
 
 
 def _proof(side: Side, imported: Imported) -> SideProof:
-    """Files by their paths in the side's folder, or as they are where they lie elsewhere."""
+    """Return a side's proof; files in the side's folder are relative to it."""
     place = str(side.place.resolve()) + os.sep if side.place else ""
     return SideProof(
         commit=side.commit, packages={name: file.removeprefix(place) for name, file in imported.packages.items()}
@@ -220,7 +220,7 @@ def _refuse_foreign(side: Side, imported: Imported) -> None:
 
 
 def _refuse_shared(imported: Mapping[str, Imported]) -> None:
-    """Environments that somebody brought may be one and the same: then both sides ran the same code."""
+    """Reject sides that imported the same file: environments that the user brought may be one and the same."""
     base, head = (imported.get(arm, Imported()).packages for arm in ("base", "head"))
     for name in base:
         if base[name] == head.get(name):

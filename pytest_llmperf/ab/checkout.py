@@ -1,4 +1,4 @@
-"""Whole checkouts of revisions, away from the user's own, which is only read."""
+"""Complete git checkouts of revisions, outside the user's own, which is only read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_llmperf.system.git import check_revision, git_environment, is_shallo
 from pytest_llmperf.system.paths import user_folder
 from pytest_llmperf.text import printable, some
 
-# Fixed, so that an unchanged working tree is the same commit each time and an interrupted series can go on.
+# Fixed, so that an unchanged worktree gives the same commit each time, and an interrupted series can resume.
 _SNAPSHOT_IDENTITY = {
     f"GIT_{role}_{field}": value
     for role in ("AUTHOR", "COMMITTER")
@@ -22,27 +22,27 @@ _SNAPSHOT_IDENTITY = {
 }
 
 _GITLINK = "160000"
-"""The mode of a submodule in git's trees."""
+"""Mode of a submodule in git's trees."""
 
 
 def repository_root(folder: Path) -> Path:
-    """The top of the git repository that a folder is in.
+    """Return the top folder of the git repository that contains a folder.
 
     Raises:
-        UsageError: it is in none, or there is no git.
+        UsageError: it is in none, or git is not installed.
     """
     return Path(_git(folder, "rev-parse", "--show-toplevel"))
 
 
 def worktrees(root: Path) -> list[Path]:
-    """Every working tree of a repository: an editable install may lead into another one than the user stands in."""
+    """Return every worktree of a repository: an editable install may point into another one than the current."""
     lines = _git(root, "worktree", "list", "--porcelain").splitlines()
     found = (Path(line.removeprefix("worktree ")) for line in lines if line.startswith("worktree "))
     return list(dict.fromkeys((root, *(folder for folder in found if folder.is_dir()))))
 
 
 def commit_of(root: Path, revision: str) -> str:
-    """The full hash of a revision's commit.
+    """Return the full hash of a revision's commit.
 
     Raises:
         BaselineError: git knows no such revision.
@@ -52,12 +52,12 @@ def commit_of(root: Path, revision: str) -> str:
 
 
 def tree_of(root: Path, commit: str) -> str:
-    """The hash of a commit's files: two commits with the same one differ in nothing that can run."""
+    """Return the hash of a commit's tree: commits with the same tree differ in nothing that can run."""
     return _git(root, "rev-parse", "--verify", f"{commit}^{{tree}}")
 
 
 def merge_base(root: Path, revision: str) -> str:
-    """The commit where HEAD left the history of a branch.
+    """Return the merge base of HEAD and a branch.
 
     Raises:
         LlmperfError: git knows no such revision, or they share no history (a shallow clone has too little of it).
@@ -71,10 +71,10 @@ def merge_base(root: Path, revision: str) -> str:
 
 
 def first_parent(root: Path, commit: str) -> str:
-    """The commit before one on its branch.
+    """Return a commit's first parent.
 
     Raises:
-        UsageError: it is the first one, or a shallow clone ends there.
+        UsageError: it has none, or a shallow clone ends there.
     """
     try:
         return _git(root, "rev-parse", "--verify", "--quiet", f"{commit}^1")
@@ -84,13 +84,13 @@ def first_parent(root: Path, commit: str) -> str:
 
 
 def working_tree_commit(folder: Path) -> str:
-    """A commit of the working tree as it is, untracked files and changes in submodules included, ignored files not.
+    """Return a commit of the worktree with untracked files and changed submodules, but without ignored files.
 
-    Its objects are added to the repository; no branch, index or file changes. It is HEAD's commit if nothing differs.
-    The environment and our own cache are left out, where they lie in the working tree and git does not ignore them.
+    This adds objects to the repository, but changes no branch, index or file. If nothing differs, it returns HEAD's
+    commit. The environment and our own cache are left out if they are in the worktree and git does not ignore them.
 
     Raises:
-        UsageError: git cannot do it.
+        UsageError: git fails.
     """
     root = repository_root(folder)
     head = _git(root, "rev-parse", "HEAD")
@@ -108,13 +108,13 @@ def working_tree_commit(folder: Path) -> str:
 
 
 def check_out(root: Path, commit: str, folder: Path) -> None:
-    """A whole checkout of a commit, submodules included, in a repository of its own that borrows the user's objects.
+    """Check out a commit and its submodules, in a new repository that borrows the user's objects.
 
-    A partial clone fetches what it lacks, into the user's repository. A submodule that the user has not initialized
+    A partial clone fetches missing objects into the user's repository. A submodule that the user has not initialized
     stays empty.
 
     Raises:
-        UsageError: git cannot do it, a file of the commit is missing afterwards, or a submodule's commit is not here.
+        UsageError: git fails, a file of the commit is missing afterwards, or a submodule's commit is not available.
     """
     if _is_partial(root):
         _fetch_missing(root, commit)
@@ -127,7 +127,7 @@ def check_out(root: Path, commit: str, folder: Path) -> None:
 
 
 def tracked_files(checkout: Path) -> list[str]:
-    """The files of a checkout by their paths in it, submodules' included."""
+    """Return the tracked files of a checkout by their paths in it, including those of submodules."""
     paths = [path for path in _git(checkout, "ls-files", "-z").split("\0") if path]
     inner = [path for path in paths if (checkout / path / ".git").exists()]
     return [*paths, *(f"{path}/{file}" for path in inner for file in tracked_files(checkout / path))]
@@ -139,9 +139,10 @@ def is_ignored(root: Path, path: str) -> bool:
 
 
 def _copy_index(root: Path, to: Path) -> None:
-    """The user's own index knows which files a sparse checkout leaves out: they are not deleted.
+    """Copy the user's index, which lists the files that a sparse checkout leaves out, so that they are not deleted.
 
-    By the time at which it was written git tells which files may have changed since within the clock's grain.
+    The copy keeps the index's modification time: from it git tells which files may have changed within the clock's
+    resolution.
     """
     index = root / _git(root, "rev-parse", "--git-path", "index")
     if index.exists():
@@ -151,14 +152,14 @@ def _copy_index(root: Path, to: Path) -> None:
 
 
 def _left_out(root: Path) -> Iterator[str]:
-    """What is no part of a revision although it may lie in the working tree: the environment, and our own cache."""
+    """Yield pathspecs of folders that belong to no revision: the environment, and our own cache."""
     for folder in (Path(sys.prefix).resolve(), user_folder().resolve()):
         if folder != root and folder.is_relative_to(root):
             yield f":(top,exclude,literal){folder.relative_to(root).as_posix()}"
 
 
 def _gitlinks(listing: str) -> Iterator[tuple[str, str]]:
-    """Path and commit of each submodule, from what ``git ls-files --stage -z`` or ``git ls-tree -r -z`` prints."""
+    """Yield path and commit of each submodule from ``git ls-files --stage -z`` or ``git ls-tree -r -z``."""
     for line in listing.split("\0"):
         if line.startswith(_GITLINK):
             words, _, path = line.partition("\t")
@@ -170,7 +171,7 @@ def _is_partial(root: Path) -> bool:
 
 
 def _fetch_missing(root: Path, commit: str) -> None:
-    """Writing a tree's files fetches those that a partial clone lacks, all at once."""
+    """Write the tree's files, which fetches those that a partial clone lacks, all at once."""
     with tempfile.TemporaryDirectory() as scratch:
         index = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         tree = Path(scratch) / "tree"
@@ -186,7 +187,10 @@ def _fetch_missing(root: Path, commit: str) -> None:
 
 
 def _make_repository(root: Path, folder: Path) -> None:
-    """Not a clone: git copies nothing from a shallow one but what a branch reaches, and a snapshot is on none."""
+    """Create a repository that borrows the user's objects.
+
+    It is not a clone: from a shallow clone, git copies only what a branch reaches, and a snapshot is on no branch.
+    """
     objects = (root / _git(root, "rev-parse", "--git-path", "objects")).resolve()
     shallow = (root / _git(root, "rev-parse", "--git-path", "shallow")).resolve()
     kind = _git(root, "rev-parse", "--show-object-format")
@@ -196,19 +200,19 @@ def _make_repository(root: Path, folder: Path) -> None:
     (folder / ".git" / "objects" / "info" / "alternates").write_text(f"{objects}\n", encoding="utf-8")
     if shallow.exists():
         shutil.copyfile(shallow, folder / ".git" / "shallow")
-    # Tools that make a version from tags need them.
+    # Tools that derive a version from tags need them.
     tags = _git(root, "for-each-ref", "--format=create %(refname) %(objectname)", "refs/tags")
     _git(folder, "update-ref", "--stdin", text=f"{tags}\n" if tags else "")
     _copy_filters(root, folder)
 
 
 def _copy_filters(root: Path, folder: Path) -> None:
-    """What turns stored files into those of a working tree may be set up for one repository, as git-lfs's may be."""
+    """Copy the filter settings, which may be set for one repository only, such as those of git-lfs."""
     settings = _git(root, "config", "--list", "-z").split("\0")
     for name, _, value in (setting.partition("\n") for setting in settings):
         if name.startswith("filter."):
             _git(folder, "config", name, value)
-    # Large files are where git-lfs has them in the user's repository; it asks the remote for those that it lacks.
+    # git-lfs reads large files from the user's repository, and asks the remote for those that it lacks.
     _git(folder, "remote", "add", "origin", str(root))
     lfs = (root / _git(root, "rev-parse", "--git-path", "lfs")).resolve()
     if lfs.is_dir():
@@ -231,7 +235,7 @@ def _check_out_submodule(root: Path, folder: Path, path: str, commit: str) -> No
 
 
 def _submodule_repository(root: Path, folder: Path, path: str) -> Path | None:
-    """The user's clone of a submodule: where it is checked out, or where git keeps those that are not."""
+    """Return the user's clone of a submodule: its checkout, or else git's copy of it."""
     if (root / path / ".git").exists():
         return root / path
     settings = ("config", "--file", ".gitmodules", "--get-regexp", r"^submodule\..*\.path$")
@@ -247,7 +251,7 @@ def _submodule_repository(root: Path, folder: Path, path: str) -> Path | None:
 
 
 def _succeeds(folder: Path, *arguments: str) -> bool:
-    """The answer of a git command that gives it by its exit code."""
+    """Return whether a git command exits with 0."""
     command = ["git", *arguments]
     return subprocess.run(command, cwd=folder, env=git_environment(), capture_output=True, check=False).returncode == 0
 
@@ -268,7 +272,7 @@ def _git(folder: Path, *arguments: str, variables: Mapping[str, str] | None = No
 
 
 def _telling(stderr: str) -> str:
-    """The line of git's that names what went wrong: others tell of progress, or give hints."""
+    """Return git's error line; other lines report progress or give hints."""
     lines = [line for line in stderr.strip().splitlines() if line.strip()]
     return next((line for line in lines if line.startswith(("fatal:", "error:"))), next(iter(lines), ""))
 

@@ -1,4 +1,4 @@
-"""``llmperf ab BASE [HEAD]``: prepare both sides, measure blocks until every test is decided, and say so."""
+"""``llmperf ab BASE [HEAD]``: build both revisions, measure blocks until every test is decided, and report."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ NONE = "none"
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """What is asked for: two revisions, how to prepare them, what to run, and how long."""
+    """Settings of a comparison: two revisions, how to build them, what to run, and for how long."""
 
     base: str
     head: str | None
@@ -60,14 +60,14 @@ class PairedComparison:
     most_blocks: int = LOOKS[-1]
     restart: bool = False
     same_environment: bool = False
-    """Whether both sides run with what is installed, although their dependencies differ."""
+    """Whether both sides run with the installed packages even if their dependencies differ."""
     verdicts: Path | None = None
     explain: bool = True
-    """Whether both sides of what regressed are profiled."""
+    """Whether to profile regressions, on both sides."""
 
 
 def compare(wanted: PairedComparison, *, here: Path, say: Callable[[str], None]) -> RunOutcome:
-    """Compare two revisions, and say how it stands after each block and at the end.
+    """Compare two revisions; print the progress after each block, and the results at the end.
 
     Args:
         wanted: what to compare.
@@ -97,7 +97,7 @@ def compare(wanted: PairedComparison, *, here: Path, say: Callable[[str], None])
 
 
 def compare_and_exit(wanted: PairedComparison, *, here: Path, say: Callable[[str], None]) -> int:
-    """The same as a command: 1 if a cell that gates regressed or head cannot measure it, else 0."""
+    """Compare, and return the exit code: 1 if a gating cell regressed or head cannot measure it, else 0."""
     outcome = compare(wanted, here=here, say=say)
     code = int(outcome.failed)
     if wanted.verdicts:
@@ -108,10 +108,10 @@ def compare_and_exit(wanted: PairedComparison, *, here: Path, say: Callable[[str
 
 
 def budget_seconds(text: str) -> float:
-    """Seconds from ``20m``, ``90s``, ``1.5h`` or a plain number of seconds.
+    """Parse seconds from ``20m``, ``90s``, ``1.5h`` or a plain number of seconds.
 
     Raises:
-        UsageError: it has another form.
+        UsageError: the text has another form.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if not found or float(found[1]) <= 0:
@@ -151,7 +151,7 @@ def _repository(root: Path, here: Path) -> Repository:
 
 
 def _environment_keys(recipes: Sequence[Recipe]) -> list[str]:
-    """Blocks that were kept are of these environments, and of no other."""
+    """Return the keys of the environments; stored blocks are valid for these only."""
     pythons = dict.fromkeys([sys.executable, *(recipe.python for recipe in recipes if recipe.python)])
     return [Environment(python, variables=os.environ, folder=Path(sys.prefix)).key for python in pythons]
 
@@ -169,9 +169,9 @@ def _digest(what: object) -> str:
 
 
 def relative_argument(word: str, root: Path, here: Path) -> str:
-    """A path into the user's checkout, made relative: in each side's checkout it then means that side's own.
+    """Make a path into the user's checkout relative, so that it points into each side's own checkout.
 
-    What git ignores (a folder of weights, say) is in neither checkout and stays what it is.
+    Paths that git ignores, such as a folder of weights, are in neither checkout and stay as they are.
     """
     path, separator, rest = word.partition("::")
     if not Path(path).is_absolute() or not Path(path).is_relative_to(root) or is_ignored(root, path):
@@ -180,7 +180,7 @@ def relative_argument(word: str, root: Path, here: Path) -> str:
 
 
 def _explained(entries: list[Entry], series: BlockSeries, here: Path, say: Callable[[str], None]) -> list[Entry]:
-    """Entries with what takes longer on head, of those that regressed in a time."""
+    """Return the entries; those with a timed regression get an explanation of what takes longer on head."""
     tests = [entry.test for entry in entries if slower(entry.verdicts)]
     if not tests:
         return entries
@@ -190,7 +190,7 @@ def _explained(entries: list[Entry], series: BlockSeries, here: Path, say: Calla
         folder = run_folder(here, "traces", entries[0].run.run_id)
         base, head = (profiles_of(arm, *series.profile(arm, tests, folder / arm)) for arm in ("base", "head"))
         traces = str(folder)
-    except (OSError, LlmperfError) as error:  # the verdicts stand all the same
+    except (OSError, LlmperfError) as error:  # the verdicts are valid without profiles
         base, head = Profiles("base", why_not=str(error)), Profiles("head")
     return [
         entry.model_copy(update={"explanations": explanations(entry.verdicts, base, head, traces=traces)})
@@ -224,14 +224,14 @@ def _outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
 
 
 def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
-    """Distributions of which the sides ran different versions, beside those that a run's environment names."""
+    """Return distributions with different versions on the sides, besides those in a run's environment."""
     base, head = (imported.get(arm, Imported()).distributions for arm in ("base", "head"))
     names = [name for name in base | head if name.replace("-", "_") not in FIELDS and base.get(name) != head.get(name)]
     return [f"{name}: {base.get(name, NONE)} -> {head.get(name, NONE)}" for name in sorted(names)]
 
 
 def _results(head: Baseline, test: str) -> list[TestResult]:
-    """What head measured of a test in the first block, which measures all tests."""
+    """Return head's results of a test from the first block, which measures all tests."""
     return [
         TestResult(
             workload=head.workloads[one.workload],

@@ -1,6 +1,6 @@
-"""What two revisions ask for in dependencies, as far as files say it, and where they differ.
+"""Dependencies that two revisions declare in files, and where they differ.
 
-A side must not run with the other side's dependencies in silence: what differs is installed for each side, or refused.
+A side must not silently run with the other side's dependencies: differences are installed for each side, or rejected.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _INNER_FOLDERS = (
     *(*_REQUIREMENT_FOLDERS, "dependencies", "deps", "ci", ".ci", "docker", "conda", "envs"),
     *("test", "tests", "perf", "benchmark", "benchmarks"),
 )
-"""What lies in any other folder of a project may be another project's."""
+"""Inner folders that are searched. Files in any other folder may belong to another project."""
 _CONDA_FILES = ("environment*.yml", "environment*.yaml", "conda*.yml", "conda*.yaml", "conda-lock.*", "pixi.lock",
                 "pixi.toml")  # fmt: skip
 _INDEX_OPTIONS = ("--index-url", "-i", "--extra-index-url", "--find-links", "-f", "--pre", "--no-index",
@@ -39,19 +39,19 @@ _INDEX_OPTIONS = ("--index-url", "-i", "--extra-index-url", "--find-links", "-f"
 
 
 class Need(Enum):
-    """When an environment that lacks a dependency is given it."""
+    """When to install a dependency that an environment lacks."""
 
     ALWAYS = auto()
     """The code does not run without it."""
     IF_NEW = auto()
-    """If the other revision does not ask for it: what both ask for and the user has not installed is not used."""
+    """If the other revision does not declare it. If both do and the user has not installed it, it is not used."""
     NEVER = auto()
-    """It is of an extra, a group, a lock or a constraint: its version matters where it is installed."""
+    """It is from an extra, a group, a lock or a constraint: its version matters only if it is installed."""
 
 
 @dataclass(frozen=True)
 class Wish:
-    """One dependency that a file asks for; several texts where any of them will do."""
+    """One declared dependency; of several texts, any satisfies it."""
 
     name: str
     texts: tuple[str, ...]
@@ -60,14 +60,14 @@ class Wish:
 
     @property
     def requirements(self) -> list[Requirement]:
-        """Those texts that are requirements (PEP 508), for this interpreter and system."""
+        """The texts that are requirements (PEP 508), for this interpreter and system."""
         found = [parsed for text in self.texts if (parsed := _parsed(text))]
         return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
 
 
 @dataclass(frozen=True)
 class Installed:
-    """A distribution of an environment; ``source`` is where it came from, if not from an index."""
+    """A distribution of an environment; ``source`` is its origin, if that is not an index."""
 
     version: str
     source: str = ""
@@ -75,37 +75,37 @@ class Installed:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What the files of one revision ask for."""
+    """Dependencies that the files of one revision declare."""
 
     wishes: Sequence[Wish] = ()
     options: Sequence[str] = ()
-    """Lines of requirement files that say where to install from."""
+    """Lines of requirement files with index options."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
-    """Text of the files of which neither ``pip`` nor ``uv`` can install anything, without comments."""
+    """Text, without comments, of files from which neither ``pip`` nor ``uv`` can install."""
 
     @property
     def by_text(self) -> dict[tuple[str, tuple[str, ...]], Wish]:
-        """Wishes by what they ask for, wherever it stands."""
+        """Wishes by name and texts, whichever file declares them."""
         return {(wish.name, wish.texts): wish for wish in self.wishes}
 
 
 @dataclass(frozen=True)
 class Differing:
-    """In what a revision's dependencies differ from another one's."""
+    """Dependencies of one revision that differ from another one's."""
 
     wishes: Sequence[Wish] = ()
     options: Sequence[str] = ()
     unreadable: Sequence[str] = ()
     only_here: frozenset[str] = frozenset()
-    """Names that the other revision does not ask for anywhere."""
+    """Names that the other revision does not declare anywhere."""
 
     @property
     def files(self) -> list[str]:
-        """Where the differences stand."""
+        """Files that contain the differences."""
         return list(dict.fromkeys([*(wish.file for wish in self.wishes), *self.unreadable]))
 
     def unmet(self, installed: Mapping[str, Installed]) -> list[Wish]:
-        """Those that an environment does not hold, although the code may need them."""
+        """Return the wishes that an environment does not satisfy, although the code may need them."""
         return [wish for wish in self.wishes if self._is_unmet(wish, installed)]
 
     def _is_unmet(self, wish: Wish, installed: Mapping[str, Installed]) -> bool:
@@ -119,12 +119,12 @@ class Differing:
 
 
 def dependencies_of(checkout: Path, files: Sequence[str], folders: Sequence[PurePosixPath]) -> Dependencies:
-    """What a revision asks for.
+    """Return the dependencies that a revision declares.
 
     Args:
         checkout: of the revision.
-        files: of the checkout, as git tracks them.
-        folders: where files of dependencies are looked for, with some folders right below each.
+        files: of the checkout that git tracks.
+        folders: searched for dependency files, with some folders right below each.
 
     Raises:
         UsageError: a file cannot be read.
@@ -147,7 +147,7 @@ def dependencies_of(checkout: Path, files: Sequence[str], folders: Sequence[Pure
 
 
 def differences(mine: Dependencies, theirs: Dependencies) -> Differing:
-    """What one revision asks for otherwise than another one."""
+    """Return the dependencies that one revision declares differently from another one."""
     here, there = mine.by_text, theirs.by_text
     files = {*mine.unreadable, *theirs.unreadable}
     return Differing(
@@ -159,7 +159,7 @@ def differences(mine: Dependencies, theirs: Dependencies) -> Differing:
 
 
 def metadata_wishes(name: str, requires: Sequence[str]) -> list[Wish]:
-    """What a built distribution says that it needs (PEP 508); of extras, where it is installed."""
+    """Return a built distribution's requirements (PEP 508); those of extras matter only if installed."""
     parts = [text.partition(";") for text in requires]
     found = [
         _wish(wanted, f"{name}'s metadata", need=Need.NEVER)
@@ -171,7 +171,7 @@ def metadata_wishes(name: str, requires: Sequence[str]) -> list[Wish]:
 
 
 _Reader = Callable[[Path, str], Iterator[Wish | None]]
-"""Wishes of a file, given its path and its name in the checkout."""
+"""Reads the wishes of a file, given its path and its name in the checkout."""
 
 
 def _read(reader: _Reader, checkout: Path, file: str) -> list[Wish]:
@@ -199,7 +199,7 @@ def _parsed(text: str) -> Requirement | None:
 
 
 def _wish(text: str, file: str, *, need: Need) -> Wish | None:
-    """A wish for one requirement; ``None`` where the text is none, such as a path into the repository."""
+    """Return a wish for one requirement; ``None`` if the text is none, such as a path into the repository."""
     parsed = _parsed(text)
     return Wish(canonicalize_name(parsed.name), (text.strip(),), file, need) if parsed else None
 
@@ -214,7 +214,7 @@ def _holds(requirement: Requirement, installed: Installed) -> bool:
 
 
 def _same_source(wanted: str, found: str) -> bool:
-    """``found`` is ``URL@COMMIT`` for a repository; a wish may end in a part of the commit, or name a branch."""
+    """Whether sources are equal. ``found`` is ``URL@COMMIT`` for a repository; branches and short commits differ."""
     return bool(found) and wanted.partition("#")[0].removeprefix("git+") == found.partition("#")[0].removeprefix("git+")
 
 
@@ -237,7 +237,7 @@ def _from_requirements(path: Path, file: str) -> Iterator[Wish | None]:
 
 
 def _with_name(requirement: str, folder: Path) -> str:
-    """A bare address as ``NAME @ ADDRESS``: pip reads the name from ``egg=``, a wheel's file name, or the address."""
+    """Return a bare address as ``NAME @ ADDRESS``; pip's name is from ``egg=``, a wheel's name, or the address."""
     address = requirement.split(";", maxsplit=1)[0].strip()
     if "://" not in address:
         if not address.endswith(".whl"):
@@ -259,7 +259,7 @@ def _name_of(file: str) -> str:
 
 
 def _index_options(path: Path) -> list[str]:
-    """Where to install from; a folder that is named relative to the file is named by its whole path."""
+    """Return the index options of a file; a folder relative to the file is made absolute."""
     found = []
     for line in _logical_lines(path.read_text(encoding="utf-8", errors="replace")):
         name, _, value = line.replace("=", " ", 1).partition(" ")
@@ -286,7 +286,7 @@ def _from_pyproject(path: Path, file: str) -> Iterator[Wish | None]:
 
 
 def _from_poetry(poetry: Mapping[str, Any], file: str) -> Iterator[Wish | None]:
-    """Poetry's own tables, which have ``^`` and ``~`` beside the usual specifiers."""
+    """Yield wishes of Poetry's own tables, which allow ``^`` and ``~`` beside the usual specifiers."""
     groups = [table.get("dependencies", {}) for table in poetry.get("group", {}).values()]
     groups.append(poetry.get("dev-dependencies", {}))
     for table, need in [(poetry.get("dependencies", {}), Need.ALWAYS), *((table, Need.NEVER) for table in groups)]:
@@ -299,7 +299,7 @@ def _from_poetry(poetry: Mapping[str, Any], file: str) -> Iterator[Wish | None]:
 
 
 def _specifier(version: str) -> str:
-    """Poetry's constraint as a specifier of PEP 440; what it cannot express is passed on, and is no requirement."""
+    """Convert Poetry's constraint to PEP 440; other text is passed on, and is not a valid requirement."""
     return ",".join(part for one in version.split(",") for part in _specifier_parts(one.strip()))
 
 
@@ -329,7 +329,10 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _from_lock(path: Path, file: str) -> Iterator[Wish | None]:
-    """``uv.lock``, ``poetry.lock``, ``pdm.lock`` and ``pylock.toml``: a table a package; of one name, any will do."""
+    """Yield wishes of ``uv.lock``, ``poetry.lock``, ``pdm.lock`` or ``pylock.toml``, which have a table per package.
+
+    Several packages of one name are alternatives.
+    """
     data = _toml(path)
     texts: defaultdict[str, list[str]] = defaultdict(list)
     for package in (*data.get("package", ()), *data.get("packages", ())):
@@ -341,7 +344,7 @@ def _from_lock(path: Path, file: str) -> Iterator[Wish | None]:
 
 
 def _locked(name: str, package: Mapping[str, Any]) -> str:
-    """One locked package as a requirement; empty for the project itself and what lies in its folders."""
+    """Return a locked package as a requirement; empty for the project itself and packages in its folders."""
     source = package.get("source", {})
     if git := source.get("git") or package.get("git") or (source.get("type") == "git" and source.get("url")):
         url, _, commit = str(git).partition("#")

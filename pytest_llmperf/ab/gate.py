@@ -1,8 +1,8 @@
-"""``llmperf gate``: one command for a pull request.
+"""``llmperf gate``: decide a pull request with one command.
 
-The perf tests run once and are screened against the stored baseline. What that leaves open, because it looks slower,
-because the baseline is too young or too noisy, or because there is none, is decided beside the merge base on this
-machine. Only tests that need it pay for that.
+The perf tests run once and are screened against the stored baseline. Tests that this leaves open are then compared with
+the merge base on this machine: possible regressions, and tests whose baseline is too young, too noisy or missing. Other
+tests cost no extra time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BRANCH_VARIABLES = (
     "BUILDKITE_PULL_REQUEST_BASE_BRANCH",
     "BITBUCKET_PR_DESTINATION_BRANCH",
 )
-"""What names the target branch of a pull request in CI."""
+"""Variables in which CI systems name the target branch of a pull request."""
 
 COMMON_BRANCHES = ("origin/HEAD", "origin/main", "origin/master", "main", "master")
 
@@ -52,14 +52,14 @@ _SCREENED = (0, 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """What is asked for. ``comparison`` says how the second stage is made; its base is a branch, or empty."""
+    """Settings of the gate. ``comparison`` is for the second stage; its base is a branch, or empty."""
 
     comparison: PairedComparison
     fail_on: frozenset[Outcome] = frozenset()
 
 
 def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
-    """Screen, compare what is left open, and return the exit code: pytest's where the tests could not be run.
+    """Screen, compare the open tests, and return the exit code: pytest's if the tests could not be run.
 
     Raises:
         LlmperfError: there is no merge base, a revision does not build, or a process left nothing to compare.
@@ -83,7 +83,7 @@ def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
 
 
 def base_commit(root: Path, branch: str, say: Callable[[str], None]) -> str:
-    """What a change is compared with: where it left its target branch, or on the branch itself the commit before it.
+    """Return the commit to compare with: the merge base, or on the target branch itself HEAD's first parent.
 
     Raises:
         LlmperfError: git knows no such branch, they share no history, or HEAD has no parent.
@@ -97,7 +97,7 @@ def base_commit(root: Path, branch: str, say: Callable[[str], None]) -> str:
 
 
 def target_branch(root: Path, environ: Mapping[str, str]) -> str:
-    """The branch that a pull request is for: as the CI system says, else the first of the usual ones.
+    """Return the target branch of a pull request: the one that CI names, else the first of the usual ones.
 
     Raises:
         UsageError: git does not have the branch that CI names, or none of the usual ones.
@@ -113,7 +113,7 @@ def target_branch(root: Path, environ: Mapping[str, str]) -> str:
 
 
 def _told_branch(root: Path, variable: str, name: str) -> str:
-    """The branch that CI names, and no other one: a merge base with another branch would be another question."""
+    """Return the branch that CI names, and no other one: another merge base would answer another question."""
     remote = remote_of(root)
     branch = f"{remote}/{name}"
     try:
@@ -126,16 +126,16 @@ def _told_branch(root: Path, variable: str, name: str) -> str:
 
 
 def open_tests(screened: VerdictFile) -> list[str]:
-    """Tests with a cell that gates and that the screen could not decide."""
+    """Return the tests with a gating cell that the screen could not decide."""
     return [test.test for test in screened.tests if any(map(_is_open, test.cells))]
 
 
 def combined(screened: VerdictFile, compared: VerdictFile | None, *, fail_on: frozenset[Outcome]) -> VerdictFile:
-    """The screen's verdicts, each cell that was compared with the merge base replaced by what that said.
+    """Return the screen's verdicts; the comparison with the merge base replaces those of open cells.
 
     Args:
-        screened: with nothing failing but what always does.
-        compared: with the merge base; ``None`` if the screen left nothing open.
+        screened: verdicts of the screen, made without ``fail_on``.
+        compared: verdicts against the merge base; ``None`` if the screen left nothing open.
         fail_on: outcomes that fail as well.
     """
     second = {test.test: test for test in compared.tests} if compared else {}
@@ -164,12 +164,12 @@ def _breach(missing: Sequence[str], fail_on: frozenset[Outcome]) -> str:
 
 
 def final_line(found: VerdictFile) -> str:
-    """What the gate says at its end."""
+    """Return the gate's last line of output."""
     return f"llmperf gate: {conclusion(found)}" + (f"; {printable(found.breach)}" if found.breach else "")
 
 
 def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | None]:
-    """The exit code of one run of the perf tests, and its verdicts if it came to any."""
+    """Run the perf tests once; return the exit code, and the verdicts if there are any."""
     path = scratch_folder(here, "gate") / "screen.json"
     path.unlink(missing_ok=True)
     arguments = [
@@ -177,7 +177,7 @@ def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | Non
         "--llmperf-screen",
         f"--llmperf-baseline-ref={base}",
         f"--llmperf-verdicts={path}",
-        "--llmperf-fail-on=",  # applied to the whole, at the end
+        "--llmperf-fail-on=",  # applied to the combined verdicts, at the end
     ]
     ended = run_perf_tests(arguments, folder=here)
     if ended.exit_code not in _SCREENED or not path.exists():
@@ -198,7 +198,7 @@ def _is_open(cell: CellVerdict) -> bool:
 
 
 def _may_be_answered(cell: CellVerdict) -> bool:
-    """Whether the stored baseline had no answer that the merge base could give: it knows nothing of an anchor."""
+    """Whether the merge base may decide a cell that the baseline left open; it knows nothing of an anchor."""
     return cell.outcome in _OPEN and not cell.against
 
 
@@ -220,7 +220,7 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
 
 
 def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:
-    """The comparison's answer wherever the stored baseline had none, or why it came to none."""
+    """Return the comparison's verdict, decided or not, if the baseline left the cell open; else the screen's."""
     cell = second if second and second.outcome not in _NOT_COMPARED and _may_be_answered(first) else first
     improved_long_ago = cell.against and cell.outcome is Outcome.IMPROVED
     asked = cell.counts and cell.outcome in fail_on and not improved_long_ago

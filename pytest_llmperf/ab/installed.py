@@ -1,4 +1,4 @@
-"""What an environment holds: the distributions that an interpreter finds, and a key that changes with any of them."""
+"""Installed distributions of an interpreter's environment, and a key that changes with any of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_llmperf.ab.dependencies import Installed
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.text import printable
 
-# Run by the environment's own interpreter, which may lack everything of ours. The first of a name is what is imported.
+# Run by the environment's own interpreter, which may lack our packages. Of one name, the first found is imported.
 _LIST = """
 import hashlib, importlib.metadata, json, re, sys
 found = {}
@@ -38,8 +38,8 @@ class Environment:
 
     Args:
         python: its interpreter.
-        variables: environment of the process that looks.
-        folder: working directory of that process.
+        variables: environment of the subprocess that lists them.
+        folder: working directory of that subprocess.
 
     Raises:
         UsageError: the interpreter does not run.
@@ -65,11 +65,11 @@ class Environment:
 
     @property
     def key(self) -> str:
-        """A digest of the interpreter's version and of each distribution's version and list of files."""
+        """Digest of the interpreter's version and of each distribution's version and list of files."""
         return hashlib.sha256(json.dumps(self._found, sort_keys=True).encode()).hexdigest()
 
     def requires(self, name: str) -> list[str]:
-        """What a distribution says that it needs (PEP 508); nothing if it is not installed."""
+        """Return the requirements (PEP 508) of a distribution; none if it is not installed."""
         return list(self._distributions.get(name, {}).get("requires", ()))
 
     @property

@@ -1,4 +1,4 @@
-"""What ``llmperf ab`` says while it measures and at its end."""
+"""Output of ``llmperf ab``: progress while it measures, and results at its end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def progress_lines(
     standing: Standing, blocks: Sequence[MeasuredBlock], *, most: int, left_s: float | None
 ) -> Iterator[str]:
-    """How far a comparison is: one line for the block, one for each cell that is not decided yet."""
+    """Yield the progress: one line for the block, and one for each undecided cell."""
     look = next_look(len(blocks))
     waiting = [verdict for verdict in standing.verdicts if verdict.blocks and verdict.counts]
     waiting = [verdict for verdict in waiting if not verdict.outcome.decided]
@@ -49,7 +49,7 @@ def _left(seconds: float) -> str:
 
 
 def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip: str) -> Iterator[str]:
-    """The table, what changed and why the rest is undecided, the cost, and last what was decided."""
+    """Yield the table, the changes, why the rest is undecided, the cost, and last the conclusion."""
     table = narrowed(_table(run), table_width(), spare=("blocks", "base", "head"))
     yield render(table, table_width(), color=sys.stdout.isatty())
     for line in attention_lines(run.verdicts):

@@ -1,4 +1,4 @@
-"""The environment of a side: its own packages, and behind them all that the user's environment holds."""
+"""Overlay environment of a side: its own packages, and behind them all of the user's environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llmperf.errors import UsageError
 BIN = "Scripts" if os.name == "nt" else "bin"
 
 _STARTUP = Path(__file__).with_name("overlay_startup.py")
-"""Copied and not imported: it acts where it is imported."""
+"""Copied, not imported: importing it runs it."""
 
 _PIP = """#!/bin/sh
 exec "$(dirname "$0")/python" -m pip "$@"
@@ -25,11 +25,11 @@ exec "$(dirname "$0")/python" -m pip "$@"
 
 
 def python_of(environment: Path) -> Path:
-    """The interpreter of an environment."""
+    """Return the interpreter of an environment."""
     return environment / BIN / "python"
 
 
-def create_overlay(  # noqa: PLR0913  # what the environment continues, and what is to be left out of that
+def create_overlay(  # noqa: PLR0913  # what the environment falls back to, and what not
     folder: Path,
     *,
     own: Path,
@@ -38,15 +38,15 @@ def create_overlay(  # noqa: PLR0913  # what the environment continues, and what
     sites: Sequence[Path],
     left_out: Sequence[Path],
 ) -> None:
-    """Create an environment that sees all of the user's behind what is installed into itself.
+    """Create an environment that falls back to the user's for all that is not installed in it.
 
     Args:
         folder: of the environment.
         own: folder of the side.
-        checkout: of the side's revision; search paths into the repository lead there instead.
-        repository: the user's working trees.
-        sites: folders of installed packages, in the order in which the user's environment searches them.
-        left_out: ``.pth`` files that are not followed.
+        checkout: of the side's revision; search paths into the repository are moved there.
+        repository: the user's worktrees.
+        sites: folders of installed packages, in the search order of the user's environment.
+        left_out: ``.pth`` files to ignore.
     """
     venv.create(folder, clear=True, symlinks=os.name != "nt")
     place = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
@@ -64,14 +64,14 @@ def create_overlay(  # noqa: PLR0913  # what the environment continues, and what
 
 
 def install_command(python: str, *, dependencies: bool) -> list[str]:
-    """The start of a command that installs into an environment: by ``uv`` where that made the user's, else by ``pip``.
+    """Return the start of an install command: ``uv``'s if it made the user's environment, else ``pip``'s.
 
-    ``uv`` does not see what an environment continues: it would install all of that anew, so it installs no
-    dependencies.
+    ``uv`` does not see the packages that an overlay falls back to, and would install them again. It therefore installs
+    no dependencies.
 
     Args:
         python: interpreter of the environment.
-        dependencies: whether what is missing of a package's dependencies is installed as well.
+        dependencies: whether to install a package's missing dependencies as well.
 
     Raises:
         UsageError: the user's environment has neither.
@@ -86,7 +86,10 @@ def install_command(python: str, *, dependencies: bool) -> list[str]:
 
 
 def _has_pip() -> bool:
-    """Asked of the search path alone: setuptools has a finder that keeps this process from using setuptools later."""
+    """Whether pip is on the search path.
+
+    Other finders are not asked: setuptools has one that keeps this process from using setuptools later.
+    """
     return PathFinder.find_spec("pip") is not None
 
 
@@ -98,7 +101,7 @@ def _is_made_by_uv() -> bool:
 
 
 def _add_pip(folder: Path) -> None:
-    """Without its own, a command that prepares a side would install into the user's environment."""
+    """Add a pip of its own; without it, a prepare command would install into the user's environment."""
     if os.name != "nt" and _has_pip():
         for name in ("pip", "pip3"):
             (folder / name).write_text(_PIP, encoding="utf-8")

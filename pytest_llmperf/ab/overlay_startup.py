@@ -1,6 +1,7 @@
-"""Continues the user's environment behind a side's own packages: copied into that environment and run at its start.
+"""Startup code of an overlay environment: appends the user's packages to the side's own.
 
-It imports only the standard library, since nothing else is found where it runs.
+It is copied into that environment and runs at its start. It imports only the standard library, because nothing else is
+available there.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 
 def _append(folder: Path, left_out: "set[Path]") -> None:
-    """What ``site.addsitedir`` does, without the links that lead to the user's revision of the repository."""
+    """Add a folder like ``site.addsitedir``, without the ``.pth`` files that lead to the user's revision."""
     if not folder.is_dir():
         return
     if str(folder) not in sys.path:
@@ -22,11 +23,11 @@ def _append(folder: Path, left_out: "set[Path]") -> None:
 
 
 def _moved(path: str, settings: "dict[str, Any]") -> str:
-    """A path into the user's checkout, in this side's checkout; what is installed there stays."""
+    """Move a path into the user's checkout to this side's checkout; installed packages stay where they are."""
     found = Path(path).resolve()
     if any(found.is_relative_to(Path(folder).resolve()) for folder in (*settings["sites"], settings["own"])):
         return path
-    for root in settings["repository"]:  # the innermost first
+    for root in settings["repository"]:  # innermost first
         if found.is_relative_to(root):
             return str(Path(settings["checkout"], found.relative_to(root)))
     return path

@@ -1,4 +1,4 @@
-"""Which installed distributions are built from the repository: each side needs its own of them."""
+"""Installed distributions that are built from the repository; each side needs its own build of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CODE = (".py", ".so", ".pyd")
 
 @dataclass(frozen=True)
 class Package:
-    """A package of the repository: its distribution's name, empty where that is not known, and its folder."""
+    """A package of the repository: its distribution's name, empty if unknown, and its folder."""
 
     name: str
     folder: PurePosixPath
@@ -31,21 +31,21 @@ class Package:
 
 @dataclass(frozen=True)
 class RepositoryPackages:
-    """What the user's environment holds of the repository."""
+    """Packages of the repository in the user's environment."""
 
     packages: Sequence[Package]
     links: frozenset[Path]
-    """``.pth`` files that lead an import to the repository by code, or to another clone of it."""
+    """``.pth`` files that lead imports to the repository by code, or to another clone of it."""
     copies: frozenset[str]
-    """Modules that were copied into the environment when they were installed, each without those inside it."""
+    """Modules that installation copied into the environment; submodules are not listed."""
 
 
 class Locator:
-    """Where paths lie in the user's repository.
+    """Locates paths in the user's repository.
 
     Args:
-        roots: its working trees.
-        sites: folders of installed packages, which are no part of it wherever they lie.
+        roots: its worktrees.
+        sites: folders of installed packages, which never belong to it.
     """
 
     def __init__(self, roots: Sequence[Path], sites: Sequence[Path]) -> None:
@@ -53,7 +53,7 @@ class Locator:
         self._sites = [folder.resolve() for folder in sites]
 
     def __call__(self, path: Path) -> PurePosixPath | None:
-        """A path relative to its working tree; ``None`` if it lies in none."""
+        """Return a path relative to its worktree; ``None`` if it is in none."""
         found = path.resolve()
         if any(map(found.is_relative_to, self._sites)):
             return None
@@ -62,16 +62,16 @@ class Locator:
 
 
 def find_packages(locate: Locator, root: Path, here: Path, files: Sequence[str]) -> RepositoryPackages:
-    """The packages that each side builds: the working directory's project, and what is installed from the repository.
+    """Return the packages that each side builds: the current project, and those installed from the repository.
 
-    A distribution is installed from the repository if its source is recorded to lie there (PEP 610), if its metadata
-    lies there, or if it was installed from a local file and has the name of one of the repository's projects.
+    A distribution is installed from the repository if its recorded source is there (PEP 610), if its metadata is there,
+    or if it was installed from a local file and has the name of one of the repository's projects.
 
     Args:
-        locate: tells which paths lie in the repository.
-        root: the user's working tree.
+        locate: locates paths in the repository.
+        root: the user's worktree.
         here: the working directory.
-        files: of the working tree, as git tracks them.
+        files: of the worktree that git tracks.
     """
     named = project_folders(root, files)
     found: dict[PurePosixPath, Package] = {}
@@ -90,7 +90,7 @@ def find_packages(locate: Locator, root: Path, here: Path, files: Sequence[str])
 
 
 def project_folders(root: Path, files: Iterable[str]) -> dict[str, PurePosixPath]:
-    """The folders of a checkout's projects by the names of their distributions, as far as files say them."""
+    """Return the folders of a checkout's projects by the distribution names that their files declare."""
     found: dict[str, PurePosixPath] = {}
     for file in files:
         path = PurePosixPath(file)
@@ -101,10 +101,10 @@ def project_folders(root: Path, files: Iterable[str]) -> dict[str, PurePosixPath
 
 
 def read_pyproject(folder: Path) -> dict[str, Any]:
-    """What a folder's ``pyproject.toml`` says; nothing if there is none.
+    """Return the content of a folder's ``pyproject.toml``; empty if there is none.
 
     Raises:
-        UsageError: it is no TOML.
+        UsageError: it cannot be read, or is not TOML.
     """
     path = folder / "pyproject.toml"
     try:
@@ -114,7 +114,7 @@ def read_pyproject(folder: Path) -> dict[str, Any]:
 
 
 def build_backend(folder: Path) -> str | None:
-    """The module that builds a folder's package; ``None`` if it holds no package.
+    """Return the build backend of a folder's package; ``None`` if it holds no package.
 
     Raises:
         UsageError: its ``pyproject.toml`` cannot be read.
@@ -127,7 +127,7 @@ def build_backend(folder: Path) -> str | None:
 
 
 def _table(data: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
-    """A table inside others; empty where something else stands in its place."""
+    """Return a nested table; empty if something else is in its place."""
     for name in names:
         found = data.get(name)
         data = found if isinstance(found, dict) else {}
@@ -137,7 +137,7 @@ def _table(data: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
 def _project_of(
     root: Path, here: Path, *, installed: Mapping[PurePosixPath, Package], names: Mapping[PurePosixPath, str]
 ) -> Package | None:
-    """The project of the working directory, unless it says that it is no package, or nothing says how to build it."""
+    """Return the working directory's project; ``None`` if it is declared to be no package, or cannot be built."""
     folder = next((one for one in (here, *here.parents) if one.is_relative_to(root) and build_backend(one)), None)
     if folder is None:
         return None
@@ -151,7 +151,7 @@ def _project_of(
 def _source(
     distribution: Distribution, name: str, locate: Locator, named: Mapping[str, PurePosixPath]
 ) -> PurePosixPath | None:
-    """The folder in the repository that a distribution was installed from; ``None`` if it comes from elsewhere."""
+    """Return the repository folder that a distribution was installed from; ``None`` if it is from elsewhere."""
     url = _direct_url(distribution)
     scheme, path = _local_path(url)
     if scheme and (inside := locate(path)) is not None:
@@ -164,8 +164,8 @@ def _source(
 
 
 def metadata_folder(distribution: Distribution) -> Path | None:
-    """Where a distribution's metadata lies; ``None`` if it is in no folder."""
-    place = getattr(distribution, "_path", None)  # importlib.metadata has no public way to ask
+    """Return the folder of a distribution's metadata; ``None`` if it is in no folder."""
+    place = getattr(distribution, "_path", None)  # importlib.metadata has no public API for it
     return place if isinstance(place, Path) else None
 
 
@@ -178,7 +178,7 @@ def _direct_url(distribution: Distribution) -> dict[str, Any]:
 
 
 def _local_path(direct_url: Mapping[str, Any]) -> tuple[str, Path]:
-    """Scheme and path of a local source; an empty scheme if it is not local."""
+    """Return scheme and path of a local source; the scheme is empty if it is not local."""
     parts = urlsplit(str(direct_url.get("url", "")))
     return (parts.scheme if parts.scheme in ("file", "git+file") else "", Path(unquote(parts.path)))
 
@@ -189,7 +189,7 @@ def _links(distribution: Distribution) -> list[Path]:
 
 
 def _must_be_left_out(link: Path, locate: Locator) -> bool:
-    """Paths into the repository are moved into a side's checkout; what is code, or leads to another clone, is not."""
+    """Whether a ``.pth`` file cannot be moved into a side's checkout: it has code, or leads to another clone."""
     try:
         lines = [line.strip() for line in link.read_text(encoding="utf-8", errors="replace").splitlines()]
     except OSError:
@@ -199,9 +199,9 @@ def _must_be_left_out(link: Path, locate: Locator) -> bool:
 
 
 def _modules(distribution: Distribution) -> set[str]:
-    """The outermost modules among a distribution's files; of a namespace package, those that it adds.
+    """Return the outermost modules among a distribution's files; of a namespace package, those that it adds.
 
-    An editable install has none but its finder.
+    An editable install has only its finder, which is left out.
     """
     files = [file for file in distribution.files or () if file.suffix in _CODE and ".." not in file.parts]
     packages = {file.parent for file in files if file.stem == "__init__"}

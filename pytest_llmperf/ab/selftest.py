@@ -1,4 +1,4 @@
-"""``llmperf selftest``: the working tree against itself, as it is and slowed down, as ``llmperf ab`` would do it."""
+"""``llmperf selftest``: compare the worktree with itself, as it is and slowed down, like ``llmperf ab``."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from pytest_llmperf.verdict.paired import LOOKS
 
 @dataclass(frozen=True, kw_only=True)
 class Selftest:
-    """What is asked for."""
+    """Settings of a selftest."""
 
     arguments: Sequence[str]
     sizes: Sequence[float]
-    """Slowdowns to inject, as shares, the largest last."""
+    """Slowdowns to inject, as shares; the largest is last."""
     kind: str
-    """Of the injection: ``sleep`` or ``work``."""
+    """Kind of injection: ``sleep`` or ``work``."""
     pairs: int
     budget_s: float
     most_blocks: int
@@ -43,16 +43,16 @@ class Selftest:
 
 
 def selftest(wanted: Selftest, *, here: Path, say: Callable[[str], None]) -> int:
-    """Count false alarms and found slowdowns on this machine, and say how small a slowdown it can see.
+    """Measure false alarms and detection rates on this machine; print the smallest slowdown that it detects.
 
     Args:
-        wanted: what to inject, how often, and how long it may take.
+        wanted: what to inject, how often, and for how long.
         here: the user's working directory.
         say: prints a line.
 
     Returns:
-        The exit code: 1 if there was a false alarm, if the largest slowdown was missed once, or if there is no
-        decision to tell either by; 2 if the user interrupted it.
+        The exit code: 1 if there was a false alarm, if the largest slowdown was missed once, or if too little was
+        decided to know either; 2 if the user interrupted it.
 
     Raises:
         LlmperfError: no test is selected or one fails, a process dies, or the JSON file cannot be written.
@@ -77,10 +77,10 @@ def selftest(wanted: Selftest, *, here: Path, say: Callable[[str], None]) -> int
 
 
 def parse_sizes(text: str) -> list[float]:
-    """Shares from ``5%,10%,15%``, ascending.
+    """Parse shares from ``5%,10%,15%``, and sort them.
 
     Raises:
-        UsageError: it has another form, or one of them is 0.
+        UsageError: the text has another form, or a share is 0.
     """
     found = [re.fullmatch(r"\+?(\d+(?:\.\d+)?)%", part.strip()) for part in text.split(",")]
     shares = {float(one[1]) / 100 for one in found if one}
@@ -90,7 +90,7 @@ def parse_sizes(text: str) -> list[float]:
 
 
 class _Laboratory:
-    """Where trials are made: fresh processes of the working tree on both sides."""
+    """Runs trials: fresh subprocesses of the worktree on both sides."""
 
     def __init__(self, wanted: Selftest, here: Path) -> None:
         self._wanted = wanted
@@ -101,7 +101,7 @@ class _Laboratory:
         self.device_key = ""
 
     def trials(self) -> Iterator[tuple[int, Trial]]:
-        """An A/A pair and one trial of each size, again and again, until there are enough or time is up."""
+        """Yield an A/A pair and one trial of each size, repeatedly, until there are enough or time is up."""
         shutil.rmtree(self._folder, ignore_errors=True)
         for number in range(1, self._wanted.pairs + 1):
             for size in (0.0, *self._wanted.sizes):
@@ -128,6 +128,6 @@ class _Laboratory:
         return Trial.of(size, standing, series.blocks, cut=cut)
 
     def _is_time_up(self, last: Trial) -> bool:
-        """Whether too little is left for even a first look."""
+        """Whether the time left is too short for a first look."""
         first_look_s = LOOKS[0] * last.seconds / last.blocks
         return self._effort.left_s is not None and self._effort.left_s < first_look_s

@@ -1,4 +1,4 @@
-"""What ``llmperf selftest`` says after each trial and at its end."""
+"""Output of ``llmperf selftest``: a line after each trial, and a summary at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def trial_line(trial: Trial, *, number: int, of: int) -> str:
-    """One line for one comparison."""
+    """Format one comparison as a line."""
     found = f"{trial.found} of {len(trial.cells)} cells regressed"
     exact = f" and {len(trial.exact_alarms)} exact ones" if trial.exact_alarms else ""
     cost = f"{plural(trial.blocks, 'block')}, {trial.seconds / 60:.1f} min"
@@ -25,7 +25,7 @@ def trial_line(trial: Trial, *, number: int, of: int) -> str:
 
 
 def summary_lines(found: SelftestFile) -> Iterator[str]:
-    """The rates by size, the spread of each cell, false alarms, the smallest slowdown seen, and the cost."""
+    """Yield the rates by size, the spread of each cell, false alarms, the smallest slowdown seen, and the cost."""
     yield render(_rates([found.null, *found.sizes]), PIPE_COLUMNS, color=False)
     if found.spreads:
         yield render(_spreads(found.spreads), PIPE_COLUMNS, color=False)

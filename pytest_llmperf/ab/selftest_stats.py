@@ -1,4 +1,4 @@
-"""What a selftest's comparisons add up to: false alarms, detection rates, spreads and costs."""
+"""Statistics of a selftest: false alarms, detection rates, spreads and costs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.paired import detectable_change
 
 SEEN = 0.9
-"""The share of decisions that must have found a slowdown for the machine to be said to see it."""
+"""Share of decisions that must find a slowdown for it to count as seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellBlocks:
-    """One cell's blocks of one A/A pair: ln(head / base), more is worse, and what the cell is held to."""
+    """One cell's blocks of one A/A pair: ln(head / base), positive if worse, and the cell's limits."""
 
     test: str
     metric: str
@@ -34,7 +34,7 @@ class CellBlocks:
 
     @classmethod
     def of(cls, pairs: Pairs, alpha: float) -> CellBlocks:
-        """Without blocks whose figures have no logarithm."""
+        """Create from pairs, without blocks whose values have no logarithm."""
         sign = pairs.metric.better.sign
         sound = [block for block in pairs.blocks if block.base > 0 and block.head > 0]
         differences = [sign * math.log(block.head / block.base) for block in sound]
@@ -43,19 +43,19 @@ class CellBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One comparison of the working tree with itself, slowed down by ``size`` (a share; 0: an A/A pair)."""
+    """One comparison of the worktree with itself, slowed down by ``size`` (a share; 0: an A/A pair)."""
 
     size: float
     cells: Sequence[Verdict]
-    """The timed cells that gate: one decision each."""
+    """Timed cells that gate: one decision each."""
     exact_alarms: Sequence[Verdict]
-    """Cells of exact metrics that gate and regressed."""
+    """Exact cells that gate and regressed."""
     spreads: Sequence[CellBlocks]
     null_trip: str
     blocks: int
     seconds: float
     cut: bool
-    """Whether the budget ended it before every cell was decided: it costs, and counts for nothing else."""
+    """Whether the budget ended it before every cell was decided: it then counts for the cost only."""
 
     @property
     def found(self) -> int:
@@ -64,7 +64,7 @@ class Trial:
 
     @classmethod
     def of(cls, size: float, standing: Standing, blocks: Sequence[MeasuredBlock], *, cut: bool) -> Trial:
-        """From what a series of blocks says at its end."""
+        """Create from a finished series of blocks."""
         judged = [verdict for verdict in standing.verdicts if verdict.counts]
         return cls(
             size=size,
@@ -79,12 +79,12 @@ class Trial:
 
 
 def _is_timed(verdict: Verdict) -> bool:
-    """By its definition: an exact metric that varies may have been judged as a timed one."""
+    """Whether the metric is defined as timed: an exact metric that varies may have been judged as one."""
     return verdict.cell.metric.kind is Kind.TIMED
 
 
 class Tally(Written):
-    """All decisions on one size of slowdown, as a share; 0 for A/A pairs, of which every finding is a false alarm."""
+    """All decisions on one size of slowdown, a share; 0 for A/A pairs, where every finding is a false alarm."""
 
     size: float
     comparisons: int
@@ -94,54 +94,54 @@ class Tally(Written):
     """Decisions that said regressed."""
     rate_low: float
     rate_high: float
-    """The two-sided 95 % interval of found / decisions, as if decisions were independent."""
+    """Two-sided 95 % interval of found / decisions, assuming independent decisions."""
     upper_bound: float
-    """The one-sided 95 % upper bound of the same."""
+    """One-sided 95 % upper bound of the same rate."""
     measured: float | None
-    """The slowdown that the blocks showed: geometric mean over decisions, as a share."""
+    """Measured slowdown: geometric mean over decisions, as a share."""
     blocks: float | None
-    """A comparison, on average."""
+    """Average per comparison."""
     minutes: float
-    """Of all comparisons, cut ones included."""
+    """Total of all comparisons, including those cut off."""
 
     @property
     def is_seen(self) -> bool:
-        """Whether the slowdown was found nearly each time."""
+        """Whether the slowdown was found nearly each time (`SEEN`)."""
         return self.decisions > 0 and self.found >= SEEN * self.decisions
 
 
 class CellSpread(Written):
-    """How much one cell's blocks differ, base against itself: the standard deviation of ln(head / base)."""
+    """Spread of one cell's blocks, base against itself: the standard deviation of ln(head / base)."""
 
     test: str
     metric: str
     blocks: int
     sd: float
     detectable: float
-    """The slowdown, as a share, that 24 blocks find nine times in ten."""
+    """Slowdown, as a share, that 24 blocks find nine times in ten."""
 
 
 class SelftestFile(Written):
-    """All that a selftest found."""
+    """Results of a selftest."""
 
     schema_version: Literal[1] = 1
     tool: str
     device_key: str
     kind: str
-    """Of the injection."""
+    """Kind of injection."""
     null: Tally
     exact_alarms: int
     """Exact cells that regressed in A/A pairs."""
     sizes: list[Tally]
     smallest_seen: float | None
-    """The smallest size that was found nearly each time, and so was every larger one."""
+    """The smallest size that was found nearly each time, like every larger one."""
     spreads: list[CellSpread]
     cut: int
     """Comparisons that the budget ended."""
 
     @property
     def shortcomings(self) -> list[str]:
-        """Why the gate has not shown on this machine that it works; empty if it has."""
+        """Why the gate has not proved on this machine that it works; empty if it has."""
         largest = self.sizes[-1]
         size = f"+{100 * largest.size:g} %"
         reasons = {
@@ -154,14 +154,14 @@ class SelftestFile(Written):
 
 
 def add_up(trials: Sequence[Trial], sizes: Sequence[float], *, tool: str, device_key: str, kind: str) -> SelftestFile:
-    """What trials add up to.
+    """Aggregate trials.
 
     Args:
         trials: in any order.
-        sizes: that were asked for, the largest last.
+        sizes: the requested ones, the largest last.
         tool: name and version.
         device_key: of the machine.
-        kind: of the injection.
+        kind: of injection.
     """
     null, *tallies = (_tally(size, [trial for trial in trials if trial.size == size]) for size in (0.0, *sizes))
     pairs = [trial for trial in trials if not trial.size]
@@ -179,7 +179,7 @@ def add_up(trials: Sequence[Trial], sizes: Sequence[float], *, tool: str, device
 
 
 def slowdown(verdicts: Iterable[Verdict]) -> float | None:
-    """The change for the worse that verdicts show, as a share: the geometric mean; none where none shows any."""
+    """Return the mean slowdown of verdicts, as a share (geometric mean); ``None`` if no verdict has a ratio."""
     logs = [verdict.cell.metric.better.sign * math.log(verdict.ratio) for verdict in verdicts if verdict.ratio]
     return math.expm1(fmean(logs)) if logs else None
 
@@ -210,7 +210,7 @@ def _smallest_seen(tallies: Sequence[Tally]) -> float | None:
 
 
 def _spreads(pairs: Sequence[Trial]) -> list[CellSpread]:
-    """Of each cell, pooled within comparisons: what the machine does between two of them is not in a block."""
+    """Return each cell's spread, pooled within comparisons: differences between comparisons are in no block."""
     by_cell: dict[tuple[str, str], list[CellBlocks]] = defaultdict(list)
     for trial in pairs:
         for cell in trial.spreads:

@@ -1,4 +1,4 @@
-"""One side of a comparison: a checkout and an environment in which its perf tests run."""
+"""One side of a comparison: builds the checkout and the environment that run a revision's perf tests."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Side:
-    """Where and with what one revision's perf tests run."""
+    """The checkout, interpreter and environment variables with which one revision's perf tests run."""
 
     name: str
     commit: str
     folder: Path
-    """Working directory: in the checkout, where the user's is in the repository."""
+    """Working directory: in the checkout, at the path that the user's has in the repository."""
     python: str
     environment: Mapping[str, str]
     place: Path | None = None
-    """Folder of its checkout and its environment, of which its processes must prove that they ran it; ``None`` where
-    both sides are the working tree."""
+    """Folder of its checkout and environment. Its processes must prove that they ran code from there. ``None`` if both
+    sides are the worktree."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to prepare a side.
+    """How to build a side.
 
-    ``python`` is an interpreter of the user's own environment for this side: then nothing is installed. Otherwise the
-    side gets an environment that lies over ours: what the repository holds comes from its checkout, all else from
-    ours, but for dependencies in which the revisions differ. ``command`` takes the place of installing.
+    ``python`` is an interpreter of the user's own environment for this side; then nothing is installed. Otherwise the
+    side gets an overlay over our environment: packages of the repository come from its checkout, and all others from
+    ours, except dependencies in which the revisions differ. ``command`` replaces installing.
     """
 
     python: str | None = None
@@ -74,28 +74,28 @@ class Repository:
     """The working directory."""
     worktrees: Sequence[Path]
     sites: Sequence[Path]
-    """Folders of installed packages, in the order in which they are searched."""
+    """Folders of installed packages, in search order."""
     held: RepositoryPackages
-    """What the environment holds of the repository."""
+    """The repository's packages in the environment."""
     locate: Locator
-    """Tells which paths lie in the repository."""
+    """Locates paths in the repository."""
 
     @property
     def dependency_folders(self) -> list[PurePosixPath]:
-        """Where files of dependencies are looked for: above the working directory, and beside each package."""
+        """Folders that are searched for dependency files: the working directory, its parents, and each package's."""
         inside = PurePosixPath(self.here.relative_to(self.root).as_posix())
         return list(dict.fromkeys([inside, *inside.parents, *(package.folder for package in self.held.packages)]))
 
 
 class SideBuilder:
-    """Prepares one side in a folder of its own.
+    """Builds one side in its own folder.
 
     Args:
         name: ``base`` or ``head``.
         commit: its hash.
-        recipe: how to prepare it.
+        recipe: how to build it.
         repository: of the user.
-        place: an empty folder, or one that was prepared before.
+        place: an empty folder, or one of an earlier build.
     """
 
     def __init__(self, name: str, commit: str, recipe: Recipe, *, repository: Repository, place: Path) -> None:
@@ -110,40 +110,40 @@ class SideBuilder:
 
     @property
     def is_prepared(self) -> bool:
-        """Whether an earlier comparison of the same has prepared it."""
+        """Whether an earlier run of this comparison has built it."""
         return self._done.exists()
 
     @property
     def brings_environment(self) -> bool:
-        """Whether somebody else is answerable for what is installed: the user, or the command that prepares it."""
+        """Whether the user, or the prepare command, is responsible for what is installed."""
         return bool(self._recipe.python or self._recipe.command)
 
     def check_out(self) -> None:
-        """Make its checkout.
+        """Create its checkout.
 
         Raises:
-            UsageError: git cannot, or the revision lacks the working directory.
+            UsageError: git fails, or the revision lacks the working directory.
         """
-        shutil.rmtree(self._checkout, ignore_errors=True)  # of an interrupted preparation
+        shutil.rmtree(self._checkout, ignore_errors=True)  # left by an interrupted build
         check_out(self._repository.root, self.side.commit, self._checkout)
         if not self.side.folder.is_dir():
             inside = self.side.folder.relative_to(self._checkout)
             raise UsageError(f"{self.side.name}: there is no folder {inside} in revision {self.side.commit[:12]}")
 
     def dependencies(self) -> Dependencies:
-        """What its files ask for.
+        """Return the dependencies that its files declare.
 
         Raises:
-            UsageError: one cannot be read.
+            UsageError: a file cannot be read.
         """
         with self._naming_itself():
             return dependencies_of(self._checkout, self._files, self._repository.dependency_folders)
 
     def install(self, differing: Differing) -> None:
-        """Make its environment: what it asks for otherwise than the other side, and the repository's packages.
+        """Create its environment: dependencies that differ from the other side's, and the repository's packages.
 
         Raises:
-            UsageError: something cannot be installed or does not build; its output is in the side's folder.
+            UsageError: a package cannot be installed or built; the output is in the side's folder.
         """
         if self._recipe.python:
             return
@@ -164,10 +164,10 @@ class SideBuilder:
             self._build(package)
 
     def satisfy(self, differing: Differing) -> None:
-        """Install what its environment lacks of what it asks for otherwise than the other side.
+        """Install the differing dependencies that its environment lacks.
 
         Raises:
-            UsageError: that cannot be installed.
+            UsageError: one cannot be installed.
         """
         unmet = differing.unmet(self.installed) if differing.wishes else []
         if unmet and not self.brings_environment:
@@ -178,10 +178,10 @@ class SideBuilder:
             self._run(command, lambda words: self._refusal(unmet, f"cannot install it: {words}"))
 
     def verify(self, differing: Differing) -> None:
-        """Refuse an environment that is not what this side asks for otherwise than the other one.
+        """Reject an environment that does not satisfy this side's differing dependencies.
 
         Raises:
-            UsageError: it lacks something.
+            UsageError: it lacks one.
         """
         installed = self.installed if differing.wishes else {}
         if unmet := differing.unmet(installed):
@@ -189,13 +189,13 @@ class SideBuilder:
             raise UsageError(self._refusal(unmet, f"its environment has {there.version if there else 'none'}"))
 
     def metadata(self) -> Dependencies:
-        """What its built packages say that they need."""
+        """Return the dependencies in the metadata of its built packages."""
         environment = self._environment
         wishes = (metadata_wishes(name, environment.requires(name)) for name in self._built)
         return Dependencies([wish for found in wishes for wish in found])
 
     def finish(self) -> Side:
-        """Keep the side for a comparison that goes on later, and return it."""
+        """Mark the side as built, so that a resumed comparison reuses it, and return it."""
         self._done.write_text(self.side.commit, encoding="utf-8")
         return self.side
 
@@ -217,7 +217,7 @@ class SideBuilder:
         return Environment(self.side.python, variables=self.side.environment, folder=self._place)
 
     def _build(self, package: Package) -> None:
-        """Install a package of the repository from this side's checkout, wherever it lies there."""
+        """Install a package of the repository from this side's checkout, where its folder may be another one."""
         with self._naming_itself():
             folder = self._folder_of(package)
             backend = build_backend(self._checkout / folder) if folder is not None else None
@@ -271,7 +271,7 @@ class SideBuilder:
             raise UsageError(refusal(f"{words} (see {log})"))
 
     def _variables(self, python: str) -> dict[str, str]:
-        """Ours, with whatever points into the user's checkout pointing into this one."""
+        """Return our environment variables, with paths into the user's checkout moved into this one."""
         variables = git_environment()
         if paths := variables.get("PYTHONPATH"):
             variables["PYTHONPATH"] = os.pathsep.join(map(self._moved, paths.split(os.pathsep)))
@@ -302,16 +302,16 @@ class SideBuilder:
 
 
 def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool, say: Callable[[str], None]) -> list[Side]:
-    """Check out and build base and head, each with its own dependencies where theirs differ.
+    """Check out and build base and head, each with its own dependencies if they differ.
 
     Args:
         builders: of base and of head.
-        same_environment: whether both run with what is installed, whatever they ask for.
+        same_environment: whether both run with the installed packages, whatever they declare.
         say: prints a line.
 
     Raises:
-        UsageError: git, a build or an installation failed, or the dependencies of the sides differ in a way that
-            cannot be followed.
+        UsageError: git, a build or an installation failed, or the sides' dependencies differ in files that pip cannot
+            install.
     """
     if all(builder.is_prepared for builder in builders):
         return [builder.side for builder in builders]
@@ -345,14 +345,14 @@ def _files(found: Sequence[Differing]) -> str:
 
 
 def _refuse_unreadable(builders: Sequence[SideBuilder], wanted: Sequence[Differing]) -> None:
-    """What another tool installs cannot be followed here, unless somebody else makes the environments."""
+    """Reject differences that pip cannot install, unless the user or a command makes the environments."""
     files = wanted[0].unreadable
     if files and not all(builder.brings_environment for builder in builders):
         raise UsageError(f"base and head differ in {some(files, 3)}, of which pip can install nothing: {WAYS_OUT}")
 
 
 def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iterator[str]:
-    """What base and head ask for otherwise and run with all the same, because one version is both."""
+    """Yield the dependencies that the sides declare differently, but run in one version that satisfies both."""
     wishes = {wish.name: wish for differing in found for wish in differing.wishes}
     if not wishes:
         return
@@ -366,12 +366,15 @@ def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iter
 
 
 def _isolation(backend: str) -> Sequence[str]:
-    """Building with what is installed needs no registry, and compiles against the torch that will run."""
+    """Return the option against build isolation, if the build backend is installed.
+
+    Building then needs no registry, and compiles against the torch that will run.
+    """
     module = backend.partition(".")[0].partition(":")[0]
     return ("--no-build-isolation",) if module.isidentifier() and PathFinder.find_spec(module) else ()
 
 
 def _telling_line(lines: Sequence[str]) -> str:
-    """The last line that names an error, else the last line."""
+    """Return the last line that names an error, else the last line."""
     errors = [line for line in lines if re.search(r"(Error|error): (?!subprocess-exited|metadata-generation)", line)]
     return next(reversed(errors or lines), "it printed nothing")

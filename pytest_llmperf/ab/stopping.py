@@ -1,4 +1,4 @@
-"""Blocks until every test is decided, the budget is spent or the last look has been taken."""
+"""Stopping rule of a comparison: every test is decided, the budget is spent, or the last look was taken."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from pytest_llmperf.verdict.paired import LOOKS, next_look
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """How much measuring a decision may take. ``deadline`` is a time of ``time.monotonic``, in seconds."""
+    """Limits of measuring. ``deadline`` is a time of ``time.monotonic``, in seconds."""
 
     most_blocks: int = LOOKS[-1]
     deadline: float | None = None
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the deadline; none if there is no deadline."""
+        """Seconds until the deadline; ``None`` if there is none."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     def has_taken_all_looks(self, blocks: int) -> bool:
-        """Whether no further block is wanted after so many."""
+        """Whether no further block is wanted after so many: the limit or the last look is reached."""
         return blocks >= self.most_blocks or next_look(blocks) is None
 
     def is_spent(self, blocks: Sequence[MeasuredBlock]) -> bool:
-        """Whether no further block is wanted, or none as long as the last would end in time."""
+        """Whether to stop: no further block is wanted, or one as long as the last would miss the deadline."""
         late = self.left_s is not None and self.left_s < blocks[-1].seconds
         return late or self.has_taken_all_looks(len(blocks))
 
 
 def measure_until_decided(series: BlockSeries, effort: Effort, tell: Callable[[Standing], None]) -> Standing:
-    """Run blocks until every test is decided or the effort is spent; at least one.
+    """Measure blocks, at least one, until every test is decided or the effort is spent.
 
     Args:
-        series: of the two sides; blocks that it has already count.
-        effort: that may be made.
-        tell: is called after each block.
+        series: of the two sides; its existing blocks count.
+        effort: limits of measuring.
+        tell: called after each block.
 
     Raises:
         UsageError: no test was selected on head, or a process left nothing to compare.

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The ``llmperf`` command."""
+"""The ``llmperf`` command: argument parser, dispatch and exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.system.run_processes import begin_run
 
 USAGE_ERROR = 4
-"""The exit code of a wrong option or an unusable file, as pytest has it."""
+"""Exit code of an invalid option or an unusable file, the same as pytest's."""
 
 INTERRUPTED = 2
 
@@ -36,7 +36,7 @@ Completion in the shell, as for pytest: pip install argcomplete; eval "$(registe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, what pytest returned, or 4 for what the user has to mend."""
+    """Run the command and return its exit code: 0, pytest's, 2 if interrupted, or 4 for what the user must fix."""
     _escape_what_cannot_be_written()
     begin_run()
     parser = _parser()
@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UsageError(f"{command}: unexpected {unexpected!r}; see {command} --help")
         code: int = options.run(options, rest)
     except LlmperfError as error:
-        print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command talks
+        print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command prints
         return USAGE_ERROR
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # such as a full disk
         print(f"llmperf: {error.filename or 'cannot go on'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201  # same
         return USAGE_ERROR
     except KeyboardInterrupt:
@@ -64,23 +64,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends as pytest does where an option is wrong; argparse's own code is that of an interruption."""
+    """Exits with pytest's code for usage errors; argparse's own code, 2, means interrupted in pytest."""
 
     def error(self, message: str) -> NoReturn:
-        """Say it below the usage."""
+        """Print the message below the usage."""
         self.print_usage(sys.stderr)
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message}\n")
 
 
 def _escape_what_cannot_be_written() -> None:
-    """An encoding without ``×`` must not end a command, least of all with the code of a regression."""
+    """Escape unencodable characters: ``×`` must not end a command, least of all with a regression's exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _complete(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell where it asks what could come next; pytest is completed in the same way."""
+    """Answer a shell's completion request, as pytest does."""
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
@@ -88,7 +88,7 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Our own arguments, and pytest's after ``--``."""
+    """Split our own arguments from pytest's, which follow ``--``."""
     cut = arguments.index("--") if "--" in arguments else len(arguments)
     return arguments[:cut], arguments[cut + 1 :]
 

@@ -1,4 +1,4 @@
-"""Commands that measure side by side."""
+"""Commands that compare on this machine: ``gate``, ``ab`` and ``selftest``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Declare them."""
+    """Declare the commands."""
     _add_gate(commands)
     _add_ab(commands)
     _add_selftest(commands)

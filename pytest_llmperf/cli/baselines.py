@@ -1,4 +1,4 @@
-"""Commands that read, write and keep baselines."""
+"""Commands on baselines: show, merge, record, export, schema, accept, prune and history."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_BASELINES = Path("baselines")
 
 
 def add_commands(commands: Any) -> None:
-    """Declare them."""
+    """Declare the commands."""
     _add_files(commands)
     _add_life(commands)
 
@@ -60,7 +60,7 @@ def _add_life(commands: Any) -> None:
     accept = commands.add_parser(
         "accept",
         parents=[place],
-        allow_abbrev=False,  # --device is for pytest, and no short form of --device-key
+        allow_abbrev=False,  # --device is pytest's, not short for --device-key
         help="accept a step: only later runs are compared",
         description="With --record, arguments that are not listed here are passed on to pytest.",
     )
@@ -128,7 +128,7 @@ def _record(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -> int:
-    """Measure in fresh processes, each appending its run; the first exit code that is not 0 ends it."""
+    """Measure in fresh subprocesses, which each append their run; stop at the first exit code that is not 0."""
     from pytest_llmperf.system.pytest_process import run_perf_tests
 
     _refuse_no_runs(runs, option)

@@ -1,4 +1,4 @@
-"""Commands about the machine."""
+"""The ``llmperf doctor`` command: what this machine can measure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Declare them."""
+    """Declare the command."""
     doctor = commands.add_parser("doctor", help="print what this machine can measure, and why not the rest")
     doctor.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
     doctor.set_defaults(run=_doctor)
@@ -27,7 +27,7 @@ def _doctor(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """What a machine can measure, one line each, and why not the rest."""
+    """Yield a table of what a machine can measure, and why not the rest."""
     from rich.text import Text
 
     from pytest_llmperf.report.baseline_table import table_width

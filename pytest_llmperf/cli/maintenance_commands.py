@@ -1,4 +1,4 @@
-"""What the commands ``accept``, ``prune`` and ``history`` do: find the device's file, change or read it, and tell."""
+"""Implementation of the commands ``accept``, ``prune`` and ``history`` on a device's baseline file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST_REASON = 2000
 
 @dataclass(frozen=True)
 class Accepted:
-    """What was accepted: the file, an epoch for each cell, and how many of them are new."""
+    """Result of ``accept``: the file, an epoch for each cell, and how many of them are new."""
 
     path: Path
     epochs: list[Epoch]
@@ -29,11 +29,11 @@ class Accepted:
 
     @property
     def tests(self) -> list[str]:
-        """The tests that it concerns."""
+        """The tests of the epochs."""
         return list(dict.fromkeys(epoch.test for epoch in self.epochs))
 
     def lines(self) -> Iterator[str]:
-        """One line a test, and what was known before."""
+        """Yield one line per test, and one about cells that were accepted before."""
         for test, epochs in groupby(self.epochs, key=lambda epoch: epoch.test):
             names = ", ".join(METRICS[epoch.metric].name for epoch in epochs)
             yield printable(f"{self.path}: accepted {names} of {test}: only later runs are compared from now on")
@@ -42,7 +42,7 @@ class Accepted:
 
 
 def only_file(folder: Path, device_key: str | None) -> Path:
-    """The baseline of a device, or the only one there is.
+    """Return the baseline of a device, or the only one there is.
 
     Raises:
         BaselineError: there is none.
@@ -61,7 +61,7 @@ def only_file(folder: Path, device_key: str | None) -> Path:
 
 
 def accept(path: Path, pattern: str, metric: str | None, *, reason: str) -> Accepted:
-    """Accept a step: of the cells that are meant, only later runs are compared.
+    """Accept a step: the chosen cells are compared with later runs only.
 
     Raises:
         UsageError: no such test or metric, or no reason.
@@ -84,10 +84,10 @@ def accept(path: Path, pattern: str, metric: str | None, *, reason: str) -> Acce
 
 
 def prune(path: Path, condemned: Condemned, *, dry_run: bool) -> str:
-    """Remove records, or only say what would be removed.
+    """Remove records, or with ``dry_run`` return what would be removed.
 
     Raises:
-        UsageError: no such test, run or session, or nothing was named at all.
+        UsageError: no such test, run or session, or nothing was named.
         BaselineError: the file cannot be read, trusted or written.
     """
     if not (condemned.tests or condemned.runs or condemned.sessions or condemned.before):
@@ -109,10 +109,10 @@ def prune(path: Path, condemned: Condemned, *, dry_run: bool) -> str:
 def tell_history(
     place: Path, *, test: str | None, metric: str | None, every_metric: bool, plot: Path | None
 ) -> Iterator[str]:
-    """Where the levels of the cells under ``place`` changed, drawn to ``plot`` as well.
+    """Yield where the levels of the cells under ``place`` changed; draw them to ``plot`` as well.
 
     Raises:
-        UsageError: no such test or metric, a picture of no known kind; ``MissingDependency`` without the extra.
+        UsageError: no such test or metric, or an unknown picture format; ``MissingDependency`` without the extra.
         BaselineError: a file cannot be read, trusted or written.
     """
     from pytest_llmperf.report.history_plot import check_plot, write_plot
@@ -134,12 +134,12 @@ def tell_history(
 
 
 def selecting(tests: list[str]) -> list[str]:
-    """The arguments with which pytest runs just these tests, those of the ready-made suite among them."""
+    """Return the arguments with which pytest runs just these tests, including those of the ready-made suite."""
     return [*(["--pyargs"] if any(test.startswith("pytest_llmperf.") for test in tests) else []), *tests]
 
 
 def moment(text: str) -> str:
-    """A date or a time (UTC where it names no zone) as records hold times.
+    """Convert a date or a time (UTC if it has no zone) to the format of stored times.
 
     Raises:
         UsageError: it is neither.

@@ -1,4 +1,4 @@
-"""Commands that tell what a run decided."""
+"""The ``llmperf report`` command: the verdicts of a run in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ FORMATS: Mapping[str, str] = {
     "bencher": "pytest_llmperf.report.exports:bencher",
     "openmetrics": "pytest_llmperf.report.openmetrics:openmetrics",
 }
-"""Each format's writer, imported when it is asked for: a function from the verdicts to the whole text."""
+"""Each format's writer, imported on use: a function from the verdicts to the whole text."""
 
 STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 def add_commands(commands: Any) -> None:
-    """Declare them."""
+    """Declare the command."""
     report = commands.add_parser("report", help="tell the verdicts of a run in the form that another tool takes")
     report.add_argument("verdicts", type=Path, metavar="VERDICTS", help="file of --llmperf-verdicts or gate --verdicts")
     report.add_argument("--format", choices=FORMATS, default="github", help="(default: github)")
@@ -77,7 +77,7 @@ def _summary_file(wanted: str) -> Path:
 
 
 def _append_summary(found: VerdictFile, path: Path) -> None:
-    """What the step has written before counts against GitHub's limit too."""
+    """Append the summary; earlier output of the step counts against GitHub's limit too."""
     from pytest_llmperf.report.github import SUMMARY_BYTES, summary
 
     taken = path.stat().st_size if path.exists() else 0

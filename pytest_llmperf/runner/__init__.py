@@ -1,1 +1,1 @@
-"""One pytest run, from its options to its end."""
+"""One pytest run: options, hooks, measuring, and the end of the session."""

@@ -1,4 +1,4 @@
-"""Every option, resolved in one place: marker over command line over ini file."""
+"""Resolved options of a run: a marker overrides the command line, which overrides the ini file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALL_METRICS = "*"
 JUDGING = frozenset(
     {"baselines", "anchor", "baseline-ref", "fail-on", "confirm", "gate", "tolerate", "catch", "explain"}
 )
-"""Settings that change no figure."""
+"""Settings that do not change what is measured."""
 
 _ALWAYS_OR_NEVER_FAILING = (Outcome.REGRESSED, Outcome.ERROR, Outcome.UNCHANGED)
 
@@ -41,7 +41,7 @@ _Share = TypeVar("_Share", float, float | None)
 
 @dataclass(frozen=True)
 class Factor:
-    """A factor put on one metric."""
+    """A factor on the values of one metric."""
 
     metric: Metric
     factor: float
@@ -51,10 +51,10 @@ class Factor:
 
     @classmethod
     def parse(cls, text: str) -> Factor:
-        """From ``tpot:+50%``.
+        """Parse ``tpot:+50%``.
 
         Raises:
-            UsageError: it has another form, or names a metric that is a text.
+            UsageError: it has another form, is -100% or less, or the metric is not a number.
         """
         found = re.fullmatch(r"([\w.-]+):([+-]\d+(?:\.\d+)?)%", text.strip())
         if not found:
@@ -70,7 +70,7 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitLayer:
-    """Limits from one place: what gates, and tolerances by metric name (``*`` for all timed ones)."""
+    """Limits from one source: gating metrics, and tolerances by metric name (``*`` for all timed ones)."""
 
     gate: frozenset[str] | None = None
     tolerate: Mapping[str, float] = field(default_factory=dict)
@@ -79,14 +79,14 @@ class LimitLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitRule:
-    """A layer for the tests whose key a pattern is found in."""
+    """Limits for the tests whose key matches a pattern."""
 
     pattern: re.Pattern[str]
     layer: LimitLayer
 
     @classmethod
     def parse(cls, line: str) -> LimitRule:
-        """From ``REGEX => gate=tpot tolerate=tpot:3% catch=8%``.
+        """Parse ``REGEX => gate=tpot tolerate=tpot:3% catch=8%``.
 
         Raises:
             UsageError: it has another form.
@@ -104,21 +104,21 @@ class LimitRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """The resolved settings of a run: command line over ini file."""
+    """The resolved settings of a run: the command line overrides the ini file."""
 
     device: str
     model: str | None
     revision: str | None
     quantization: tuple[str, ...]
     attentions: tuple[str, ...]
-    """Empty for the library's choice."""
+    """Empty: the library's default."""
     batch_sizes: tuple[int, ...]
     input_tokens: int
     output_tokens: int
     prompt: Prompt
     executions: tuple[str, ...]
     compile: Compile
-    """What ``compile`` stands for."""
+    """The execution that ``compile`` names."""
     engine: str
     base_url: str | None
     schedulers: tuple[str, ...]
@@ -139,7 +139,7 @@ class Options:
     json_folder: Path | None
     journal: Path | None
     profile: Path | None
-    """Where the traces of profiled requests go; a run without has none."""
+    """Folder of the traces of profiled requests; ``None`` if the run does not profile."""
     explain: bool
     only: frozenset[str]
     isolate: bool
@@ -147,7 +147,7 @@ class Options:
     confirm: int
     screen: bool
     timeout_s: float | None
-    """Given limit of loading a model and of a test's body; 0 for none, ``None`` to ask the baseline."""
+    """Time limit of loading a model and of a test's body, in s; 0 for none, ``None`` to derive it from the baseline."""
     fail_on: frozenset[Outcome]
     baseline_ref: str | None
     verdicts: Path | None
@@ -159,25 +159,25 @@ class Options:
 
     @property
     def specs(self) -> list[ModelSpec]:
-        """What the ``llm`` fixture loads in tests that do not parametrize it: every quantization and attention."""
+        """Models of ``llm`` in tests that do not parametrize it: every quantization with every attention."""
         return [ModelSpec(quantization=q, attention=a) for q in self.quantization for a in self.attentions or (None,)]
 
     @property
     def loads_models(self) -> bool:
-        """Whether the ``engine`` fixture serves models that are loaded here, as ``llm`` does."""
+        """Whether the ``engine`` fixture serves models that are loaded here, like ``llm``."""
         return self.engine == TRANSFORMERS
 
     @property
     def served(self) -> Sequence[ModelSpec | str]:
-        """What the ``engine`` fixture serves in tests that do not parametrize it: those, or the one an engine has."""
+        """Parameters of ``engine`` in tests that do not parametrize it: ``specs``, or the engine's own model."""
         return self.specs if self.loads_models else [self.model or self.engine]
 
     @property
     def attention(self) -> str | None:
-        """The attention of models whose test names none.
+        """The attention implementation of models whose test names none.
 
         Raises:
-            UsageError: several were named, and which of them such a test is to have was not.
+            UsageError: several were named, so such a test's attention is ambiguous.
         """
         if len(self.attentions) > 1:
             raise UsageError(
@@ -188,22 +188,22 @@ class Options:
 
     @property
     def factors(self) -> list[Factor]:
-        """What is put on the figures."""
+        """Injections that multiply measured values."""
         return [injection for injection in self.injections if isinstance(injection, Factor)]
 
     @property
     def burdens(self) -> list[Burden]:
-        """What is put on the model's forwards."""
+        """Injections that slow down the model's forwards."""
         return [injection for injection in self.injections if not isinstance(injection, Factor)]
 
     @property
     def updates(self) -> bool:
-        """Whether this run is to be appended to the baseline."""
+        """Whether this run is appended to the baseline."""
         return self.update or self.update_new_only
 
     @property
     def confirms(self) -> bool:
-        """Whether what looks slower is measured again before it may fail."""
+        """Whether possible regressions are measured again before they may fail."""
         return self.confirm > 0 and not self.measure_only and not self.screen
 
     @classmethod
@@ -211,9 +211,9 @@ class Options:
         """Resolve and check every option.
 
         Raises:
-            UsageError: a value is not of its kind, or two contradict each other.
+            UsageError: a value is invalid, or two options contradict each other.
         """
-        from pytest_llmperf.measure.guards import parse_guards  # heavy, and markers are checked in every run
+        from pytest_llmperf.measure.guards import parse_guards  # heavy; this module checks markers in every run
 
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
@@ -279,17 +279,17 @@ class Options:
         return options
 
     def execution(self, given: str | Execution) -> Execution:
-        """The execution of that name with this run's settings, or the one given.
+        """Return the execution of that name with this run's settings, or the one given.
 
         Raises:
-            UsageError: there is none.
+            UsageError: no execution has that name.
         """
         from pytest_llmperf.engines.executions.execution_registry import find_execution
 
         return self.compile if given == self.compile.name else find_execution(given)
 
     def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
-        """What each metric of a test accepts: marker over command line over ini rules over ini over definition."""
+        """Return each metric's limit for a test: marker over command line over ini rules over ini over definition."""
         rules = [rule.layer for rule in self.rules if rule.pattern.search(test)]
         layers = [self.ini_layer, *rules, self.command_line_layer, marker]
         return lambda metric: _limit(metric, layers)
@@ -318,26 +318,26 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class TestSettings:
-    """What ``@pytest.mark.llmperf(...)`` may say; ``None`` leaves it to the run."""
+    """Keywords of ``@pytest.mark.llmperf(...)``; ``None`` uses the run's setting."""
 
     __test__ = False  # pytest would collect a class of this name
 
     gate: str | tuple[str, ...] | list[str] | None = None
     """Metrics that may fail the test: names, comma-separated or in a list; ``"none"`` for none."""
     tolerate: float | str | Mapping[str, float | str] | None = None
-    """Slowdown or growth that is accepted: ``0.03`` or ``"3%"``, or a mapping from metric to either."""
+    """Accepted slowdown or growth: ``0.03`` or ``"3%"``, or a mapping from metric to either."""
     catch: float | str | Mapping[str, float | str] | None = None
-    """Slowdown or growth that must be caught, in the same forms."""
+    """Slowdown or growth that must be detected, in the same forms."""
     requests: int | None = None
-    """Measured requests."""
+    """Number of timed requests."""
     warmup: int | None = None
-    """Most warm-up requests."""
+    """Maximum number of warm-up requests."""
     timeout: float | None = None
-    """Seconds that the test's body may take; 0 for no limit."""
+    """Time limit of the test's body, in seconds; 0 for none."""
 
     @classmethod
     def from_markers(cls, markers: list[pytest.Mark]) -> TestSettings:
-        """Merge markers, the nearest first.
+        """Merge markers, given the nearest first; the nearest wins.
 
         Raises:
             UsageError: positional arguments, an unknown keyword, or a value of the wrong kind.
@@ -354,7 +354,7 @@ class TestSettings:
                     f"@pytest.mark.llmperf: unexpected {found}; expected keywords {', '.join(sorted(known))}"
                 )
             settings = replace(settings, **marker.kwargs)
-        settings.layer()  # checks the limits now, while the test can be named
+        settings.layer()  # checks the limits now, while the test's name is known
         for name, at_least in (("requests", 1), ("warmup", 0)):
             value = getattr(settings, name)
             if value is not None:
@@ -364,7 +364,7 @@ class TestSettings:
         return settings
 
     def layer(self) -> LimitLayer:
-        """The marker's limits."""
+        """Return the marker's limits."""
         gate = self.gate if self.gate is None or isinstance(self.gate, str) else ",".join(map(str, self.gate))
         return LimitLayer(
             gate=_gate(gate) if gate is not None else None,
@@ -374,10 +374,10 @@ class TestSettings:
 
 
 def parse_layer(*, gate: str = "", tolerate: str = "", catch: str = "") -> LimitLayer:
-    """A layer from text, as the command line and the ini file give it; empty text says nothing.
+    """Parse limits from text of the command line or the ini file; empty text sets none.
 
     Raises:
-        UsageError: a metric is unknown or a limit is no share.
+        UsageError: a metric is unknown, or a limit is not a share.
     """
     return LimitLayer(
         gate=_gate(gate) if gate else None,
@@ -387,13 +387,13 @@ def parse_layer(*, gate: str = "", tolerate: str = "", catch: str = "") -> Limit
 
 
 def baselines_arguments(config: pytest.Config, folder: Path) -> tuple[str, ...]:
-    """What the ``llmperf`` command needs to find that folder from where pytest was started."""
+    """Return the arguments that ``llmperf`` needs to find that folder from where pytest was started."""
     path = os.path.relpath(folder, config.invocation_params.dir)
     return () if path == "baselines" else ("--baselines", path)
 
 
 def measuring_arguments(config: pytest.Config) -> tuple[str, ...]:
-    """What was given on the command line about what is measured and how, not about what becomes of the figures."""
+    """Return the given command-line options that affect what is measured, not how it is judged."""
     given = {option.flag: config.getoption(option.ini) for option in SETTINGS if option.name not in JUDGING}
     given["--llmperf-device"] = config.getoption("llmperf_device") or config.getoption("llmperf_short_device", None)
     return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
@@ -406,7 +406,7 @@ def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:
         tolerate = _share_of(metric, layer.tolerate, tolerate)
         catch = _share_of(metric, layer.catch, catch)
     if catch is None:
-        # A wider tolerance moves what must be caught along with it.
+        # A wider tolerance raises the default of catch by as much.
         catch = tolerate + metric.catch - metric.tolerate
     if catch < tolerate:
         raise UsageError(f"{metric.name}: catch={catch:g} is less than tolerate={tolerate:g}: expected it to be larger")
@@ -419,15 +419,15 @@ def _share_of(metric: Metric, shares: Mapping[str, float], default: _Share) -> f
 
 
 def failing_outcomes(text: str, *, strict: bool, option: str = "--llmperf-fail-on") -> frozenset[Outcome]:
-    """The outcomes that fail a test beside those that always do.
+    """Return the outcomes that fail a test in addition to those that always do.
 
     Args:
         text: their names, comma-separated; may be empty.
-        strict: whether all that are undecided fail.
-        option: what the text was given to.
+        strict: whether every undecided outcome fails.
+        option: the option that the text is from.
 
     Raises:
-        UsageError: there is no such outcome, or it fails always or never.
+        UsageError: an outcome is unknown, or always or never fails.
     """
     choices = {str(outcome): outcome for outcome in Outcome if outcome not in _ALWAYS_OR_NEVER_FAILING}
     named = _names(option, text) if text else ()
@@ -439,7 +439,7 @@ def failing_outcomes(text: str, *, strict: bool, option: str = "--llmperf-fail-o
 
 
 def _gate(text: str) -> frozenset[str]:
-    """Keys of the metrics that may fail a test."""
+    """Return the keys of the metrics that may fail a test."""
     if text.strip() == "none":
         return frozenset()
     return frozenset(_gating_metric(name).key for name in _names("gate", text))
@@ -463,7 +463,7 @@ def _shares(name: str, given: float | str | Mapping[str, float | str] | None) ->
 
 
 def _share(name: str, given: object) -> float:
-    """A relative change: ``0.03``, ``"0.03"`` or ``"3%"``."""
+    """Parse a relative change: ``0.03``, ``"0.03"`` or ``"3%"``."""
     text = given.strip() if isinstance(given, str) else ""
     share = _amount(text[:-1]) / 100 if text.endswith("%") else _amount(given)
     if math.isnan(share):
@@ -473,7 +473,7 @@ def _share(name: str, given: object) -> float:
 
 def _whole(name: str, given: object, *, at_least: int = 1) -> int:
     try:
-        number = int(given)  # type: ignore[call-overload]  # what int refuses is the error below
+        number = int(given)  # type: ignore[call-overload]  # int's errors are caught below
     except (TypeError, ValueError):
         number = None
     if number is None or isinstance(given, bool | float) or number < at_least:
@@ -518,9 +518,9 @@ def _lengths(text: str) -> tuple[int, int]:
 
 
 def _amount(given: object) -> float:
-    """A finite number of at least 0, given as one or as text; NaN for all else."""
+    """Return a finite number of at least 0, given as number or text; NaN for anything else."""
     try:
-        number = float(given)  # type: ignore[arg-type]  # what float refuses is no amount
+        number = float(given)  # type: ignore[arg-type]  # float's errors are caught below
     except (TypeError, ValueError):
         return math.nan
     return number if not isinstance(given, bool) and 0 <= number < math.inf else math.nan
@@ -539,7 +539,7 @@ def _resolve(config: pytest.Config, option: Option) -> str:
 
 
 def given_device(config: pytest.Config) -> str:
-    """The device to measure on, or several, as they were named; in an xdist worker the one that it was given.
+    """Return the device or devices to measure on, as named; in an xdist worker the assigned one.
 
     Raises:
         UsageError: the two options contradict each other.
@@ -560,7 +560,7 @@ def _compile(mode: str, dynamo: str) -> Compile:
 
 
 def _refuse_misled_root(config: pytest.Config, model: str | None) -> None:
-    """Before it knows our options, pytest takes a path behind one for a place of tests, and finds another root."""
+    """Reject a model path that pytest, before it knew our options, parsed as a test path and took its rootdir from."""
     here = config.invocation_params.dir
     if model not in config.invocation_params.args or not Path(model).is_dir() or config.inipath:
         return

@@ -1,7 +1,7 @@
-"""Confirmation: a test that looks slower is measured again in fresh processes before it may fail.
+"""Confirmation: possible regressions are measured again in fresh subprocesses before their tests may fail.
 
-The reports of such tests are held back until all tests have run and the model is gone. One series of fresh processes
-then measures all of them, and each gets the one final report that terminal, JUnit and exit code tell of.
+The reports of such tests are held back until all tests have run and the model is released. One series of subprocesses
+then measures all of them. Each test gets a single final report; terminal, JUnit file and exit code depend on it alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ENDED_EARLY = "it looks slower, and the run ended before fresh runs could confir
 
 @dataclass(frozen=True)
 class Held:
-    """A test whose reports wait: those of its setup, call and teardown."""
+    """A test whose reports are held back: those of its setup, call and teardown."""
 
     item: pytest.Item
     reports: list[pytest.TestReport]
@@ -42,39 +42,39 @@ class Held:
 
 @dataclass(frozen=True)
 class Replica:
-    """What one fresh process measured, and why it did not measure the rest."""
+    """The results of one fresh subprocess, and how it ended."""
 
     measured: ProcessResult
     ended: Ended
 
     @property
     def values(self) -> dict[CellKey, float]:
-        """Those of its figures that are numbers."""
+        """The measured values that are numbers."""
         return {key: value for key, value in self.measured.values.items() if isinstance(value, int | float)}
 
     def has(self, result: TestResult) -> bool:
-        """Whether it measured that test's workload."""
+        """Whether the subprocess measured the workload of a result."""
         return any(key[:2] == (result.observation.test, result.workload.hash) for key in self.values)
 
     def why_invalid(self, test: str) -> str:
-        """Why what it timed of a test does not count; empty if it does."""
+        """Return why its timings of a test are invalid; empty if they are valid."""
         return next((why for key, why in self.measured.invalid.items() if key[0] == test), "")
 
     def why_not(self, test: str) -> str:
-        """Why it did not measure a test."""
+        """Return why it did not measure a test."""
         note = self.measured.notes.get(test)
         told = (note and note.error) or f"exit code {self.ended.exit_code}, {self.ended.last_words}"
         return f"{told} (see {self.ended.log})"
 
 
 class Confirmer(Protocol):
-    """Registered where tests are measured, unless ``--llmperf-confirm 0``.
+    """Runs tests and confirms possible regressions; registered if ``Options.confirms``.
 
     Args:
-        config: of the run whose arguments the fresh processes get.
-        workplace: that judges.
-        session: that keeps what was measured; ``None`` in an xdist worker, whose controller has it.
-        run: that runs a test and returns its reports; ``None`` for pytest's own way, in this process.
+        config: of the run; the subprocesses get its arguments.
+        workplace: judges the results.
+        session: stores the results; ``None`` in an xdist worker, whose controller has it.
+        run: runs a test and returns its reports; ``None`` for pytest's own protocol, in this process.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Confirmer(Protocol):
         self._held: list[Held] = []
 
     def hand_over(self, item: pytest.Item, reports: list[pytest.TestReport]) -> None:
-        """Log a test's reports, or hold them back if it looks slower."""
+        """Log a test's reports, or hold them back if it may have regressed."""
         entry = next(filter(None, map(entry_of, reports)), None)
         if entry and entry.suspect:
             self._hold(Held(item, reports, entry))
@@ -96,7 +96,7 @@ class Confirmer(Protocol):
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self) -> Generator[None, Any, Any]:
-        """Confirm what was held back once every test has run."""
+        """Confirm the tests held back, once every test has run."""
         try:
             result = yield
         except BaseException:
@@ -127,7 +127,7 @@ class Confirmer(Protocol):
         self._conclude([entry.model_copy(update={"confirm_seconds": seconds}) for entry in told])
 
     def _conclude(self, entries: Sequence[Entry]) -> None:
-        """Log the reports of all that was held back, also where another plugin's hook raises at one of them."""
+        """Log all reports that were held back, even if another plugin's hook raises at one of them."""
         with ExitStack() as stack:
             for held, entry in reversed([*zip(self._held, entries, strict=True)]):
                 stack.callback(self._log, held, entry)
@@ -149,14 +149,14 @@ class Confirmer(Protocol):
 
 
 def _make_current(config: pytest.Config, item: pytest.Item) -> None:
-    """An xdist worker sends a report on behalf of the item that it believes to be running: make it this one."""
+    """Make this the current item of an xdist worker, which sends each report on behalf of its current item."""
     if hasattr(config, "workerinput"):
         worker = next(plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, "item_index"))
         worker.item_index = item.session.items.index(item)
 
 
 def _with_errors(entry: Entry, replicas: Sequence[Replica]) -> Entry:
-    """The entry as an error if a fresh run did not measure it: then nothing was confirmed, and nothing cleared."""
+    """Turn the entry into an error if a subprocess did not measure it: it is neither confirmed nor cleared."""
     for number, replica in enumerate(replicas, start=1):
         if not all(map(replica.has, entry.results)):
             why = replica.why_not(entry.test)
@@ -165,7 +165,7 @@ def _with_errors(entry: Entry, replicas: Sequence[Replica]) -> Entry:
 
 
 def _if_sound(first: Entry, confirmed: Entry, replicas: Sequence[Replica]) -> Entry:
-    """The confirmed entry, unless a fresh run was disturbed: that one neither confirmed nor cleared anything."""
+    """Return the confirmed entry, or an inconclusive one if a subprocess was disturbed: that settles nothing."""
     for number, replica in enumerate(replicas, start=1):
         if not confirmed.error and (why := replica.why_invalid(first.test)):
             return first.suspended(f"it looks slower, and fresh run {number} of {len(replicas)} was disturbed: {why}")

@@ -1,4 +1,4 @@
-"""Where perf tests run: one device, one model at a time, and the baseline that figures are judged against."""
+"""Workplace: measures perf tests on one device, one model at a time, and judges them against the baseline."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ LEFT_TO_THE_GATE = "it looks slower: llmperf gate decides"
 LEFT_TO_FRESH_RUNS = "it looks slower, which a screen does not confirm: pytest --llmperf does"
 
 PROFILED_WARMUP = 2
-"""Most warm-up requests where only a profile is wanted: the timed and the counted request warm up as well."""
+"""Maximum of warm-up requests in a run that only profiles: the timed and the counted request warm up as well."""
 
 SLOWEST_RUNS = 10
-"""How many times the slowest run of the baseline a test's body may take, where nobody says otherwise: requests that are
-disturbed are made three times over, and what got three times slower is a regression to be told, not a hang."""
+"""Default time limit of a test's body, in multiples of the baseline's slowest run. Disturbed requests are measured up
+to three times, and a test that became three times slower is a regression to report, not a hang."""
 SHORTEST_TIMEOUT_S = 10.0
-"""No limit that comes from a baseline is shorter: what happens once a process must not look like a hang."""
+"""Minimum of a limit derived from a baseline, so that one-time work of a process does not look like a hang."""
 
 
 @dataclass(frozen=True)
 class PlannedTest:
-    """A perf test as it was collected."""
+    """A collected perf test."""
 
     key: str
     settings: TestSettings
@@ -67,7 +67,7 @@ class PlannedTest:
 
 
 class Workplace:
-    """The measuring and judging side: made once the tests are collected, where they run.
+    """Measures and judges; created after collection, in the process that runs the tests.
 
     Args:
         options: the run's settings.
@@ -75,8 +75,8 @@ class Workplace:
         root: the user's project.
 
     Raises:
-        UsageError: a device, model or quantization that is not to be had here.
-        BaselineError: a baseline that cannot be trusted.
+        UsageError: a device, model or quantization is not available here.
+        BaselineError: the baseline cannot be trusted.
     """
 
     def __init__(self, options: Options, tests: Sequence[PlannedTest], *, root: Path) -> None:
@@ -84,7 +84,7 @@ class Workplace:
         self._root = root
         self.edited = ""
         self.dead = ""
-        """Since which test the device does nothing more for this process, and why; empty while it works."""
+        """The test at which the device died, and why; empty while it works."""
         self._not_begun = dict.fromkeys(test.key for test in tests)
         self._bench = Bench(options.device, options.guards)
         self.progress = self._bench.progress
@@ -119,11 +119,11 @@ class Workplace:
 
     @property
     def loads(self) -> int:
-        """Models loaded so far."""
+        """Number of models loaded so far."""
         return self._bench.models.loads
 
     def load(self, param: str | ModelSpec) -> LoadedModel:
-        """The model that a test's parameter stands for, loaded if it is not the one at hand.
+        """Return the model for a test's parameter; load it if it is not the current one.
 
         Raises:
             ModelError: it cannot be loaded.
@@ -131,10 +131,10 @@ class Workplace:
         return self._bench.models.get(self._complete(ModelSpec.parse(param)))
 
     def engine(self, param: str | ModelSpec) -> Engine:
-        """The engine that a test's parameter stands for: over a model that is loaded here, or the run's own.
+        """Return the engine for a test's parameter: over a model loaded here, or the run's own engine.
 
         Raises:
-            ModelError: it cannot be had.
+            ModelError: the engine or its model cannot be loaded.
             UsageError: the run's engine has a model of its own, and the test asks for another one.
         """
         if self.options.loads_models:
@@ -147,7 +147,7 @@ class Workplace:
         return self._bench.own_engine(ENGINES[self.options.engine], self._wanted)
 
     def serve(self, engine: Engine | LoadedModel, plan: ServingPlan, *, test: str) -> TestResult:
-        """Measure how an engine, or a loaded model, serves many requests."""
+        """Measure how an engine or a loaded model serves many requests."""
         serving = TransformersEngine(engine) if isinstance(engine, LoadedModel) else engine
         if self.options.burdens:
             raise UsageError(
@@ -157,9 +157,9 @@ class Workplace:
         return self.finished(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
-        """Measure, with what ``--llmperf-inject`` asks for put on top.
+        """Measure a workload, with the injections of ``--llmperf-inject``.
 
-        A run that profiles is for its profiles: it measures as little as it can.
+        A profiling run is only for its profiles, so it measures as little as possible.
         """
         traces = None
         if folder := self.options.profile:
@@ -170,9 +170,9 @@ class Workplace:
         return self.finished(result)
 
     def finished(self, result: TestResult) -> TestResult:
-        """A result with the factors of ``--llmperf-inject`` put on its figures, and invalid if it was traced unseen.
+        """Apply the factors of ``--llmperf-inject`` to a result; mark it invalid if tracing changed during the run.
 
-        That is no guard, which a user may leave out: the run's environment would be wrong about it.
+        The tracing check is not a guard, which users may turn off: the run's recorded environment would be wrong.
         """
         seen = result.observation
         why = changed_tracing(str(self.run.environment["tracing"]), tracing())
@@ -180,11 +180,11 @@ class Workplace:
         return _inject(marked, self.options)
 
     def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
-        """A timer of callables on the run's device, which needs no model; ``keep`` is given each timing."""
+        """Return a timer of callables on the run's device, without a model; ``keep`` gets each timing."""
         return KernelTimer(self.device, self._bench.clock, keep)
 
     def entry(self, test: str, results: list[TestResult], *, timings: Sequence[str] = (), error: str = "") -> Entry:
-        """What became of a test that has run; ``timings`` are told beside what is recorded."""
+        """Return the entry of a finished test; ``timings`` are shown beside the recorded results."""
         entry = Entry(
             test=test,
             device_key=self.device_key,
@@ -200,9 +200,9 @@ class Workplace:
         return entry.suspended(LEFT_TO_THE_GATE, anchored=LEFT_TO_FRESH_RUNS) if self.options.screen else entry
 
     def confirmed(self, entries: Sequence[Entry], runs: Sequence[Mapping[CellKey, float]]) -> list[Entry]:
-        """Entries judged anew, with what fresh runs measured of them beside their own figures.
+        """Judge entries again, with the values that fresh runs measured added to their own.
 
-        The cells that may still fail are held to Holm's levels, which need all of their p-values.
+        Cells that may still fail are tested at Holm's levels, which need all of their p-values.
         """
         values = {key: tuple(run[key] for run in runs if key in run) for key in set().union(*runs)}
         first = [self._judge_again(entry, lambda key: Confirmed(values.get(key, ()))) for entry in entries]
@@ -215,26 +215,26 @@ class Workplace:
         size_of: dict[CellKey, int] = {}
         for verdict, size in zip(
             suspects, sizes, strict=True
-        ):  # on the anchor too: both are held to the stricter level
+        ):  # against the anchor too: the stricter level holds for both
             size_of[verdict.cell.key] = max(size, size_of.get(verdict.cell.key, 1))
         return [
             self._judge_again(entry, lambda key: Confirmed(values.get(key, ()), size_of.get(key))) for entry in first
         ]
 
     def load_limit_s(self, test: str) -> float | None:
-        """The longest that loading a test's model may take; ``None`` if nobody gave a limit."""
+        """Return the time limit of loading a test's model, in s; ``None`` if none was set."""
         return self._timeouts[test] or None
 
     def body_limit_s(self, test: str) -> float | None:
-        """The longest that a test's body may take: as given, else ten times the slowest run of the baseline."""
-        slowest = None if self.options.profile else self._known.slowest_s(test)  # summing up a profile takes its time
+        """Return the time limit of a test's body, in s: as set, else ten times the baseline's slowest run."""
+        slowest = None if self.options.profile else self._known.slowest_s(test)  # aggregating a profile takes long
         if self._timeouts[test] is not None or slowest is None:
             return self._timeouts[test] or None
         return max(SHORTEST_TIMEOUT_S, SLOWEST_RUNS * slowest)
 
     @contextmanager
     def contained(self, test: str, phase: str) -> Iterator[None]:
-        """Run a stage of a test so that running out of memory or time, or of the device itself, ends in one line."""
+        """Run a phase of a test; out-of-memory, timeout and device errors end it in one line."""
         self._not_begun.pop(test, None)
         self._bench.load_limit_s = self.load_limit_s(test)
         limit_s = self.body_limit_s(test) if phase == TEST_BODY else None
@@ -243,24 +243,24 @@ class Workplace:
 
     @property
     def not_begun(self) -> list[str]:
-        """The tests that have not begun, in their order."""
+        """The tests that have not started, in order."""
         return [*self._not_begun]
 
     def release(self) -> None:
-        """Let the model go, and the engine that has its own."""
+        """Release the model, and the engine that has a model of its own."""
         self._bench.release()
 
     @property
     def device(self) -> str:
-        """The device as torch names it."""
+        """The device's name in torch."""
         return self._bench.device
 
     @contextmanager
     def _noticing_death(self, test: str) -> Iterator[None]:
-        """Ask after a stage of a test whether the device still works; a test that had passed fails if it does not."""
+        """Check after a phase whether the device still works; if it does not, even a test that passed fails."""
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):  # a device that hangs must not keep the user from leaving
+        except (KeyboardInterrupt, SystemExit):  # checking a hung device must not keep the user from quitting
             raise
         except BaseException:
             self._note_death(test)
@@ -309,10 +309,10 @@ class Workplace:
                 check_source(spec)
 
     def _count_family(self, tests: Sequence[PlannedTest]) -> None:
-        """Tell each comparison how many timed cells could fail this run, on the anchor too."""
+        """Set each comparison's family size: how many timed cells could fail this run, those of the anchor included."""
         limits = {test.key: self.options.limits(test.key, self._layers[test.key]) for test in tests}
         for test in tests:
-            self._limits(test.key)  # a contradiction is told now, not when the test has been measured
+            self._limits(test.key)  # raises on contradictory limits now, not after measuring
         anchored = self._anchor.comparison.could_fail(limits) if self._anchor else 0
         size = max(1, self.comparison.could_fail(limits) + anchored)
         self.comparison = replace(self.comparison, family_size=size)
@@ -342,7 +342,7 @@ class Workplace:
         return Anchor(self.options.anchor, Comparison(pinned, self.run.environment))
 
     def _baseline_at(self, revision: str, path: Path) -> Baseline | None:
-        """The baseline as it was at a revision; how the working tree's differs is noted for the summary."""
+        """Return the baseline at a revision; note for the summary how the working tree's differs."""
         known = is_file_at(self._root, revision, path)
         text = file_at(self._root, revision, path) if known else ""
         present = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
@@ -353,7 +353,7 @@ class Workplace:
 
 
 def _trace_name(test: str, spec: ModelSpec, plan: Plan) -> str:
-    """Readable, and one of its own for each workload of each test."""
+    """Return a readable name that is unique for each workload of each test."""
     digest = hashlib.sha256(f"{test} {spec} {plan}".encode()).hexdigest()[:12]
     return f"{slug(test.rpartition('::')[2])[:80]}-{digest}"
 
@@ -367,7 +367,7 @@ def _working_baseline(path: Path) -> Baseline | None:
 
 
 def _baseline_if_sound(path: Path) -> Baseline | None:
-    """Where nothing is compared, a baseline tells how long tests take; one that cannot be trusted is no obstacle."""
+    """Return the baseline if it can be trusted. A run that compares nothing needs it only for time limits."""
     with suppress(BaselineError):
         return _working_baseline(path)
     return None

@@ -1,4 +1,4 @@
-"""The end of a run: what it measured is written, its exit code set and its summary told, whatever other plugins do."""
+"""End of a run: writes the results, sets the exit code and prints the summary, even if other plugins raise."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pytest_llmperf.runner.context import Workplace
 from pytest_llmperf.runner.session import Session, one_line
 
 TROUBLE = "llmperf_trouble"
-"""Where an xdist worker tells its controller, in what it sends when it ends, that it could not end well."""
+"""Key of a worker's output to the xdist controller: the error with which the worker's run ended."""
 DEAD = "llmperf_dead"
-"""Where it tells that its device died."""
+"""Key of the same output: why the worker's device died."""
 
 NOT_RELEASED = "the model could not be released"
 _NOT_FAILED = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -21,12 +21,12 @@ _ENDED = (*_NOT_FAILED, pytest.ExitCode.TESTS_FAILED)
 
 
 class Ending:
-    """Registered in an active run, on its xdist workers too.
+    """Ends an active run; registered in its xdist workers too.
 
     Args:
         config: of the run.
         running: the run; ``None`` in a worker, whose controller has it.
-        workplace: finds where this process measured; it found no perf test if that is ``None``.
+        workplace: returns this process's workplace; ``None`` if it collected no perf test.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class Ending:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """From here on there is something to end."""
+        """Store the session; until then there is nothing to end."""
         self._session = session
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Write before any other plugin does, and have the last word on the exit code."""
+        """Write before any other plugin does, and set the exit code after all of them."""
         self._write(session)
         try:
             return (yield)
@@ -55,7 +55,7 @@ class Ending:
 
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_terminal_summary(self) -> Generator[None, object, object]:
-        """Print the summary below what other plugins have to say, also where one of them raises."""
+        """Print the summary below the output of other plugins, even if one of them raises."""
         try:
             return (yield)
         finally:
@@ -63,7 +63,7 @@ class Ending:
 
     @pytest.hookimpl(trylast=True)
     def pytest_unconfigure(self) -> None:
-        """Do what could not be done before, because another plugin's hook raised or came later."""
+        """Finish what earlier hooks could not do because another plugin's hook raised or ran later."""
         if self._session:
             self._write(self._session)
             self._conclude(self._session)
@@ -84,14 +84,14 @@ class Ending:
         self._finish(session, self._running)
 
     def _release_worker(self, workplace: Workplace | None) -> None:
-        output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]  # xdist puts it there
+        output: dict[str, Any] = self._config.workeroutput  # type: ignore[attr-defined]  # set by xdist
         if workplace and workplace.dead:
             output[DEAD] = workplace.dead
             return
         try:
             if workplace:
                 workplace.release()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the controller tells it
+        except Exception as error:  # noqa: BLE001  # any error: the controller reports it
             output[TROUBLE] = f"{NOT_RELEASED}: {one_line(error)}"
 
     def _finish(self, session: pytest.Session, running: Session) -> None:
@@ -114,11 +114,11 @@ class Ending:
         self._tell()
 
     def _fail(self, session: pytest.Session) -> None:
-        """The exit code follows from the verdicts, whatever pytest or another plugin counted."""
+        """Set the exit code by the verdicts, whatever pytest or another plugin counted."""
         found = self._running.outcome if self._running and not self._config.option.collectonly else None
         if found is None:
             return
-        # xdist interrupts a run of which a worker stops.
+        # xdist interrupts the run when a worker stops.
         stopped = bool(found.dead) and session.exitstatus == pytest.ExitCode.INTERRUPTED
         if stopped or ((found.failed or found.breach) and session.exitstatus in _NOT_FAILED):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -135,7 +135,7 @@ class Ending:
 
 
 def _note_death(workplace: Workplace, running: Session) -> None:
-    """Note which tests were not tried, also for whoever reads the journal."""
+    """Record the tests that were not run because the device died, in the journal too."""
     left = workplace.not_begun
     running.outcome.dead, running.outcome.not_run = workplace.dead, len(left)
     for test in left:

@@ -1,4 +1,4 @@
-"""What the fixtures hand to a test."""
+"""Objects that the fixtures give to tests: ``LlmPerf``, ``CallRecorder`` and ``PeakMemory``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _Words = str | Path | Sequence[Mapping[str, str]]
 
 
 class LlmPerf:
-    """The ``llmperf`` fixture: does and records the measurements of one test."""
+    """The ``llmperf`` fixture: measures workloads and records the results of one test."""
 
     def __init__(self, workplace: Workplace, test: str, settings: TestSettings) -> None:
         self._workplace = workplace
@@ -34,7 +34,7 @@ class LlmPerf:
         self._settings = settings
         self._start = time.monotonic()
         self.results: list[TestResult] = []
-        """What was measured so far, in order."""
+        """The results so far, in order."""
 
     def generate(  # noqa: PLR0913  # one keyword for each axis of a workload
         self,
@@ -51,12 +51,12 @@ class LlmPerf:
     ) -> TestResult:
         """Measure greedy generation of exactly ``output_tokens`` tokens for ``batch_size`` prompts.
 
-        One untimed request counts operators, warming up goes on until it is steady, ``requests`` requests are timed,
-        and one more has its memory followed. The verdict comes when the test ends.
+        One untimed request counts operators. Warm-up requests run until times are steady. Then ``requests`` requests
+        are timed, and one more tracks memory. The test is judged when it ends.
 
         Args:
             llm: the model, as the ``llm`` fixture gives it.
-            batch_size: prompts a request.
+            batch_size: prompts per request.
             input_tokens: length of each random prompt (default: ``--llmperf-input-tokens``).
             output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
             prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch (default:
@@ -64,17 +64,17 @@ class LlmPerf:
             execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
                 ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``.
             requests: requests to time (default: the marker's, else ``--llmperf-requests``).
-            warmup: most requests to warm up with (default: the marker's, else ``--llmperf-warmup``).
+            warmup: maximum of warm-up requests (default: the marker's, else ``--llmperf-warmup``).
             seed: of the random prompts.
 
         Returns:
-            What was measured; ``result.value("tpot")`` is one figure of it, in milliseconds.
+            The result; ``result.value("tpot")`` is one of its values, in milliseconds.
 
         Raises:
-            UsageError: an argument is not of its kind, a prompt of words has ``input_tokens`` beside it or cannot be
-                tokenized, or the lengths exceed the model's limit.
-            MeasurementError: what was measured must not become a number; ``ExecutionUnavailable``, which skips the
-                test, where this way to decode cannot run here.
+            UsageError: an argument is invalid, a prompt of words is given with ``input_tokens`` or cannot be tokenized,
+                or the lengths exceed the model's limit.
+            MeasurementError: the measurement is not valid; ``ExecutionUnavailable``, which skips the test, if this
+                execution cannot run here.
         """
         from pytest_llmperf.measure.generation import Plan
 
@@ -109,31 +109,31 @@ class LlmPerf:
         repeats: int = 3,
         warmup: int | None = None,
     ) -> TestResult:
-        """Measure how many requests of random ids are served: what they produce a second, and how long each takes.
+        """Measure serving of requests with random ids: tokens per second, and the time of each request.
 
         Args:
             engine: as the ``engine`` fixture gives it, or a model as ``llm`` does.
             scheduler: ``naive``, one request after another; ``offline``, all at once; ``online``, at most
                 ``max_batch_size`` at once.
-            requests: how many (default: ``--llmperf-serve-requests``).
-            max_batch_size: of the online scheduler (default: ``--llmperf-max-batch-size``).
-            input_tokens: length of each prompt, or the least and the most of uniform ones (default:
+            requests: number of requests (default: ``--llmperf-serve-requests``).
+            max_batch_size: limit of the online scheduler (default: ``--llmperf-max-batch-size``).
+            input_tokens: length of each prompt, or bounds of uniformly drawn ones (default:
                 ``--llmperf-input-tokens``).
-            output_tokens: tokens to generate for each, likewise (default: ``--llmperf-output-tokens``).
-            rate: requests that arrive a second, Poisson, at the online scheduler; all at once by default.
-            temperature: greedy at 0.
-            top_k: draw from so many most likely tokens (default: from all).
-            top_p: draw from the most likely tokens that have this probability together (default: from all).
+            output_tokens: tokens to generate for each, in the same forms (default: ``--llmperf-output-tokens``).
+            rate: Poisson arrivals per second at the online scheduler; all at once by default.
+            temperature: of sampling; greedy at 0.
+            top_k: number of most likely tokens to sample from (default: all).
+            top_p: total probability of the most likely tokens to sample from (default: all).
             seed: of lengths, prompts and arrivals.
             repeats: timed passes over the requests.
-            warmup: most passes to warm up with (default: the marker's, else ``--llmperf-warmup``).
+            warmup: maximum of warm-up passes (default: the marker's, else ``--llmperf-warmup``).
 
         Returns:
-            What was measured; ``result.value("output")`` is one figure of it, in tokens a second.
+            The result; ``result.value("output")`` is one of its values, in tokens per second.
 
         Raises:
-            UsageError: an argument is not of its kind, or the lengths exceed the model's limit.
-            MeasurementError: what was measured must not become a number.
+            UsageError: an argument is invalid, or the lengths exceed the model's limit.
+            MeasurementError: the measurement is not valid.
         """
         from pytest_llmperf.engines.engine import Sampling
         from pytest_llmperf.measure.serving_plan import ServingPlan
@@ -155,19 +155,19 @@ class LlmPerf:
         return self._keep(self._workplace.serve(engine, plan, test=self._test))
 
     def speedup(self, result: TestResult, *, over: TestResult) -> TestResult:
-        """Record how many times as fast one workload of this test was as another: a figure of its own, gated too.
+        """Record how many times as fast one workload of this test was as another; this ratio is gated too.
 
         Args:
-            result: what this test measured of one.
-            over: what it measured of the other, which is the slower one where the ratio is above 1.
+            result: this test's result of one workload.
+            over: its result of the other one, which is slower if the ratio is above 1.
 
         Returns:
-            What is recorded; ``value("speedup")`` is the ratio.
+            The recorded result; ``value("speedup")`` is the ratio.
 
         Raises:
-            UsageError: one was not measured by this test, they are the same, or they were measured for different
-                things, such as TPOT and throughput.
-            MeasurementError: one has no figure.
+            UsageError: a result is not from this test, both are the same, or their main metrics differ, such as TPOT
+                and throughput.
+            MeasurementError: a result has no value.
         """
         from pytest_llmperf.measure.speedup_result import speedup_of
 
@@ -183,7 +183,7 @@ class LlmPerf:
         return _add(self.results, measured, since=self._start, twice=twice)
 
     def _prompt(self, given: _Words | None, input_tokens: int | None) -> Prompt:
-        """The test's own, else the run's; a test that gives a length means random ids."""
+        """Return the test's prompt, else the run's; a test that sets a length uses random ids."""
         from pytest_llmperf.measure.prompt import RANDOM, Prompt
 
         __tracebackhide__ = True
@@ -195,7 +195,7 @@ class LlmPerf:
 
 
 class CallRecorder:
-    """Records what ``cuda_timer`` times in one test."""
+    """Records the timings of ``cuda_timer`` in one test."""
 
     def __init__(self, workplace: Workplace, test: str) -> None:
         self._workplace = workplace
@@ -203,13 +203,13 @@ class CallRecorder:
         self._start = time.monotonic()
         self.results: list[TestResult] = []
         self.lines: list[str] = []
-        """What is told of each beside its figure."""
+        """Text shown for each timing beside its value."""
 
     def keep(self, timing: Timing) -> None:
         """Record one timing.
 
         Raises:
-            UsageError: work was to be injected into the forwards of a model, of which a callable has none.
+            UsageError: an injection slows down a model's forwards, which a callable does not have.
             MeasurementError: the test timed the same call before.
         """
         from pytest_llmperf.measure.kernel_result import call_result
@@ -229,7 +229,7 @@ class CallRecorder:
 
 @dataclass
 class PeakMemory:
-    """Peaks of a block, in bytes, once it has ended; ``None`` where they cannot be read, for ``reason``."""
+    """Peak memory of a block, in bytes, set when it ends; ``None`` if unreadable, for ``reason``."""
 
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
@@ -239,7 +239,7 @@ class PeakMemory:
 
 @contextmanager
 def peak_memory(device: str) -> Iterator[PeakMemory]:
-    """Follow the memory of a block on one device."""
+    """Track the memory of a block on one device."""
     from pytest_llmperf.hardware.memory import trace_memory
 
     found = PeakMemory()
@@ -251,10 +251,10 @@ def peak_memory(device: str) -> Iterator[PeakMemory]:
 
 
 def _add(results: list[TestResult], measured: TestResult, *, since: float, twice: str) -> TestResult:
-    """Add what a test measured, with the seconds that it has taken so far.
+    """Append a result of a test, with the seconds that the test has taken so far.
 
     Raises:
-        MeasurementError: the test measured that workload before; ``twice`` is what is told.
+        MeasurementError: the test measured that workload before; ``twice`` is the message.
     """
     __tracebackhide__ = True
     if any(measured.workload == earlier.workload for earlier in results):

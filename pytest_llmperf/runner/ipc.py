@@ -1,6 +1,6 @@
-"""What a fresh process tells the one that waits for it: phases and reports, a line of JSON each, as they come.
+"""JSON-line events from a child process to its parent: phases and test reports, as they happen.
 
-A line is with the system once it is written: whatever kills the process, what it told before is there.
+Each line is passed to the operating system at once, so it survives even if the process is killed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pytest
 from pytest_llmperf.measure.progress import LOAD, SETUP, TEST_BODY, Moment
 
 _STAGES = {"": (), SETUP: (LOAD, TEST_BODY), LOAD: (TEST_BODY,), TEST_BODY: ()}
-"""What may follow on a stage; a test's body comes back to itself after measuring, and its time goes on."""
+"""The stages that may follow each stage. A test's body goes on after measuring, and so does its time."""
 
 
 class Teller:
-    """Registered in the process that runs the tests.
+    """Writes events; registered in the process that runs the tests.
 
     Args:
         config: of that run.
@@ -32,16 +32,16 @@ class Teller:
         self._path = path
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Tell that a test begins."""
+        """Write that a test starts."""
         self._write({"start": nodeid})
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Tell how a stage of a test ended, the way xdist's workers do."""
+        """Write a test's report, serialized as xdist's workers do it."""
         data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
         self._write({"report": data})
 
     def tell_moment(self, moment: Moment) -> None:
-        """Tell that a phase begins."""
+        """Write that a phase starts."""
         self._write({"moment": asdict(moment)})
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -50,14 +50,14 @@ class Teller:
 
 
 class Told:
-    """What was told so far.
+    """State of a child process, read from its events.
 
     Attributes:
-        running: Node id of the test that began and has not ended; empty between tests.
-        stage: ``setup``, ``load`` or ``test body`` while it is in one.
-        since: When that, or what comes after a test, began: by the monotonic clock, in s.
-        moment: Its latest phase, and the memory as that began.
-        reports: What pytest serialized of each test's reports, by node id.
+        running: Node id of the running test; empty between tests.
+        stage: ``setup``, ``load`` or ``test body``; empty outside of these.
+        since: Start of the stage, or of the time after a test: by the monotonic clock, in s.
+        moment: The test's latest phase, and the memory at its start.
+        reports: Each test's reports as pytest serialized them, by node id.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class Told:
         self.reports: dict[str, list[dict[str, Any]]] = {}
 
     def read(self) -> None:
-        """Take in what was told since the last time; a line that is cut short waits."""
+        """Read new events; an incomplete last line is left for the next call."""
         if not self._path.exists() or self._path.stat().st_size <= self._read_bytes:
             return
         with self._path.open("rb") as file:
@@ -82,11 +82,11 @@ class Told:
 
     @property
     def between_tests(self) -> bool:
-        """Whether a test has ended, and none begun since."""
+        """Whether a test has ended and none has started since."""
         return bool(self.reports) and not self.running
 
     def finished(self) -> dict[str, list[dict[str, Any]]]:
-        """The reports of the tests that came to their end."""
+        """Return the reports of the tests that have ended."""
         return {nodeid: reports for nodeid, reports in self.reports.items() if nodeid != self.running}
 
     def _take(self, line: dict[str, Any]) -> None:

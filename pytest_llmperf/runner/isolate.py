@@ -1,6 +1,7 @@
-"""Isolation: each model's tests run in a fresh process, and one that dies takes no other test along.
+"""Process isolation: each model's tests run in a fresh subprocess, so that a crash takes no other test along.
 
-This process loads no model. It waits, and judges when a process has ended: while one measures, nothing else runs.
+This process loads no model. It waits, and judges after a subprocess has ended, so that nothing else runs while one
+measures.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from pytest_llmperf.system.pytest_process import Ended, run_replica
 from pytest_llmperf.verdict.outcome import entry_of, settle
 
 GRACE_S = 5.0
-"""How much later than the process itself, which may be stuck where no signal reaches it, its parent ends it."""
+"""Seconds past a time limit after which the parent kills a subprocess that may be stuck where no signal reaches it."""
 
 
 ENDING_S = 60.0
-"""How long after its last test a process may take to end: it releases the model, which waits for the device."""
+"""Seconds that a subprocess may take to end after its last test: releasing the model waits for the device."""
 
 
 class Isolator:
-    """Runs tests in fresh processes, with ``--llmperf-isolate``.
+    """Runs tests in fresh subprocesses, with ``--llmperf-isolate``.
 
     Args:
-        config: of the run whose arguments the fresh processes get.
-        workplace: that judges.
+        config: of the run; the subprocesses get its arguments.
+        workplace: judges the results.
         tests: the perf tests by node id, in their order.
     """
 
@@ -51,13 +52,13 @@ class Isolator:
         self._numbers = count(1)
 
     def run(self, item: pytest.Item, _nextitem: pytest.Item | None) -> list[pytest.TestReport]:
-        """The reports of a test's setup, call and teardown; the first of a model's tests waits for all of them."""
+        """Return the reports of a test's setup, call and teardown; a model's first test waits for all of its tests."""
         while item.nodeid not in self._reports:
             self._run_process(item)
         return self._reports[item.nodeid]
 
     def _run_process(self, item: pytest.Item) -> None:
-        """Run what is left of a model's tests until all have run, or one of them ends the process."""
+        """Run the rest of a model's tests in a subprocess, until all have run or one of them ends the process."""
         spec = self._tests[item.nodeid].spec
         left = [name for name, test in self._tests.items() if test.spec == spec and name not in self._reports]
         watch, ended = self._measure(left)
@@ -89,7 +90,7 @@ class Isolator:
         hook = self._config.hook
         reports = [hook.pytest_report_from_serializable(config=self._config, data=data) for data in serialized]
         for report in reports:
-            if isinstance(report.longrepr, list):  # a skip's place and reason, which JSON has no tuple for
+            if isinstance(report.longrepr, list):  # the location and reason of a skip: JSON has no tuples
                 report.longrepr = tuple(report.longrepr)
             if theirs := entry_of(report):
                 results = [_of_run(result, self._workplace.run.run_id) for result in theirs.results]
@@ -100,7 +101,7 @@ class Isolator:
         return reports
 
     def _failed(self, item: pytest.Item, name: str, watch: _Watch, ended: Ended) -> list[pytest.TestReport]:
-        """The reports of a test that ended its process, or that no process came to."""
+        """Return the reports of a test that ended its subprocess, or that no subprocess reached."""
         item = next(one for one in item.session.items if one.nodeid == name)
         if watch.told.running == name:
             text = watch.why or f"{_how(ended)} {watch.moment}"
@@ -114,7 +115,7 @@ class Isolator:
 
 
 class _Watch:
-    """Reads along while a process runs, and says when it has to end."""
+    """Follows the events of a subprocess, and decides when to kill it."""
 
     def __init__(self, told: Told, workplace: Workplace, tests: Mapping[str, PlannedTest]) -> None:
         self.told = told
@@ -124,7 +125,7 @@ class _Watch:
         self._sampled: tuple[Moment | None, int] = (None, 0)
 
     def __call__(self, pid: int) -> bool:
-        """Whether the test that runs has taken too long."""
+        """Whether to kill the subprocess, because a test or its end took too long."""
         self.told.read()
         with suppress(psutil.Error):
             self._sampled = (self.told.moment, psutil.Process(pid).memory_info().rss)
@@ -137,7 +138,7 @@ class _Watch:
 
     @property
     def moment(self) -> Moment:
-        """The last phase that was told, with the resident set as it was seen last."""
+        """The latest phase, with the resident set as last sampled."""
         told = self.told.moment or Moment(SETUP)
         sampled = self._sampled[1] if self._sampled[0] == self.told.moment else 0
         return replace(told, rss_bytes=max(told.rss_bytes or 0, sampled) or None)
@@ -159,7 +160,7 @@ def _how(ended: Ended) -> str:
 
 
 def _of_run(result: TestResult, run_id: str) -> TestResult:
-    """A result as this run's own: all processes of a run are one run."""
+    """Return a result with this run's id: all subprocesses of a run are one run."""
     return result.model_copy(
         update={
             "observation": result.observation.model_copy(update={"run": run_id}),

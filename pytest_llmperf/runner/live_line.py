@@ -1,4 +1,4 @@
-"""A line that lives while a test runs: its phase, tokens so far and the running median TPOT. On a terminal."""
+"""Live progress line on a terminal: the test's phase, tokens so far and running median TPOT."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 _SAVE, _RESTORE, _ERASE = "\x1b7", "\x1b8", "\x1b[K"
 _NARROWEST = 20
-"""Columns that must be left behind what pytest wrote."""
+"""Minimum of free columns behind pytest's output."""
 
 
 class LiveLine:
-    """Writes behind what pytest has written of the present test, and leaves the cursor there.
+    """Writes behind pytest's output for the current test, and restores the cursor.
 
-    It is drawn between phases and requests, never inside one.
+    It is drawn between phases and requests, never during one.
 
     Args:
         reporter: pytest's terminal reporter.
-        uncaptured: gives a context in which a write reaches the terminal, although the test's own output is captured.
+        uncaptured: returns a context in which writes reach the terminal, although the test's output is captured.
     """
 
     def __init__(self, reporter: Any, uncaptured: Callable[[], AbstractContextManager[None]]) -> None:
@@ -36,11 +36,11 @@ class LiveLine:
 
     @classmethod
     def fits(cls, reporter: Any) -> bool:
-        """Whether somebody looks at a terminal, and has not asked for quiet."""
+        """Whether output goes to a terminal and ``-q`` is not given."""
         return reporter is not None and reporter.verbosity >= 0 and reporter.isatty and reporter.hasmarkup
 
     def enter(self, phase: str) -> None:
-        """Another phase begins; of a test's own code nothing is shown."""
+        """Show the phase that starts; a test's own code shows nothing."""
         self._tpots, self._tokens = [], 0
         text = "" if phase in (SETUP, TEST_BODY) else phase
         if text or self._shown:
@@ -48,7 +48,7 @@ class LiveLine:
         self._shown = bool(text)
 
     def request(self, times: RequestTimes) -> None:
-        """A request has ended."""
+        """Show the figures after a request."""
         self._tokens += len(times.itl_ms) + 1
         if times.tpot_ms is not None:
             self._tpots.append(times.tpot_ms)
@@ -56,7 +56,7 @@ class LiveLine:
         self._write(f"{self._tokens} tokens a sequence{running}")
 
     def _write(self, text: str) -> None:
-        writer = self._reporter._tw  # noqa: SLF001  # pytest offers no other way to its width
+        writer = self._reporter._tw  # noqa: SLF001  # pytest has no public API for its width
         left = writer.fullwidth - writer.width_of_current_line - 1
         if left >= _NARROWEST:
             with self._uncaptured():

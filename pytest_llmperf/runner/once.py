@@ -1,8 +1,8 @@
-"""One execution a test: a perf test runs once, whichever plugin would repeat it.
+"""Run each perf test exactly once, even if another plugin would repeat it.
 
-Plugins repeat tests in three ways. Those that replace pytest's protocol (rerunfailures, flaky, forked) never get a perf
-test. Those that run a phase again inside another hook (retry) get an error, and the first outcome stands. Those that
-parametrize (repeat) have all but the first repetition taken out.
+Plugins repeat tests in three ways. Plugins that replace pytest's protocol (rerunfailures, flaky, forked) never get a
+perf test. Plugins that run a phase again inside another hook (retry) get an error, and the first outcome stands.
+Plugins that parametrize (repeat) have all but the first repetition deselected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pytest
-from _pytest.runner import runtestprotocol  # what pytest's own protocol and every plugin that replaces it calls
+from _pytest.runner import runtestprotocol  # pytest's own protocol and every plugin that replaces it call it
 
 from pytest_llmperf.errors import UsageError
 
@@ -22,7 +22,7 @@ RunTest = Callable[[pytest.Item, pytest.Item | None], list[pytest.TestReport]]
 
 
 class Repeater(NamedTuple):
-    """An option of a plugin that repeats tests."""
+    """A command-line option of a plugin that repeats tests."""
 
     plugin: str
     name: str
@@ -40,33 +40,33 @@ REPEATERS = (
 )
 AGAIN = "llmperf: a perf test runs once; its first outcome stands"
 _STEP = re.compile(r"__pytest_\w+_step_number")
-"""The parameter that pytest-repeat, and what was made after it, adds to a test."""
+"""The parameter that pytest-repeat, and plugins modelled on it, add to a test."""
 
 
 @dataclass
 class ItemExecution:
-    """What is known of an item's one execution."""
+    """State of an item's only execution."""
 
     began: set[str] = field(default_factory=set)
-    """Its phases that began."""
+    """The phases that have started."""
     repeated: bool = False
-    """Whether somebody tried to run one of them again."""
+    """Whether a plugin tried to run a phase again."""
     judged: bool = False
     first: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """By phase, the outcome as it was first reported."""
+    """The first reported outcome of each phase."""
 
 
 EXECUTION: pytest.StashKey[ItemExecution] = pytest.StashKey()
 
 
 def execution_of(item: pytest.Item) -> ItemExecution:
-    """The execution of an item, which has begun or not."""
+    """Return the state of an item's execution; a new one if none has started."""
     return item.stash.setdefault(EXECUTION, ItemExecution())
 
 
 @contextmanager
 def only_once(item: pytest.Item, phase: str) -> Iterator[None]:
-    """Run a phase of a test inside this block; the second time, it fails in one line and runs nothing."""
+    """Run a phase of a test inside this block; a second run of the phase fails in one line."""
     known = execution_of(item)
     if phase in known.began:
         known.repeated = True
@@ -76,10 +76,10 @@ def only_once(item: pytest.Item, phase: str) -> Iterator[None]:
 
 
 class Protocol:
-    """Registered where perf tests run: runs each once, instead of every other plugin that would.
+    """Runs each perf test once, ahead of other plugins that replace pytest's protocol.
 
     Args:
-        run: that runs a test and returns its reports; ``None`` for pytest's own way, in this process.
+        run: runs a test and returns its reports; ``None`` for pytest's own protocol, in this process.
     """
 
     def __init__(self, run: RunTest | None = None) -> None:
@@ -88,7 +88,7 @@ class Protocol:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool:
-        """Run a test as pytest does, unless it has run."""
+        """Run a test as pytest does, unless it has already run."""
         if item.nodeid not in self._ran:
             self._ran.add(item.nodeid)
             item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -98,7 +98,7 @@ class Protocol:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Take back what a plugin reports that ran a phase again."""
+        """Restore the first outcome if a plugin ran a phase again."""
         report = yield
         _restore(item, report)
         return report
@@ -116,20 +116,20 @@ class Protocol:
 
 
 def log_reports(item: pytest.Item, reports: Sequence[pytest.TestReport]) -> None:
-    """Log all of a test's reports, also where another plugin's hook raises at one of them."""
+    """Log all of a test's reports, even if another plugin's hook raises at one of them."""
     with ExitStack() as stack:
         for report in reversed(reports):
             stack.callback(item.ihook.pytest_runtest_logreport, report=report)
 
 
 def remember(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Keep how a phase was first reported."""
+    """Store how a phase was first reported."""
     outcome = (report.outcome, report.longrepr, getattr(report, "wasxfail", None))
     execution_of(item).first.setdefault(str(report.when), outcome)
 
 
 def _restore(item: pytest.Item, report: pytest.TestReport) -> None:
-    """What ran a phase again has reported what came of that."""
+    """Replace the outcome of a repeated phase with the first one."""
     known = execution_of(item)
     if not known.repeated or str(report.when) not in known.first:
         return
@@ -140,17 +140,17 @@ def _restore(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 def ignored_options(config: pytest.Config) -> list[str]:
-    """The options that were given to plugins that repeat tests, which perf tests do not follow."""
+    """Return the given options of plugins that repeat tests; perf tests ignore them."""
     loaded = [one for one in REPEATERS if config.pluginmanager.has_plugin(one.plugin)]
     given = {one.option: config.getoption(one.name, None) for one in loaded}
     return [one.option for one in loaded if (given[one.option] or one.default) != one.default]
 
 
 def is_repetition(item: pytest.Item) -> bool:
-    """Whether a plugin made this item to run a test again.
+    """Whether a plugin created this item to repeat a test.
 
     Raises:
-        UsageError: it may have, by a parameter that is not known here.
+        UsageError: the item has an unknown parameter whose name starts with ``__``.
     """
     for name, value in _parameters(item).items():
         if _STEP.fullmatch(name):
@@ -164,14 +164,14 @@ def is_repetition(item: pytest.Item) -> bool:
 
 
 def unrepeated(item: pytest.Item) -> str:
-    """The node id that an item has where no plugin repeats tests."""
+    """Return the node id that an item has if no plugin repeats tests."""
     names = [*_parameters(item)]
     step = next(filter(_STEP.fullmatch, names), None)
     if step is None:
         return item.nodeid
     callspec = item.callspec  # type: ignore[attr-defined]  # it has parameters
-    ids = [*callspec._idlist]  # noqa: SLF001  # pytest has no public way to ask
-    del ids[names.index(step) - len(names)]  # from the end: parameters before it may share an id
+    ids = [*callspec._idlist]  # noqa: SLF001  # pytest has no public API for it
+    del ids[names.index(step) - len(names)]  # counted from the end: earlier parameters may share an id
     return item.nodeid.removesuffix(f"[{callspec.id}]") + (f"[{'-'.join(ids)}]" if ids else "")
 
 

@@ -1,4 +1,4 @@
-"""Every option, declared. Imported by every pytest run, so it imports next to nothing."""
+"""Declarations of all options. Every pytest run imports this module, so it imports next to nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Option(NamedTuple):
-    """One setting that has a command-line option ``--llmperf-NAME`` and an ini option ``llmperf_NAME``."""
+    """A setting with a command-line option ``--llmperf-NAME`` and an ini option ``llmperf_NAME``."""
 
     name: str
     metavar: str
@@ -28,7 +28,7 @@ class Option(NamedTuple):
 
     @property
     def ini(self) -> str:
-        """The ini option, which is also where argparse keeps the command line's value."""
+        """The ini option, which is also argparse's name for the command line's value."""
         return f"llmperf_{self.name.replace('-', '_')}"
 
 
@@ -127,11 +127,11 @@ _ACTIONS = (
     "isolate",
     "tell",
 )
-"""Options that do something, and so mean nothing without ``--llmperf``."""
+"""Options that have no effect without ``--llmperf``."""
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Declare every option but ``--device``, which another plugin may own."""
+    """Declare every option except ``--device``, which another plugin may own."""
     group = parser.getgroup("llmperf", "LLM inference performance regression")
     group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
     group.addoption("--llmperf-device", metavar="DEVICE", default=None,
@@ -147,10 +147,10 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def take_device_option(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Take ``--device`` out of a perf run's arguments, unless another plugin or a conftest claims it.
+    """Take ``--device`` out of a perf run's arguments, unless another plugin or a conftest declares it.
 
-    It is declared only where help is asked for: a conftest that is loaded later may still declare it. If one has done
-    so before, ``--llmperf-device`` serves.
+    It is declared only where help is requested, because a conftest that is loaded later may declare it. If one already
+    has, users pass ``--llmperf-device``.
     """
     given = config.known_args_namespace
     if given.help:
@@ -160,12 +160,12 @@ def take_device_option(config: pytest.Config, parser: pytest.Parser, args: list[
         if devices:
             config.option.llmperf_short_device = devices[-1]
             args[:] = rest
-        else:  # it stands in a file of arguments, which only the parser reads
+        else:  # it is in an @file of arguments, which only the parser reads
             add_device_option(parser)
 
 
 def add_device_option(parser: pytest.Parser) -> None:
-    """Declare ``--device``, unless another plugin or a conftest has it."""
+    """Declare ``--device``, unless another plugin or a conftest has done so."""
     group = parser.getgroup("llmperf")
     with suppress(ValueError, argparse.ArgumentError):
         group.addoption(DEVICE, dest="llmperf_short_device", metavar="DEVICE", default=None,
@@ -178,7 +178,7 @@ def _is_unclaimed(parser: pytest.Parser, args: list[str]) -> bool:
 
 
 def _without_device(args: list[str]) -> tuple[list[str], list[str]]:
-    """The devices that were named, and the other arguments. Behind ``--`` there are no options."""
+    """Return the named devices and the other arguments. Words after ``--`` are not options."""
     end = args.index("--") if "--" in args else len(args)
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     own.add_argument(DEVICE, action="append", default=[])
@@ -190,7 +190,7 @@ def _without_device(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def forgotten_flag(config: pytest.Config) -> str:
-    """The option that was given although ``--llmperf``, which it needs, was not; empty if there is none."""
+    """Return a given option that needs ``--llmperf``, which is missing; empty if there is none."""
     given = (name for name in _ACTIONS if config.getoption(f"llmperf_{name}"))
     return f"--llmperf-{next(given, '').replace('_', '-')}".removesuffix("--llmperf-")
 

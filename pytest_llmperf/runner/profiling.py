@@ -1,7 +1,7 @@
-"""Profiled runs: fresh processes of their own, so that what a profiler leaves behind is in none whose times count.
+"""Operator profiles, made in fresh subprocesses so that the profiler affects no process whose times count.
 
-Of tests that regressed they tell where the time went; of tests that were recorded they are kept beside the baseline, to
-be compared with then.
+Profiles of regressed tests show where the time went. Profiles of recorded tests are stored beside the baseline, for
+later comparisons.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ LONGEST_LIST = 3
 
 
 def explained(entries: Sequence[Entry], config: pytest.Config, workplace: Workplace) -> list[Entry]:
-    """Entries with what takes longer of those that regressed in a time.
+    """Return the entries; those with a timed regression get an explanation of what takes longer.
 
     Args:
-        entries: as they were judged last.
-        config: of the run whose arguments the fresh process gets.
-        workplace: that judged.
+        entries: with their final verdicts.
+        config: of the run; the subprocess gets its arguments.
+        workplace: judged the entries.
     """
     regressed = [entry for entry in entries if slower(entry.verdicts)]
     if not regressed or not workplace.options.explain:
@@ -63,12 +63,12 @@ def _explained(entry: Entry, base: Profiles, now: Profiles, traces: str) -> Entr
 
 
 def store_profiles(config: pytest.Config, session: Session) -> str:
-    """Profile what was recorded and keep that beside the baseline; returns what became of it, empty if nothing had to.
+    """Store profiles of the recorded tests beside the baseline; return a summary line, empty if nothing was to do.
 
-    Workloads that have a profile of this commit already are left out.
+    Workloads that already have a profile of this commit are left out.
 
     Raises:
-        OSError: the profiles cannot be written; ``LlmperfError``: the file that holds others cannot be trusted.
+        OSError: the profiles cannot be written; ``LlmperfError``: the existing file cannot be trusted.
     """
     update, entries = session.outcome.update, session.outcome.entries
     if not session.options.explain or update is None or update.baseline is None:
@@ -86,11 +86,13 @@ def store_profiles(config: pytest.Config, session: Session) -> str:
 
 
 def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Profiles, str]:
-    """The profiles of some of a run's tests, and the folder of their traces in the project; of no tests, none.
+    """Profile some of a run's tests; return the profiles and the traces' folder, both empty without tests.
+
+    The folder is relative to the project.
 
     Raises:
         OSError: the scratch folder cannot be written.
-        BaselineError: the process left a journal that cannot be read.
+        BaselineError: the subprocess's journal cannot be read.
     """
     if not tests:
         return Profiles("now"), ""
@@ -102,11 +104,11 @@ def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Pro
 
 
 def profiles_of(name: str, measured: ProcessResult, ended: Ended) -> Profiles:
-    """What a process profiled, and why not the rest.
+    """Return the profiles of a subprocess, and why others are missing.
 
     Args:
         name: of the side.
-        measured: what it wrote.
+        measured: its journal.
         ended: how it ended.
     """
     died = f"exit code {ended.exit_code}, {ended.last_words}" if ended.exit_code else "it makes no request by itself"
@@ -115,7 +117,7 @@ def profiles_of(name: str, measured: ProcessResult, ended: Ended) -> Profiles:
 
 
 def _stored(config: pytest.Config, workplace: Workplace) -> Profiles:
-    """The profiles beside the baseline that the run was compared with."""
+    """Return the profiles stored beside the baseline that the run was compared with."""
     path, reference = profiles_path(workplace.options.baselines, workplace.device_key), workplace.options.baseline_ref
     if reference is None:
         file = load_profiles(path)
@@ -136,7 +138,7 @@ def _commits(file: ProfileFile, found: Iterable[Key]) -> str:
 
 
 def _unprofiled(entries: Sequence[Entry], file: ProfileFile | None, run: Run) -> Iterator[str]:
-    """Tests with a request that was not profiled yet at this commit: one made by itself, as its wall time tells."""
+    """Yield tests whose single requests, which have wall times, have no profile of this commit yet."""
     for entry in entries:
         requests = [one for one in entry.results if "e2e_wall_ms" in one.samples]
         keys = [(entry.test, result.workload.hash) for result in requests]
@@ -145,9 +147,9 @@ def _unprofiled(entries: Sequence[Entry], file: ProfileFile | None, run: Run) ->
 
 
 def _is_of(then: Run | None, now: Run) -> bool:
-    """Whether a profile is of the code that was recorded now, on a machine that may be compared.
+    """Whether a profile is of the code that was recorded now, on a comparable machine.
 
-    A tree that differs from its commit, or has none, is taken to stay as it is for one session.
+    A tree that differs from its commit, or has none, is assumed not to change during one session.
     """
     if then is None or blocking(compare_environments(then.environment, now.environment)):
         return False

@@ -1,10 +1,10 @@
-"""Perf tests as rows of pytest-benchmark: in its table, its files, its comparisons and its histograms.
+"""pytest-benchmark integration: perf tests appear in its table, files, comparisons and histograms.
 
-Its unit is the second. Each workload that was timed is one benchmark, whose rounds are the samples of its TPOT, or of
-its call. What has no such samples, as a ratio has not, is left out.
+Its unit is the second. Each timed workload is one benchmark, whose rounds are the samples of its TPOT or of its call.
+Results without such samples, such as ratios, are left out.
 
-`Metadata`, the plugin's registered name and the attributes of its session that are used here are not documented as an
-interface; tests hold them against the installed version.
+`Metadata`, the plugin's registered name and the session attributes that are used here are not a documented API; tests
+check them against the installed version.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pytest_llmperf.verdict.outcome import Entry, entry_of
 MS_PER_S = 1e3
 
 COLUMNS = ("median", "iqr", "rounds")
-"""What fits a terminal, of a table that stands above another one."""
+"""Columns that fit a terminal; its table stands above another one."""
 OTHERS_SORT = "min"
-"""How it sorts where nobody asked."""
+"""pytest-benchmark's default sort key."""
 
 
 def is_wanted(config: pytest.Config) -> bool:
@@ -46,7 +46,7 @@ def is_wanted(config: pytest.Config) -> bool:
 
 
 class Bridge:
-    """Registered on the controller of an active run."""
+    """Adds perf tests to pytest-benchmark; registered on the controller of an active run."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -54,22 +54,22 @@ class Bridge:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self) -> None:
-        """Perf tests are benchmarks without its fixture: ``--benchmark-only`` must not skip them."""
+        """Keep ``--benchmark-only`` from skipping perf tests, which are benchmarks without its fixture."""
         self._benchmarks.only = False
 
     def pytest_sessionstart(self) -> None:
-        """Make its table small where nobody asked for a larger one; at ``-q`` there is none, as of ours."""
+        """Make its table small unless the user asked for a larger one; with ``-q`` print none, as with ours."""
         session, asked = self._benchmarks, self._config.option
         if not asked.benchmark_columns:
             session.columns = COLUMNS
         if asked.benchmark_sort == OTHERS_SORT:
             session.sort = "fullname"
-        # Its histograms are drawn while its table is.
+        # It draws its histograms while it prints its table.
         if self._config.get_verbosity() < 0 and not (session.verbose or session.histogram):
             session.quiet = True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add what a test has measured."""
+        """Add the results of a test."""
         entry = entry_of(report)
         if entry and not entry.error:
             self._latest = entry
@@ -77,7 +77,7 @@ class Bridge:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
-        """Say on what this was measured: its own ``machine_info`` knows no accelerator."""
+        """Add the device and the run: its own ``machine_info`` does not know accelerators."""
         if self._latest:
             run = self._latest.run.model_dump(mode="json")
             output_json["llmperf"] = {"device_key": self._latest.device_key, "run": run}
@@ -89,9 +89,9 @@ class Bridge:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """One benchmark, by the names that pytest-benchmark reads; ``samples_s`` are its rounds, in seconds.
+    """One benchmark, with the attributes that pytest-benchmark reads; ``samples_s`` are its rounds, in seconds.
 
-    ``fullname`` is what it compares by. It ends in device and workload: another of either is another benchmark.
+    It compares by ``fullname``, which ends in device and workload: a change of either makes another benchmark.
     """
 
     name: str
@@ -107,7 +107,7 @@ class BenchmarkRow:
 
 
 def rows_of(entry: Entry) -> Iterator[BenchmarkRow]:
-    """One row for each workload that has times."""
+    """Yield one row per workload that has times."""
     timed = [(result, metric) for result in entry.results if (metric := _timed_metric(result))]
     labels = _labels([result for result, _ in timed])
     for (result, metric), label in zip(timed, labels, strict=True):
@@ -143,7 +143,7 @@ def _timed_metric(result: TestResult) -> Metric | None:
 
 
 def _labels(results: Sequence[TestResult]) -> list[str]:
-    """What tells the workloads of one test apart, in words; nothing where it has one."""
+    """Return the parameters that distinguish the workloads of one test, as text; empty if it has one."""
     fields = [_fields(result) for result in results]
     names = dict.fromkeys(name for one in fields for name in one)
     differing = [name for name in names if len({repr(one.get(name)) for one in fields}) > 1]

@@ -1,6 +1,6 @@
-"""One run from start to finish: collects what became of every test, keeps it at once, and writes the baseline once.
+"""One run: collects the results of every test, journals them at once, and writes the baseline at the end.
 
-Under xdist the workers measure and judge, each a run of its own, and this runs on their controller.
+Under xdist this runs on the controller. Each worker measures and judges, as a run of its own.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
 LONGEST_LIST = 3
 NOT_KEPT = "what was measured could not be kept"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
-"""Errors of a place that cannot be written to at all, unlike those of a disk that is full."""
+"""Errors of a place that is never writable, unlike a full disk."""
 
 
 @dataclass
 class Session:
-    """The collecting side: every entry, the journal, and the one write at the end."""
+    """Collects every entry, keeps the journals, and updates the baseline once, at the end."""
 
     options: Options
     root: Path
     outcome: RunOutcome
     journals: dict[str, Journal] = field(default_factory=dict)
-    """By run: each xdist worker is one."""
+    """By run id; each xdist worker is a run."""
     _collected: set[str] = field(default_factory=set)
     _kept: set[str] = field(default_factory=set)
 
     def collect(self, entry: Entry) -> bool:
-        """Take in what became of a test, unless that is known: whoever repeats a test, its first outcome stands."""
+        """Add a test's entry, and return whether it is new: the first outcome of a repeated test stands."""
         if entry.test in self._collected:
             return False
         self._collected.add(entry.test)
@@ -62,7 +62,7 @@ class Session:
         return True
 
     def keep(self, entry: Entry) -> None:
-        """Write what a test measured to the journal, once; a test that waits for confirmation is kept before."""
+        """Append a test's results to the journal, once; a test that awaits confirmation is journaled before it."""
         if entry.test in self._kept:
             return
         self._kept.add(entry.test)
@@ -71,13 +71,13 @@ class Session:
 
     @contextmanager
     def noting(self, what: str, *, is_asked: bool = True) -> Iterator[None]:
-        """Run a step of which a failure is told in the summary and fails the run, while the next steps are done.
+        """Run a step; if it fails, note that in the summary and fail the run, but let the next steps run.
 
-        A read-only checkout does not fail a run that nobody has asked to write there.
+        A read-only checkout does not fail a run if the user did not ask to write there.
         """
         try:
             yield
-        except Exception as error:  # noqa: BLE001  # whatever it is, the rest is written
+        except Exception as error:  # noqa: BLE001  # any error: the next steps still run
             is_refused = isinstance(error, OSError) and error.errno in _READ_ONLY
             told = self.outcome.notes if is_refused and not is_asked else self.outcome.troubles
             told.setdefault(f"{what}: {one_line(error)}")
@@ -93,7 +93,7 @@ class Session:
                 journal.append_note(Note(test=entry.test, error=entry.error, limits=entry.limits))
 
     def finish(self, *, failed: bool, interrupted: bool) -> None:
-        """Update the baseline if that was asked for and is allowed."""
+        """Update the baseline if requested and allowed."""
         if not self.options.updates:
             return
         reason = self._refusal(failed=failed, interrupted=interrupted)
@@ -107,18 +107,18 @@ class Session:
             self.outcome.update = Update(path=path, refusal=one_line(error), failed=True)
 
     def write_outputs(self, *, arguments: Sequence[str], exit_code: int) -> None:
-        """Write the files that were asked for, of a run that has finished; one that cannot be is told.
+        """Write the requested files of a finished run; errors are noted in the summary.
 
         Args:
-            arguments: that pytest was given.
-            exit_code: of the run.
+            arguments: pytest's arguments.
+            exit_code: the run's exit code.
         """
         with self.noting(NOT_KEPT):
             if self.options.report:
                 from pytest_llmperf.report.html import write_report
 
                 write_report(self.options.report, self._evidence(self._verdicts(arguments, exit_code)))
-        with self.noting(NOT_KEPT):  # last, since it says whether all went well
+        with self.noting(NOT_KEPT):  # last, because it records whether the run failed
             if self.options.verdicts:
                 write_verdicts(self.options.verdicts, self._verdicts(arguments, exit_code))
 
@@ -127,7 +127,7 @@ class Session:
         return verdict_file(self.outcome, command=command, exit_code=exit_code, folder=folder_in_repository(self.root))
 
     def _evidence(self, verdicts: VerdictFile) -> Evidence:
-        """What the report is made from: the baseline is read again, since under xdist a worker had it."""
+        """Return the report's inputs; read the baseline again, because under xdist only a worker has read it."""
         from pytest_llmperf.report.inputs import Evidence
 
         path, reference = baseline_path(self.options.baselines, verdicts.device_key), self.options.baseline_ref
@@ -139,7 +139,7 @@ class Session:
         return Evidence(verdicts=verdicts, results=results, baseline=baseline)
 
     def _refusal(self, *, failed: bool, interrupted: bool) -> str:
-        """Why this run must not become part of the baseline; empty if it may."""
+        """Return why this run must not enter the baseline; empty if it may."""
         if interrupted:
             return f"the run was interrupted{self._where_kept()}"
         if failed:
@@ -169,7 +169,7 @@ class Session:
         return merge(baseline, only_new_cells(baseline, added) if self.options.update_new_only else added)
 
     def _begin_journal(self, entry: Entry) -> Journal:
-        """The file that was asked for is the first run's; a worker that replaces a crashed one is another run."""
+        """Open a journal. The first run gets the requested file; a worker that replaces a crashed one is a new run."""
         run = entry.run
         path = (None if self.journals else self.options.journal) or _next_journal(self.root, run.run_id)
         journal = Journal(path, device_key=entry.device_key, run=run, injected=entry.injected)
@@ -178,11 +178,12 @@ class Session:
 
 
 def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int, devices: Sequence[str]) -> None:
-    """Refuse what could only be refused after minutes of measuring otherwise.
+    """Reject at once a run that would otherwise fail after minutes of measuring.
 
     Raises:
-        UsageError: workers outnumber devices or would write one journal, an update under CI was not forced, the folder
-            of ``--llmperf-json`` cannot be made, or what ``--llmperf-report`` needs is not installed.
+        UsageError: there are more workers than devices, several workers would write one journal, an update under CI
+            was not forced, the folder of ``--llmperf-json`` cannot be created, or the dependencies of
+            ``--llmperf-report`` are not installed.
     """
     if options.report:
         from pytest_llmperf.report.html import require_report_extra
@@ -212,7 +213,7 @@ def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int, 
 
 
 def one_line(error: Exception) -> str:
-    """An error as a line of the summary."""
+    """Format an error as one line of the summary."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     first = first_line(error)
@@ -220,14 +221,17 @@ def one_line(error: Exception) -> str:
 
 
 def _write_json(folder: Path, entry: Entry) -> None:
-    """One file a measured workload, named after its parameters."""
+    """Write one file per measured workload, named after its parameters."""
     for result in entry.results:
         text = entry.model_copy(update={"results": [result]}).model_dump_json(indent=1)
         (folder / f"{_file_name(entry.test, result)}.json").write_text(text, encoding="utf-8")
 
 
 def _file_name(test: str, result: TestResult) -> str:
-    """Readable parameters, and a digest of test and workload: functions of one name in two files are two files."""
+    """Return a name of readable parameters and a digest of test and workload.
+
+    The digest separates functions that have one name in two files.
+    """
     workload = result.workload
     function = short_name(test).partition("[")[0]
     lengths = f"b{workload.batch_size}-{workload.input_tokens}in-{workload.output_tokens}out"
@@ -236,7 +240,7 @@ def _file_name(test: str, result: TestResult) -> str:
 
 
 def _next_journal(root: Path, run_id: str) -> Path:
-    """Where this run's journal goes; the oldest makes room."""
+    """Return the path of this run's journal; the oldest files are deleted to make room."""
     folder = scratch_folder(root, "runs")
     make_room(folder)
     return folder / f"{run_id}.jsonl"

@@ -1,6 +1,6 @@
-"""xdist workers: each measures on a device of its own, and the tests of a model all go to one of them.
+"""xdist support: each worker measures on its own device, and all tests of a model go to one worker.
 
-The controller hands out devices and models. It gives no device work itself.
+The controller assigns devices and models. It does no work on a device itself.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pytest_llmperf.runner.ending import DEAD, TROUBLE
 from pytest_llmperf.verdict.outcome import RunOutcome
 
 CHANNEL = "llmperf_channel"
-"""The name of a worker's way to tell the controller, in what xdist hands to it."""
+"""Key in ``workerinput`` of the channel from a worker to its controller."""
 
 
 class Controller:
-    """Registered where xdist's workers are started.
+    """Assigns devices and models to workers; registered where xdist's workers are started.
 
     Args:
-        devices: one for each worker.
-        outcome: of the run; takes in what the workers found out about the baseline.
+        devices: one per worker.
+        outcome: of the run; receives the workers' findings about the baseline.
     """
 
     def __init__(self, devices: Sequence[str], outcome: RunOutcome) -> None:
@@ -40,13 +40,13 @@ class Controller:
         self._ended: set[str] = set()
 
     def pytest_report_header(self) -> str:
-        """Say where the workers measure."""
+        """Show the workers' devices."""
         return f"llmperf workers: one each on {', '.join(self._devices)}"
 
     def pytest_configure_node(self, node: WorkerController) -> None:
-        """Give a worker a device that no other has, and the run's arguments for the fresh processes that it starts.
+        """Assign a free device to a worker, and pass on the run's arguments for the subprocesses that it starts.
 
-        A worker that takes the place of a crashed one has another name, and gets the device that became free last.
+        A worker that replaces a crashed one has another name, and gets the device that was freed last.
         """
         self._device_of[node] = self._free.pop()
         channel = node.gateway.newchannel()
@@ -58,7 +58,7 @@ class Controller:
         }
 
     def pytest_testnodedown(self, node: WorkerController) -> None:
-        """A worker that is gone needs its device no more. xdist tells of some twice."""
+        """Free the device of a worker that is gone. xdist reports some workers twice."""
         if node not in self._device_of:
             return
         self._free.append(self._device_of.pop(node))
@@ -69,7 +69,7 @@ class Controller:
         self._outcome.not_run = len(self._models.keys() - self._ended)
 
     def pytest_xdist_node_collection_finished(self, node: WorkerController) -> None:
-        """Take in what a worker told when it had collected, before any test is given out."""
+        """Process a worker's findings after its collection, before any test is scheduled."""
         told = self._told.get(node)
         if told is None:  # it has no perf test
             return
@@ -83,32 +83,34 @@ class Controller:
             self._refuse(f"workers on unlike devices: {found}; expected devices of one kind: name them with --device")
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """A test began. xdist forgets it once its body is done, also where its reports are held back."""
+        """Record that a test started. xdist forgets it after its body, even if its reports are held back."""
         self._outcome.unreported[nodeid] = None
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Something came of a test."""
+        """Record that a test was reported."""
         self._outcome.unreported.pop(report.nodeid, None)
         self._ended.add(report.nodeid)
 
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Producer) -> LoadScopeScheduling:
-        """Give out models, whatever ``--dist`` says."""
+        """Schedule by model, whatever ``--dist`` says."""
         return ModelScheduling(config, log, self._models)
 
     def _refuse(self, why: str) -> NoReturn:
-        """End the run, and its workers with it: they wait for tests, and would have to be killed."""
+        """End the run and shut down its workers; they wait for tests, and would have to be killed."""
         for node in self._device_of:
             node.shutdown()
         raise pytest.UsageError(why)
 
 
 class ModelScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """The tests of one model are a unit of work, so that it is loaded once; those without a model are one as well.
+    """Schedules all tests of a model as one unit of work, so that it is loaded once.
+
+    Tests without a model are one unit as well.
 
     Args:
         config: of the controller.
-        log: as xdist hands it out.
-        models: by node id; filled when the workers have collected.
+        log: xdist's log producer.
+        models: by node id; filled after the workers have collected.
     """
 
     def __init__(self, config: pytest.Config, log: Producer, models: Mapping[str, str]) -> None:
@@ -119,15 +121,15 @@ class ModelScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has n
         return self._models[nodeid]
 
     def _reschedule(self, node: WorkerController) -> None:
-        """Give a worker two tests to begin with, a replacement too: it waits with one until it has the next."""
+        """Give a worker, or its replacement, two tests to start with: it holds one until it has the next."""
         if node not in self.registered_collections:
             return
         super()._reschedule(node)
-        if self.workqueue and self._pending_of(self.assigned_work[node]) < 2:  # noqa: PLR2004  # two, as told above
+        if self.workqueue and self._pending_of(self.assigned_work[node]) < 2:  # noqa: PLR2004  # two, see the docstring
             super()._reschedule(node)
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Give out what a lost worker had left, less the test that it died of: xdist would hand that to all in turn."""
+        """Reschedule a lost worker's tests, except the one that crashed it: xdist would give that to all in turn."""
         left = {model: {test: done for test, done in unit.items() if not done}
                 for model, unit in self.assigned_work.pop(node).items()}  # fmt: skip
         crashed = next((test for unit in left.values() for test in unit), None)
@@ -140,14 +142,14 @@ class ModelScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has n
 
 
 class Worker:
-    """Registered in a worker: tells the controller why it cannot go on, which xdist would take for a crash."""
+    """Sends usage errors to the controller, which xdist would take for a crash; registered in a worker."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection_modifyitems(self) -> Generator[None, None, None]:
-        """What is wrong with the tests or their baseline is known once they are collected."""
+        """Forward errors about the tests or their baseline, which are found after collection."""
         try:
             yield
         except pytest.UsageError as error:
@@ -156,5 +158,5 @@ class Worker:
 
 
 def tell_controller(config: pytest.Config, found: Mapping[str, Any]) -> None:
-    """Tell from a worker what the controller has to know before it gives out tests."""
-    config.workerinput[CHANNEL].send(dict(found))  # type: ignore[attr-defined]  # xdist puts it there
+    """Send a worker's findings to the controller, which needs them before it schedules tests."""
+    config.workerinput[CHANNEL].send(dict(found))  # type: ignore[attr-defined]  # set by xdist

@@ -1,11 +1,11 @@
-"""bitsandbytes' kernels at the shapes of an 8B Llama's projections, timed alone: no model is loaded.
+"""bitsandbytes kernels at the shapes of an 8B Llama's projections, timed without a model.
 
-From bitsandbytes 0.50 on, 4-bit layers run ``gemm_4bit``, and older ones ``gemv_4bit`` for one token and
+Since bitsandbytes 0.50, 4-bit layers run ``gemm_4bit``. Older ones run ``gemv_4bit`` for one token and
 ``dequantize_4bit`` for more. 8-bit layers run ``int8_vectorwise_quant`` and then ``int8_scaled_mm``, or
-``int8_mixed_scaled_mm`` where a threshold sets outliers apart.
+``int8_mixed_scaled_mm`` if a threshold separates outliers.
 
 Run it by its name: ``pytest --llmperf --pyargs pytest_llmperf.suite.kernels``. The suite as a whole, which measures a
-model, leaves it out: it is no file that pytest collects by itself.
+model, leaves it out, because pytest does not collect a file of this name by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LIMITS_DTYPE = "bfloat16"
 OUTLIERS = 6
 """Columns that are multiplied unquantized: models have up to seven (Dettmers et al., 2022)."""
 INT8_KERNELS = ("int8_linear_matmul", "int8_mm_dequant")
-"""That ``int8_scaled_mm`` and ``int8_mixed_scaled_mm`` run."""
+"""Kernels that ``int8_scaled_mm`` and ``int8_mixed_scaled_mm`` run."""
 INT8_FULL = 127
 
 tokens_of_a_step = pytest.mark.parametrize("tokens", [1, 8, 64])
@@ -47,7 +47,7 @@ def test_gemv_4bit(
     vector = _random(1, columns, cuda_timer.device)
     expected = vector @ weight.t()
     if cuda_timer.device == "cpu" and (convert := getattr(functional, "_convert_weight_packed_for_cpu", None)):
-        packed, state = convert(packed, state)  # from 0.49 on its kernel reads another layout; a layer does the same
+        packed, state = convert(packed, state)  # since 0.49 its kernel reads another layout; layers convert too
     multiply = partial(functional.gemv_4bit, vector, packed.t(), state=state)
     _check(multiply(), expected)
     timing = cuda_timer(multiply, flush_l2=True)
@@ -116,7 +116,7 @@ def test_int8_mixed_scaled_mm(
     left, left_scales = _quantized_int8(functional, tokens, columns, cuda_timer.device)
     right, right_scales = _quantized_int8(functional, rows, columns, cuda_timer.device)
     inputs, outliers = _dequantized(left, left_scales).bfloat16(), torch.arange(OUTLIERS, device=cuda_timer.device)
-    left[:, outliers] = 0  # as quantizing leaves them
+    left[:, outliers] = 0  # as quantization does
     multiply = partial(
         _operator("int8_mixed_scaled_mm"), inputs, left, right, left_scales, right_scales, outliers, None
     )
@@ -150,9 +150,9 @@ def test_int8_linear_matmul(
 
 
 def _kernels(name: str, device: str, *, runs: tuple[str, ...] = ()) -> Any:
-    """``bitsandbytes.functional``, where the device has a kernel of its own of an operator, or of all that it runs.
+    """Return ``bitsandbytes.functional``; skip if the device has no own kernel of an operator, or of all that it runs.
 
-    What would run otherwise is a fallback made of torch's own operators.
+    Otherwise a fallback of torch's own operators would run.
     """
     functional = pytest.importorskip("bitsandbytes.functional")
     found, kind = f"bitsandbytes {version('bitsandbytes')}", device.partition(":")[0]
@@ -166,7 +166,7 @@ def _kernels(name: str, device: str, *, runs: tuple[str, ...] = ()) -> Any:
 
 
 def _operator(name: str) -> Any:
-    """The operator of bitsandbytes as torch dispatches it; ``None`` if this version has none of that name."""
+    """Return bitsandbytes' operator as torch dispatches it; ``None`` if this version has none of that name."""
     import torch
 
     packet = getattr(torch.ops.bitsandbytes, name, None)
@@ -174,16 +174,16 @@ def _operator(name: str) -> Any:
 
 
 def _has_kernel(name: str, kind: str) -> bool:
-    """Whether torch has a kernel of the operator for a kind of device alone. It has no public way to ask."""
+    """Whether torch has a kernel of the operator for this kind of device alone. torch has no public API for it."""
     import torch
 
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"bitsandbytes::{name}", kind.upper()))  # noqa: SLF001
 
 
-def _quantized(  # noqa: PLR0913  # what a weight is made of
+def _quantized(  # noqa: PLR0913  # one for each property of a weight
     functional: Any, quant_type: str, rows: int, columns: int, device: str, *, nested: bool = False
 ) -> tuple[torch.Tensor, Any, torch.Tensor]:
-    """Packed weights, their state, and the weights that they stand for; nested: their scales are quantized as well."""
+    """Return packed weights, their state and the dequantized weights; if nested, the scales are quantized as well."""
     weight = _random(rows, columns, device)
     options = {"quant_type": quant_type, "blocksize": 64, "compress_statistics": nested}
     try:
@@ -196,7 +196,7 @@ def _quantized(  # noqa: PLR0913  # what a weight is made of
 
 
 def _quantized_int8(functional: Any, rows: int, columns: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows in int8, and what 127 stands for in each."""
+    """Return rows in int8, and the value that 127 stands for in each."""
     quantized, scales, _ = functional.int8_vectorwise_quant(_random(rows, columns, device).half())
     return quantized, scales
 
@@ -212,14 +212,14 @@ def _random(rows: int, columns: int, device: str) -> torch.Tensor:
 
 
 def _small_int8(rows: int, columns: int, device: str) -> torch.Tensor:
-    """Products of these are exact in float32."""
+    """Return small integers, whose products are exact in float32."""
     import torch
 
     return torch.randint(-8, 8, (rows, columns), dtype=torch.int8, device=device)
 
 
 def _check(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """What is timed computes what it is for, to the precision of bfloat16."""
+    """Check the timed call's result, to the precision of bfloat16."""
     import torch
 
     error = torch.linalg.vector_norm((found - expected).float()) / torch.linalg.vector_norm(expected.float())
@@ -227,9 +227,9 @@ def _check(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def _record(request: pytest.FixtureRequest, timer: KernelTimer, timing: Timing, *moved: torch.Tensor) -> None:
-    """Keep the figures in JUnit's file; the run's summary tells them in a line.
+    """Add the values to the JUnit file; the run's summary shows them in a line.
 
-    Not by ``record_property``, which warns where the file is to be of the family ``xunit2``.
+    ``record_property`` is not used: it warns if the file is of the family ``xunit2``.
     """
     reached = timing.roofline(limits=timer.limits(LIMITS_DTYPE), bytes_moved=sum(tensor.nbytes for tensor in moved))
     found = {"median_ms": timing.median_ms, "flushed_l2": timing.flushed_l2, "copy_share": reached.copy_share}

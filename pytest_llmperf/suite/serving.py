@@ -1,7 +1,7 @@
-"""Serving: the three schedulers compared, and offline throughput.
+"""Serving tests: the three schedulers compared, and offline throughput.
 
 Run it by its name: ``pytest --llmperf --pyargs pytest_llmperf.suite.serving``. The suite as a whole, which measures
-single requests, leaves it out: it is no file that pytest collects by itself.
+single requests, leaves it out, because pytest does not collect a file of this name by itself.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 SEQUENCES, LENGTHS = 256, (100, 1024)
 CPU_SEQUENCES, CPU_LENGTHS = 32, (16, 64)
-"""What two cores serve in seconds."""
+"""Sizes that two cores serve in seconds."""
 
 
 def test_schedulers(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Config) -> None:
-    """The same requests by each scheduler; how many times as fast as one by one the others are is gated, too."""
+    """Serve the same requests with each scheduler; the speedups over one by one are gated, too."""
     options = Options.from_config(pytestconfig)
     served = {
         name: llmperf.serve(engine, scheduler=name, rate=options.rate if name == ONLINE else None)
@@ -35,7 +35,7 @@ def test_schedulers(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Confi
 
 
 def test_throughput(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Config) -> None:
-    """Many sequences of mixed lengths, all at once."""
+    """Serve many sequences of mixed lengths, all at once."""
     options = Options.from_config(pytestconfig)
     small = engine.device == "cpu"
     lengths = options.throughput_lengths or (CPU_LENGTHS if small else LENGTHS)

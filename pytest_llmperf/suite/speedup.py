@@ -1,4 +1,4 @@
-"""How many times as fast each execution decodes as a bare loop, both measured in one test.
+"""Speedup of each execution over a bare loop, both measured in one test.
 
 Run it by its name: ``pytest --llmperf --pyargs pytest_llmperf.suite.speedup --llmperf-execution=compile,graph``. The
 suite as a whole, which measures each execution alone, leaves it out.
@@ -19,7 +19,7 @@ BASE = "loop"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every execution that the options name, but the one that the others are compared with."""
+    """Parametrize every execution that the options name, except the one that the others are compared with."""
     if not metafunc.config.getoption("llmperf"):
         return
     options = Options.from_config(metafunc.config)

@@ -1,4 +1,4 @@
-"""The quantization matrix on any model: every configuration at every batch size, per token.
+"""Quantization matrix on any model: every configuration at every batch size, per token.
 
 Run it with ``pytest --llmperf --pyargs pytest_llmperf.suite --llmperf-model ORG/NAME``.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The matrix comes from the options. Ids read ``nf4-b8-generate``; ``nf4-eager-b8-generate`` with an attention."""
+    """Parametrize by the options. Ids read ``nf4-b8-generate``; ``nf4-eager-b8-generate`` with an attention."""
     if not metafunc.config.getoption("llmperf"):
         return
     options = Options.from_config(metafunc.config)

@@ -1,1 +1,1 @@
-"""Services of the machine: processes, paths, git, interrupts."""
+"""System services: processes, paths, git, interrupts."""

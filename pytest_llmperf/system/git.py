@@ -1,4 +1,4 @@
-"""The user's project in git: which commit a run measured, and what a file held at another revision."""
+"""Git queries about the user's project: the commit that a run measured, and files at other revisions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _REPOSITORY_VARIABLES = (
 
 
 def git_environment() -> dict[str, str]:
-    """Our environment, where git finds a repository by the folder: a hook's variables name the one it runs in."""
+    """Return our environment without the variables in which a git hook names the repository that it runs in."""
     return {name: value for name, value in os.environ.items() if name not in _REPOSITORY_VARIABLES}
 
 
 def head_commit(folder: Path) -> str | None:
-    """The commit checked out in ``folder``; ``None`` outside a git repository, before its first commit, without git.
+    """Return the commit checked out in ``folder``; ``None`` without a git repository, a commit in it, or git.
 
     Raises:
-        BaselineError: git refuses the repository because somebody else owns it.
+        BaselineError: git refuses the repository because another user owns it.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
@@ -36,32 +36,32 @@ def head_commit(folder: Path) -> str | None:
 
 
 def is_shallow(folder: Path) -> bool:
-    """Whether the history of a repository is cut off."""
+    """Whether a repository is a shallow clone."""
     return (_git(folder, "rev-parse", "--is-shallow-repository") or "").strip() == "true"
 
 
 def remote_of(folder: Path) -> str:
-    """The remote that a missing revision is fetched from: ``origin``, or the only other one."""
+    """Return the remote to fetch a missing revision from: ``origin``, or else the first one."""
     remotes = (_git(folder, "remote") or "").split()
     return "origin" if "origin" in remotes or not remotes else remotes[0]
 
 
 def folder_in_repository(folder: Path) -> str:
-    """Where a folder lies in its git repository, such as ``packages/engine/``; empty at its root, or outside of one."""
+    """Return a folder's path in its repository, such as ``packages/engine/``; empty at its root, or outside of one."""
     return (_git(folder, "rev-parse", "--show-prefix") or "").strip()
 
 
 def is_dirty(folder: Path) -> bool | None:
     """Whether tracked files differ from the commit; ``None`` outside a git repository.
 
-    Baselines do not count: recording one run would make the next one dirty.
+    Baselines are ignored, because recording one run would make the next one dirty.
     """
     status = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)*baselines/*.json")
     return None if status is None else bool(status.strip())
 
 
 def file_at(folder: Path, revision: str, path: Path) -> str:
-    """What a file held at a revision.
+    """Return the content of a file at a revision.
 
     Args:
         folder: an existing folder of the repository.
@@ -72,7 +72,7 @@ def file_at(folder: Path, revision: str, path: Path) -> str:
         BaselineError: there is no such repository, revision or file.
     """
     check_revision(folder, revision)
-    # cat-file and not show: no pager, no filters, and a folder is no file.
+    # cat-file instead of show: no pager, no filters, and an error for a folder.
     inside = _inside(folder, path)
     text = _git(folder, "cat-file", "blob", f"{revision}:{inside}")
     if text is None:
@@ -84,7 +84,7 @@ def file_at(folder: Path, revision: str, path: Path) -> str:
 
 
 def is_file_at(folder: Path, revision: str, path: Path) -> bool:
-    """Whether there was such a file at a revision; arguments as of :func:`file_at`.
+    """Whether a file exists at a revision; arguments as for :func:`file_at`.
 
     Raises:
         BaselineError: there is no such repository or revision.
@@ -94,13 +94,13 @@ def is_file_at(folder: Path, revision: str, path: Path) -> bool:
 
 
 def check_revision(folder: Path, revision: str) -> None:
-    """Refuse a revision that git does not know.
+    """Reject a revision that git does not know.
 
     Raises:
         BaselineError: there is no such repository or revision.
     """
     name = repr(printable(revision))
-    if not revision or revision.startswith("-"):  # git would read an option, or the index
+    if not revision or revision.startswith("-"):  # git would parse an option, or read the index
         raise BaselineError(f"{name} is no git revision; expected a commit, branch or tag")
     if _git(folder, "rev-parse", "--git-dir") is None:
         _refuse_unsafe(folder)
@@ -112,12 +112,12 @@ def check_revision(folder: Path, revision: str) -> None:
 
 
 def _inside(folder: Path, path: Path) -> str:
-    """The path as git wants it: relative to ``folder``, with a leading ``./``."""
+    """Return the path as git expects it: relative to ``folder``, with a leading ``./``."""
     return "./" + Path(os.path.relpath((folder / path).resolve(), folder.resolve())).as_posix()
 
 
 def _refuse_unsafe(folder: Path) -> None:
-    """A repository that git does not trust is no missing repository: its commit would be stored as unknown."""
+    """Raise if git does not trust the repository: it is not missing, and its commit must not be stored as unknown."""
     words = _run(folder, "rev-parse", "--git-dir")
     if words and words.returncode and "safe.directory" in words.stderr:
         raise BaselineError(
@@ -127,7 +127,7 @@ def _refuse_unsafe(folder: Path) -> None:
 
 
 def _trusted_path(words: str) -> str:
-    """The folder that git asks to trust, which is the repository's top."""
+    """Return the folder that git asks to trust: the repository's top."""
     found = re.search(r"safe\.directory (\S.*)$", words, re.MULTILINE)
     return printable(found[1]) if found else ""
 

@@ -1,4 +1,4 @@
-"""Timer signals: whether they can come, and what they must not cut short."""
+"""Timer signals: whether they are available, and protection of code that they must not interrupt."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 
 def can_interrupt() -> bool:
-    """Whether this system has a timer signal, and this thread receives it."""
+    """Whether this system has a timer signal that this thread receives."""
     return hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Clean up without a time limit, or its reminders, cutting that short; it counts on afterwards."""
+    """Suspend the timer signal in this block, so that no time limit cuts a clean-up short; resume it afterwards."""
     if not can_interrupt():
         yield
         return

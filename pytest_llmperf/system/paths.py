@@ -1,4 +1,4 @@
-"""Where things are kept that are no baseline: beside the project, where git ignores them, and in the user's cache."""
+"""Paths: the project's ``.llmperf/``, which git ignores, and the user cache."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 CACHE_VARIABLE = "LLMPERF_CACHE"
 KEPT_RUNS = 20
-"""Of how many runs the leavings are kept."""
+"""Number of runs whose files are kept."""
 
 
 def scratch_folder(root: Path, *names: str) -> Path:
-    """A folder of that name under the project's scratch folder, made if it is not there.
+    """Return a folder of that name in the project's ``.llmperf/``; create it if it is missing.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     top = root / ".llmperf"
     folder = top.joinpath(*names)
@@ -25,10 +25,10 @@ def scratch_folder(root: Path, *names: str) -> Path:
 
 
 def run_folder(root: Path, kind: str, run_id: str) -> Path:
-    """The scratch folder of one run, made if it is not there; then the oldest of its kind makes room.
+    """Return the scratch folder of one run; if it is missing, delete the oldest of its kind and create it.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     kinds = scratch_folder(root, kind)
     if not (kinds / run_id).exists():
@@ -37,7 +37,7 @@ def run_folder(root: Path, kind: str, run_id: str) -> Path:
 
 
 def make_room(folder: Path) -> None:
-    """Remove what the oldest runs left: what lies in a folder is named after runs, and so after their times."""
+    """Delete the files of the oldest runs: names are run ids, which start with the run's time."""
     for old in sorted(path for path in folder.iterdir() if not path.name.startswith("."))[: -(KEPT_RUNS - 1)]:
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
@@ -46,7 +46,7 @@ def make_room(folder: Path) -> None:
 
 
 def user_folder(*names: str) -> Path:
-    """A folder under ``LLMPERF_CACHE``, else under the user's cache folder; it need not exist."""
+    """Return a folder under ``LLMPERF_CACHE``, else under the user's cache folder; it need not exist."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get(CACHE_VARIABLE) or user_cache_dir("pytest-llmperf")).expanduser().joinpath(*names)

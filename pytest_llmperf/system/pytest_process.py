@@ -1,4 +1,4 @@
-"""Running perf tests in a fresh process: the unit of replication for recording, confirming and comparing."""
+"""Run perf tests in a fresh subprocess: the unit of replication for recording, confirming and comparing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 TIMED_OUT = 124
-"""The exit code of a process that was killed for taking too long, as timeout(1) has it."""
+"""Exit code of a process that a time limit killed, the same as timeout(1)."""
 LOOK_S = 0.2
-"""Time between two looks at a process that is watched: rare enough not to disturb what it measures."""
+"""Seconds between two checks of a watched process: rare enough not to disturb what it measures."""
 LAST_WORDS_S = 1.0
-"""What a process gets for its summary when the user interrupts both."""
+"""Seconds that a process gets for its summary when the user interrupts both."""
 
 _WRITING_FLAGS = (
     *("--pdb", "--trace", "--no-cov", "--cov-append", "--benchmark-autosave", "--json-report"),
@@ -39,7 +39,7 @@ _WRITING_WITH_OR_WITHOUT_A_NAME = ("--cov", "--debug", "--benchmark-histogram", 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a fresh process ended: pytest's exit code, its wall time, and where its output went."""
+    """How a subprocess ended: pytest's exit code, its wall time, and the log of its output."""
 
     exit_code: int
     seconds: float
@@ -47,13 +47,13 @@ class Ended:
 
     @property
     def last_words(self) -> str:
-        """The last line that tells something, of what the process printed."""
+        """The last informative line that the process printed."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log else []
         telling = [line.strip() for line in lines if line.startswith(("E  ", "ERROR", "FAILED", "error:"))]
         return next(reversed(telling or [line for line in lines if line.strip()]), "it printed nothing")
 
 
-def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a process inherits or not
+def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a process may inherit
     arguments: Sequence[str],
     *,
     python: str = sys.executable,
@@ -63,16 +63,16 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
     timeout_s: float | None = None,
     watch: Callable[[int], bool] | None = None,
 ) -> Ended:
-    """Run ``pytest --llmperf`` with these arguments in a process of its own.
+    """Run ``pytest --llmperf`` with these arguments in a subprocess.
 
     Args:
-        arguments: of pytest.
-        python: the interpreter, of an environment that has this package.
+        arguments: pytest's arguments.
+        python: the interpreter of an environment that has this package.
         folder: working directory (default: ours).
         environment: of the process (default: ours).
         log: file for its output (default: where ours goes).
         timeout_s: seconds after which it is killed; it then ends with `TIMED_OUT`.
-        watch: asked a few times a second, with the process's id, whether to kill it.
+        watch: called a few times a second with the process's id; returns whether to kill it.
     """
     command = [python, "-m", "pytest", "--llmperf", *arguments]
     start = time.monotonic()
@@ -92,7 +92,7 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
     return Ended(code, time.monotonic() - start, log)
 
 
-def run_replica(  # noqa: PLR0913  # what a replica has of its own
+def run_replica(  # noqa: PLR0913  # one keyword for each thing that a replica has of its own
     config: pytest.Config,
     tests: Sequence[str],
     journal: Path,
@@ -101,15 +101,15 @@ def run_replica(  # noqa: PLR0913  # what a replica has of its own
     extra: Sequence[str] = (),
     watch: Callable[[int], bool] | None = None,
 ) -> Ended:
-    """Run some of a run's tests in a fresh process, which compares nothing.
+    """Run some of a run's tests in a fresh subprocess, which compares nothing.
 
     Args:
         config: of the run.
         tests: keys of its tests.
-        journal: file for what is measured; the output goes beside it.
+        journal: file for the results; the output goes beside it.
         session_id: of the run.
-        extra: arguments beside the run's own.
-        watch: as `run_perf_tests` takes it.
+        extra: additional arguments.
+        watch: as for `run_perf_tests`.
     """
     return run_perf_tests(
         [*_replica_arguments(config, tests, journal), *extra],
@@ -132,7 +132,7 @@ def _wait(process: subprocess.Popen[bytes], deadline: float | None, watch: Calla
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End a process and those that it started."""
+    """Kill a process and its descendants."""
     with suppress(psutil.Error):
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.Error):
@@ -141,7 +141,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _replica_arguments(config: pytest.Config, tests: Sequence[str], journal: Path) -> list[str]:
-    """A run's arguments, for the tests named, with nothing written but the journal."""
+    """Return a run's arguments for the named tests, with the journal as the only output."""
     worker = getattr(config, "workerinput", None)
     given = worker["llmperf_arguments"] if worker else map(str, config.invocation_params.args)
     arguments = [
@@ -159,9 +159,9 @@ def _replica_arguments(config: pytest.Config, tests: Sequence[str], journal: Pat
 
 
 def _pinned_to(config: pytest.Config, device: str) -> list[str]:
-    """Arguments that keep a fresh process on a worker's device: of an option that is given twice, the last one holds.
+    """Return arguments that keep a subprocess on a worker's device; the last one of a repeated option wins.
 
-    An index and not ``CUDA_VISIBLE_DEVICES``, so that a device has one name in all processes of a run.
+    An index is used instead of ``CUDA_VISIBLE_DEVICES``, so that a device has one name in all processes of a run.
     """
     options = {"--device": "llmperf_short_device", "--llmperf-device": "llmperf_device"}
     given = [flag for flag, name in options.items() if config.getoption(name, None)]
@@ -169,10 +169,9 @@ def _pinned_to(config: pytest.Config, device: str) -> list[str]:
 
 
 def without_outputs(arguments: Sequence[str]) -> list[str]:
-    """A run's arguments without those that write something, ask somebody or start workers.
+    """Return a run's arguments without those that write files, start a debugger or start workers.
 
-    What is left selects and configures the tests: a replica that runs beside its original must not overwrite the
-    original's reports.
+    The remaining ones select and configure the tests. A replica must not overwrite the reports of its original.
     """
     return _outputs().parse_known_args(list(arguments))[1]
 

@@ -1,8 +1,8 @@
-"""The processes of one run: those that measure for it, and those that wait for them, are no strangers on its device.
+"""Process ids of one run, so that its own processes do not count as strangers on its device.
 
-A run is the outermost process, pytest or the ``llmperf`` command, and all that it starts: fresh runs that confirm, a
-model's process of its own, xdist's workers. Each is told by its environment which is the outermost, and how many of the
-processes above it use the device.
+A run is the outermost process, pytest or the ``llmperf`` command, and all that it starts: fresh runs that confirm,
+isolated processes of models, xdist's workers. Environment variables tell each process which one is the outermost, and
+how many of its ancestors use the device.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import os
 import psutil
 
 RUN_VARIABLE = "LLMPERF_RUN_PID"
-"""Holds the id of the outermost process of the run."""
+"""Holds the id of the run's outermost process."""
 USERS_VARIABLE = "LLMPERF_DEVICE_USERS"
-"""Holds how many processes above one use the device: they do so until they end."""
+"""Holds how many ancestors of a process use the device; they do so until they end."""
 
 
 def _whole_number(variable: str) -> int:
@@ -23,21 +23,21 @@ def _whole_number(variable: str) -> int:
 
 
 USERS_ABOVE = _whole_number(USERS_VARIABLE)
-"""Processes above this one that use the device."""
+"""Number of this process's ancestors that use the device."""
 
 
 def begin_run() -> None:
-    """Make this process the outermost of a run, unless it is part of one."""
+    """Make this process the outermost of a run, unless it belongs to one."""
     os.environ.setdefault(RUN_VARIABLE, str(os.getpid()))
 
 
 def begin_use() -> None:
-    """Tell the processes that this one will start that it uses the device."""
+    """Record, for the processes that this one will start, that it uses the device."""
     os.environ[USERS_VARIABLE] = str(USERS_ABOVE + 1)
 
 
 def run_process_ids() -> set[int]:
-    """The ids of all processes of this run, and of those that it was started from."""
+    """Return the ids of all processes of this run and of this process's ancestors."""
     try:
         process = psutil.Process()
         above = process.parents()

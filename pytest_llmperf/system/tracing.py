@@ -1,4 +1,4 @@
-"""What follows Python code as it runs, and makes it slower: coverage, debuggers, profilers."""
+"""Detection of tools that trace Python code and slow it down: coverage, debuggers, profilers."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 NOT_TRACED = "none"
 _TOOL_IDS = range(6)
-"""Of ``sys.monitoring``, which Python has since 3.12."""
+"""Tool ids of ``sys.monitoring``, which is new in Python 3.12."""
 
 
 def tracing() -> str:
-    """The names of what traces this thread or new ones, such as ``coverage``; ``none`` if nothing does."""
+    """Return the names of tools that trace this thread or new ones, such as ``coverage``; ``none`` without any."""
     return " ".join(sorted(set(_tracers()))) or NOT_TRACED
 
 
 def changed_tracing(then: str, now: str) -> str:
-    """Why what was timed may not be compared: not what the run recorded is tracing now. Empty if it is."""
+    """Return why timings are not comparable: tracing differs from what the run recorded. Empty if it is the same."""
     return "" if then == now else f"tracing changed since the run began: {then} -> {now}"
 
 
@@ -32,6 +32,6 @@ def _tracers() -> Iterator[str]:
 
 
 def _package(hook: object) -> str:
-    """Where a hook is from: it is a function, or an object with a type of its own."""
+    """Return the package of a hook, which is a function or an object with a type of its own."""
     module = getattr(hook, "__module__", None) or type(hook).__module__
     return str(module).partition(".")[0]
