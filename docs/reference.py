@@ -237,8 +237,6 @@ def api() -> Iterator[str]:
     for name in pytest_llmperf.__all__:
         if not name.startswith("__"):
             yield f"::: {getattr(pytest_llmperf, name).__module__}.{name}\n"
-    for path in ("fixtures.LlmPerf", "measure.timer.KernelTimer", "measure.timing.Timing", "fixtures.PeakMemory"):
-        yield f"::: pytest_llmperf.{path}\n"
 
 
 PAGES: Mapping[str, Callable[[], Iterator[str]]] = {

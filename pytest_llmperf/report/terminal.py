@@ -168,7 +168,7 @@ def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
 def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(result.observation.disturbed_requests for result in entry.results)]
     if tests:
-        yield f"disturbed: other processes held the processors again and again: {some(tests, LONGEST_LIST)}"
+        yield f"disturbed: CPU contention persisted after retries: {some(tests, LONGEST_LIST)}"
 
 
 def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
@@ -204,7 +204,8 @@ def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
     for verdict in improved[:LONGEST_LIST]:
         cell, ratio = verdict.cell, f" ×{verdict.ratio:.3f}" if verdict.ratio else ""
         reason = ("--reason", f"improved{ratio}", "--record", "5", *run.settings)
-        yield f"improved: bank it with: {_command(run, 'accept', cell.test, cell.metric.name, *reason)}"
+        command = _command(run, "accept", cell.test, cell.metric.name, *reason)
+        yield f"improved: to make this the new level, run: {command}"
     if len(improved) > LONGEST_LIST:
         yield f"improved: {len(improved) - LONGEST_LIST} more cells; llmperf accept takes patterns such as '*'"
 

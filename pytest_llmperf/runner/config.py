@@ -566,8 +566,8 @@ def _refuse_misled_root(config: pytest.Config, model: str | None) -> None:
         return
     if not Path(model).resolve().is_relative_to(here):
         raise UsageError(
-            f"--llmperf-model: pytest took {model} for a place of tests, and {config.rootpath} for the root of the "
-            f"project: write --llmperf-model={model}"
+            f"pytest parsed {model} as a test path, and took {config.rootpath} as the root of the project: use "
+            f"--llmperf-model={model}"
         )
 
 

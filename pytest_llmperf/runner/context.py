@@ -44,8 +44,8 @@ from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.outcome import Entry
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 
-LEFT_TO_THE_GATE = "it looks slower: llmperf gate decides"
-LEFT_TO_FRESH_RUNS = "it looks slower, which a screen does not confirm: pytest --llmperf does"
+LEFT_TO_THE_GATE = "possible regression: llmperf gate decides"
+LEFT_TO_FRESH_RUNS = "possible regression, not confirmed: run pytest --llmperf"
 
 PROFILED_WARMUP = 2
 """Maximum of warm-up requests in a run that only profiles: the timed and the counted request warm up as well."""

@@ -33,7 +33,7 @@ def doubt(differences: Sequence[float], base_first: Sequence[bool], margin: floa
         margin: the tolerated change for the worse, in logarithms.
     """
     if median(differences) <= margin / 2:
-        return "a few blocks make the mean: the median block is within half the margin"
+        return "driven by a few blocks: the median change is within half the margin"
     if fmean([difference > 0 for difference in differences]) < LEAST_AGREEMENT:
         return f"fewer than {LEAST_AGREEMENT:.0%} of the blocks agree"
     if _drifts(differences):

@@ -118,7 +118,9 @@ def test_a_faster_decode_is_improved_and_says_how_to_bank_it(project):
     project.record(*QUIET_MACHINE)
     result = project.run(step_ms=0.5)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["improved: *TPOT*", "improved: bank it with: llmperf accept *tpot*--record 5*"])
+    result.stdout.fnmatch_lines(
+        ["improved: *TPOT*", "improved: to make this the new level, run: llmperf accept *tpot*--record 5*"]
+    )
 
 
 @pytest.mark.parametrize("execution", ["loop", "generate"])

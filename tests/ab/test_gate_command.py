@@ -195,7 +195,7 @@ def test_a_comparison_answers_what_the_screen_left_open(first, second, outcome, 
 @pytest.mark.parametrize(("outcome", "blocks"), [(Outcome.INCONCLUSIVE, 24), (Outcome.INVALID, 0)])
 def test_what_the_blocks_left_open_is_told_in_their_words(outcome, blocks):
     """And not as what the gate is about to decide: not either where each block was disturbed, so that none counts."""
-    screened = verdicts(a=[cell(Outcome.INCONCLUSIVE, sentence="it looks slower: llmperf gate decides")])
+    screened = verdicts(a=[cell(Outcome.INCONCLUSIVE, sentence="possible regression: llmperf gate decides")])
     compared = verdicts(a=[cell(outcome, blocks=blocks, sentence="after 24 blocks, the last look")])
     (found,) = combined(screened, compared, fail_on=frozenset()).tests[0].cells
     assert (found.outcome, found.blocks, found.sentence) == (outcome, blocks, "after 24 blocks, the last look")

@@ -155,8 +155,8 @@ def test_prune_removes_a_bad_session_a_run_or_all_before_a_date(recorded, comman
 def test_an_improvement_is_banked_by_the_one_command_that_the_summary_names(recorded):
     """It accepts the step and records the new level of that test, with the options of the run that showed it."""
     result = recorded.run("-k", "decode", step_ms=0.5)
-    (line,) = (line for line in result.outlines if line.startswith("improved: bank it with: "))
-    command = line.partition("with: ")[2].replace("--record 5", "--record 2")
+    (line,) = (line for line in result.outlines if line.startswith("improved: to make this the new level, run: "))
+    command = line.partition("run: ")[2].replace("--record 5", "--record 2")
     words = shlex.split(command)
     assert words[:4] == ["llmperf", "accept", DECODE, "tpot"]
     recorded.monkeypatch.setenv("STEP_MS", "0.5")
