@@ -50,7 +50,7 @@ def test_a_folder_that_pytest_takes_for_the_root_is_told(project, tmp_path_facto
     model = tmp_path_factory.mktemp("model")
     wrong = project.pytester.runpytest_inprocess("--llmperf", "--llmperf-model", str(model))
     assert wrong.ret == pytest.ExitCode.USAGE_ERROR
-    wrong.stderr.fnmatch_lines([f"ERROR: --llmperf-model: pytest took {model} for *: write --llmperf-model={model}"])
+    wrong.stderr.fnmatch_lines([f"ERROR: pytest parsed {model} as a test path, *: use --llmperf-model={model}"])
     right = project.pytester.runpytest_inprocess("--llmperf", f"--llmperf-model={model}")
     right.stderr.fnmatch_lines([f"ERROR: model '{model}' has no config.json: *"])
 
