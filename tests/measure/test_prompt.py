@@ -1,4 +1,4 @@
-"""Prompts of words: where they come from, what becomes of them, and what is refused."""
+"""Prompts of words and of random ids: where they come from, what becomes of them, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.prompt import RANDOM, Prompt, prompt_ids
+from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids, random_prompt
 from pytest_llmperf.models.load import load
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello <b>there</b>"}]
@@ -99,3 +100,13 @@ def test_what_the_model_lacks_is_named(tiny):
     plain = SimpleNamespace(chat_template=None)
     with pytest.raises(UsageError, match="no chat template: expected one, or a text"):
         ids(Prompt.of(MESSAGES), SimpleNamespace(model=tiny.model, tokenizer=plain))
+
+
+def test_prompts_are_seeded_and_free_of_special_tokens(tiny):
+    """The same seed gives the same ids; none of them ends the generation."""
+    config = tiny.model.config
+    one, two, other = (random_prompt(config, batch_size=3, input_tokens=50, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert digest(one) == digest(two) != digest(other)
+    assert one.shape == (3, 50)
+    assert not {config.bos_token_id, config.eos_token_id} & set(one.flatten().tolist())

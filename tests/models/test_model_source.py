@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.models.source import check_source, identify, is_local, locate
+from pytest_llmperf.models.source import check_source, default_model, identify, is_local, locate
 from pytest_llmperf.models.spec import ModelSpec
 
 CONFIG = SimpleNamespace(_commit_hash="8b1c0ffee")
@@ -144,3 +144,9 @@ def test_another_shape_is_another_identity(tiny: Path, tmp_path: Path) -> None:
     changed_config = identify(spec, CONFIG)
     save_file({name: tensor.float() for name, tensor in load_file(weights).items()}, weights)
     assert len({original, changed_config, identify(spec, CONFIG)}) == 3
+
+
+def test_the_default_model_suits_the_device():
+    """Small on a CPU, larger on an accelerator."""
+    assert default_model("cpu") == "synthetic:32m"
+    assert default_model("cuda:1") == "synthetic:1b"

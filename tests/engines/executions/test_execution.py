@@ -1,0 +1,53 @@
+"""The library's own loop and the bare one: the same work, to the last token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pytest_llmperf import ModelSpec
+from pytest_llmperf.engines.executions.execution import Generated, check_produced, greedy_loop, library_generate
+from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.measure.counters import count_operators
+from pytest_llmperf.measure.prompt import random_prompt
+from pytest_llmperf.models.load import load
+
+
+@pytest.fixture(scope="module")
+def tiny(model_cache):
+    return load(ModelSpec("synthetic:tiny", "fp32"), "cpu")
+
+
+def test_fewer_tokens_than_asked_for_are_an_error():
+    """A generation that stopped early is not the same work."""
+    short = Generated(torch.zeros(2, 3), None)
+    with pytest.raises(MeasurementError, match="produced 3 tokens for each of 2 prompts; expected 4 for each of 2"):
+        check_produced(short, batch_size=2, output_tokens=4)
+
+
+def test_generate_does_what_it_does_for_its_user(tiny):
+    """Each step, operator for operator, looks for end tokens among them; and none of them stops it."""
+    model, prompt = tiny.model, random_prompt(tiny.model.config, batch_size=2, input_tokens=5, seed=0)
+    given = {"attention_mask": torch.ones_like(prompt), "do_sample": False}
+    counts: dict[str, list[int]] = {"theirs": [], "ours": []}
+    for tokens in (6, 10):
+        with count_operators() as theirs:
+            out = model.generate(prompt, max_new_tokens=tokens, **given)
+        assert out.shape == (2, 5 + tokens), "no end token by chance"
+        with count_operators() as ours:
+            found = library_generate(model, prompt, tokens, lambda: None)
+        assert torch.equal(found.tokens, out[:, 5:])
+        counts["theirs"].append(theirs.total)
+        counts["ours"].append(ours.total)
+    steps = {name: longer - shorter for name, (shorter, longer) in counts.items()}
+    assert steps["ours"] == steps["theirs"] > 0
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
+def test_end_tokens_do_not_stop_generate(tiny, monkeypatch, several):
+    """It produces what the bare loop does, an end token like another."""
+    prompt = random_prompt(tiny.model.config, batch_size=1, input_tokens=5, seed=0)
+    plain = greedy_loop(tiny.model, prompt, 6, lambda: None).tokens
+    first = int(plain[0, 1])
+    monkeypatch.setattr(tiny.model.generation_config, "eos_token_id", [first, 2] if several else first)
+    assert torch.equal(library_generate(tiny.model, prompt, 6, lambda: None).tokens, plain)
