@@ -120,7 +120,7 @@ def test_filling_defaults_twice_changes_nothing(spec: ModelSpec, model: str) -> 
 
 def test_import_is_light() -> None:
     """Every module of the folder that collection uses is imported without torch or transformers."""
-    names = ("spec", "quantization", "synthetic", "source", "tokenizer", "quiet", "weights", "load", "registry")
+    names = ("spec", "quantization", "synthetic", "source", "tokenizer", "quiet", "weights", "load", "model_registry")
     imports = ", ".join(f"pytest_llmperf.models.{name}" for name in names)
     heavy = "{'torch', 'transformers', 'bitsandbytes', 'huggingface_hub', 'tokenizers'}"
     code = f"import {imports}; import sys; print(sorted({heavy} & set(sys.modules)))"

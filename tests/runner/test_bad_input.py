@@ -108,7 +108,7 @@ def test_an_option_that_does_something_needs_the_flag(project):
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(project, monkeypatch, package, extra):
     """The extras that a machine lacks are known before anything is measured."""
     find = importlib.util.find_spec
-    for module in ("measure.device", "models.load", "models.quantization"):
+    for module in ("hardware.device", "models.load", "models.quantization"):
         monkeypatch.setattr(
             f"pytest_llmperf.{module}.find_spec", lambda name, *a: None if name == package else find(name)
         )

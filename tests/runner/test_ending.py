@@ -154,12 +154,12 @@ module.{name} = full
 """
 KEPT = "what was measured could not be kept: No space left on device"
 FULL_DISKS = {
-    "journal": ("session", "_next_journal", KEPT),
-    "json": ("session", "_write_json", KEPT),
-    "baseline": ("session", "update_baseline", "baseline NOT updated: No space left on device"),
-    "verdicts": ("session", "write_verdicts", KEPT),
-    "report": ("report.webpage", "write_report", KEPT),
-    "profiles": ("profiling", "store_profiles", "operator profiles NOT kept: No space left on device"),
+    "journal": ("runner.session", "_next_journal", KEPT),
+    "json": ("runner.session", "_write_json", KEPT),
+    "baseline": ("runner.session", "update_baseline", "baseline NOT updated: No space left on device"),
+    "verdicts": ("runner.session", "write_verdicts", KEPT),
+    "report": ("report.html", "write_report", KEPT),
+    "profiles": ("runner.profiling", "store_profiles", "operator profiles NOT kept: No space left on device"),
 }
 
 

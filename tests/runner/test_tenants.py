@@ -25,9 +25,9 @@ from types import SimpleNamespace
 import pytest_llmperf.measure.bench as bench
 import pytest_llmperf.measure.guards as guards
 from pytest_llmperf.hardware.clock import HostClock
-from pytest_llmperf.measure.figures import Figure
 from pytest_llmperf.hardware.gpu_monitor import GpuConditions, other_processes
 from pytest_llmperf.measure.progress import Progress
+from pytest_llmperf.metrics import Figure
 
 CONTEXTS = Path(__file__).with_name("contexts")
 CONTEXTS.mkdir(exist_ok=True)
