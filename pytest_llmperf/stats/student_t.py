@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from scipy.special import stdtr, stdtrit
+
+from pytest_llmperf.stats.interval import Interval
 
 SD_FLOOR = 0.002
 """Minimum standard deviation of ln(value).
@@ -20,15 +21,6 @@ LEVEL = 0.95
 """Confidence level of every interval shown."""
 
 _LARGEST_LOG = 700.0  # exp of more overflows a double
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A two-sided confidence interval of the ratio now / baseline."""
-
-    low: float
-    high: float
-    level: float
 
 
 def upper_tail(t: float, df: float) -> float:

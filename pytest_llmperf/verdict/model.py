@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from pytest_llmperf.metrics import Kind, Limit, Metric
-from pytest_llmperf.stats.student_t import Interval
+from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.text import plural
 
 

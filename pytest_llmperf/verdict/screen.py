@@ -12,15 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean, median
 
 from pytest_llmperf.metrics import Better, Kind
-from pytest_llmperf.stats.student_t import (
-    SD_FLOOR,
-    Interval,
-    bounded_exp,
-    half_width,
-    quantile,
-    ratio_interval,
-    upper_tail,
-)
+from pytest_llmperf.stats.interval import Interval
+from pytest_llmperf.stats.student_t import SD_FLOOR, bounded_exp, half_width, quantile, ratio_interval, upper_tail
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict, evidence, number, percent
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior
 from pytest_llmperf.verdict.window_stats import History, oriented

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pytest_llmperf.metrics import Kind, Metric
-from pytest_llmperf.stats.student_t import Interval
+from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.exact import limit_value
 from pytest_llmperf.verdict.model import Outcome, Verdict, evidence, number, percent

@@ -16,7 +16,7 @@ from pytest_llmperf.metrics import METRICS, Kind, Limit
 from pytest_llmperf.report.results_table import results_table
 from pytest_llmperf.report.terminal import write_now
 from pytest_llmperf.report.verdict_rows import rows
-from pytest_llmperf.stats.student_t import Interval
+from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.verdict.comparison import Comparison, Confirmed
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 from pytest_llmperf.verdict.outcome import Entry
