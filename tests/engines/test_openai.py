@@ -45,8 +45,10 @@ def test_what_a_real_server_is_found_to_take(tiny):
     """It takes no ids, and is told of a fixed length in its own way."""
     assert tiny.settings == {"endpoint": "/completions", "prompt": "text", "fixed_by": "generation_config"}
     assert tiny.model == {
-        "model": "synthetic:tiny", "revision": "main", "quantization": None, "dtype": None, "attention": None
+        "model": "synthetic:tiny", "revision": tiny.model["revision"], "quantization": None, "dtype": None,
+        "attention": None,
     }  # fmt: skip
+    assert tiny.model["revision"] in ("main", None), "transformers 5.24 tells none"
     assert tiny.vocabulary == 26
 
 

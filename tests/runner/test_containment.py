@@ -50,7 +50,7 @@ def time_request(run, clock):
 
 generation.time_request = time_request
 """
-MEMORY = r"\d+ MiB resident on the host"
+MEMORY = r"[\d.]+ [MG]iB resident on the host"
 
 
 def three_tests(trouble="pass", *, number=1):
