@@ -36,16 +36,16 @@ SETTINGS = (
     Option("model", "NAME", "", "Model to measure: a hub name, a folder with safetensors, or synthetic:NAME "
            "(default: synthetic:32m on a CPU, synthetic:1b on an accelerator)"),
     Option("revision", "REV", "", "Revision of the model on the hub"),
-    Option("quantization", "NAMES", "nf4,int8,int8-decomp", "What the llm fixture loads in tests that do not "
-           "parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
-    Option("attention", "NAMES", "", "Attention implementation of models whose test names none: eager, sdpa, "
-           "flash_attention_2, flex_attention, ...; several, comma-separated, where a test does not parametrize llm "
-           "(default: the library's choice)"),
+    Option("quantization", "NAMES", "nf4,int8,int8-decomp", "Quantizations of the llm fixture in tests that do "
+           "not parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
+    Option("attention", "NAMES", "", "Attention implementation where a test names none: eager, sdpa, "
+           "flash_attention_2, flex_attention, ...; several, comma-separated, parametrize tests that do not "
+           "parametrize llm (default: the library's choice)"),
     Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
     Option("input-tokens", "N", "64", "Prompt length where a test does not set it"),
     Option("prompt", "PROMPT", "random", "Prompt where a test does not set it: random (ids), text:WORDS, file:PATH, "
-           "chat (a short one) or chat:PATH (JSON messages), the last two through the tokenizer's template; all but "
-           "random have a length of their own"),
+           "chat (a short one) or chat:PATH (JSON messages); chats use the tokenizer's template. All but random "
+           "determine their own length"),
     Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
@@ -54,44 +54,44 @@ SETTINGS = (
            "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
     Option("dynamo", "SETTINGS", "", "Settings of torch._dynamo.config where execution is compile: "
            "NAME=VALUE,... such as capture_dynamic_output_shape_ops=true"),
-    Option("engine", "NAME", "transformers", "What serves requests in tests that use the engine fixture: transformers, "
-           "vllm (in this process), or openai (any server that speaks OpenAI's protocol, at --llmperf-base-url)"),
-    Option("base-url", "URL", "", "Where the server is, such as http://127.0.0.1:8000/v1; with /chat/completions at "
-           "its end chats are asked for. OPENAI_API_KEY is sent to it, if set"),
+    Option("engine", "NAME", "transformers", "Engine that serves requests in tests that use the engine fixture: "
+           "transformers, vllm (in this process), or openai (a server with the OpenAI protocol at --llmperf-base-url)"),
+    Option("base-url", "URL", "", "URL of the server, such as http://127.0.0.1:8000/v1; a URL that ends with "
+           "/chat/completions selects chats. OPENAI_API_KEY is sent to it, if set"),
     Option("schedulers", "NAMES", "naive,offline,online", "Schedulers of pytest_llmperf.suite.serving: naive (one "
            "request after another), offline (all at once), online (continuous batching of a limited size)"),
-    Option("serve-requests", "N", "16", "Requests that a scheduler serves where a test does not set it"),
-    Option("max-batch-size", "N", "8", "Most requests that the online scheduler serves at once where a test does not "
-           "set it"),
-    Option("rate", "N", "", "Requests a second that arrive at the online scheduler of pytest_llmperf.suite.serving, "
-           "Poisson (default: all at once)"),
+    Option("serve-requests", "N", "16", "Number of requests per scheduler where a test does not set it"),
+    Option("max-batch-size", "N", "8", "Largest number of concurrent requests of the online scheduler where a test "
+           "does not set it"),
+    Option("rate", "N", "", "Arrival rate of the online scheduler in pytest_llmperf.suite.serving: requests per "
+           "second, Poisson (default: all at once)"),
     Option("throughput-sequences", "N", "", "Sequences of the throughput test (default: 256; 32 on a CPU)"),
     Option("throughput-lengths", "LOW-HIGH", "", "Lengths of its prompts and outputs, uniform (default: 100-1024; "
            "16-64 on a CPU)"),
-    Option("requests", "N", "10", "Measured requests a test and run"),
-    Option("warmup", "N", "10", "Most warm-up requests a test; warming up ends earlier once it is steady"),
-    Option("guards", "NAMES", "all", "What makes timed figures invalid, comma-separated: tenants, throttling, clocks, "
-           "placement, load, disturbance; none only records what the machine was like"),
-    Option("baselines", "DIR", "baselines", "Folder of the baseline files, one a device"),
-    Option("anchor", "REVISION", "", "Compare with the baseline as it was at this git revision as well, so that many "
-           "small changes do not add up unseen"),
+    Option("requests", "N", "10", "Timed requests per test and run"),
+    Option("warmup", "N", "10", "Most warm-up requests per test; warm-up ends earlier once times are steady"),
+    Option("guards", "NAMES", "all", "Guards that may make timed figures invalid, comma-separated: tenants, "
+           "throttling, clocks, placement, load, disturbance; none only records the state of the machine"),
+    Option("baselines", "DIR", "baselines", "Folder of the baseline files, one per device"),
+    Option("anchor", "REVISION", "", "Compare also with the baseline at this git revision, so that small regressions "
+           "cannot accumulate"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
            "speedup, call, weights, kv_cache, graph_memory, the peaks of allocated memory, operators_per_token, "
            "graph_breaks, unique_graphs and recompilations, and on CUDA kernel_launches_per_token and "
            "syncs_per_token)"),
-    Option("tolerate", "LIMITS", "", "Slowdown or growth that is accepted: 3%% for every metric, or tpot:3%%,ttft:5%%"),
-    Option("catch", "LIMITS", "", "Slowdown or growth that must be caught; where the baseline cannot, the cell is "
+    Option("tolerate", "LIMITS", "", "Accepted slowdown or growth: 3%% for every timed metric, or tpot:3%%,ttft:5%%"),
+    Option("catch", "LIMITS", "", "Slowdown or growth that must be detected; a cell whose baseline cannot detect it is "
            "inconclusive"),
-    Option("confirm", "N", "2", "Fresh processes in which a slower cell is measured again before its test may fail; "
+    Option("confirm", "N", "2", "Number of fresh processes that measure a slower cell again before its test may fail; "
            "0 lets it fail at once"),
-    Option("timeout", "SECONDS", "", "Longest that loading a model or a test's body may take; 0 for no limit (default: "
+    Option("timeout", "SECONDS", "", "Time limit for loading a model and for a test's body; 0 for no limit (default: "
            "for the body, ten times the slowest run of the baseline)"),
-    Option("explain", "on|off", "on", "Profile what regressed once more, to tell where the time went, and what is "
-           "recorded, to have it to compare with; each in a fresh process of its own"),
-    Option("fail-on", "OUTCOMES", "", "Outcomes that fail a test as well, comma-separated: inconclusive, new, missing, "
+    Option("explain", "on|off", "on", "Profile regressions to explain them, and recorded runs to compare them with; "
+           "each in a fresh process"),
+    Option("fail-on", "OUTCOMES", "", "More outcomes that fail a test, comma-separated: inconclusive, new, missing, "
            "not_comparable, invalid, improved"),
-    Option("baseline-ref", "REV", "", "Read the baseline as it is at this git revision, so that a pull request cannot "
-           "excuse itself by editing it"),
+    Option("baseline-ref", "REV", "", "Read the baseline from this git revision, so that a pull request cannot pass by "
+           "editing it"),
 )  # fmt: skip
 
 PROCESS_OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -198,17 +198,19 @@ def forgotten_flag(config: pytest.Config) -> str:
 def _add_actions(group: pytest.OptionGroup) -> None:
     group.addoption("--llmperf-update", action="store_true", help="Append this run to the device's baseline")
     group.addoption("--llmperf-update-new-only", action="store_true",
-                    help="Append only what the baseline does not hold yet")  # fmt: skip
+                    help="Append only cells that the baseline does not have")  # fmt: skip
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
     group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
-                    help="Make it worse, to prove that the gate can turn red: multiply a figure ('tpot:+50%%'), or do "
-                         "real work on each forward: products ('work:+15%%'), a wait ('sleep:+15%%', 'sleep:2ms'), "
+                    help="Inject a regression, to check that the gate can fail: multiply a figure ('tpot:+50%%'), or "
+                         "add real work to each forward: products ('work:+15%%'), a wait ('sleep:+15%%', 'sleep:2ms'), "
                          "memory held during decode ('hold:64MiB'), smaller batches ('batch:-25%%')")  # fmt: skip
     group.addoption("--llmperf-strict", action="store_true",
-                    help="Fail on whatever is not decided: --llmperf-fail-on with all but improved")  # fmt: skip
+                    help="Fail on undecided cells: --llmperf-fail-on with all outcomes but improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
-    group.addoption("--llmperf-report", metavar="FILE.html", help="Write a page with verdicts, pictures and history")
-    group.addoption("--llmperf-isolate", action="store_true", help="Run each model's tests in a process of their own")
-    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file a workload, samples included")
+    group.addoption(
+        "--llmperf-report", metavar="FILE.html", help="Write an HTML page with verdicts, charts and history"
+    )
+    group.addoption("--llmperf-isolate", action="store_true", help="Run the tests of each model in a fresh process")
+    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file per workload, samples included")
     for option, (_, more) in PROCESS_OPTIONS.items():
         group.addoption(option, help=argparse.SUPPRESS, **more)
