@@ -244,7 +244,7 @@ _DEFINITIONS: tuple[Metric, ...] = (
     ),
     _explaining_ms("cold_ttft", "cold TTFT", "TTFT of the first request of a compiled decode"),
     _explaining_ms("capture", "capture time", "capturing and first replaying all CUDA graphs of decode"),
-    _explaining_ms("lateness", "lateness", "due to sent, per request: how late whoever asks was"),
+    _explaining_ms("lateness", "lateness", "from when a request was due to when it was sent, per request"),
     _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
     _memory("kv_cache", "KV cache", "bytes of keys and values after the last token", gates=True),
     *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
