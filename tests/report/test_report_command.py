@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 
@@ -24,9 +25,18 @@ def verdicts(tmp_path, monkeypatch):
     return tmp_path / "verdicts.json"
 
 
+@pytest.fixture
+def repository_above(project):
+    """A repository of which the project is a subfolder; it is gone before tests that need a folder without one."""
+    above = project.path.parent
+    subprocess.run(["git", "init", "-q", str(above)], check=True)
+    yield
+    shutil.rmtree(above / ".git")
+
+
+@pytest.mark.usefixtures("repository_above")
 def test_a_run_is_told_with_its_line_in_the_repository_and_figures_in_junit(project):
     """The path is relative to the repository, also if the project is a subfolder."""
-    subprocess.run(["git", "init", "-q", str(project.path.parent)], check=True)
     project.write()
     result = project.run("--llmperf-verdicts=verdicts.json", "--junitxml=junit.xml", "-o", "junit_family=xunit2")
     assert result.ret == 0

@@ -203,7 +203,7 @@ class TestGuards:
         verdict = judged(blocks_of(np.random.default_rng(1).permutation([1.2] * 11 + [1.005] * 13)))
         assert verdict.p_value < 0.02
         assert verdict.outcome is Outcome.INCONCLUSIVE
-        assert "median block" in verdict.reason
+        assert "median change" in verdict.reason
 
     def test_three_quarters_must_agree(self):
         """At most a quarter of the blocks may disagree."""
