@@ -33,14 +33,20 @@ def stored(project):
     return json.loads(project.baseline().read_text())
 
 
+SESSION = re.compile(r'("session_id": "session (\d)".*?"time": ")[^T]*', re.DOTALL)
+
+
+def days_apart(found):
+    """The first session's run is of the first day, whatever the order of runs of one second is in the file."""
+    return f"{found[1]}2026-01-0{int(found[2]) + 1}"
+
+
 @pytest.fixture
 def recorded(project):
     """Two tests in five sessions of long ago."""
     project.write(TWO_TESTS)
     project.record(*QUIET_MACHINE)
-    days = iter(range(1, 6))
-    text = re.sub(r'"time": "[^T]*', lambda _: f'"time": "2026-01-0{next(days)}', project.baseline().read_text())
-    project.baseline().write_text(text)
+    project.baseline().write_text(SESSION.sub(days_apart, project.baseline().read_text()))
     project.monkeypatch.chdir(project.path)
     return project
 
@@ -146,7 +152,8 @@ def test_prune_removes_tests_and_what_belongs_to_them(recorded, command):
 def test_prune_removes_a_bad_session_a_run_or_all_before_a_date(recorded, command):
     """Whatever fits all that is given."""
     assert "removed 1 of 5 runs" in command("prune", "--session", "session 3")[1]
-    assert "removed 1 of 4 runs" in command("prune", "--run", stored(recorded)["runs"][3]["run_id"])[1]
+    run_of = {run["session_id"]: run["run_id"] for run in stored(recorded)["runs"]}
+    assert "removed 1 of 4 runs" in command("prune", "--run", run_of["session 4"])[1]
     assert "removed 0 of 3 runs" in command("prune", "--before", "2026-01-02", "test_decode*")[1]
     assert "removed 1 of 3 runs" in command("prune", "--before", "2026-01-02")[1]
     assert {run["session_id"] for run in stored(recorded)["runs"]} == {"session 1", "session 2"}
