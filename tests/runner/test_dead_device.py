@@ -29,6 +29,7 @@ def call(device=None):
 
 
 torch.cpu.synchronize = torch.cpu.empty_cache = call
+torch.cpu.is_initialized = lambda: True  # which torch 2.7 has of other devices only
 
 
 @pytest.fixture
@@ -81,8 +82,8 @@ VERDICTS = "--llmperf-verdicts=verdicts.json"
 @pytest.fixture
 def dying(project, monkeypatch):
     """A project whose second test kills the device, in this way."""
-    for name in ("synchronize", "empty_cache"):
-        monkeypatch.setattr(torch.cpu, name, getattr(torch.cpu, name, None), raising=False)
+    for name in ("synchronize", "empty_cache", "is_initialized"):
+        monkeypatch.setattr(torch.cpu, name, getattr(torch.cpu, name, bool), raising=False)
 
     def write(kills=RAISES):
         project.write(TESTS.format(kills=kills), conftest=FAKE_CLOCK + DEVICE)
