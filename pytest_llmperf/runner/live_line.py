@@ -60,4 +60,6 @@ class LiveLine:
         left = writer.fullwidth - writer.width_of_current_line - 1
         if left >= _NARROWEST:
             with self._uncaptured():
-                self._reporter.write_raw(f"{_SAVE}{text[:left]}{_ERASE}{_RESTORE}", flush=True)
+                # Not the writer's own `write`, which would count the escapes as text of the line.
+                writer._file.write(f"{_SAVE}{text[:left]}{_ERASE}{_RESTORE}")  # noqa: SLF001  # write_raw needs pytest 9
+                writer.flush()

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 from perf_project import QUICK
@@ -100,12 +103,11 @@ class FakeReporter:
     verbosity, isatty, hasmarkup = 1, True, True
 
     def __init__(self, column=30):
-        self._tw = type("Writer", (), {"fullwidth": 80, "width_of_current_line": column})
-        self.written = []
+        self._tw = SimpleNamespace(fullwidth=80, width_of_current_line=column, _file=StringIO(), flush=lambda: None)
 
-    def write_raw(self, text, *, flush):
-        assert flush
-        self.written.append(text)
+    @property
+    def written(self):
+        return re.findall(r"\x1b7.*?\x1b8", self._tw._file.getvalue(), re.DOTALL)
 
 
 def test_the_line_tells_tokens_and_the_running_median(capsys):
