@@ -32,6 +32,11 @@ def first_line(told: object) -> str:
     return str(told).strip().partition("\n")[0]
 
 
+def error_line(error: BaseException) -> str:
+    """Format an error as its type and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def plural(number: int, noun: str) -> str:
     """Format a count with its noun: ``1 run``, ``2 runs``."""
     return f"{number} {noun}{'s' * (number != 1)}"

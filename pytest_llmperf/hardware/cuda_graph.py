@@ -11,7 +11,7 @@ from typing import Any
 from pytest_llmperf.errors import LlmperfError, MeasurementError
 from pytest_llmperf.hardware.cublas_workspaces import inside_its_pool
 from pytest_llmperf.hardware.garbage_collector import collector_paused
-from pytest_llmperf.text import first_line
+from pytest_llmperf.text import error_line
 
 _SYNCHRONIZES = "called a synchronizing CUDA operation"
 _EMPTY = "The CUDA Graph is empty"
@@ -98,7 +98,7 @@ def _fill(graph: Any, device: str, call: Callable[[], object], times: int, pool:
         else:
             _abandon(graph, pool.handle, device)
         if isinstance(error, Exception) and not isinstance(error, LlmperfError):  # time limits raise LlmperfError
-            raise NotCapturableError(f"capture failed: {_one_line(error)}") from error
+            raise NotCapturableError(f"capture failed: {error_line(error)}") from error
         raise
 
 
@@ -163,7 +163,7 @@ def _abandon(graph: Any, pool: Any, device: str) -> None:
         torch.ones(1, device=device).add_(1)
         torch.cuda.synchronize()
     except (RuntimeError, AttributeError) as error:
-        raise MeasurementError(f"{device} does not work after a capture that failed: {_one_line(error)}") from error
+        raise MeasurementError(f"{device} does not work after a capture that failed: {error_line(error)}") from error
 
 
 def _end_allocation(index: int, pool: Any) -> None:
@@ -198,7 +198,3 @@ def _copied_random_state(device: str) -> Iterator[None]:
         yield
     finally:
         generator.graphsafe_set_state(state)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from pytest_llmperf.text import first_line
+from pytest_llmperf.text import error_line
 
 
 def why_dead(device: str) -> str:
@@ -35,5 +35,5 @@ def _failure(module: Any, device: str) -> str:
     try:
         module.synchronize(device)
     except RuntimeError as error:
-        return f"{type(error).__name__}: {first_line(error)}"
+        return error_line(error)
     return ""
