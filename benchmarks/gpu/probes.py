@@ -236,11 +236,10 @@ def _profiles(place: Place, results: Results, kind: str, work: Callable[[], obje
 
 def profiled(device: str, work: Callable[[], object]) -> tuple[int, int]:
     """Kernels on the device and launches on the host, as the plugin's own profiler has them."""
-    from torch._C._autograd import DeviceType
-
     from pytest_llmperf.hardware.clock import clock_for
     from pytest_llmperf.hardware.device import resolve_device
     from pytest_llmperf.hardware.profiler import profiler
+    from pytest_llmperf.measure.cuda_activity import events_of
 
     os.environ.setdefault("TEARDOWN_CUPTI", "1")
     clock = clock_for(resolve_device(device))
@@ -249,10 +248,8 @@ def profiled(device: str, work: Callable[[], object]) -> tuple[int, int]:
     with profile:
         work()
         clock.synchronize()
-    events = [(event.name(), event.device_type() != DeviceType.CPU) for event in profile.kineto_results.events()]
-    kernels = [name for name, on_device in events if on_device and not name.startswith(("Memcpy", "Memset"))]
-    launches = [name for name, on_device in events if not on_device and "Launch" in name]
-    return len(kernels), len(launches)
+    events = events_of(profile.kineto_results.events())
+    return sum(event.is_kernel for event in events), sum(event.is_launch for event in events)
 
 
 def captures(place: Place, results: Results) -> None:

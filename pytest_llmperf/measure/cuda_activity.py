@@ -51,6 +51,16 @@ class ProfiledEvent:
     correlation: int = 0
     """Id shared by a host call and the device work that it launched."""
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether this is a kernel on the device, not a copy or a memset."""
+        return self.on_device and not self.name.startswith(_NO_KERNELS)
+
+    @property
+    def is_launch(self) -> bool:
+        """Whether this is a host call that launches a kernel or a graph."""
+        return not self.on_device and _LAUNCHES.fullmatch(self.name) is not None
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -79,7 +89,7 @@ def activity_of(events: Iterable[ProfiledEvent]) -> Activity:
     start, end = marks[0].end_ns, marks[1].start_ns
     work = [event for event in ordered if event.on_device and event.start_ns >= start]
     calls = [event for event in ordered if not event.on_device and start <= event.start_ns < end]
-    kernels = [event for event in work if not event.name.startswith(_NO_KERNELS)]
+    kernels = [event for event in work if event.is_kernel]
     _check_launches(calls, kernels)
     return Activity(
         kernels=len(kernels),
@@ -89,7 +99,7 @@ def activity_of(events: Iterable[ProfiledEvent]) -> Activity:
 
 
 def _check_launches(calls: Sequence[ProfiledEvent], kernels: Sequence[ProfiledEvent]) -> None:
-    launches = {event.correlation for event in calls if _LAUNCHES.fullmatch(event.name)}
+    launches = {event.correlation for event in calls if event.is_launch}
     lost = launches - {event.correlation for event in kernels}
     if lost:
         raise ValueError(f"{len(lost)} of {len(launches)} launches have no kernel in the profile")
@@ -165,10 +175,10 @@ def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Seq
         run(on_token)
         mark(END_MARK)
         clock.synchronize()
-    return _events(profile.kineto_results.events())
+    return events_of(profile.kineto_results.events())
 
 
-def _events(recorded: Iterable[Any]) -> list[ProfiledEvent]:
+def events_of(recorded: Iterable[Any]) -> list[ProfiledEvent]:
     """Convert kineto events, without the device's copies of host annotations, which are no work."""
     from torch._C._autograd import DeviceType  # as in torch's own profiler
 

@@ -131,7 +131,7 @@ def test_the_echo_of_an_annotation_on_the_device_is_no_work():
         recorded("Torch-Compiled Region", DeviceType.CUDA, annotation=True),
         recorded("gemm", DeviceType.CUDA),
     ]
-    assert cuda_activity._events(events) == [
+    assert cuda_activity.events_of(events) == [
         ProfiledEvent(DECODE_MARK, False, 1, 2, 3),
         ProfiledEvent("gemm", True, 1, 2, 3),
     ]
