@@ -12,9 +12,8 @@ from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
 from pytest_llmperf.stats.trimmed_mean import spread_around_zero
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.schema import Workload
-from pytest_llmperf.verdict.comparison import CellKey
 from pytest_llmperf.verdict.judge import is_judged, judge
-from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
+from pytest_llmperf.verdict.model import Cell, CellKey, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.paired import ALPHA, LOOKS, Block, judge_paired, null_trips, veto
 
 
@@ -189,7 +188,7 @@ class Standing:
         ]
 
     def _unpaired_verdict(self, key: CellKey, value: float | str | None) -> Verdict:
-        cell = Cell(test=key[0], metric=METRICS[key[2]], limit=self._limit(key), value=value, workload=key[1])
+        cell = Cell.of(key, self._limit(key), value)
         outcome, reason = self._why_not(key)
         return Verdict(cell=cell, outcome=outcome, kind=cell.metric.kind, reason=reason)
 
@@ -237,11 +236,7 @@ def _judge_exact(pairs: Pairs) -> Verdict:
         Sample(run_id=f"base {number}", session_id="paired", value=value)
         for number, value in enumerate([*pairs.base, *pairs.null], start=1)
     ]
-    test, workload, _ = pairs.key
-    value, metric = pairs.head[0], pairs.metric
-    return judge(
-        Cell(test=test, metric=metric, limit=pairs.limit, value=value, window=samples, workload=workload),
-    )
+    return judge(Cell.of(pairs.key, pairs.limit, pairs.head[0], samples))
 
 
 def _workload(arm: ProcessResult, name: str) -> Workload:

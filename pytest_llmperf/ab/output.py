@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -40,8 +39,8 @@ def progress_lines(
     yield f"block {len(blocks)} of at most {most} took {blocks[-1].seconds:.0f} s: {state}{ahead}{left}"
     for verdict in waiting:
         name = f"{short_name(verdict.cell.test)} {verdict.cell.metric.name}"
-        told = verdict if verdict.blocks >= LOOKS[0] else replace(verdict, interval=None)
-        yield printable(f"  {name}: {change(told)} after {plural(verdict.blocks, 'block')}")
+        interval = verdict.interval if verdict.blocks >= LOOKS[0] else None
+        yield printable(f"  {name}: {change(verdict.ratio, interval)} after {plural(verdict.blocks, 'block')}")
 
 
 def _left(seconds: float) -> str:
@@ -103,6 +102,6 @@ def _row(verdict: Verdict) -> Iterator[Text]:
     yield Text(cell.metric.name)
     yield Text(format_value(cell.metric, verdict.baseline))
     yield Text(format_value(cell.metric, cell.value))
-    yield Text(change(verdict))
+    yield Text(change(verdict.ratio, verdict.interval))
     yield Text(str(verdict.blocks))
     yield outcome_text(verdict.outcome)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
 from pytest_llmperf.hardware.memory import Peak
 from pytest_llmperf.metrics import METRICS, Figure
@@ -47,20 +48,6 @@ def cells_of(figures: Iterable[Figure], *, test: str, run_id: str, workload: Wor
     Raises:
         KeyError: a figure's metric is not defined.
     """
-    return [_cell(figure, test=test, run_id=run_id, workload=workload) for figure in figures]
-
-
-def _cell(figure: Figure, *, test: str, run_id: str, workload: Workload) -> CellRun:
-    if figure.metric not in METRICS:
-        raise KeyError(figure.metric)
-    return CellRun(
-        test=test,
-        workload=workload.hash,
-        metric=figure.metric,
-        run=run_id,
-        value=figure.value,
-        count=figure.count,
-        mean_log=figure.mean_log,
-        mad_log=figure.mad_log,
-        reason=figure.reason,
-    )
+    key = {"test": test, "workload": workload.hash, "run": run_id}
+    rows = [key | asdict(figure) | {"metric": METRICS[figure.metric].key} for figure in figures]
+    return [CellRun.model_validate(row) for row in rows]

@@ -10,9 +10,8 @@ from pytest_llmperf.report import charts, workload_comparison
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
 from pytest_llmperf.report.inputs import Evidence
-from pytest_llmperf.report.results_table import shown_value
 from pytest_llmperf.report.terminal import counted
-from pytest_llmperf.report.verdict_rows import SEVERITY, Row, is_known, rows, severity, shape
+from pytest_llmperf.report.verdict_rows import Row, rows, severity, shape
 from pytest_llmperf.storage.comparability import FIELDS, Weight
 from pytest_llmperf.storage.schema import CellRun, Observation, TestResult
 from pytest_llmperf.text import plural
@@ -173,13 +172,13 @@ def _outcome(test: TestVerdicts) -> str:
     found = [cell.outcome for cell in test.cells if cell.counts]
     if test.error:
         return Outcome.ERROR.words
-    return min(found, key=SEVERITY.index).words if found else "measured"
+    return min(found, key=lambda outcome: outcome.severity).words if found else "measured"
 
 
 def _part(test: TestVerdicts, name: str, evidence: Evidence) -> Part:
     result = evidence.result_of.get((test.test, name))
     workload = result.workload if result else test.workloads[name]
-    cells = {cell.metric: cell for cell in test.cells if cell.workload == name and not cell.against and is_known(cell)}
+    cells = {cell.metric: cell for cell in test.cells if cell.workload == name and not cell.against and cell.is_known}
     return Part(
         title=shape(workload),
         facts=[*_flat(workload.model_dump())],
@@ -225,7 +224,7 @@ def _measured(evidence: Evidence) -> Iterator[workload_comparison.MeasuredWorklo
     for test in evidence.verdicts.tests:
         for name, workload in test.workloads.items():
             result = evidence.result_of.get((test.test, name))
-            judged = {cell.metric: shown_value(cell) for cell in test.cells if cell.workload == name}
+            judged = {cell.metric: cell.now for cell in test.cells if cell.workload == name}
             figures = (_values(result) if result else {}) | judged
             yield workload_comparison.MeasuredWorkload(test.test, workload, charts.figures(figures))
 

@@ -16,8 +16,8 @@ from html import escape
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
-from pytest_llmperf.report.results_table import change, figure_text, shown_value
 from pytest_llmperf.report.terminal import conclusion
+from pytest_llmperf.report.verdict_rows import figure_texts, severity
 from pytest_llmperf.text import plural, printable, slug
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
@@ -40,10 +40,6 @@ TABLE_COLUMNS = 100
 
 _MOVED = (Outcome.REGRESSED, Outcome.IMPROVED)
 _UNDECIDED = (Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.NOT_COMPARABLE)
-_WORST_FIRST = (
-    *(Outcome.REGRESSED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.NOT_COMPARABLE, Outcome.NEW),
-    *(Outcome.MISSING, Outcome.ERROR, Outcome.IMPROVED, Outcome.UNCHANGED),
-)
 _HEADINGS = "".join(f"<th>{word}</th>" for word in ("verdict", "test", "metric", "baseline", "now", "change"))
 
 
@@ -208,7 +204,7 @@ def _explanations_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
 
 def _cells_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     cells = [(test, cell) for test in tests for cell in test.cells if _is_shown(cell)]
-    cells.sort(key=lambda pair: (not pair[1].fails, not pair[1].counts, _WORST_FIRST.index(pair[1].outcome)))
+    cells.sort(key=lambda pair: severity(pair[1]))
     opening = f"<details><summary>{plural(len(cells), 'cell')}</summary>\n<table>\n<tr>{_HEADINGS}</tr>\n"
     empty = [_empty_row(test) for test in tests if not (test.cells or test.error or test.workloads)]
     return CommentBlock(opening, [*(_row(test, cell) for test, cell in cells), *empty], "</table>\n</details>\n")
@@ -222,14 +218,11 @@ def _is_shown(cell: CellVerdict) -> bool:
 
 
 def _row(test: TestVerdicts, cell: CellVerdict) -> str:
-    metric = METRICS[cell.metric]
     word = f"<b>{cell.outcome.words}</b>" if cell.fails else cell.outcome.words
     word += "" if cell.counts else ", does not gate"
     word += f" since {_code(cell.against)}" if cell.against else ""
-    baseline = "-" if cell.baseline is None else figure_text(metric, cell.baseline)
-    figures = (baseline, figure_text(metric, shown_value(cell)), change(cell))
-    numbers = "".join(f'<td align="right">{escape(printable(figure))}</td>' for figure in figures)
-    return f"<tr><td>{word}</td><td>{_code(test.test)}</td><td>{metric.title}</td>{numbers}</tr>\n"
+    numbers = "".join(f'<td align="right">{escape(printable(figure))}</td>' for figure in figure_texts(cell))
+    return f"<tr><td>{word}</td><td>{_code(test.test)}</td><td>{METRICS[cell.metric].title}</td>{numbers}</tr>\n"
 
 
 def _empty_row(test: TestVerdicts) -> str:

@@ -12,8 +12,9 @@ from pytest_llmperf.storage.baseline_file import baseline_path, load_baseline
 from pytest_llmperf.storage.journal import read_results
 from pytest_llmperf.storage.merge import with_cells
 from pytest_llmperf.storage.schema import Baseline, TestResult
-from pytest_llmperf.verdict.comparison import CellKey, Comparison
+from pytest_llmperf.verdict.comparison import Comparison
 from pytest_llmperf.verdict.level_history import Series, series_of
+from pytest_llmperf.verdict.model import CellKey
 from pytest_llmperf.verdict.verdict_file import VerdictFile
 
 

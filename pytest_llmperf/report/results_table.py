@@ -11,12 +11,12 @@ from rich.text import Text
 
 from pytest_llmperf.metrics import METRICS, Metric, primary_metric
 from pytest_llmperf.report.text_table import LEAST_NAME, Outline, narrowed, plain_table, room_for_names
+from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.storage.schema import TestResult, Workload
 from pytest_llmperf.text import printable, short_hash, short_name
-from pytest_llmperf.verdict.model import Outcome, Verdict, number
+from pytest_llmperf.verdict.model import Outcome, Verdict, since
 from pytest_llmperf.verdict.outcome import Entry
 from pytest_llmperf.verdict.sentence import format_value
-from pytest_llmperf.verdict.verdict_file import CellVerdict
 
 EXPLAINING = ("ttft_ms", "decode_tokens_per_s", "decode_peak_allocated_bytes", "operators_per_token")
 
@@ -127,7 +127,7 @@ def _add(outline: Outline, entry: Entry, result: TestResult, layout: _Layout) ->
     label = Text(f"  {primary.title}")
     outline.table.add_row(label, *_figures(primary, result, of_primary, layout), _own_text(entry, of_primary))
     for verdict in others:
-        metric, label = verdict.cell.metric, Text(printable(f"  {verdict.cell.metric.title}{since(verdict)}"))
+        metric, label = verdict.cell.metric, Text(printable(f"  {verdict.cell.metric.title}{since(verdict.against)}"))
         outline.table.add_row(label, *_figures(metric, result, verdict, layout), outcome_text(verdict.outcome))
 
 
@@ -147,9 +147,9 @@ def _is_shown(verdict: Verdict, verbosity: int) -> bool:
 
 
 def _figures(metric: Metric, result: TestResult, verdict: Verdict | None, layout: _Layout) -> Iterator[Text]:
-    yield Text(figure_text(metric, shown_value(verdict) if verdict else result.value(metric.key)))
+    yield Text(figure_text(metric, verdict.now if verdict else result.value(metric.key)))
     yield Text(figure_text(metric, verdict.baseline) if verdict and verdict.baseline is not None else "-")
-    yield Text(change(verdict) if layout.intervals else change(verdict).partition(" ")[0])
+    yield Text(change(verdict.ratio, verdict.interval if layout.intervals else None) if verdict else "-")
     for key in layout.explaining:
         cell = result.cell(key)
         yield Text(format_value(METRICS[key], cell.value) if cell else "-")
@@ -159,25 +159,17 @@ def _primary(result: TestResult) -> Metric:
     return primary_metric(cell.metric for cell in result.cells)
 
 
-def shown_value(verdict: Verdict | CellVerdict) -> float | str | None:
-    """Return the value that the change refers to: with confirmation runs, the mean of all runs."""
-    if verdict.candidates and verdict.ratio is not None:
-        return number(verdict.baseline) * verdict.ratio
-    return verdict.value if isinstance(verdict, CellVerdict) else verdict.cell.value
-
-
 def figure_text(metric: Metric, value: float | str | None) -> str:
     """Format a figure for a column; a digest is shortened."""
     return short_hash(value) if isinstance(value, str) else format_value(metric, value)
 
 
-def change(verdict: Verdict | CellVerdict | None) -> str:
-    """Format the relative change with its confidence interval: ``+1.5% [-9.0, +13]``."""
-    if verdict is None or verdict.ratio is None:
+def change(ratio: float | None, interval: Interval | None) -> str:
+    """Format a relative change with its confidence interval: ``+1.5% [-9.0, +13]``; ``-`` without a ratio."""
+    if ratio is None:
         return "-"
-    bounds = verdict.interval
-    interval = f" [{_percent(bounds.low)}, {_percent(bounds.high)}]" if bounds else ""
-    return f"{_percent(verdict.ratio)}%{interval}"
+    bounds = f" [{_percent(interval.low)}, {_percent(interval.high)}]" if interval else ""
+    return f"{_percent(ratio)}%{bounds}"
 
 
 def _percent(ratio: float) -> str:
@@ -190,7 +182,7 @@ def _worst_text(entry: Entry, result: TestResult, primary: Verdict | None, *, na
     failing = [verdict for verdict in entry.failing if verdict.cell.workload == result.workload.hash]
     if entry.error or not failing:
         return _own_text(entry, primary)
-    worst = min((verdict.outcome for verdict in failing), key=[*Outcome].index)
+    worst = min((verdict.outcome for verdict in failing), key=lambda outcome: outcome.severity)
     names = ", ".join(changed(verdict) for verdict in failing if verdict.outcome is worst)
     return Text(f"{worst.words}: {names}" if named else worst.words, style=COLORS[Outcome.REGRESSED])
 
@@ -208,9 +200,4 @@ def outcome_text(outcome: Outcome) -> Text:
 
 def changed(verdict: Verdict) -> str:
     """Return the metric's name, with the anchor's revision if compared with an anchor."""
-    return verdict.cell.metric.name + printable(since(verdict))
-
-
-def since(verdict: Verdict | CellVerdict) -> str:
-    """Return the anchor's revision as text; empty for the present baseline."""
-    return f" since {verdict.against}" if verdict.against else ""
+    return verdict.cell.metric.name + printable(since(verdict.against))

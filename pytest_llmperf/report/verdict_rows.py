@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.report.charts import figure
-from pytest_llmperf.report.results_table import change, shown_value, since
+from pytest_llmperf.report.results_table import change, figure_text
 from pytest_llmperf.storage.schema import Workload
 from pytest_llmperf.text import short_name
-from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict.model import Outcome, since
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts
 
@@ -23,15 +23,15 @@ class Row:
 
     test: str
     name: str
-    workload: str
-    metric: str
-    baseline: str
-    now: str
-    change: str
-    limit: str
     outcome: str
     gates: bool
     fails: bool
+    workload: str = ""
+    metric: str = ""
+    baseline: str = NOTHING
+    now: str = NOTHING
+    change: str = NOTHING
+    limit: str = NOTHING
     order: Mapping[str, float]
     """Sort keys of columns that are not sorted by their text."""
 
@@ -39,18 +39,20 @@ class Row:
 def rows(test: TestVerdicts) -> Iterator[Row]:
     """Yield a row for each cell with a figure; one row for a test with an error."""
     if test.error and not test.cells:
-        yield _error_row(test)
-    for cell in filter(is_known, test.cells):
+        name, order = short_name(test.test), {"verdict": -1.0}
+        yield Row(test=test.test, name=name, outcome=Outcome.ERROR.words, gates=True, fails=True, order=order)
+    for cell in (one for one in test.cells if one.is_known):
         metric = METRICS[cell.metric]
         workload = test.workloads.get(cell.workload)
+        baseline, now, changed = figure_texts(cell)
         yield Row(
             test=test.test,
             name=short_name(test.test),
             workload=shape(workload) if workload else "",
-            metric=metric.title + since(cell),
-            baseline=NOTHING if cell.baseline is None else format_value(metric, cell.baseline),
-            now=format_value(metric, shown_value(cell)),
-            change=change(cell),
+            metric=metric.title + since(cell.against),
+            baseline=baseline,
+            now=now,
+            change=changed,
             limit=_limit(cell, metric),
             outcome=cell.outcome.words,
             gates=cell.gates,
@@ -59,46 +61,26 @@ def rows(test: TestVerdicts) -> Iterator[Row]:
         )
 
 
+def figure_texts(cell: CellVerdict) -> tuple[str, str, str]:
+    """Format a cell's baseline, its figure and the change between them."""
+    metric = METRICS[cell.metric]
+    baseline = NOTHING if cell.baseline is None else figure_text(metric, cell.baseline)
+    return baseline, figure_text(metric, cell.now), change(cell.ratio, cell.interval)
+
+
 def _limit(cell: CellVerdict, metric: Metric) -> str:
     level = figure(cell.baseline)
     return NOTHING if level is None or cell.limit_ratio is None else format_value(metric, level * cell.limit_ratio)
 
 
-def _error_row(test: TestVerdicts) -> Row:
-    return Row(
-        test=test.test,
-        name=short_name(test.test),
-        workload="",
-        metric="",
-        baseline=NOTHING,
-        now=NOTHING,
-        change=NOTHING,
-        limit=NOTHING,
-        outcome=Outcome.ERROR.words,
-        gates=True,
-        fails=True,
-        order={"verdict": -1.0},
-    )
-
-
 def _order(cell: CellVerdict) -> dict[str, float]:
-    found = {"verdict": severity(cell), "baseline": cell.baseline, "now": shown_value(cell), "change": cell.ratio}
+    found = {"verdict": severity(cell), "baseline": cell.baseline, "now": cell.now, "change": cell.ratio}
     return {column: value for column, part in found.items() if (value := figure(part)) is not None}
 
 
-_CALM = [Outcome.NEW, Outcome.UNCHANGED]
-SEVERITY = [*(outcome for outcome in Outcome if outcome not in _CALM), *_CALM]
-"""Outcomes, worst first."""
-
-
-def is_known(cell: CellVerdict) -> bool:
-    """Return whether the cell has a present or a baseline figure; others are metrics this device cannot measure."""
-    return not (cell.value is None and cell.outcome is Outcome.NEW)
-
-
 def severity(cell: CellVerdict) -> int:
-    """Return a sort key: failing cells first, then gating ones, each by outcome, worst first."""
-    return SEVERITY.index(cell.outcome) + len(SEVERITY) * ((not cell.fails) + (not cell.gates))
+    """Return a sort key: failing cells first, then those that can fail, each by outcome, worst first."""
+    return cell.outcome.severity + len(Outcome) * ((not cell.fails) + (not cell.counts))
 
 
 def shape(workload: Workload) -> str:

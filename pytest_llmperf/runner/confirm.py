@@ -25,7 +25,7 @@ from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.system.paths import run_folder
 from pytest_llmperf.system.pytest_process import Ended, run_replica
 from pytest_llmperf.text import plural
-from pytest_llmperf.verdict.comparison import CellKey
+from pytest_llmperf.verdict.model import CellKey
 from pytest_llmperf.verdict.outcome import Entry, conclude, entry_of
 
 ENDED_EARLY = "it looks slower, and the run ended before fresh runs could confirm it"

@@ -38,9 +38,9 @@ from pytest_llmperf.system.interrupts import can_interrupt
 from pytest_llmperf.system.tracing import changed_tracing, tracing
 from pytest_llmperf.text import slug
 from pytest_llmperf.verdict.anchor import Anchor, pinned_baseline
-from pytest_llmperf.verdict.comparison import CellKey, Comparison, Confirmed
+from pytest_llmperf.verdict.comparison import Comparison, Confirmed
 from pytest_llmperf.verdict.judge import is_judged
-from pytest_llmperf.verdict.model import Verdict
+from pytest_llmperf.verdict.model import CellKey, Verdict
 from pytest_llmperf.verdict.outcome import Entry
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 

@@ -11,8 +11,8 @@ from pytest_llmperf.metrics import Limit, Metric
 from pytest_llmperf.storage.baseline_file import parse_baseline
 from pytest_llmperf.storage.schema import Baseline, TestResult
 from pytest_llmperf.system.git import file_at, is_file_at
-from pytest_llmperf.verdict.comparison import CellKey, Comparison, Confirmed
-from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.comparison import Comparison, Confirmed
+from pytest_llmperf.verdict.model import CellKey, Outcome, Verdict
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,8 @@ from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric, Scalar
 from pytest_llmperf.storage.comparability import Difference, blocking, compare_environments
 from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult, Workload
 from pytest_llmperf.verdict.judge import is_judged, judge
-from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
+from pytest_llmperf.verdict.model import Cell, CellKey, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
-
-CellKey = tuple[str, str, str]
-"""Test, workload hash and metric key."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +84,15 @@ class Comparison:
         )
 
     def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
-        metric, window = METRICS[cell.metric], self._window(cell.key[:3])
-        judged = Cell(
-            test=cell.test,
-            metric=metric,
-            limit=limit,
-            value=cell.value,
-            window=window,
-            reason=cell.reason,
-            workload=cell.workload,
-        )
+        key = cell.key[:3]
+        judged = Cell.of(key, limit, cell.value, self._window(key), reason=cell.reason)
         verdict = judge(
             judged,
             family_size=confirmed.family_size or self.family_size,
-            prior=self.prior(metric),
+            prior=self.prior(judged.metric),
             confirmations=confirmed.values,
         )
-        if window or verdict.outcome is not Outcome.NEW:
+        if judged.window or verdict.outcome is not Outcome.NEW:
             return verdict
         return self._why_not_comparable(verdict, cell, workload)
 
@@ -179,16 +168,9 @@ class Comparison:
     def stored_cells(self) -> dict[CellKey, Cell]:
         """All judged cells of the baseline, each with its comparable window and its metric's default limit."""
         return {
-            (test, workload, name): Cell(
-                test=test,
-                metric=METRICS[name],
-                limit=Limit.of(METRICS[name]),
-                value=None,
-                window=self._window((test, workload, name)),
-                workload=workload,
-            )
-            for test, workload, name in self._cells
-            if name in METRICS and is_judged(METRICS[name])
+            key: Cell.of(key, Limit.of(METRICS[key[2]]), None, self._window(key))
+            for key in self._cells
+            if key[2] in METRICS and is_judged(METRICS[key[2]])
         }
 
     def prior(self, metric: Metric) -> Prior:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pytest_llmperf.metrics import Kind, Limit, Metric
+from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
 from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.text import plural
 
@@ -30,12 +30,24 @@ class Outcome(StrEnum):
         return self in _DECIDED
 
     @property
+    def severity(self) -> int:
+        """Sort key: the worst outcome is 0."""
+        return _WORST_FIRST.index(self)
+
+    @property
     def words(self) -> str:
         """The outcome as shown to users: ``not comparable``."""
         return self.value.replace("_", " ")
 
 
 _DECIDED = frozenset({Outcome.REGRESSED, Outcome.IMPROVED, Outcome.UNCHANGED})
+_WORST_FIRST = (
+    *(Outcome.ERROR, Outcome.REGRESSED, Outcome.INVALID, Outcome.INCONCLUSIVE, Outcome.MISSING),
+    *(Outcome.NOT_COMPARABLE, Outcome.NEW, Outcome.IMPROVED, Outcome.UNCHANGED),
+)
+
+CellKey = tuple[str, str, str]
+"""Test, workload hash and metric key."""
 
 
 def number(value: float | str | None) -> float:
@@ -47,6 +59,18 @@ def number(value: float | str | None) -> float:
     if value is None or isinstance(value, str):
         raise TypeError(f"expected a number, got {value!r}")
     return float(value)
+
+
+def compared_figure(
+    value: float | str | None, baseline: float | str | None, ratio: float | None, candidates: Sequence[float]
+) -> int | float | str | None:
+    """Return the figure that a change refers to: this run's, or with confirmation runs the mean of all runs."""
+    return number(baseline) * ratio if candidates and ratio is not None else value
+
+
+def since(against: str) -> str:
+    """Return the anchor's revision as text; empty for the present baseline."""
+    return f" since {against}" if against else ""
 
 
 def evidence(runs: int, sessions: int) -> str:
@@ -85,8 +109,34 @@ class Cell:
     workload: str = ""
     """The workload's hash; a test may measure several workloads."""
 
+    @classmethod
+    def of(
+        cls,
+        key: CellKey,
+        limit: Limit,
+        value: float | str | None,
+        window: Sequence[Sample] = (),
+        *,
+        reason: str = "",
+    ) -> Cell:
+        """Return the cell of a key.
+
+        Raises:
+            KeyError: the key's metric is not defined.
+        """
+        test, workload, metric = key
+        return cls(
+            test=test,
+            workload=workload,
+            metric=METRICS[metric],
+            limit=limit,
+            value=value,
+            window=window,
+            reason=reason,
+        )
+
     @property
-    def key(self) -> tuple[str, str, str]:
+    def key(self) -> CellKey:
         """Test, workload hash and metric key."""
         return (self.test, self.workload, self.metric.key)
 
@@ -140,6 +190,11 @@ class Verdict:
         """Whether the cell can fail its test: it gates, and this device can measure it."""
         never_measured = self.outcome is Outcome.NEW and self.cell.value is None
         return self.cell.limit.gates and not never_measured
+
+    @property
+    def now(self) -> int | float | str | None:
+        """The figure that the change refers to."""
+        return compared_figure(self.cell.value, self.baseline, self.ratio, self.candidates)
 
     @property
     def suspect(self) -> bool:

@@ -8,7 +8,7 @@ from pytest_llmperf.metrics import Kind, Metric
 from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.exact import limit_value
-from pytest_llmperf.verdict.model import Outcome, Verdict, evidence, number, percent
+from pytest_llmperf.verdict.model import Outcome, Verdict, evidence, number, percent, since
 
 _SCALES = {
     "ms": ((1e3, "s"), (1.0, "ms"), (1e-3, "us")),
@@ -43,7 +43,7 @@ def short_sentence(verdict: Verdict) -> str:
     """Return the metric and its ratio for a list: ``TTFT ×1.898``; without a ratio, both values."""
     if _has_ratio(verdict):
         return _change(verdict)
-    return f"{verdict.cell.metric.title} {_values(verdict)}{_since(verdict)}"
+    return f"{verdict.cell.metric.title} {_values(verdict)}{since(verdict.against)}"
 
 
 def format_value(metric: Metric, value: float | str | None, *, digits: int = 3) -> str:
@@ -77,11 +77,7 @@ def _not_compared(verdict: Verdict) -> str:
         "" if value is None or verdict.outcome is Outcome.INVALID else f" {format_value(verdict.cell.metric, value)}"
     )
     words = [verdict.outcome.words, verdict.reason]
-    return f"{verdict.cell.metric.title}{shown}{_since(verdict)}: {', '.join(filter(None, words))}"
-
-
-def _since(verdict: Verdict) -> str:
-    return f" since {verdict.against}" if verdict.against else ""
+    return f"{verdict.cell.metric.title}{shown}{since(verdict.against)}: {', '.join(filter(None, words))}"
 
 
 def _has_ratio(verdict: Verdict) -> bool:
@@ -95,11 +91,11 @@ def _moved(verdict: Verdict) -> str:
 
 
 def _change(verdict: Verdict, bounds: str = "") -> str:
-    return f"{verdict.cell.metric.title} ×{_ratio(number(verdict.ratio), 3)}{bounds}{_since(verdict)}"
+    return f"{verdict.cell.metric.title} ×{_ratio(number(verdict.ratio), 3)}{bounds}{since(verdict.against)}"
 
 
 def _values(verdict: Verdict) -> str:
-    metric, now, baseline = verdict.cell.metric, _now(verdict), verdict.baseline
+    metric, now, baseline = verdict.cell.metric, verdict.now, verdict.baseline
     if baseline is None:
         return format_value(metric, now)
     if verdict.kind is Kind.IDENTITY and verdict.outcome is Outcome.REGRESSED:
@@ -108,13 +104,6 @@ def _values(verdict: Verdict) -> str:
         return f"{format_value(metric, now)}, baseline {format_value(metric, baseline)}"
     left, right = _told_apart(metric, number(now), number(baseline))
     return f"{left} {'>' if number(now) > number(baseline) else '<'} {right} baseline"
-
-
-def _now(verdict: Verdict) -> float | str | None:
-    # The value that the ratio refers to: with confirmations, the mean of all runs.
-    if verdict.interval and verdict.ratio is not None:
-        return number(verdict.baseline) * verdict.ratio
-    return verdict.cell.value
 
 
 def _told_apart(metric: Metric, now: float, baseline: float) -> tuple[str, str]:

@@ -18,22 +18,15 @@ from pydantic import Field, ValidationError, field_validator
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.storage.baseline_file import Written, write_model
 from pytest_llmperf.storage.provenance import SideProof
 from pytest_llmperf.storage.schema import Run, Workload
 from pytest_llmperf.text import printable
 from pytest_llmperf.verdict.explanation import Explanation
-from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.model import Outcome, Verdict, compared_figure
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence
-
-
-class Bounds(Written):
-    """A confidence interval of the ratio now / baseline."""
-
-    low: float
-    high: float
-    level: float
 
 
 class CellVerdict(Written):
@@ -48,7 +41,7 @@ class CellVerdict(Written):
     value: int | float | str | None
     baseline: int | float | str | None
     ratio: float | None
-    interval: Bounds | None
+    interval: Interval | None
     limit_ratio: float | None
     tolerate: float
     catch: float
@@ -73,7 +66,17 @@ class CellVerdict(Written):
     @property
     def counts(self) -> bool:
         """Whether the cell can fail its test: it gates, and this device can measure it."""
-        return self.gates and not (self.outcome is Outcome.NEW and self.value is None)
+        return self.gates and self.is_known
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a present or a baseline figure; otherwise this device cannot measure the metric."""
+        return not (self.outcome is Outcome.NEW and self.value is None)
+
+    @property
+    def now(self) -> int | float | str | None:
+        """The figure that the change refers to."""
+        return compared_figure(self.value, self.baseline, self.ratio, self.candidates)
 
 
 class TestVerdicts(Written):
@@ -213,7 +216,7 @@ def _inside_repository(folder: str, file: str) -> str:
 
 
 def _cell_verdict(verdict: Verdict, *, fails: bool) -> CellVerdict:
-    cell, interval = verdict.cell, verdict.interval
+    cell = verdict.cell
     return CellVerdict(
         metric=cell.metric.key,
         unit=cell.metric.unit,
@@ -224,7 +227,7 @@ def _cell_verdict(verdict: Verdict, *, fails: bool) -> CellVerdict:
         value=cell.value,
         baseline=verdict.baseline,
         ratio=verdict.ratio,
-        interval=Bounds(low=interval.low, high=interval.high, level=interval.level) if interval else None,
+        interval=verdict.interval,
         limit_ratio=verdict.limit_ratio,
         tolerate=cell.limit.tolerate,
         catch=cell.limit.catch,

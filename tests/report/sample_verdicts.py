@@ -5,10 +5,11 @@ from __future__ import annotations
 from statistics import fmean
 
 from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.storage.schema import Run, Workload
 from pytest_llmperf.verdict.explanation import Explanation, OperatorChange
 from pytest_llmperf.verdict.model import Outcome
-from pytest_llmperf.verdict.verdict_file import Bounds, CellVerdict, TestVerdicts, VerdictFile
+from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
 
 HOSTILE = "</code><img src=x onerror=alert(1)> `a`|b @octocat #1 $x$ [l](u)\n::error::owned\x1b[31m"
 
@@ -24,7 +25,7 @@ def cell(outcome, metric="tpot_ms", *, value=4.2, baseline=4.0, gates=True, cand
     return CellVerdict(
         metric=metric, unit=METRICS[metric].unit, workload=WORKLOAD.hash, outcome=outcome, gates=gates,
         fails=gates and outcome is Outcome.REGRESSED, value=value, baseline=baseline if compared else None, ratio=ratio,
-        interval=Bounds(low=ratio * 0.9, high=ratio * 1.1, level=0.95) if ratio else None, limit_ratio=1.02,
+        interval=Interval(low=ratio * 0.9, high=ratio * 1.1, level=0.95) if ratio else None, limit_ratio=1.02,
         tolerate=0.02, catch=0.05, minimum_detectable_effect=None, p_value=None, runs=5, sessions=5, blocks=0,
         candidates=list(candidates), **more,
         sentence=sentence or f"{METRICS[metric].title} {outcome.value} of a sentence",
