@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from pytest_llmperf.engines.executions.graph import Graph
     from pytest_llmperf.engines.executions.torch_compile import Compile
     from pytest_llmperf.hardware.device_timer import device_timer
+    from pytest_llmperf.hardware.memory import PeakMemory
     from pytest_llmperf.measure.kernel import KernelTimer
     from pytest_llmperf.measure.kernel_timing import Roofline, Timing
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
-    from pytest_llmperf.runner.fixtures import LlmPerf, PeakMemory
+    from pytest_llmperf.runner.fixtures import LlmPerf
     from pytest_llmperf.storage.dataframe import load_runs
     from pytest_llmperf.storage.schema import TestResult
 
@@ -58,7 +59,7 @@ _HOMES = {
     "LlmPerf": "pytest_llmperf.runner.fixtures",
     "LoadedModel": "pytest_llmperf.models.load",
     "ModelSpec": "pytest_llmperf.models.spec",
-    "PeakMemory": "pytest_llmperf.runner.fixtures",
+    "PeakMemory": "pytest_llmperf.hardware.memory",
     "Roofline": "pytest_llmperf.measure.kernel_timing",
     "TestResult": "pytest_llmperf.storage.schema",
     "Timing": "pytest_llmperf.measure.kernel_timing",

@@ -30,12 +30,13 @@ from pytest_llmperf.runner.options import add_options, forgotten_flag, take_devi
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
+    from pytest_llmperf.hardware.memory import PeakMemory
     from pytest_llmperf.measure.kernel import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
     from pytest_llmperf.runner.config import Options, TestSettings
     from pytest_llmperf.runner.context import PlannedTest, Workplace
-    from pytest_llmperf.runner.fixtures import CallRecorder, LlmPerf, PeakMemory
+    from pytest_llmperf.runner.fixtures import CallRecorder, LlmPerf
     from pytest_llmperf.runner.session import Session
     from pytest_llmperf.verdict.outcome import Entry
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.system.git import check_revision, git_environment, is_shallow, remote_of
+from pytest_llmperf.system.git import check_revision, is_shallow, remote_of, run_git
 from pytest_llmperf.system.paths import user_folder
 from pytest_llmperf.text import printable, some
 
@@ -252,17 +251,12 @@ def _submodule_repository(root: Path, folder: Path, path: str) -> Path | None:
 
 def _succeeds(folder: Path, *arguments: str) -> bool:
     """Return whether a git command exits with 0."""
-    command = ["git", *arguments]
-    return subprocess.run(command, cwd=folder, env=git_environment(), capture_output=True, check=False).returncode == 0
+    return run_git(folder, *arguments).returncode == 0
 
 
 def _git(folder: Path, *arguments: str, variables: Mapping[str, str] | None = None, text: str | None = None) -> str:
-    command = ["git", "-c", "core.hooksPath=/dev/null", *arguments]
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=git_environment() | dict(variables or {}), input=text, capture_output=True,
-            encoding="utf-8", errors="surrogateescape", check=False,
-        )  # fmt: skip
+        done = run_git(folder, *arguments, variables=variables, text=text)
     except OSError as error:
         raise UsageError(f"cannot run git: {error.strerror}") from error
     if done.returncode:

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class Peak:
+@dataclass
+class PeakMemory:
     """Peak memory of one phase, in bytes; ``None`` where it cannot be read, and ``reason`` says why."""
 
-    allocated_bytes: int | None
-    reserved_bytes: int | None
-    rss_bytes: int | None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    rss_bytes: int | None = None
     reason: str = ""
 
 
@@ -57,7 +57,7 @@ class MemoryTrace:
         self._resident = _ResidentSet()
         self._names: list[str] = []
         self._rss: list[int | None] = []
-        self.peaks: dict[str, Peak] = {}
+        self.peaks: dict[str, PeakMemory] = {}
 
     def enter(self, phase: str) -> None:
         """End the current phase, if any, and begin this one."""
@@ -71,7 +71,7 @@ class MemoryTrace:
         self._end_phase()
         reason = "; ".join(filter(None, (self._device.reason, self._resident.reason)))
         for name, (allocated, reserved), rss in zip(self._names, self._device.close(), self._rss, strict=True):
-            self.peaks[name] = Peak(allocated, reserved, rss, reason)
+            self.peaks[name] = PeakMemory(allocated, reserved, rss, reason)
 
     def _end_phase(self) -> None:
         if self._names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
-from pytest_llmperf.hardware.memory import Peak
+from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.metrics import METRICS, Figure
 from pytest_llmperf.stats.summary import TAIL_REQUESTS, percentile, summarize
 from pytest_llmperf.storage.schema import CellRun, Workload
@@ -32,7 +32,7 @@ def gap_percentiles(gaps_ms: Sequence[float], *, requests: int, lacking: str) ->
             yield Figure(f"itl_p{q}_ms", percentile(gaps_ms, q), count=len(gaps_ms))
 
 
-def memory_figures(phase: str, peak: Peak) -> Iterator[Figure]:
+def memory_figures(phase: str, peak: PeakMemory) -> Iterator[Figure]:
     """The memory peaks of one phase."""
     for name, value in (
         ("allocated", peak.allocated_bytes),

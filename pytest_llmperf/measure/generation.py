@@ -18,7 +18,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.hardware.clock import ArrivalClock, Clock
 from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.garbage_collector import collector_paused
-from pytest_llmperf.hardware.memory import Peak, trace_memory
+from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 from pytest_llmperf.measure.contention import Undisturbed, undisturbed
 from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
 from pytest_llmperf.measure.cuda_activity import activity_figures
@@ -77,7 +77,7 @@ class Measurement:
     """Timed requests that CPU contention slowed; ``None`` where the system does not report it."""
     tokens_produced: int
     counts: Counts
-    peaks: dict[str, Peak]
+    peaks: dict[str, PeakMemory]
     dispatches: bool
     """Whether operators could be counted."""
     figures: Sequence[Figure]
@@ -239,7 +239,7 @@ def _time_requests(
 
 def _count_and_follow(
     opened: Opened, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
-) -> tuple[Counts, dict[str, Peak]]:
+) -> tuple[Counts, dict[str, PeakMemory]]:
     """Make one untimed request; count its operators and trace memory by phase.
 
     The request's output, including its KV cache, is freed on return.

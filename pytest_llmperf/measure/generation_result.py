@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes
-from pytest_llmperf.hardware.memory import Peak
+from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.generation import Measurement
 from pytest_llmperf.metrics import NO_DECODE, Figure
@@ -26,7 +26,7 @@ class LoadFacts:
 
     load_ms: float
     weights_bytes: int
-    peak: Peak
+    peak: PeakMemory
 
 
 def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
@@ -119,7 +119,7 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("weights_bytes", facts.weights_bytes)
     kv_bytes = measured.counts.kv_cache_bytes
     yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "a kind of cache that is not known here")
-    no_decode = Peak(None, None, None, NO_DECODE)
+    no_decode = PeakMemory(None, None, None, NO_DECODE)
     for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
         yield from memory_figures(phase, peak)
 

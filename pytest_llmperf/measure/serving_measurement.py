@@ -12,7 +12,7 @@ from pytest_llmperf.engines.engine import Answer, Ask, Engine
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.hardware.garbage_collector import collector_paused
-from pytest_llmperf.hardware.memory import Peak, trace_memory
+from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 from pytest_llmperf.measure.contention import undisturbed
 from pytest_llmperf.measure.generation import WARMUP_TOKENS
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
@@ -100,7 +100,7 @@ class ServingMeasurement:
     passes: Sequence[Pass]
     disturbed: int | None
     """Passes that CPU contention slowed; ``None`` if unknown."""
-    peak: Peak
+    peak: PeakMemory
 
 
 def measure_serving(
@@ -193,10 +193,10 @@ def _released(engine: Engine) -> Iterator[None]:
         engine.release()
 
 
-def _follow_memory(serve: Callable[[], object], device: str | None) -> Peak:
+def _follow_memory(serve: Callable[[], object], device: str | None) -> PeakMemory:
     if device is None:
         serve()
-        return Peak(None, None, None, "the engine works in another process")
+        return PeakMemory(None, None, None, "the engine works in another process")
     with trace_memory(device, SERVING) as trace:
         serve()
     return trace.peaks[SERVING]

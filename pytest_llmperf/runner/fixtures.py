@@ -1,11 +1,10 @@
-"""Objects that the fixtures give to tests: ``LlmPerf``, ``CallRecorder`` and ``PeakMemory``."""
+"""Objects that the fixtures give to tests: ``LlmPerf`` and ``CallRecorder``."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from pytest_llmperf.errors import MeasurementError, UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.engines.executions.execution import Execution
+    from pytest_llmperf.hardware.memory import PeakMemory
     from pytest_llmperf.measure.kernel_timing import Timing
     from pytest_llmperf.measure.prompt import Prompt
     from pytest_llmperf.models.load import LoadedModel
@@ -227,27 +227,15 @@ class CallRecorder:
         self.lines.append(f"{timing.name}: {timing}")
 
 
-@dataclass
-class PeakMemory:
-    """Peak memory of a block, in bytes, set when it ends; ``None`` if unreadable, for ``reason``."""
-
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    rss_bytes: int | None = None
-    reason: str = "the block has not ended"
-
-
 @contextmanager
 def peak_memory(device: str) -> Iterator[PeakMemory]:
-    """Track the memory of a block on one device."""
-    from pytest_llmperf.hardware.memory import trace_memory
+    """Track the memory of a block on one device; the yielded peak is complete when the block has ended."""
+    from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 
-    found = PeakMemory()
+    found = PeakMemory(reason="the block has not ended")
     with trace_memory(device, "block") as trace:
         yield found
-    peak = trace.peaks["block"]
-    found.allocated_bytes, found.reserved_bytes = peak.allocated_bytes, peak.reserved_bytes
-    found.rss_bytes, found.reason = peak.rss_bytes, peak.reason
+    vars(found).update(vars(trace.peaks["block"]))
 
 
 def _add(results: list[TestResult], measured: TestResult, *, since: float, twice: str) -> TestResult:

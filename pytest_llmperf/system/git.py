@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from pytest_llmperf.errors import BaselineError
@@ -132,6 +133,39 @@ def _trusted_path(words: str) -> str:
     return printable(found[1]) if found else ""
 
 
+def run_git(
+    folder: Path,
+    *arguments: str,
+    variables: Mapping[str, str] | None = None,
+    text: str | None = None,
+    timeout_s: float | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run git without hooks.
+
+    Args:
+        folder: working directory.
+        arguments: git's arguments.
+        variables: further environment variables.
+        text: standard input.
+        timeout_s: longest time in seconds; ``None`` for no limit.
+
+    Raises:
+        OSError: git cannot be started.
+        subprocess.TimeoutExpired: it took longer.
+    """
+    return subprocess.run(
+        ["git", "-c", "core.hooksPath=/dev/null", *arguments],
+        cwd=folder,
+        env=git_environment() | dict(variables or {}),
+        input=text,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=timeout_s,
+        check=False,
+    )
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     done = _run(folder, *arguments)
     return done.stdout if done and done.returncode == 0 else None
@@ -139,15 +173,6 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] | None:
     try:
-        return subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            env=git_environment(),
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            timeout=GIT_TIMEOUT_S,
-            check=False,
-        )
+        return run_git(folder, *arguments, timeout_s=GIT_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None

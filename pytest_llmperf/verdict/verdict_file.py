@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.stats.interval import Interval
-from pytest_llmperf.storage.baseline_file import Written, write_model
+from pytest_llmperf.storage.baseline_file import Written, first_problem, write_model
 from pytest_llmperf.storage.provenance import SideProof
 from pytest_llmperf.storage.schema import Run, Workload
 from pytest_llmperf.text import printable
@@ -190,10 +190,9 @@ def read_verdicts(path: Path) -> VerdictFile:
     except OSError as error:
         raise BaselineError(f"cannot read verdicts {path}: {error.strerror or error}") from error
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        message = problem["msg"].removeprefix("Value error, ")
-        found = ": ".join(filter(None, [".".join(map(str, problem["loc"])), message]))
-        raise BaselineError(f"{path}: {printable(found)}; expected a file of --llmperf-verdicts") from error
+        raise BaselineError(
+            f"{path}: {printable(first_problem(error))}; expected a file of --llmperf-verdicts"
+        ) from error
 
 
 def _test_verdicts(entry: Entry, command: Sequence[str], folder: str) -> TestVerdicts:
