@@ -25,7 +25,7 @@ from pytest_llmperf.ab.checkout import (
     worktrees,
 )
 from pytest_llmperf.ab.installed import Environment
-from pytest_llmperf.ab.output import progress_lines, result_lines
+from pytest_llmperf.cli.ab_output import progress_lines, result_lines
 from pytest_llmperf.ab.packages import Locator, find_packages
 from pytest_llmperf.ab.side import Recipe, Repository, SideBuilder, prepare_sides
 from pytest_llmperf.ab.stopping import Effort, measure_until_decided

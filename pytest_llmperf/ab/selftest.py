@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pytest_llmperf.ab.blocks import BlockSeries
-from pytest_llmperf.ab.selftest_output import summary_lines, trial_line
+from pytest_llmperf.cli.selftest_output import summary_lines, trial_line
 from pytest_llmperf.ab.selftest_stats import Trial, add_up
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.ab.stopping import Effort, measure_until_decided

@@ -12,7 +12,7 @@ from pytest_llmperf.ab import blocks as series_module
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import BlockSeries, block_orders
 from pytest_llmperf.ab.compare import _outcome
-from pytest_llmperf.ab.output import _disturbed_lines
+from pytest_llmperf.cli.ab_output import _disturbed_lines
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.storage.provenance import Imported

@@ -11,7 +11,7 @@ import report_data  # pytest would collect tests_of if it were imported by name
 from _pytest.terminal import TerminalReporter
 from report_data import baseline, result, run_record, verdicts_of
 
-from pytest_llmperf.ab.output import progress_lines
+from pytest_llmperf.cli.ab_output import progress_lines
 from pytest_llmperf.metrics import METRICS, Kind, Limit
 from pytest_llmperf.report.results_table import results_table
 from pytest_llmperf.report.terminal import write_now
