@@ -108,7 +108,7 @@ class Standing:
 
     def __init__(self, blocks: Sequence[MeasuredBlock], *, final: bool = False) -> None:
         self._blocks = blocks
-        self._final = final
+        self.final = final
         self._base, self._head = blocks[0].arms["base"], blocks[0].arms["head"]
 
     @property
@@ -154,7 +154,7 @@ class Standing:
 
     @cached_property
     def _paired(self) -> list[Verdict]:
-        return [pairs.verdict(self.alpha, final=self._final) for pairs in self.timed]
+        return [pairs.verdict(self.alpha, final=self.final) for pairs in self.timed]
 
     @cached_property
     def _exact(self) -> list[Verdict]:

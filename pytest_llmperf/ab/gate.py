@@ -1,23 +1,15 @@
-"""``llmperf gate``: decide a pull request with one command.
-
-The perf tests run once and are screened against the stored baseline. Tests that this leaves open are then compared with
-the merge base on this machine: possible regressions, and tests whose baseline is too young, too noisy or missing. Other
-tests cost no extra time.
-"""
+"""Parts of ``llmperf gate``: the commit to compare with, the screen, and the verdicts of both stages combined."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from pytest_llmperf.ab.checkout import commit_of, first_parent, merge_base, repository_root, working_tree_commit
-from pytest_llmperf.ab.compare import PairedComparison, compare
+from pytest_llmperf.ab.checkout import commit_of, first_parent, merge_base, working_tree_commit
 from pytest_llmperf.errors import LlmperfError, UsageError
-from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.system.git import remote_of
 from pytest_llmperf.system.paths import scratch_folder
 from pytest_llmperf.system.pytest_process import run_perf_tests, without_outputs
@@ -29,8 +21,6 @@ from pytest_llmperf.verdict.verdict_file import (
     VerdictFile,
     decided,
     read_verdicts,
-    verdict_file,
-    write_verdicts,
 )
 
 BRANCH_VARIABLES = (
@@ -50,50 +40,24 @@ _NOT_COMPARED = (Outcome.NEW, Outcome.NOT_COMPARABLE)
 _SCREENED = (0, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gate:
-    """Settings of the gate. ``comparison`` is for the second stage; its base is a branch, or empty."""
+@dataclass(frozen=True)
+class GateBase:
+    """The commit to compare with; on the target branch itself it is HEAD's first parent."""
 
-    comparison: PairedComparison
-    fail_on: frozenset[Outcome] = frozenset()
-
-
-def pass_gate(wanted: Gate, *, here: Path, say: Callable[[str], None]) -> int:
-    """Screen, compare the open tests, and return the exit code: pytest's if the tests could not be run.
-
-    Raises:
-        LlmperfError: there is no merge base, a revision does not build, or a process left nothing to compare.
-    """
-    root = repository_root(here)
-    base = base_commit(root, wanted.comparison.base or target_branch(root, os.environ), say)
-    say(f"llmperf gate: screening against the baseline of {base[:12]}")
-    code, screened = _screen(wanted, base, here)
-    if screened is None:
-        return code
-    compared = None
-    if tests := open_tests(screened):
-        left_open = f"{len(tests)} of {plural(len(screened.tests), 'test')} left open"
-        say(f"llmperf gate: {left_open}: comparing with {base[:12]}")
-        compared = _compare(wanted, base, tests, here, say)
-    found = combined(screened, compared, fail_on=wanted.fail_on)
-    say(final_line(found))
-    if wanted.comparison.verdicts:
-        write_verdicts(wanted.comparison.verdicts, found)
-    return found.exit_code
+    commit: str
+    is_first_parent: bool = False
 
 
-def base_commit(root: Path, branch: str, say: Callable[[str], None]) -> str:
-    """Return the commit to compare with: the merge base, or on the target branch itself HEAD's first parent.
+def gate_base(root: Path, branch: str) -> GateBase:
+    """Return the merge base with the target branch, or on the target branch itself HEAD's first parent.
 
     Raises:
         LlmperfError: git knows no such branch, they share no history, or HEAD has no parent.
     """
     base, head = merge_base(root, branch), commit_of(root, "HEAD")
     if base != head or working_tree_commit(root) != head:
-        return base
-    base = first_parent(root, head)
-    say(f"llmperf gate: HEAD ({head[:12]}) is on {printable(branch)}: comparing with its first parent, {base[:12]}")
-    return base
+        return GateBase(base)
+    return GateBase(first_parent(root, head), is_first_parent=True)
 
 
 def target_branch(root: Path, environ: Mapping[str, str]) -> str:
@@ -123,6 +87,32 @@ def _told_branch(root: Path, variable: str, name: str) -> str:
         fetch = printable(f"git fetch {remote} +refs/heads/{name}:refs/remotes/{branch}")
         raise UsageError(f"{words}: run {fetch}, or name the branch: llmperf gate BRANCH") from error
     return branch
+
+
+def screen_tests(arguments: Sequence[str], base: str, *, here: Path) -> tuple[int, VerdictFile | None]:
+    """Run the perf tests once and compare with the baseline of ``base``.
+
+    Args:
+        arguments: pytest's.
+        base: commit of the baseline.
+        here: the user's working directory.
+
+    Returns:
+        pytest's exit code, and the verdicts; ``None`` if the tests could not be run.
+    """
+    path = scratch_folder(here, "gate") / "screen.json"
+    path.unlink(missing_ok=True)
+    screening = [
+        *without_outputs(arguments),
+        "--llmperf-screen",
+        f"--llmperf-baseline-ref={base}",
+        f"--llmperf-verdicts={path}",
+        "--llmperf-fail-on=",  # applied to the combined verdicts, at the end
+    ]
+    ended = run_perf_tests(screening, folder=here)
+    if ended.exit_code not in _SCREENED or not path.exists():
+        return ended.exit_code or 1, None
+    return ended.exit_code, read_verdicts(path)
 
 
 def open_tests(screened: VerdictFile) -> list[str]:
@@ -161,36 +151,6 @@ def combined(screened: VerdictFile, compared: VerdictFile | None, *, fail_on: fr
 def _breach(missing: Sequence[str], fail_on: frozenset[Outcome]) -> str:
     is_asked = missing and Outcome.MISSING in fail_on
     return f"no result of {plural(len(missing), 'test')} of the baseline" if is_asked else ""
-
-
-def final_line(found: VerdictFile) -> str:
-    """Return the gate's last line of output."""
-    return f"llmperf gate: {conclusion(found)}" + (f"; {printable(found.breach)}" if found.breach else "")
-
-
-def _screen(wanted: Gate, base: str, here: Path) -> tuple[int, VerdictFile | None]:
-    """Run the perf tests once; return the exit code, and the verdicts if there are any."""
-    path = scratch_folder(here, "gate") / "screen.json"
-    path.unlink(missing_ok=True)
-    arguments = [
-        *without_outputs(wanted.comparison.arguments),
-        "--llmperf-screen",
-        f"--llmperf-baseline-ref={base}",
-        f"--llmperf-verdicts={path}",
-        "--llmperf-fail-on=",  # applied to the combined verdicts, at the end
-    ]
-    ended = run_perf_tests(arguments, folder=here)
-    if ended.exit_code not in _SCREENED or not path.exists():
-        return ended.exit_code or 1, None
-    return ended.exit_code, read_verdicts(path)
-
-
-def _compare(wanted: Gate, base: str, tests: Sequence[str], here: Path, say: Callable[[str], None]) -> VerdictFile:
-    only = [f"--llmperf-only={test}" for test in tests]
-    comparison = replace(wanted.comparison, base=base, head=None, arguments=[*wanted.comparison.arguments, *only])
-    outcome = compare(comparison, here=here, say=say)
-    command = ["llmperf", "ab", base, "--", *without_outputs(wanted.comparison.arguments)]
-    return verdict_file(outcome, command=command, exit_code=int(outcome.failed))
 
 
 def _is_open(cell: CellVerdict) -> bool:

@@ -1,4 +1,4 @@
-"""``llmperf selftest``: compare the worktree with itself, as it is and slowed down, like ``llmperf ab``."""
+"""Trials of ``llmperf selftest``: the worktree compared with itself, as it is and with an injected slowdown."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-import pytest
-
 from pytest_llmperf.ab.blocks import BlockSeries
-from pytest_llmperf.cli.selftest_output import summary_lines, trial_line
-from pytest_llmperf.ab.selftest_stats import Trial, add_up
+from pytest_llmperf.ab.selftest_stats import Trial
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.storage.baseline_file import write_model
 from pytest_llmperf.system.paths import user_folder
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.paired import LOOKS
@@ -39,41 +34,6 @@ class Selftest:
     pairs: int
     budget_s: float
     most_blocks: int
-    json: Path | None = None
-
-
-def selftest(wanted: Selftest, *, here: Path, say: Callable[[str], None]) -> int:
-    """Measure false alarms and detection rates on this machine; print the smallest slowdown that it detects.
-
-    Args:
-        wanted: what to inject, how often, and for how long.
-        here: the user's working directory.
-        say: prints a line.
-
-    Returns:
-        The exit code: 1 if there was a false alarm, if the largest slowdown was missed once, or if too little was
-        decided to know either; 2 if the user interrupted it.
-
-    Raises:
-        LlmperfError: no test is selected or one fails, a process dies, or the JSON file cannot be written.
-    """
-    laboratory = _Laboratory(wanted, here.resolve())
-    trials: list[Trial] = []
-    interrupted = False
-    try:
-        for number, trial in laboratory.trials():
-            trials.append(trial)
-            say(trial_line(trial, number=number, of=wanted.pairs))
-    except KeyboardInterrupt:
-        interrupted = True
-        say("llmperf selftest: interrupted; what is known so far:")
-    tool = f"pytest-llmperf {version('pytest-llmperf')}"
-    found = add_up(trials, wanted.sizes, tool=tool, device_key=laboratory.device_key, kind=wanted.kind)
-    for line in summary_lines(found):
-        say(line)
-    if wanted.json:
-        write_model(wanted.json, found, what="results")
-    return pytest.ExitCode.INTERRUPTED if interrupted else int(bool(found.shortcomings))
 
 
 def parse_sizes(text: str) -> list[float]:
@@ -89,10 +49,18 @@ def parse_sizes(text: str) -> list[float]:
     return sorted(shares)
 
 
-class _Laboratory:
-    """Runs trials: fresh subprocesses of the worktree on both sides."""
+class Trials:
+    """Trials of a selftest, in fresh processes of the worktree on both sides.
+
+    Iterating yields an A/A pair and one trial of each size, repeatedly, until there are enough or time is up.
+
+    Args:
+        wanted: what to inject, how often, and for how long.
+        here: the user's working directory.
+    """
 
     def __init__(self, wanted: Selftest, here: Path) -> None:
+        here = here.resolve()
         self._wanted = wanted
         self._sides = [Side(name, "", here, sys.executable, dict(os.environ)) for name in ("base", "head")]
         self._folder = user_folder("selftest", hashlib.sha256(str(here).encode()).hexdigest()[:8])
@@ -100,8 +68,7 @@ class _Laboratory:
         self._effort = Effort(most_blocks=wanted.most_blocks, deadline=time.monotonic() + wanted.budget_s)
         self.device_key = ""
 
-    def trials(self) -> Iterator[tuple[int, Trial]]:
-        """Yield an A/A pair and one trial of each size, repeatedly, until there are enough or time is up."""
+    def __iter__(self) -> Iterator[tuple[int, Trial]]:
         shutil.rmtree(self._folder, ignore_errors=True)
         for number in range(1, self._wanted.pairs + 1):
             for size in (0.0, *self._wanted.sizes):
@@ -118,7 +85,7 @@ class _Laboratory:
             seed=number,
             head_arguments=[f"--llmperf-inject={self._wanted.kind}:+{100 * size:g}%"] if size else [],
         )
-        standing = measure_until_decided(series, self._effort, lambda _: None)
+        *_, standing = measure_until_decided(series, self._effort)
         for test in standing.tests:
             if error := standing.error(test):
                 raise UsageError(f"{test}: {error}")

@@ -301,25 +301,28 @@ class SideBuilder:
         return path if inside is None else str(self._checkout / inside)
 
 
-def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool, say: Callable[[str], None]) -> list[Side]:
+def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool) -> tuple[list[Side], list[str]]:
     """Check out and build base and head, each with its own dependencies if they differ.
 
     Args:
         builders: of base and of head.
         same_environment: whether both run with the installed packages, whatever they declare.
-        say: prints a line.
+
+    Returns:
+        Both sides, and notes on dependencies that the sides declare differently but share.
 
     Raises:
         UsageError: git, a build or an installation failed, or the sides' dependencies differ in files that pip cannot
             install.
     """
     if all(builder.is_prepared for builder in builders):
-        return [builder.side for builder in builders]
+        return [builder.side for builder in builders], []
     for builder in builders:
         builder.check_out()
     found = _differing([builder.dependencies() for builder in builders])
+    notes = []
     if same_environment and (files := _files(found)):
-        say(f"base and head differ in {files}: both run with what is installed here")
+        notes.append(f"base and head differ in {files}: both run with what is installed here")
     wanted = [Differing(), Differing()] if same_environment else found
     _refuse_unreadable(builders, wanted)
     for builder, differing in zip(builders, wanted, strict=True):
@@ -330,9 +333,8 @@ def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool, sa
         for builder, differing in zip(builders, built, strict=True):
             builder.satisfy(differing)
             builder.verify(differing)
-        for line in _shared(builders, found):
-            say(line)
-    return [builder.finish() for builder in builders]
+        notes += _shared(builders, found)
+    return [builder.finish() for builder in builders], notes
 
 
 def _differing(dependencies: Sequence[Dependencies]) -> list[Differing]:

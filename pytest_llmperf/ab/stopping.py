@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.ab.analysis import Standing
@@ -34,13 +34,15 @@ class Effort:
         return late or self.has_taken_all_looks(len(blocks))
 
 
-def measure_until_decided(series: BlockSeries, effort: Effort, tell: Callable[[Standing], None]) -> Standing:
-    """Measure blocks, at least one, until every test is decided or the effort is spent.
+def measure_until_decided(series: BlockSeries, effort: Effort) -> Iterator[Standing]:
+    """Measure blocks, at least one in all, until every test is decided or the effort is spent.
 
     Args:
         series: of the two sides; its existing blocks count.
         effort: limits of measuring.
-        tell: called after each block.
+
+    Yields:
+        The standing after each new block, and last the final one.
 
     Raises:
         UsageError: no test was selected on head, or a process left nothing to compare.
@@ -51,5 +53,5 @@ def measure_until_decided(series: BlockSeries, effort: Effort, tell: Callable[[S
         standing = Standing(series.blocks)
         if not standing.tests:
             raise UsageError("no perf test was selected on head: nothing to compare")
-        tell(standing)
-    return Standing(series.blocks, final=True)
+        yield standing
+    yield Standing(series.blocks, final=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.cli.say import say
 from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,24 +60,19 @@ def _add_comparing(ab: argparse.ArgumentParser) -> None:
 
 
 def _ab(options: argparse.Namespace, rest: list[str]) -> int:
-    from pytest_llmperf.ab.compare import compare_and_exit
+    from pytest_llmperf.cli.ab_command import run_ab
 
-    return compare_and_exit(_comparison(options, rest, head=options.head), here=Path.cwd(), say=say)
+    return run_ab(_comparison(options, rest, head=options.head), options)
 
 
 def _gate(options: argparse.Namespace, rest: list[str]) -> int:
-    from pytest_llmperf.ab.gate import Gate, pass_gate
-    from pytest_llmperf.runner.config import failing_outcomes
+    from pytest_llmperf.cli.gate_command import run_gate
 
-    wanted = Gate(
-        comparison=_comparison(options, rest, head=None),
-        fail_on=failing_outcomes(options.fail_on, strict=options.strict, option="--fail-on"),
-    )
-    return pass_gate(wanted, here=Path.cwd(), say=say)
+    return run_gate(_comparison(options, rest, head=None), options)
 
 
 def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> PairedComparison:
-    from pytest_llmperf.ab.compare import PairedComparison, budget_seconds
+    from pytest_llmperf.ab.compare import PairedComparison
     from pytest_llmperf.ab.side import Recipe
 
     _require_blocks(options.blocks)
@@ -87,11 +82,10 @@ def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | Non
         arguments=rest,
         base_recipe=Recipe(python=options.python_base, command=options.prepare),
         head_recipe=Recipe(python=options.python_head, command=options.prepare),
-        budget_s=budget_seconds(options.budget) if options.budget else None,
+        budget_s=_seconds(options.budget) if options.budget else None,
         most_blocks=options.blocks,
         restart=options.restart,
         same_environment=options.same_environment,
-        verdicts=options.verdicts,
         explain=not options.no_explain,
     )
 
@@ -118,8 +112,8 @@ def _add_selftest(commands: Any) -> None:
 
 
 def _selftest(options: argparse.Namespace, rest: list[str]) -> int:
-    from pytest_llmperf.ab.compare import budget_seconds
-    from pytest_llmperf.ab.selftest import Selftest, parse_sizes, selftest
+    from pytest_llmperf.ab.selftest import Selftest, parse_sizes
+    from pytest_llmperf.cli.selftest_command import run_selftest
 
     _require_blocks(options.blocks)
     if options.pairs < 1:
@@ -129,11 +123,10 @@ def _selftest(options: argparse.Namespace, rest: list[str]) -> int:
         sizes=parse_sizes(options.sizes),
         kind=options.kind,
         pairs=options.pairs,
-        budget_s=budget_seconds(options.budget),
+        budget_s=_seconds(options.budget),
         most_blocks=options.blocks,
-        json=options.json,
     )
-    return selftest(wanted, here=Path.cwd(), say=say)
+    return run_selftest(wanted, options)
 
 
 def _require_blocks(blocks: int) -> None:
@@ -141,3 +134,11 @@ def _require_blocks(blocks: int) -> None:
 
     if blocks < LOOKS[0]:
         raise UsageError(f"--blocks {blocks}: expected at least {LOOKS[0]}, the first look")
+
+
+def _seconds(budget: str) -> float:
+    """Parse seconds from ``20m``, ``90s``, ``1.5h`` or a plain number of seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", budget.strip())
+    if not found or float(found[1]) <= 0:
+        raise UsageError(f"--budget {budget!r}: expected a time such as 20m, 90s or 1.5h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]

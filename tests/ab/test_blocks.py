@@ -11,9 +11,9 @@ from repository import PlayedRuns
 from pytest_llmperf.ab import blocks as series_module
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import BlockSeries, block_orders
-from pytest_llmperf.ab.compare import _outcome
-from pytest_llmperf.cli.ab_output import _disturbed_lines
+from pytest_llmperf.ab.compare import comparison_outcome
 from pytest_llmperf.ab.side import Side
+from pytest_llmperf.cli.ab_output import _disturbed_lines
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.storage.provenance import Imported
 from pytest_llmperf.verdict.model import Outcome
@@ -86,7 +86,9 @@ def test_the_verdict_file_has_the_workloads_that_head_measured(start):
         return figures()(arm, number) | {"t.py::b": ValueError("no such layer")}
 
     series, _ = start(of)
-    tests = verdict_file(_outcome(series, measure(series, 4)), command=["llmperf", "ab", "main"], exit_code=0).tests
+    tests = verdict_file(
+        comparison_outcome(series, measure(series, 4)), command=["llmperf", "ab", "main"], exit_code=0
+    ).tests
     assert {test.test: [one.model for one in test.workloads.values()] for test in tests} == {
         "t.py::a": ["m"], "t.py::b": [],
     }  # fmt: skip
@@ -298,4 +300,4 @@ def test_what_the_sides_ran_differently_is_told(start):
     series.blocks[0] = replace(
         series.blocks[0], imported={arm: Imported(distributions=found) for arm, found in versions.items()}
     )
-    assert _outcome(series, standing).differences == ["gone: 1 -> none", "helper: 1.0 -> 2.0"]
+    assert comparison_outcome(series, standing).differences == ["gone: 1 -> none", "helper: 1.0 -> 2.0"]

@@ -8,8 +8,9 @@ import pytest
 from perf_project import FAKE_CLOCK, QUICK
 from repository import commit, git
 
-from pytest_llmperf.ab.gate import combined, final_line, open_tests
+from pytest_llmperf.ab.gate import combined, open_tests
 from pytest_llmperf.cli import main
+from pytest_llmperf.cli.gate_command import final_line
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts

@@ -48,7 +48,7 @@ def prepared(project, commit, tmp_path, *, here="tests", **recipe):
     folder = project[0]
     place = tmp_path / "place" / "base"
     builder = SideBuilder("base", commit, Recipe(**recipe), repository=_repository(folder, folder / here), place=place)
-    return prepare_sides([builder, builder], same_environment=True, say=print)[0]
+    return prepare_sides([builder, builder], same_environment=True)[0][0]
 
 
 def where(side):

@@ -14,8 +14,8 @@ import pytest
 from report_data import evidence
 from sample_verdicts import HOSTILE, explanation
 
-from pytest_llmperf.ab.gate import final_line
 from pytest_llmperf.cli.ab_output import result_lines
+from pytest_llmperf.cli.gate_command import final_line
 from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.report.baseline_table import baseline_lines
 from pytest_llmperf.report.document import document

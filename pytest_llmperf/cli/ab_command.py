@@ -1,0 +1,88 @@
+"""``llmperf ab BASE [HEAD]``: build both revisions, measure blocks until every test is decided, and report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from pytest_llmperf.ab.compare import (
+    ComparisonPlan,
+    PairedComparison,
+    comparison_outcome,
+    explain_regressions,
+    plan_comparison,
+    prepare_comparison,
+)
+from pytest_llmperf.ab.stopping import Effort, measure_until_decided
+from pytest_llmperf.cli.ab_output import progress_lines, result_lines
+from pytest_llmperf.cli.say import say
+from pytest_llmperf.report.terminal import LONGEST_LIST
+from pytest_llmperf.system.pytest_process import without_outputs
+from pytest_llmperf.text import some
+from pytest_llmperf.verdict.explanation import slower
+from pytest_llmperf.verdict.outcome import RunOutcome
+from pytest_llmperf.verdict.verdict_file import verdict_file, write_verdicts
+
+WORKING_TREE = "the working tree"
+
+
+def run_ab(wanted: PairedComparison, options: argparse.Namespace) -> int:
+    """Compare, and return the exit code: 1 if a gating cell regressed or head cannot measure it, else 0.
+
+    Raises:
+        LlmperfError: as `compare_revisions`, or the verdict file cannot be written.
+    """
+    outcome = compare_revisions(wanted, here=Path.cwd())
+    code = int(outcome.failed)
+    if options.verdicts:
+        revisions = [wanted.base, *([wanted.head] if wanted.head else [])]
+        command = ["llmperf", "ab", *revisions, "--", *without_outputs(wanted.arguments)]
+        write_verdicts(options.verdicts, verdict_file(outcome, command=command, exit_code=code))
+    return code
+
+
+def compare_revisions(wanted: PairedComparison, *, here: Path) -> RunOutcome:
+    """Compare two revisions; print the progress after each block, and the results at the end.
+
+    Args:
+        wanted: what to compare.
+        here: the user's working directory.
+
+    Raises:
+        LlmperfError: a revision does not exist or does not build, or a process left nothing to compare.
+    """
+    deadline = time.monotonic() + wanted.budget_s if wanted.budget_s else None
+    effort = Effort(most_blocks=wanted.most_blocks, deadline=deadline)
+    plan = plan_comparison(wanted, here=here)
+    _say(*_plan_lines(plan))
+    series, notes = prepare_comparison(plan)
+    _say(*notes)
+    if series.blocks:
+        _say(f"continuing after {len(series.blocks)} blocks that were kept; --restart deletes them")
+    for standing in measure_until_decided(series, effort):
+        if not standing.final:
+            say(*progress_lines(standing, series.blocks, most=effort.most_blocks, left_s=effort.left_s))
+    outcome = comparison_outcome(series, standing)
+    slow = [entry.test for entry in outcome.entries if slower(entry.verdicts)]
+    if wanted.explain and slow:
+        _say(f"profiling what regressed, on both sides: {some(slow, LONGEST_LIST)}")
+        outcome.entries = explain_regressions(outcome.entries, slow, series, here=here)
+    say(*result_lines(outcome, series.blocks, null_trip=standing.null_trip))
+    return outcome
+
+
+def _plan_lines(plan: ComparisonPlan) -> Iterator[str]:
+    wanted = plan.wanted
+    if plan.has_other_environment and not wanted.restart:
+        yield "the environment has changed since blocks of this comparison were kept: it starts anew"
+    head = f"{wanted.head or WORKING_TREE} ({plan.head[:12]})"
+    yield f"base {wanted.base} ({plan.base[:12]}), head {head}, in {plan.folder}"
+    if plan.is_null:
+        yield "base and head are the same tree: this is an A/A comparison, which shows the machine's noise"
+    yield "preparing base and head"
+
+
+def _say(*lines: str) -> None:
+    say(*(f"llmperf ab: {line}" for line in lines))
