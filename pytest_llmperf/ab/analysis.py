@@ -149,7 +149,7 @@ class Standing:
         """Why no change in this series is valid: the A/A control changed. Empty if it did not."""
         for pairs in self.timed:
             if pairs.limit.gates and pairs.null_trips(self.alpha):
-                return f"base beside base differs in {pairs.metric.name} of {pairs.key[0]}: the machine, not the code"
+                return f"base differs from itself in {pairs.metric.name} of {pairs.key[0]}: noise of the machine, not the code"
         return ""
 
     @cached_property
@@ -195,7 +195,7 @@ class Standing:
     def _why_not(self, key: CellKey) -> tuple[Outcome, str]:
         test, workload, metric = key
         if key in self._base.values and (disturbed := self._why_invalid(key)):
-            return Outcome.INVALID, f"no block of it counts: {disturbed}"
+            return Outcome.INVALID, f"none of its blocks is valid: {disturbed}"
         if self._head.values[key] is None:
             return Outcome.NEW, "not measured on head"
         others = sorted({other for name, other, _ in self._base.values if name == test})

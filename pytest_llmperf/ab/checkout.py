@@ -120,7 +120,9 @@ def check_out(root: Path, commit: str, folder: Path) -> None:
     _make_repository(root, folder)
     _git(folder, "checkout", "--quiet", "--detach", commit)
     if missing := [path for path in _git(folder, "ls-files", "--deleted", "-z").split("\0") if path]:
-        raise UsageError(f"git checked {commit[:12]} out without {printable(some(missing, 3))}: fetch it whole")
+        raise UsageError(
+            f"git checked {commit[:12]} out without {printable(some(missing, 3))}: fetch the missing objects"
+        )
     for path, wanted in _gitlinks(_git(folder, "ls-tree", "-r", "-z", commit)):
         _check_out_submodule(root, folder, path, wanted)
 

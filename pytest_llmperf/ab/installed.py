@@ -56,7 +56,7 @@ class Environment:
             raise UsageError(f"cannot run {python}: {error.strerror}") from error
         except (subprocess.CalledProcessError, ValueError) as error:
             words = str(getattr(error, "stderr", "") or error).strip().splitlines()
-            raise UsageError(f"{python} does not tell what its environment holds: {printable(words[-1])}") from error
+            raise UsageError(f"{python} cannot list the packages of its environment: {printable(words[-1])}") from error
 
     @property
     def installed(self) -> dict[str, Installed]:

@@ -147,7 +147,7 @@ class SelftestFile(Written):
         reasons = {
             "a false alarm": self.null.found + self.exact_alarms > 0,
             "no A/A cell was decided: allow more --budget or --blocks": not self.null.decided,
-            f"{size} was not tried to the end: allow more --budget": not largest.decisions,
+            f"{size} was not completed: allow more --budget": not largest.decisions,
             f"{size} was missed": largest.found < largest.decisions,
         }
         return [reason for reason, holds in reasons.items() if holds]

@@ -186,7 +186,7 @@ class SideBuilder:
         installed = self.installed if differing.wishes else {}
         if unmet := differing.unmet(installed):
             there = installed.get(unmet[0].name)
-            raise UsageError(self._refusal(unmet, f"its environment has {there.version if there else 'none'}"))
+            raise UsageError(self._refusal(unmet, f"the environment has {there.version if there else 'none'}"))
 
     def metadata(self) -> Dependencies:
         """Return the dependencies in the metadata of its built packages."""
@@ -350,7 +350,7 @@ def _refuse_unreadable(builders: Sequence[SideBuilder], wanted: Sequence[Differi
     """Reject differences that pip cannot install, unless the user or a command makes the environments."""
     files = wanted[0].unreadable
     if files and not all(builder.brings_environment for builder in builders):
-        raise UsageError(f"base and head differ in {some(files, 3)}, of which pip can install nothing: {WAYS_OUT}")
+        raise UsageError(f"base and head differ in {some(files, 3)}, which pip cannot install: {WAYS_OUT}")
 
 
 def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iterator[str]:
@@ -362,8 +362,8 @@ def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iter
     for name, wish in wishes.items():
         if name in base and base[name] == head.get(name):
             yield printable(
-                f"base and head ask for {name} otherwise ({wish.file}): both run with {base[name].version}, "
-                "which is what either asks for"
+                f"base and head declare {name} differently ({wish.file}): both run with {base[name].version}, "
+                "which satisfies both"
             )
 
 

@@ -38,10 +38,10 @@ def _add_gate(commands: Any) -> None:
         help="screen against the stored baseline, then compare with the merge base what that leaves open",
         usage="llmperf gate [BRANCH] [options] [-- pytest arguments]",
     )
-    gate.add_argument("base", nargs="?", metavar="BRANCH", help="what the change is to be merged into (default: as the "
+    gate.add_argument("base", nargs="?", metavar="BRANCH", help="target branch of the change (default: as the "
                       "CI system says, else origin/HEAD, main or master)")  # fmt: skip
     gate.add_argument("--fail-on", default="", metavar="OUTCOMES", help="outcomes that fail as well, comma-separated")
-    gate.add_argument("--strict", action="store_true", help="fail on whatever is not decided")
+    gate.add_argument("--strict", action="store_true", help="fail on every undecided cell")
     _add_comparing(gate)
     gate.set_defaults(run=_gate, passes_on="after --")
 
@@ -54,8 +54,8 @@ def _add_comparing(ab: argparse.ArgumentParser) -> None:
     ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
     ab.add_argument("--same-environment", action="store_true",
                     help="run both sides with what is installed here, although their dependencies differ")  # fmt: skip
-    ab.add_argument("--restart", action="store_true", help="forget the blocks of an interrupted comparison")
-    ab.add_argument("--no-explain", action="store_true", help="do not profile what regressed")
+    ab.add_argument("--restart", action="store_true", help="delete the blocks of an interrupted comparison")
+    ab.add_argument("--no-explain", action="store_true", help="do not profile regressions")
     ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
 
 
@@ -93,7 +93,7 @@ def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | Non
 def _add_selftest(commands: Any) -> None:
     selftest = commands.add_parser(
         "selftest",
-        help="count false alarms and found slowdowns of your tests on this machine",
+        help="measure false alarms and detected slowdowns of your tests on this machine",
         usage="llmperf selftest [options] [-- pytest arguments]",
         description=(
             "Compare the working tree with itself, as it is (A/A) and with a slowdown injected into one side, in fresh "

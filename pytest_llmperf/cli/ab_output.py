@@ -66,7 +66,7 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
     yield from map(printable, _disturbed_lines(blocks))
     if run.differences:
         yield printable(f"base and head differ in {', '.join(run.differences)}")
-    yield printable(f"null control: {null_trip or 'base beside base does not differ'}")
+    yield printable(f"null control: {null_trip or 'base does not differ from itself'}")
     seconds = sum(block.seconds for block in blocks)
     yield f"measured {plural(len(blocks), 'block')} of three fresh processes in {seconds:.0f} s"
     yield decided_line(run)
@@ -80,7 +80,7 @@ def _disturbed_lines(blocks: Sequence[MeasuredBlock]) -> Iterator[str]:
                 found[test][block.number] = why
     for test, whys in found.items():
         why = next(iter(whys.values()))
-        yield f"disturbed: {len(whys)} of {len(blocks)} blocks do not count what they timed of {test}: {why}"
+        yield f"disturbed: timings of {test} are invalid in {len(whys)} of {len(blocks)} blocks: {why}"
 
 
 def _table(run: RunOutcome) -> Table:

@@ -236,7 +236,7 @@ def _values(result: TestResult) -> dict[str, int | float | str | None]:
 def _conditions(seen: Observation) -> Iterator[tuple[str, str]]:
     yield "clock", seen.clock
     yield "requests", str(seen.requests) + (f", {seen.disturbed_requests} disturbed" if seen.disturbed_requests else "")
-    steady = "steady" if seen.warmup.steady else "never became steady"
+    steady = "steady" if seen.warmup.steady else "not steady when it ended"
     yield "warm-up", f"{plural(seen.warmup.requests, 'request')}, {steady}" if seen.warmup.requests else "none"
     if seen.invalid:
         yield "invalid", seen.invalid

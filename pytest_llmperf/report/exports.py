@@ -46,7 +46,9 @@ def points(verdicts: VerdictFile) -> list[ExportedPoint]:
     """
     if verdicts.injected:
         injected = printable(", ".join(verdicts.injected))
-        raise UsageError(f"{injected} was injected: such figures are not exported: measure without --llmperf-inject")
+        raise UsageError(
+            f"{injected} was injected, and such figures are not exported: measure without --llmperf-inject"
+        )
     found = [point for test in verdicts.tests for point in _of_test(test)]
     if not found:
         raise UsageError("there are no figures to export: no test measured, or --llmperf-measure-only judged none")

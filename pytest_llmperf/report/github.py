@@ -90,7 +90,7 @@ def _body(verdicts: VerdictFile, most_bytes: int) -> str:
     if room < 0:
         raise UsageError(
             f"no room: GitHub takes {SUMMARY_BYTES} bytes of a step's summary, of which {max(0, most_bytes)} are left; "
-            "tell the verdicts in a step of their own"
+            "write the verdicts in a step of their own"
         )
     blocks = [
         CommentBlock("", list(_facts(verdicts)), ""),
@@ -151,7 +151,7 @@ def _run_link(environ: Mapping[str, str]) -> str:
 
 def _cut_line(environ: Mapping[str, str]) -> str:
     link = _run_link(environ)
-    return f"<p>Cut to the size that GitHub takes: the verdict file has the rest{link and f', see {link}'}.</p>\n"
+    return f"<p>Truncated to GitHub's size limit: the verdict file has the rest{link and f', see {link}'}.</p>\n"
 
 
 def _failures_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
@@ -226,7 +226,7 @@ def _row(test: TestVerdicts, cell: CellVerdict) -> str:
 
 
 def _empty_row(test: TestVerdicts) -> str:
-    return f'<tr><td>invalid</td><td>{_code(test.test)}</td><td colspan="4">it ran and measured nothing</td></tr>\n'
+    return f'<tr><td>invalid</td><td>{_code(test.test)}</td><td colspan="4">the test measured nothing</td></tr>\n'
 
 
 def _reproduce_block(tests: Sequence[TestVerdicts]) -> CommentBlock:

@@ -20,7 +20,7 @@ def change_lines(series: Sequence[Series], *, name: str) -> Iterator[str]:
     yield printable(f"{name}: {plural(len(series), 'cell')}, {plural(changes, 'change')}")
     for line in _lines(series):
         yield wrapped(printable(line), table_width())
-    yield f"A point is a session's runs at one commit; to find a change takes {FEWEST_POINTS} of them."
+    yield f"A point is a session's runs at one commit; a change needs {FEWEST_POINTS} of them."
 
 
 def _lines(series: Sequence[Series]) -> Iterator[str]:

@@ -85,7 +85,7 @@ def _results(path: Path, verdicts: VerdictFile) -> list[TestResult]:
         raise BaselineError(f"cannot read journal {path}: {reason}") from error
     if verdicts.run is None or header.run.run_id != verdicts.run.run_id:
         expected = verdicts.run.run_id if verdicts.run else "none"
-        raise BaselineError(f"{path}: it is of run {header.run.run_id!r}; the verdicts are of {expected!r}")
+        raise BaselineError(f"{path}: it belongs to run {header.run.run_id!r}; the verdicts belong to run {expected!r}")
     return results
 
 

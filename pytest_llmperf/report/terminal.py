@@ -63,7 +63,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
         elif entry.empty:
-            yield f"invalid: {entry.test}: it ran and measured nothing"
+            yield f"invalid: {entry.test}: the test measured nothing"
         yield from (f"timed: {entry.test}: {timing}" for timing in entry.timings)
     if run.missing:
         yield _missing_line(run)
@@ -111,7 +111,7 @@ def _next_step(run: RunOutcome) -> Iterator[str]:
         place = [f"--llmperf-baselines={folder}" for folder in run.place[1:]]
         yield f"to verify: {shlex.join([*shlex.split(RECORD), *run.settings, *place])}"
     elif outcomes[Outcome.INVALID]:
-        yield "to verify: make the machine quiet and run it again"
+        yield "to verify: repeat on a quiet machine"
 
 
 def conclusion(found: VerdictFile) -> str:
@@ -154,15 +154,15 @@ def _group(verdict: Verdict) -> str:
     """Return the reason that undecided cells share; their detectable change differs."""
     if verdict.outcome is Outcome.INCONCLUSIVE and not verdict.flagged and verdict.mde is not None:
         if verdict.against:
-            return f"too few or too noisy runs at {verdict.against} to find what must be caught"
-        return f"too few or too noisy runs to find what must be caught; add sessions with {RECORD}, see llmperf show"
+            return f"too few or too noisy runs at {verdict.against} to detect the required change"
+        return f"too few or too noisy runs to detect the required change; add sessions with {RECORD}, see llmperf show"
     return verdict.reason
 
 
 def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:
     tests = [entry.test for entry in entries if any(map(_is_unsteady, entry.results))]
     if tests:
-        yield f"never became steady while warming up: {some(tests, LONGEST_LIST)}"
+        yield f"warm-up ended before the timings were steady: {some(tests, LONGEST_LIST)}"
 
 
 def _disturbed(entries: Iterable[Entry]) -> Iterator[str]:
@@ -177,7 +177,7 @@ def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
             cell = result.cell("tokens_unlike_loop")
             if cell and cell.value:
                 what = f"{cell.value} of {result.workload.batch_size * result.workload.output_tokens} tokens"
-                yield f"{result.workload.execution}: {what} are others than loop's: {entry.test}"
+                yield f"{result.workload.execution}: {what} differ from loop's: {entry.test}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:
@@ -196,7 +196,7 @@ def _missing_line(run: RunOutcome) -> str:
     command = _command(run, "prune", *(run.missing if few else ["TEST"]))
     names = some(run.missing, LONGEST_LIST)
     missing = f"{plural(count, 'test')} of the baseline, not among those collected: {names}"
-    return f"missing: {missing}. Gone for good? {command}"
+    return f"missing: {missing}. If it was removed on purpose: {command}"
 
 
 def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
@@ -221,7 +221,7 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
     yield from _bank_lines(run, improved)
     if run.update is None:
         if any(verdict.outcome is Outcome.NEW for verdict in counted) and not improved and decided(run.outcomes):
-            yield f"no baseline yet for some of this: record one with '{RECORD}' and the same options"
+            yield f"some cells have no baseline yet: record one with '{RECORD}' and the same options"
     elif run.update.refusal:
         yield f"baseline NOT updated: {run.update.refusal}"
     elif run.update.baseline is not None:

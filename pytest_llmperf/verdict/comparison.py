@@ -103,7 +103,7 @@ class Comparison:
             return verdict
         if workload.hash in stored:
             found = self.differences()
-            reason = "environment " + ", ".join(map(str, found)) if found else "an accepted step: no run since then"
+            reason = "environment " + ", ".join(map(str, found)) if found else "an accepted change: no run since then"
         else:
             nearest = min((workload.differences(self._workload(name)) for name in sorted(stored)), key=len)
             reason = "workload " + ", ".join(nearest)

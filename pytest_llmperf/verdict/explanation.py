@@ -78,7 +78,7 @@ class Profiles:
 
     name: str
     found: Mapping[tuple[str, str], Mapping[str, PhaseProfile]] = field(default_factory=dict)
-    why_not: str = "it was not profiled"
+    why_not: str = "no profile was made"
 
 
 def slower(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -175,9 +175,11 @@ class RunOutcome:
     def breach(self) -> str:
         """Reason that the run fails although no test failed; empty if there is none."""
         if self.dead:
-            return f"{self.dead}; tests not run: {self.not_run} (--llmperf-isolate goes on in another process)"
+            return f"{self.dead}; tests not run: {self.not_run} (with --llmperf-isolate the run continues in another process)"
         if self.unreported:
-            return f"no report of {plural(len(self.unreported), 'test')} that began: {some(list(self.unreported), 3)}"
+            return (
+                f"{plural(len(self.unreported), 'test')} started and never reported: {some(list(self.unreported), 3)}"
+            )
         if self.missing and Outcome.MISSING in self.fail_on:
             return f"no result of {plural(len(self.missing), 'test')} of the baseline"
         if self.compared and Outcome.INVALID in self.fail_on and not (self.verdicts or self.failed):
@@ -190,8 +192,8 @@ class RunOutcome:
         if self.update and self.update.failed:
             return "the baseline could not be updated"
         if self.disturbed and self.update and self.update.refusal:
-            return "a run that was disturbed is not recorded: make the machine quiet and run it again"
-        return "not everything could be written or released" if self.troubles else ""
+            return "disturbed runs are not recorded: repeat on a quiet machine"
+        return "a file could not be written or a resource not released" if self.troubles else ""
 
     @property
     def failed(self) -> bool:

@@ -37,7 +37,7 @@ def doubt(differences: Sequence[float], base_first: Sequence[bool], margin: floa
     if fmean([difference > 0 for difference in differences]) < LEAST_AGREEMENT:
         return f"fewer than {LEAST_AGREEMENT:.0%} of the blocks agree"
     if _drifts(differences):
-        return "drift: neighbouring blocks are alike"
+        return "drift: neighbouring blocks are correlated"
     return _order_effect(differences, base_first, margin)
 
 
@@ -64,11 +64,11 @@ def _order_effect(differences: Sequence[float], base_first: Sequence[bool], marg
     """
     orders = [[d for d, first in zip(differences, base_first, strict=True) if first == side] for side in (True, False)]
     if not all(orders):
-        return "every block ran in the same order: what running second costs is not known"
+        return "every block ran in the same order: the cost of running second is unknown"
     means = [fmean(order) for order in orders]
     gap, df = abs(means[0] - means[1]), len(differences) - 2
     squares = math.fsum((d - mean) ** 2 for order, mean in zip(orders, means, strict=True) for d in order)
     se = max(math.sqrt(squares / df), SD_FLOOR) * math.sqrt(sum(1 / len(order) for order in orders))
     if gap > margin and 2 * upper_tail(gap / se, df) < GUARD_P:
-        return f"order effect: blocks differ by {percent(gap)} with which side ran first"
+        return f"order effect: the change differs by {percent(gap)} depending on the side that ran first"
     return ""

@@ -133,7 +133,7 @@ def _without_ratio(cell: Cell) -> Verdict:
         cell=cell,
         outcome=Outcome.INCONCLUSIVE,
         kind=Kind.TIMED,
-        reason="varies on identical runs and is 0 in one of them: no ratio can be formed",
+        reason="varies between identical runs, and one of them is 0: no ratio",
         runs=len(cell.window),
         sessions=cell.sessions,
     )

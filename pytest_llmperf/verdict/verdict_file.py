@@ -162,7 +162,7 @@ def _unexplained(run: RunOutcome, exit_code: int) -> str:
         return "the run was interrupted"
     if exit_code == pytest.ExitCode.NO_TESTS_COLLECTED:
         return "no perf test was run"
-    return f"pytest ended with exit code {exit_code}, for a reason that is no verdict: see its output"
+    return f"pytest ended with exit code {exit_code} and no verdict explains it: see its output"
 
 
 def decided(outcomes: Counter[Outcome]) -> int:

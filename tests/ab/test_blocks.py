@@ -119,7 +119,7 @@ def test_a_machine_that_moves_base_beside_base_decides_no_change(start):
 
     series, _ = start(of)
     standing = measure(series, 8)
-    assert "base beside base differs in tpot of t.py::a" in standing.null_trip
+    assert "base differs from itself in tpot of t.py::a" in standing.null_trip
     found = outcomes(standing)
     assert found["t.py::a", "tpot"] is Outcome.INCONCLUSIVE
     assert found["t.py::a", "operators_per_token"] is Outcome.REGRESSED
@@ -259,7 +259,7 @@ def test_a_disturbed_block_is_not_averaged_in(start, arm):
     assert outcomes(standing)["t.py::a", "operators_per_token"] is Outcome.UNCHANGED
     assert next(v.blocks for v in standing.verdicts if v.cell.metric.name == "tpot") == 4
     (line,) = _disturbed_lines(series.blocks)
-    assert line == "disturbed: 1 of 5 blocks do not count what they timed of t.py::a: a neighbour"
+    assert line == "disturbed: timings of t.py::a are invalid in 1 of 5 blocks: a neighbour"
 
 
 def test_a_test_that_is_disturbed_each_time_stays_open(start):
@@ -267,7 +267,7 @@ def test_a_test_that_is_disturbed_each_time_stays_open(start):
     series, _ = start(disturbed(range(1, 5)))
     standing = measure(series, 4)
     verdict = next(v for v in standing.verdicts if v.cell.metric.name == "tpot")
-    assert (verdict.outcome, verdict.reason) == (Outcome.INVALID, "no block of it counts: a neighbour")
+    assert (verdict.outcome, verdict.reason) == (Outcome.INVALID, "none of its blocks is valid: a neighbour")
     assert standing.undecided == ["t.py::a"]
     assert standing.null_trip == ""
 

@@ -130,7 +130,7 @@ def test_an_interruption_tells_what_is_known(run):
     code, lines, found = run(SlowedRuns(dies_at=14), "--pairs", "2", "--sizes", "20%")
     assert code == 2
     assert found["null"]["decisions"] == 2
-    assert "llmperf selftest: interrupted; what is known so far:" in lines
+    assert "llmperf selftest: interrupted; results so far:" in lines
 
 
 def test_a_test_that_fails_ends_it(tmp_path, monkeypatch, capsys):

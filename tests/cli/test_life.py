@@ -72,7 +72,7 @@ def test_an_accepted_step_is_red_before_and_not_compared_after(recorded, command
     assert (epoch["test"], epoch["metric"], epoch["reason"]) == (DECODE, "tpot_ms", "a safer kernel")
     again = recorded.run(step_ms=1.5)
     again.assert_outcomes(passed=1, failed=1)
-    again.stdout.fnmatch_lines(["not comparable: *tpot*an accepted step: no run since then*"])
+    again.stdout.fnmatch_lines(["not comparable: *tpot*an accepted change: no run since then*"])
     journals = sorted((recorded.path / ".llmperf" / "runs").glob("*.jsonl"))
     baseline = str(recorded.baseline())
     assert command("merge", baseline, *map(str, journals[-2:]), "-o", baseline)[0] == 0

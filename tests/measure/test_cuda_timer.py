@@ -95,7 +95,7 @@ def test_a_timing_does_not_stand_in_for_a_model(project):
     result = project.run("--llmperf-fail-on=invalid")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["invalid: test_perf.py::test_both: it ran and measured nothing", "failed: nothing was measured"]
+        ["invalid: test_perf.py::test_both: the test measured nothing", "failed: nothing was measured"]
     )
 
 

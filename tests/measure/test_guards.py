@@ -65,7 +65,7 @@ def test_a_disturbed_run_is_not_recorded(busy, update):
         [
             f"invalid: {TEST}: {WHY}",
             f"baseline NOT updated: the run was disturbed: {TEST}: {WHY}",
-            "failed: a run that was disturbed is not recorded: make the machine quiet and run it again",
+            "failed: disturbed runs are not recorded: repeat on a quiet machine",
         ]
     )
     assert busy.baseline().read_text() == before

@@ -14,7 +14,7 @@ from pytest_llmperf.report.github import comment, summary, workflow_commands
 from pytest_llmperf.verdict.model import Outcome
 
 GOLDEN = Path(__file__).parent / "golden"
-CUT = "<p>Cut to the size that GitHub takes: the verdict file has the rest"
+CUT = "<p>Truncated to GitHub's size limit: the verdict file has the rest"
 ENVIRONMENT = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "o/r", "GITHUB_RUN_ID": "7"}
 
 
@@ -132,7 +132,9 @@ def test_what_the_step_wrote_before_counts_against_the_limit(most):
 @pytest.mark.parametrize("most", [200, 50, 0, -1])
 def test_a_step_that_wrote_all_that_github_takes_has_no_room_for_a_summary(most):
     """This is an error, since GitHub would also drop the earlier text of the step."""
-    with pytest.raises(UsageError, match=f"of which {max(0, most)} are left; tell the verdicts in a step of their own"):
+    with pytest.raises(
+        UsageError, match=f"of which {max(0, most)} are left; write the verdicts in a step of their own"
+    ):
         summary(SAMPLE, most)
 
 

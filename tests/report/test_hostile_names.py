@@ -189,7 +189,7 @@ def test_a_hostile_name_is_printable_for_who_reads_the_file(sample, output, tmp_
 
 
 def test_a_null_control_that_trips_names_its_test_on_one_line(sample):
-    assert_one_line_each(ab_text(sample, null_trip=f"base beside base differs in TPOT of {NAME}").split("\n"))
+    assert_one_line_each(ab_text(sample, null_trip=f"base differs from itself in TPOT of {NAME}").split("\n"))
 
 
 def test_what_pytest_benchmark_may_group_by_is_printable(sample):

@@ -77,7 +77,7 @@ def test_a_summary_that_has_no_room_is_one_line_and_leaves_the_file_alone(verdic
     assert main(["report", str(verdicts), "--summary"]) == 4
     assert capsys.readouterr().err == (
         "llmperf: no room: GitHub takes 1048576 bytes of a step's summary, of which 99 are left; "
-        "tell the verdicts in a step of their own\n"
+        "write the verdicts in a step of their own\n"
     )
     assert target.stat().st_size == SUMMARY_BYTES - 100
 

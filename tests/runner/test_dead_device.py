@@ -101,7 +101,7 @@ def test_a_dead_device_is_told_once_and_nothing_more_is_tried(dying, kills):
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(
         [
-            f"failed: {DIED}; tests not run: 2 (--llmperf-isolate goes on in another process)",
+            f"failed: {DIED}; tests not run: 2 (with --llmperf-isolate the run continues in another process)",
             "llmperf: 2 tests, *",
             "!!!*cpu is dead !!!*",
         ]
@@ -109,7 +109,7 @@ def test_a_dead_device_is_told_once_and_nothing_more_is_tried(dying, kills):
     assert "could not be released" not in result.stdout.str()
     written = json.loads((project.path / "verdicts.json").read_text())
     assert (written["exit_code"], written["failed"]) == (1, True)
-    assert written["breach"].endswith("tests not run: 2 (--llmperf-isolate goes on in another process)")
+    assert written["breach"].endswith("tests not run: 2 (with --llmperf-isolate the run continues in another process)")
     (journal,) = (project.path / ".llmperf" / "runs").glob("*.jsonl")
     assert "test_before" in journal.read_text()
 

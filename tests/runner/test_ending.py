@@ -50,7 +50,7 @@ def test_a_model_that_cannot_be_released_is_told_and_fails_the_run(recorded, wor
     result.stdout.fnmatch_lines(
         [
             "the model could not be released: RuntimeError: device lost",
-            "failed: not everything could be written or released",
+            "failed: a file could not be written or a resource not released",
             "llmperf: 1 test, 5 of 6 gating cells decided: 5 unchanged, *",
         ]
     )

@@ -151,7 +151,7 @@ def test_a_worker_that_dies_over_what_it_held_back_fails_the_run(project):
     assert result.ret == 1
     lines = [
         "baseline NOT updated: a worker died*",
-        "failed: no report of 1 test that began: test_perf.py::*fp32[]]",
+        "failed: 1 test started and never reported: test_perf.py::*fp32[]]",
     ]
     result.stdout.fnmatch_lines(lines)
 

@@ -125,9 +125,9 @@ def test_each_phase_has_its_own():
     base, now = sides(phase="prefill")
     found = explanations([verdict("ttft_ms"), verdict("tpot_ms"), verdict("e2e_ms")], base, now)
     assert [(one.phase, one.reason) for one in found] == [
-        ("prefill", ""), ("decode", "baseline of c0ffee: it was not profiled")
+        ("prefill", ""), ("decode", "baseline of c0ffee: no profile was made")
     ]  # fmt: skip
-    assert explanation_text(found[1], 80) == "not explained: baseline of c0ffee: it was not profiled"
+    assert explanation_text(found[1], 80) == "not explained: baseline of c0ffee: no profile was made"
 
 
 @pytest.mark.parametrize(

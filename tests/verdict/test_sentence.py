@@ -90,7 +90,7 @@ MEMORY, COUNTER, DIGEST = "decode_peak_allocated_bytes", "operators_per_token", 
             make_cell(312 * MIB, [0, 50 * MIB], metric=MEMORY),
             (
                 "decode peak allocated 312 MiB; "
-                "inconclusive: varies on identical runs and is 0 in one of them: no ratio can be formed"
+                "inconclusive: varies between identical runs, and one of them is 0: no ratio"
             ),
         ),
         (
