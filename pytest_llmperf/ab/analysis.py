@@ -149,7 +149,8 @@ class Standing:
         """Why no change in this series is valid: the A/A control changed. Empty if it did not."""
         for pairs in self.timed:
             if pairs.limit.gates and pairs.null_trips(self.alpha):
-                return f"base differs from itself in {pairs.metric.name} of {pairs.key[0]}: noise of the machine, not the code"
+                what = f"{pairs.metric.name} of {pairs.key[0]}"
+                return f"base differs from itself in {what}: noise of the machine, not the code"
         return ""
 
     @cached_property

@@ -175,7 +175,8 @@ class RunOutcome:
     def breach(self) -> str:
         """Reason that the run fails although no test failed; empty if there is none."""
         if self.dead:
-            return f"{self.dead}; tests not run: {self.not_run} (with --llmperf-isolate the run continues in another process)"
+            goes_on = "with --llmperf-isolate the run continues in another process"
+            return f"{self.dead}; tests not run: {self.not_run} ({goes_on})"
         if self.unreported:
             return (
                 f"{plural(len(self.unreported), 'test')} started and never reported: {some(list(self.unreported), 3)}"

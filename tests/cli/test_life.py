@@ -77,7 +77,7 @@ def test_an_accepted_step_is_red_before_and_not_compared_after(recorded, command
     baseline = str(recorded.baseline())
     assert command("merge", baseline, *map(str, journals[-2:]), "-o", baseline)[0] == 0
     last = recorded.run(step_ms=1.5)
-    last.stdout.no_fnmatch_line("*an accepted step*")
+    last.stdout.no_fnmatch_line("*an accepted change*")
     last.stdout.fnmatch_lines(["test_decode*1.50 ms*1.50 ms*"])
 
 

@@ -129,7 +129,7 @@ def test_a_file_that_holds_no_verdicts_is_one_line(folder, capsys, content, mess
     [
         (["--journal", "nowhere.jsonl"], "cannot read journal nowhere.jsonl: No such file"),
         (["--journal", "verdicts.json"], "cannot read journal verdicts.json: line 1: not the header"),
-        (["--journal", "other.jsonl"], "other.jsonl: it is of run 'another'; the verdicts are of 'now'"),
+        (["--journal", "other.jsonl"], "other.jsonl: it belongs to run 'another'; the verdicts belong to run 'now'"),
         (["--baselines", "nowhere"], "no baseline of 'fake' under nowhere"),
         (["--format", "github", "--journal", "other.jsonl"], "--journal and --baselines are for --format html"),
     ],

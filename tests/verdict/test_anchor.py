@@ -82,7 +82,7 @@ def test_a_step_that_was_accepted_since_is_not_held_against_the_run(released, mo
     assert main(["accept", TEST, "tpot", "--reason", "safer"]) == 0
     result = released.run("--llmperf-anchor=v1", step_ms=1.25)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["not comparable: *(tpot, tpot since v1): an accepted step*"])
+    result.stdout.fnmatch_lines(["not comparable: *(tpot, tpot since v1): an accepted change*"])
 
 
 def test_a_test_that_the_release_did_not_have_is_new(released):

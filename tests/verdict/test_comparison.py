@@ -84,7 +84,7 @@ def test_after_an_epoch_only_later_runs_count():
     last = step.model_copy(update={"time": "2026-01-03"})
     found = verdict(baseline(475.0, 475.0, 467.0, epochs=[last]), result(475.0))
     assert found.outcome is Outcome.NOT_COMPARABLE
-    assert "accepted step" in found.reason
+    assert "accepted change" in found.reason
 
 
 @pytest.mark.parametrize(
