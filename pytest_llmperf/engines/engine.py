@@ -26,7 +26,7 @@ class Sampling:
         if self.top_k is not None and not self.top_k >= 1:
             raise UsageError(f"top_k={self.top_k!r}: expected 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p={self.top_p!r}: expected a share above 0, 1 at most")
+            raise UsageError(f"top_p={self.top_p!r}: expected a number above 0 and at most 1")
 
     def __str__(self) -> str:
         """The name in a workload: ``greedy``, or ``temperature=0.6 top_p=0.9``."""

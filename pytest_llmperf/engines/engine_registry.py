@@ -41,9 +41,11 @@ def _check_server(wanted: Wanted) -> None:
     from pytest_llmperf.engines.openai import check_server
 
     if not wanted.base_url:
-        raise UsageError("--llmperf-engine openai asks a server: pass --llmperf-base-url http://HOST:PORT/v1 as well")
+        raise UsageError("--llmperf-engine openai needs a server: pass --llmperf-base-url http://HOST:PORT/v1")
     if wanted.revision:
-        raise UsageError(f"--llmperf-revision {wanted.revision}: a server is asked for what it serves: leave it out")
+        raise UsageError(
+            f"--llmperf-revision {wanted.revision}: a server chooses the revision itself: leave the option out"
+        )
     check_server(wanted.base_url, wanted.model)
 
 
@@ -58,7 +60,8 @@ def _check_vllm(wanted: Wanted) -> None:
 
     if wanted.base_url:
         raise UsageError(
-            f"--llmperf-base-url {wanted.base_url}: vllm runs here; for vllm serve: --llmperf-engine openai"
+            f"--llmperf-base-url {wanted.base_url}: the vllm engine runs in this process; "
+            "for a vllm server, use --llmperf-engine openai"
         )
     check_vllm(_spec(wanted), wanted.device)
 

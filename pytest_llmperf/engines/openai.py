@@ -198,18 +198,20 @@ def _check_usage(events: Sequence[ServerSentEvent], ask: Ask, way: Way, url: str
     found = next((usage for event in reversed(events) if (usage := _usage(event))), None)
     if found is None:
         raise MeasurementError(
-            f"{url}: the stream ended after {len(events)} events and told no usage: tokens can be counted from nothing "
-            "else"
+            f"{url}: the stream ended after {len(events)} events without usage; expected usage, which has the "
+            "token counts"
         )
     input_tokens, output_tokens = found
     if output_tokens != ask.output_tokens:
         raise MeasurementError(
-            f"{url}: {output_tokens} tokens came, expected {ask.output_tokens}: another length is not the same work"
+            f"{url}: {output_tokens} output tokens, expected {ask.output_tokens}: other lengths are not comparable"
         )
     if way.prompt == "ids" and input_tokens != len(ask.prompt):
         raise MeasurementError(f"{url}: the server counts {input_tokens} prompt tokens, expected {len(ask.prompt)}")
     if not any(map(_has_text, events)):
-        raise MeasurementError(f"{url}: {output_tokens} tokens and no text came: nothing tells when they were there")
+        raise MeasurementError(
+            f"{url}: the server reported {output_tokens} output tokens but sent no text; expected text to time them by"
+        )
     return input_tokens
 
 

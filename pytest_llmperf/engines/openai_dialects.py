@@ -60,7 +60,7 @@ def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
     Raises:
         UsageError: the URL is invalid.
     """
-    expected = "expected one like http://127.0.0.1:8000/v1"
+    expected = "expected a URL like http://127.0.0.1:8000/v1"
     try:
         parts = urlsplit(base_url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -95,7 +95,7 @@ def _generation_config(ask: Ask, sampling: Sampling) -> dict[str, Any]:
 def _plain(_ask: Ask, sampling: Sampling) -> dict[str, Any]:
     """Fields of the plain protocol. If EOS stops it early, that becomes an error later."""
     if sampling.top_k is not None:
-        raise UsageError(f"top_k={sampling.top_k}: OpenAI's protocol has none, and this server takes no more than that")
+        raise UsageError(f"top_k={sampling.top_k}: neither OpenAI's protocol nor this server has top_k: leave it out")
     return _given(temperature=sampling.temperature, top_p=sampling.top_p)
 
 

@@ -162,7 +162,7 @@ class TransformersEngine:
             self.release()
             broken = manager.background_thread_status.fatal_error if manager else None
             if broken is not None:
-                raise RuntimeError(f"continuous batching broke: {type(broken).__name__}: {broken}") from broken
+                raise RuntimeError(f"continuous batching failed: {type(broken).__name__}: {broken}") from broken
             raise
 
 
@@ -205,8 +205,8 @@ class _SetUp:
         except (AttributeError, NotImplementedError, ValueError) as error:
             reason = first_line(error).rstrip(".")
             raise UsageError(
-                f"transformers {version('transformers')} cannot serve {loaded.spec} side by side: {reason}: choose the "
-                "naive scheduler, or another attention"
+                f"transformers {version('transformers')} cannot serve {loaded.spec} with continuous batching: "
+                f"{reason}: use the naive scheduler or another attention"
             ) from error
 
 
@@ -267,7 +267,7 @@ class _Schedule:
         stamps = [stamp - self._begin for stamp in result.timestamps]
         if not produced == len(stamps) == ask.output_tokens:
             raise MeasurementError(
-                f"request {number} produced {produced} tokens at {len(stamps)} moments; expected {ask.output_tokens}"
+                f"request {number}: {produced} tokens, {len(stamps)} timestamps; expected {ask.output_tokens} of each"
             )
         self._answers[number] = _answer(stamps, sent_s=sent, input_tokens=len(ask.prompt), output_tokens=produced)
 
@@ -284,8 +284,8 @@ def _library(loaded: LoadedModel) -> tuple[Any, Any]:
     # Before 5.19, pages were called blocks, the requested attention could not be kept, and managers could not pause.
     if not hasattr(batching, "auto_switch_to_flash") or not hasattr(loaded.model, "init_continuous_batching"):
         raise UsageError(
-            f"transformers {transformers.__version__} cannot serve requests side by side: expected 5.19 or later, or "
-            "the naive scheduler: pip install --upgrade transformers"
+            f"transformers {transformers.__version__} has no usable continuous batching; expected 5.19 or "
+            "later: pip install --upgrade transformers, or use the naive scheduler"
         )
     return batching, transformers.GenerationConfig
 

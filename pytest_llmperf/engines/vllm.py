@@ -165,7 +165,7 @@ class _Pass:
             self._progress_s = moment_s
         elif moment_s - self._progress_s > _STALL_S:
             raise MeasurementError(
-                f"vLLM produced nothing for {_STALL_S:g} s, {plural(len(self.running), 'request')} under way"
+                f"vLLM produced no tokens for {_STALL_S:g} s, with {plural(len(self.running), 'request')} running"
             )
         for output in outputs:
             one = self.running[output.request_id]
@@ -212,7 +212,7 @@ class _Running:
         if sum(self.counts) != self.ask.output_tokens:
             raise MeasurementError(
                 f"vLLM produced {sum(self.counts)} tokens, expected {self.ask.output_tokens}: "
-                "another length is not the same work"
+                "other lengths are not comparable"
             )
         gaps = tuple(after - before for before, after in pairwise(self.moments))
         return Answer(
@@ -238,7 +238,7 @@ def check_vllm(spec: ModelSpec, device: str) -> None:
     kind, _, index = device.partition(":")
     if index not in ("", "0"):
         raise UsageError(
-            f"--llmperf-engine vllm takes the first device it sees, found {device}: "
+            f"--llmperf-engine vllm uses the first visible device, found {device}: "
             f"set CUDA_VISIBLE_DEVICES={index} and pass --llmperf-device {kind}"
         )
     check_source(spec)

@@ -112,7 +112,7 @@ class Bench:
             MeasurementError: measuring failed, or its result must not be used.
             UsageError: the plan does not fit the model.
         """
-        with watch(self.device, self.progress) as watched, self._in_one_line(f"serving by {engine.name}"):
+        with watch(self.device, self.progress) as watched, self._in_one_line(f"serving with {engine.name}"):
             measured = measure_serving(engine, plan, enter=self.progress.enter, on_request=self.progress.tell_request)
         self.progress.enter(TEST_BODY)
         result = serving_result(measured, engine, test=test, run_id=run_id)
@@ -152,7 +152,7 @@ class Bench:
         except LlmperfError:
             raise
         except (RuntimeError, MemoryError) as error:
-            message = f"measuring {what} ended with {one_line(error, self.progress)}"
+            message = f"measuring {what} failed: {one_line(error, self.progress)}"
             if is_out_of_memory(error):
                 give_back(error, self.device)
             raise MeasurementError(message) from error
@@ -196,6 +196,6 @@ class Bench:
                 raise
             peak = trace.peaks[LOAD]
             most = Moment(LOAD, peak.allocated_bytes, peak.reserved_bytes, peak.rss_bytes)
-            raise ModelError(f"{error} ({most} at most)") from error.__cause__
+            raise ModelError(f"{error} (peak {most})") from error.__cause__
         self._facts[spec] = LoadFacts(load_ms, weights_bytes(loaded.model), trace.peaks[LOAD])
         return loaded

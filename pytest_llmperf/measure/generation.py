@@ -189,8 +189,8 @@ def check_length(config: Any, plan: Plan) -> None:
     wanted = plan.input_tokens + plan.output_tokens
     if limit is not None and wanted > limit:
         raise UsageError(
-            f"{plan.input_tokens} input and {plan.output_tokens} output tokens are {wanted} positions; "
-            f"the model has {limit}: ask for fewer"
+            f"{plan.input_tokens} input and {plan.output_tokens} output tokens exceed the model's limit of "
+            f"{limit} positions: use fewer"
         )
 
 
@@ -199,8 +199,8 @@ def _check_burdens(burdens: Sequence[Burden], execution: Execution, opened: Open
     heavy = [burden for burden in burdens if not isinstance(burden, SmallerBatch)]
     if heavy and not opened.dispatches:
         raise UsageError(
-            f"--llmperf-inject {heavy[0]}: the steps of execution {execution.name!r} are not single forwards of the "
-            "model: put a factor on a figure instead, such as tpot:+15%"
+            f"--llmperf-inject {heavy[0]}: execution {execution.name!r} does not run one forward of the model per "
+            "step: multiply a metric instead, such as tpot:+15%"
         )
 
 

@@ -139,7 +139,7 @@ def by_guard(guard: str, why: str) -> str:
 def throttled(device: str, reasons: Iterable[str]) -> str:
     """Message for the throttle reasons that invalidate a measurement; empty if there are none."""
     held = [reason for reason in reasons if reason in HELD_BACK]
-    return f"clocks of {device} held back by {', '.join(held)}" if held else ""
+    return f"clocks of {device} reduced by {', '.join(held)}" if held else ""
 
 
 def _tenants(seen: Seen) -> str:
@@ -158,7 +158,7 @@ def _too_hot(device: str, gpu: GpuConditions) -> str:
     share, most = gpu.thermal_violation_share, percent(MOST_THERMAL)
     if share is None or share <= MOST_THERMAL:
         return ""
-    return f"clocks of {device} held back by heat for {percent(share)} of the time, expected {most} at most"
+    return f"clocks of {device} reduced by heat for {percent(share)} of the time, expected {most} at most"
 
 
 def _clocks(seen: Seen) -> str:
@@ -166,7 +166,7 @@ def _clocks(seen: Seen) -> str:
         return ""
     found, full = seen.gpu.sm_clock_under_load_mhz, seen.gpu.sm_clock_full_mhz
     slow = found < LEAST_CLOCK * full
-    return f"{found:g} of {full} MHz under load, expected {percent(LEAST_CLOCK)} or more" if slow else ""
+    return f"SM clock {found:g} of {full} MHz under load, expected {percent(LEAST_CLOCK)} or more" if slow else ""
 
 
 def _placement(seen: Seen) -> str:
@@ -178,13 +178,14 @@ def _load(seen: Seen) -> str:
     share = seen.host.other_processes_cpu_share if seen.device == "cpu" else None
     if share is None or share <= MOST_OF_OTHERS:
         return ""
-    return f"other processes took {percent(share)} of the processors' time, expected {percent(MOST_OF_OTHERS)} at most"
+    return f"other processes took {percent(share)} of CPU time, expected {percent(MOST_OF_OTHERS)} at most"
 
 
 def _disturbance(seen: Seen) -> str:
     if seen.disturbed is None or seen.disturbed <= MOST_DISTURBED * seen.requests:
         return ""
-    return f"{seen.disturbed} of {seen.requests} requests waited for processors that others held"
+    most = percent(MOST_DISTURBED)
+    return f"CPU contention slowed {seen.disturbed} of {seen.requests} requests, expected {most} at most"
 
 
 GUARDS: Mapping[str, Callable[[Seen], str]] = {

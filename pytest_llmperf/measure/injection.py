@@ -73,7 +73,9 @@ class SmallerBatch:
         """
         left = round(batch_size * (1 - self.share))
         if not 0 < left < batch_size:
-            raise UsageError(f"--llmperf-inject {self}: of a batch of {batch_size} that leaves {left}")
+            raise UsageError(
+                f"--llmperf-inject {self}: a batch of {batch_size} would become {left}; expected fewer, at least 1"
+            )
         return left
 
 

@@ -196,7 +196,7 @@ def _released(engine: Engine) -> Iterator[None]:
 def _follow_memory(serve: Callable[[], object], device: str | None) -> Peak:
     if device is None:
         serve()
-        return Peak(None, None, None, "the engine works in another process")
+        return Peak(None, None, None, "the engine runs in another process")
     with trace_memory(device, SERVING) as trace:
         serve()
     return trace.peaks[SERVING]
@@ -228,8 +228,8 @@ def _later(answer: Answer, offset_s: float) -> Answer:
 def _check_produced(ask: Ask, answer: Answer) -> None:
     if answer.output_tokens != ask.output_tokens:
         raise MeasurementError(
-            f"a request produced {answer.output_tokens} tokens; expected {ask.output_tokens}: another number is not "
-            "the same work"
+            f"a request produced {answer.output_tokens} tokens; expected {ask.output_tokens}: other lengths are not "
+            "comparable"
         )
 
 
@@ -239,6 +239,6 @@ def _check_fits(asks: Sequence[Ask], longest: int | None) -> None:
     ask = max(asks, key=lambda one: len(one.prompt) + one.output_tokens)
     if len(ask.prompt) + ask.output_tokens > longest:
         raise UsageError(
-            f"{len(ask.prompt)} input and {ask.output_tokens} output tokens of one request are more than the model's "
-            f"{longest} positions: ask for fewer"
+            f"{len(ask.prompt)} input and {ask.output_tokens} output tokens of one request exceed the model's limit of "
+            f"{longest} positions: use fewer"
         )

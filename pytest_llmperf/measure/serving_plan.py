@@ -73,9 +73,11 @@ class ServingPlan:
 
     def _check_rate(self, rate: float) -> None:
         if self.scheduler != ONLINE:
-            raise UsageError(f"rate={rate!r} with the {self.scheduler} scheduler: only online has arrivals")
+            raise UsageError(
+                f"rate={rate!r} with the {self.scheduler} scheduler: only the online scheduler has an arrival rate"
+            )
         if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
-            raise UsageError(f"rate={rate!r}: expected requests a second, a number above 0, or None for all at once")
+            raise UsageError(f"rate={rate!r}: expected requests per second, above 0, or None for all at once")
 
 
 def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
@@ -114,4 +116,4 @@ def _check_length(name: str, given: Any) -> None:
     require_whole(name, low, at_least=1)
     require_whole(name, high, at_least=1)
     if low > high:
-        raise UsageError(f"{name}={given!r}: expected the least length before the most")
+        raise UsageError(f"{name}={given!r}: expected (minimum, maximum)")

@@ -16,7 +16,7 @@ from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
 UNTOLD = "unknown"
 _NO_DECODE = "no request has a second output token"
-_SEVERAL_AT_A_TIME = "tokens came several at a time: the gaps between them are not known"
+_SEVERAL_AT_A_TIME = "several tokens arrived at a time: the gaps between them are unknown"
 
 
 def serving_result(measured: ServingMeasurement, engine: Engine, *, test: str, run_id: str) -> TestResult:

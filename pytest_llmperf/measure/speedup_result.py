@@ -21,7 +21,8 @@ def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:
     other = primary_metric([cell.metric for cell in over.cells])
     if metric is not other or metric is METRICS["speedup_ratio"] or result.workload == over.workload:
         raise UsageError(
-            f"speedup of {_named(result)} over {_named(over)}: expected two workloads that are measured for the same"
+            f"speedup of {_named(result)} over {_named(over)}: expected two different workloads "
+            "with the same primary metric"
         )
     now, then = _number(result, metric.key), _number(over, metric.key)
     ratio = now / then if metric.better is Better.LARGER else then / now

@@ -22,14 +22,14 @@ CHUNKED = STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
 ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
 
 BAD = {
-    "stalls before its answer": ([60.0], r"completions: the server stalled after 0 events: look into its log"),
+    "stalls before its answer": ([60.0], r"completions: the server stalled after 0 events: check its log"),
     "stalls before its first event": ([STREAM, 60.0], r"stalled after 0 events"),
     "stalls between events": ([STREAM, text(" a"), 60.0], r"stalled after 1 events"),
     "keeps alive and says nothing": ([STREAM, *[b": ping\n\n", 0.1] * 600], r"stalled after 0 events"),
     "closes before its answer": ([], r"the connection broke after 0 events \(Server disconnected\)"),
     "closes inside a chunk": ([CHUNKED, b"ff\r\n" + text(" a")], r"the connection broke after 1 events"),
-    "ends without usage": ([STREAM, text(" a"), text(" b")], r"ended after 2 events and told no usage"),
-    "says nothing": ([STREAM], r"ended after 0 events and told no usage"),
+    "ends without usage": ([STREAM, text(" a"), text(" b")], r"ended after 2 events without usage"),
+    "says nothing": ([STREAM], r"ended after 0 events without usage"),
     "sends no JSON": (
         [STREAM, event(b"{'text': \x1b[2J}")],
         r"malformed event {'text': \\x1b\[2J}: expected a JSON object",
@@ -40,10 +40,13 @@ BAD = {
         [STREAM, event({"error": {"message": "out of\nblocks"}})],
         r"the server failed: .*blocks",
     ),
-    "produces fewer tokens": ([STREAM, text(" a"), usage(1)], r"1 tokens came, expected 2"),
-    "produces more tokens": ([STREAM, text(" a"), usage(3)], r"3 tokens came, expected 2"),
-    "shows no text": ([STREAM, usage(2)], r"2 tokens and no text came"),
-    "says choices are a number": ([STREAM, event({"choices": 7}), usage(2)], r"2 tokens and no text came"),
+    "produces fewer tokens": ([STREAM, text(" a"), usage(1)], r"1 output tokens, expected 2"),
+    "produces more tokens": ([STREAM, text(" a"), usage(3)], r"3 output tokens, expected 2"),
+    "shows no text": ([STREAM, usage(2)], r"reported 2 output tokens but sent no text"),
+    "says choices are a number": (
+        [STREAM, event({"choices": 7}), usage(2)],
+        r"reported 2 output tokens but sent no text",
+    ),
     "never ends": ([STREAM, *[text("x" * 60_000)] * 60], r"more than 196608 bytes for one request"),
     "does not stream": (json_answer({"choices": []}), r"content type application/json, expected text/event-stream"),
     "is no HTTP": ([b"SSH-2.0-OpenSSH_9.6\r\n"], r"the connection broke after 0 events"),
@@ -103,9 +106,7 @@ def test_a_time_limit_ends_what_is_under_way():
 
 def test_no_server(unused_port):
     """Whoever gave the URL is told so."""
-    with pytest.raises(
-        MeasurementError, match=r"cannot connect \(.*\): expected a server there; start it, or mend --llm"
-    ):
+    with pytest.raises(MeasurementError, match=r"cannot connect \(.*\): start the server, or correct --llm"):
         OpenAIEngine(f"http://127.0.0.1:{unused_port}/v1")
 
 
@@ -155,7 +156,7 @@ def test_another_model_answers():
 def test_one_of_several_models_must_be_chosen():
     """A guess would be recorded as the model."""
     listed = json_answer({"data": [{"id": name} for name in ("a", "b", "c", "d\x1b")]})
-    expected = r"the server has 4 models \(a, b, c and 1 more\): choose one by --llmperf-model"
+    expected = r"the server has 4 models \(a, b, c and 1 more\): choose one with --llmperf-model"
     refusing = scripted(json_answer({}, "400 Bad Request"), get=listed)
     with refusing as server, pytest.raises(UsageError, match=expected):
         OpenAIEngine(server.url, limits=QUICK)
@@ -168,7 +169,9 @@ def test_one_of_several_models_must_be_chosen():
 )  # fmt: skip
 def test_a_url_of_no_server(url):
     """And no secret is repeated."""
-    with pytest.raises(UsageError, match=r"^--llmperf-base-url.*expected one like http://127.0.0.1:8000/v1") as caught:
+    with pytest.raises(
+        UsageError, match=r"^--llmperf-base-url.*expected a URL like http://127.0.0.1:8000/v1"
+    ) as caught:
         OpenAIEngine(url)
     assert "secret" not in str(caught.value)
 
@@ -178,7 +181,7 @@ def test_sampling_that_a_server_cannot_be_told_of():
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
         engine._way = next(way for way in ways([COMPLETIONS], ids=False) if way.fixed_by == "max_tokens")
-        with pytest.raises(UsageError, match=r"top_k=5: OpenAI's protocol has none"):
+        with pytest.raises(UsageError, match=r"top_k=5: neither OpenAI's protocol nor this server has top_k"):
             engine.alone(ASK, Sampling(temperature=1, top_k=5))
         engine.close()
 

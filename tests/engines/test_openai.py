@@ -193,7 +193,7 @@ def test_a_server_that_fails_is_an_error_of_its_test(project):
         result = project.run("--llmperf-engine=openai", f"--llmperf-base-url={server.url}", "--llmperf-model=m")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["E * http://127.0.0.1:*: 2 tokens came, expected 3: another length is not the same work"]
+        ["E * http://127.0.0.1:*: 2 output tokens, expected 3: other lengths are not comparable"]
     )
     assert not (project.path / "baselines").exists()
 
@@ -212,14 +212,20 @@ def test_a_server_that_is_not_there_is_one_line(project):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--llmperf-engine=openai"], "--llmperf-engine openai asks a server: pass --llmperf-base-url *"),
+        (["--llmperf-engine=openai"], "--llmperf-engine openai needs a server: pass --llmperf-base-url *"),
         (
             ["--llmperf-engine=openai", "--llmperf-base-url=ftp://x"],
-            "--llmperf-base-url 'ftp://x': expected one like *",
+            "--llmperf-base-url 'ftp://x': expected a URL like *",
         ),
-        (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-revision=main"], "*leave it out"),
+        (
+            ["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-revision=main"],
+            "*leave the option out",
+        ),
         (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-model=synthetic:2b"], "*synthetic:2b*"),
-        (["--llmperf-engine=vllm", "--llmperf-base-url=http://x"], "*vllm runs here; for vllm serve: *openai"),
+        (
+            ["--llmperf-engine=vllm", "--llmperf-base-url=http://x"],
+            "*vllm engine runs in this process; for a vllm server, use *openai",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

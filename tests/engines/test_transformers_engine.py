@@ -130,7 +130,7 @@ def test_quantized_models_are_served(model_cache, quantization):
 def test_a_model_that_breaks_ends_in_its_own_error(engine, eager, monkeypatch):
     """The thread's error is the reason; nothing waits for answers that never come."""
     monkeypatch.setattr(eager.model.model.norm, "forward", lambda *_: (_ for _ in ()).throw(ValueError("no norm")))
-    with pytest.raises(RuntimeError, match="continuous batching broke: ValueError: no norm"):
+    with pytest.raises(RuntimeError, match="continuous batching failed: ValueError: no norm"):
         engine.serve(asks((4, 3), (4, 3)), at_most=1, sampling=GREEDY)
     assert engine._manager is None
 
@@ -141,7 +141,7 @@ def test_a_cache_that_does_not_fit_ends_in_one_line(engine, monkeypatch):
     from transformers.generation.continuous_batching.cache import PagedAttentionMemoryHandler
 
     monkeypatch.setattr(PagedAttentionMemoryHandler, "get_available_memory", lambda *_: 1)
-    with pytest.raises(RuntimeError, match="continuous batching broke: MemoryError: Memory footprint"):
+    with pytest.raises(RuntimeError, match="continuous batching failed: MemoryError: Memory footprint"):
         engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
 
 
@@ -184,7 +184,7 @@ def test_a_request_that_fails_is_told(engine, monkeypatch):
 def test_an_attention_that_cannot_be_served_is_one_line(model_cache):
     """And the way out is named."""
     engine = TransformersEngine(load(ModelSpec("synthetic:tiny", "fp32", attention="flex_attention"), "cpu"))
-    with pytest.raises(UsageError, match=r"cannot serve .*flex_attention side by side: .*naive scheduler"):
+    with pytest.raises(UsageError, match=r"cannot serve .*flex_attention with continuous batching: .*naive scheduler"):
         engine.serve(asks((4, 3)), at_most=1, sampling=GREEDY)
 
 
@@ -197,7 +197,7 @@ def test_an_older_transformers_is_one_line(engine, monkeypatch, batching):
     assert engine.alone(asks((4, 3))[0], GREEDY).output_tokens == 3
 
 
-@pytest.mark.skipif(SERVES, reason="the installed transformers serves requests side by side")
+@pytest.mark.skipif(SERVES, reason="the installed transformers has continuous batching")
 def test_the_installed_transformers_is_too_old(engine):
     """As found, nothing replaced."""
     with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.19 or later"):

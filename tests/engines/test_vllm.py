@@ -175,8 +175,8 @@ def test_several_tokens_a_step_have_no_gaps(fake):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([[1], [2, 3]], r"vLLM produced 3 tokens, expected 2: another length is not the same work"),
-        (iter(lambda: None, 0), r"vLLM produced nothing for 60 s, 1 request under way"),
+        ([[1], [2, 3]], r"vLLM produced 3 tokens, expected 2: other lengths are not comparable"),
+        (iter(lambda: None, 0), r"vLLM produced no tokens for 60 s, with 1 request running"),
         (iter([]), r"vLLM failed: StopIteration"),
     ],
     ids=["another length", "a stall", "a failure"],

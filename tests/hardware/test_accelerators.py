@@ -124,7 +124,7 @@ def test_mps_keeps_no_peak_and_says_so(mps):
         pass
     peak = trace.peaks["decode"]
     assert (peak.allocated_bytes, peak.reserved_bytes) == (None, None)
-    assert peak.reason.startswith("device peaks: torch.mps keeps no peak")
+    assert peak.reason.startswith("device peaks: torch.mps does not record peaks")
     moment = Progress("mps").moment()
     assert (moment.allocated_bytes, moment.reserved_bytes) == (3 << 20, 5 << 20)
 
@@ -144,7 +144,7 @@ def test_workers_get_all_visible_devices_or_those_that_are_named(xpu, monkeypatc
 @pytest.mark.parametrize("ask", [resolve_device, worker_devices])
 def test_each_device_that_is_named_must_be_here(xpu, ask):
     """Not only the one that is used."""
-    with pytest.raises(UsageError, match=r"'xpu:2' is not here: torch .* sees 2 xpu devices"):
+    with pytest.raises(UsageError, match=r"'xpu:2' is not available: torch .* sees 2 xpu devices"):
         ask("xpu:0,xpu:2")
 
 

@@ -32,5 +32,5 @@ def test_auto_takes_an_accelerator_that_works(monkeypatch):
     monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
     monkeypatch.setattr(torch.xpu, "current_device", lambda: 1)
     assert resolve_device("auto") == resolve_device("xpu") == "xpu:1"
-    with pytest.raises(UsageError, match=r"'xpu:2' is not here: torch .* sees 2 xpu devices"):
+    with pytest.raises(UsageError, match=r"'xpu:2' is not available: torch .* sees 2 xpu devices"):
         resolve_device("xpu:2")

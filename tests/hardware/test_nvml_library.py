@@ -45,8 +45,8 @@ GPU = {
     "nvmlDeviceGetMPSComputeRunningProcesses_v3": "",
 }
 INSTANCE = {**GPU, "uuid": f"MIG-{UUID}", "nvmlDeviceGetMigMode": 1}
-NOT_TOLD = "the driver does not tell all of it"
-HIDDEN = "the driver hides processes"
+NOT_TOLD = "the driver does not report all clocks and throttle reasons"
+HIDDEN = "the driver hides other processes"
 NOT_COUNTED = "the driver does not count all throttling"
 
 
@@ -191,7 +191,7 @@ def test_a_driver_that_is_older_than_pynvml(driver):
     ("told", "reason"),
     [
         ({**GPU, "nvmlInitWithFlags": "!9"}, "NVML does not start: Driver Not Loaded"),
-        ({"uuid": "GPU-of-another"}, f"NVML knows no device of UUID {UUID}"),
+        ({"uuid": "GPU-of-another"}, f"NVML found no device with UUID {UUID}"),
     ],
     ids=["no driver", "another device"],
 )

@@ -54,8 +54,11 @@ def test_the_embedding_counts_only_as_a_head(tied):
     [
         ({"measured": measured(tpots_ms=(None,))}, "one output token has no decode: ask for two or more"),
         ({"bandwidth": None}, "the device's copy bandwidth could not be measured"),
-        ({"measured": measured(kv_bytes=None)}, "a kind of cache that is not known here"),
-        ({"model": TinyModel(tied=True, num_local_experts=8)}, "a mixture of experts reads some of its weights"),
+        ({"measured": measured(kv_bytes=None)}, "unknown kind of KV cache"),
+        (
+            {"model": TinyModel(tied=True, num_local_experts=8)},
+            "a mixture of experts reads only some of its weights per token",
+        ),
     ],
 )
 def test_a_share_that_cannot_be_told(changes, reason):

@@ -166,8 +166,8 @@ def test_counts_are_by_token_and_the_host_has_what_the_device_does_not(figures):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ([device("add", 12, 1)], "torch's profiler: requests alike have 2 and 3 kernels"),
-        ([host("cudaStreamSynchronize", 12)], "torch's profiler: requests alike have 1 and 2 syncs"),
+        ([device("add", 12, 1)], "torch's profiler: identical requests have 2 and 3 kernels"),
+        ([host("cudaStreamSynchronize", 12)], "torch's profiler: identical requests have 1 and 2 syncs"),
     ],
 )
 def test_requests_alike_that_do_not_agree_tell_nothing(figures, more, reason):
@@ -203,9 +203,9 @@ def fail():
     [
         ({"profile": fail}, "torch's profiler: CUPTI_ERROR_NOT_INITIALIZED"),
         ({"profile": list}, "torch's profiler: the profile has 0 of 2 marks"),
-        ({"profile": lambda: MARKS}, "torch's profiler saw no kernel: may this process use CUPTI?"),
+        ({"profile": lambda: MARKS}, "torch's profiler recorded no kernel: is this process allowed to use CUPTI?"),
         ({"profile": list, "tpot_ms": None}, "one output token has no decode: ask for two or more"),
-        ({"profile": list, "version": "12.4"}, "CUDA 12.4: a profile would slow down what is measured next"),
+        ({"profile": list, "version": "12.4"}, "CUDA 12.4: profiling would slow down later measurements"),
         ({"profile": list, "version": None}, "torch was built without CUDA"),
     ],
 )

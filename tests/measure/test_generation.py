@@ -50,7 +50,7 @@ def test_identical_measurements_agree_on_what_is_exact(tiny):
 @pytest.mark.parametrize("execution", ["generate", "loop"])
 def test_a_request_longer_than_the_models_limit_is_refused(tiny, execution):
     """Before anything runs, with both numbers."""
-    with pytest.raises(UsageError, match=r"5 input and 100000 output tokens are 100005 positions; the model has \d+"):
+    with pytest.raises(UsageError, match=r"5 input and 100000 output tokens exceed the model's limit of \d+ positions"):
         measure_generation(
             tiny.model, plan(output_tokens=100_000, execution=execution), device="cpu", clock=TickingClock()
         )

@@ -21,7 +21,7 @@ host.others_share = lambda start, end: {share}
 BUSY, BUSY_IN_FRESH_PROCESSES = OTHERS.format(share=0.41), OTHERS.format(share="0.41 if is_fresh else 0.0")
 
 LOAD = "--llmperf-guards=load"
-WHY = "other processes took 41 % of the processors' time, expected 25 % at most (guard load)"
+WHY = "other processes took 41 % of CPU time, expected 25 % at most (guard load)"
 TEST = "test_perf.py::test_decode[[]fp32[]]"
 
 

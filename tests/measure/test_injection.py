@@ -98,7 +98,7 @@ def test_a_smaller_batch_is_served(tiny):
 def test_a_batch_that_cannot_be_that_much_smaller(tiny, batch_size, share):
     """Nothing would be injected, or nothing would be left."""
     plan = Plan(batch_size=batch_size, input_tokens=8, output_tokens=3, execution="loop", requests=2, warmup_cap=0)
-    with pytest.raises(UsageError, match=rf"of a batch of {batch_size} that leaves"):
+    with pytest.raises(UsageError, match=rf"a batch of {batch_size} would become"):
         measure_generation(tiny, plan, device="cpu", clock=HostClock(), burdens=[SmallerBatch(share)])
 
 

@@ -111,7 +111,7 @@ def test_calls_that_vanish_in_the_flush_have_no_figure(cuda, timer):
     """A time of nothing would be infinitely fast."""
     timing = timer(cuda.launch, 0.0, flush_l2=True)
     assert (timing.graph_used, timing.graph_median_ms, timing.graph_spread) == (False, None, None)
-    assert "raise graph_repetitions" in timing.graph_reason
+    assert "increase graph_repetitions" in timing.graph_reason
 
 
 def test_a_call_that_gives_the_device_nothing_to_do_has_no_graph(cuda, timer):
@@ -120,7 +120,7 @@ def test_a_call_that_gives_the_device_nothing_to_do_has_no_graph(cuda, timer):
     assert timing.graph_reason.startswith("capture failed: UserWarning: The CUDA Graph is empty")
     assert cuda.is_as_before
     limits = Limits("cuda:0", "bfloat16", 1.0, 1.0)
-    with pytest.raises(MeasurementError, match=r"the clock \(cuda events\) told no time"):
+    with pytest.raises(MeasurementError, match=r"the clock \(cuda events\) measured no time"):
         timing.roofline(limits=limits, operations=1)
 
 
@@ -133,7 +133,7 @@ def test_a_call_that_synchronizes_is_not_captured_at_all(cuda, timer):
 
     timing = timer(item, repetitions=3)
     assert timing.samples_ms == (1.0,) * 3
-    assert timing.graph_reason == "it synchronizes with the host, which no graph can hold"
+    assert timing.graph_reason == "the call synchronizes with the host, which CUDA graphs do not support"
     assert not cuda.released, "nothing was begun"
     assert cuda.is_as_before
 
@@ -220,7 +220,7 @@ def test_a_device_that_a_capture_broke_is_an_error(cuda, timer, monkeypatch):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     monkeypatch.setattr(torch, "ones", dead)
-    with pytest.raises(MeasurementError, match=r"cuda:0 does not work after a capture that failed: .* encountered$"):
+    with pytest.raises(MeasurementError, match=r"cuda:0 does not work after a failed capture: .* encountered$"):
         timer(cuda.fail_if_capturing)
     assert cuda.stream_name == "default"
 
@@ -283,9 +283,9 @@ def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host, monkeypatch, tm
     assert timing.clock == "perf_counter"
     assert timing.graph_reason == "cpu has no CUDA graphs"
     assert timing.graph_median_ms is None
-    assert timing.flush_reason == "nothing tells the size of the cache of cpu"
-    assert "L2 not flushed: nothing tells the size of the cache of cpu" in str(timing)
-    assert timing.before.reason == "cpu: only NVML tells clocks, of NVIDIA devices"
+    assert timing.flush_reason == "the cache size of cpu is unknown"
+    assert "L2 not flushed: the cache size of cpu is unknown" in str(timing)
+    assert timing.before.reason == "cpu: clocks are read from NVML, which supports only NVIDIA devices"
 
 
 def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
@@ -304,16 +304,16 @@ def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
     ("arguments", "options", "message"),
     [
         ((), {"repetitions": 0}, "repetitions=0: expected a whole number of at least 1"),
-        ((), {"repetitions": 5, "precision": 0.1}, "precision=0.1 beside repetitions=5: expected either"),
-        ((), {"repetitions": 5, "budget_ms": 9}, "budget_ms=9 beside repetitions=5: expected either"),
+        ((), {"repetitions": 5, "precision": 0.1}, "found precision=0.1 and repetitions=5; expected only one of them"),
+        ((), {"repetitions": 5, "budget_ms": 9}, "found budget_ms=9 and repetitions=5; expected only one of them"),
         ((), {"precision": 0.0}, "precision=0.0: expected a number above 0"),
         ((), {"precision": True}, "precision=True: expected a number above 0"),
         ((), {"budget_ms": float("inf")}, "budget_ms=inf: expected a number above 0"),
         ((), {"budget_ms": "1 s"}, "budget_ms='1 s': expected a number above 0"),
         ((), {"graph_repetitions": 2.5}, "graph_repetitions=2.5: expected a whole number of at least 1"),
         ((), {"warmup": True}, "warmup=True: expected a whole number of at least 1"),
-        ((1,), {"inputs": [(1,)]}, "1 arguments beside inputs=: expected either"),
-        ((), {"inputs": []}, r"inputs=\[\]: expected tuples of arguments, at least one"),
+        ((1,), {"inputs": [(1,)]}, "found 1 positional arguments and inputs=; expected only one of them"),
+        ((), {"inputs": []}, r"inputs=\[\]: expected a non-empty sequence of argument tuples"),
         ((), {"inputs": [1]}, r"inputs=\[1\]: expected tuples"),
     ],
 )
@@ -327,7 +327,7 @@ def test_wrong_arguments_are_named(host, arguments, options, message):
 
 def test_what_cannot_be_called_is_refused(host):
     """Such as the result of a call."""
-    with pytest.raises(UsageError, match="3: expected something to call"):
+    with pytest.raises(UsageError, match="3: expected a callable"):
         host(3)
 
 
@@ -349,7 +349,7 @@ def test_a_roofline_is_a_share_of_what_was_measured(cuda, timer):
         ("cpu", {}, "nothing to compare; expected bytes_moved= or operations="),
         ("cpu", {"operations": 0}, "operations=0: expected a number above 0"),
         ("cpu", {"bytes_moved": float("nan")}, "bytes_moved=nan"),
-        ("cuda:0", {"operations": 1}, "limits of cuda:0; expected those of cpu"),
+        ("cuda:0", {"operations": 1}, "found limits of cuda:0; expected limits of cpu"),
     ],
 )
 def test_a_roofline_needs_work_and_its_own_device(host, device, work, message):
@@ -384,7 +384,9 @@ def test_a_matrix_rate_is_of_a_floating_dtype(host, dtype):
 def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
     """Never 0."""
     monkeypatch.setattr(clock_states, "nvml_handle", FakeNvml(SmClock=1980, CurrentClocksEventReasons=4).handle)
-    assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
+    assert clock_state("cuda:0") == ClockState(
+        1980, None, ("SwPowerCap",), "the driver does not report all clocks and throttle reasons"
+    )
 
 
 def test_clocks_that_were_held_back_are_told(timer, cuda, clocks):
@@ -393,11 +395,9 @@ def test_clocks_that_were_held_back_are_told(timer, cuda, clocks):
     timing = timer(cuda.launch, 1.0, repetitions=10)
     assert timing.held_back == ("HwSlowdown",)
     assert (timing.discarded, timing.throttled) == (30, 20)
-    assert str(timing).endswith(
-        "clocks held back: HwSlowdown, 30 throttled samples discarded, 20 throttled samples kept"
-    )
+    assert str(timing).endswith("clocks reduced: HwSlowdown, 30 throttled samples discarded, 20 throttled samples kept")
     found = call_result(timing, test="t", run_id="r", guards=frozenset({"throttling"}))
-    assert found.observation.invalid == "clocks of cuda:0 held back by HwSlowdown (guard throttling)"
+    assert found.observation.invalid == "clocks of cuda:0 reduced by HwSlowdown (guard throttling)"
     assert call_result(timing, test="t", run_id="r").observation.invalid == ""
 
 
@@ -458,7 +458,7 @@ def test_a_precision_that_was_not_reached_is_told(cuda, timer):
     assert 60 <= sum(timing.samples_ms) <= 63
     assert timing.precision > 0.01
     assert timing.graph_stop is Stop.PRECISION
-    assert f"{len(timing.samples_ms)} samples ±13 %, not ±1 %, cuda events" in str(timing)
+    assert f"{len(timing.samples_ms)} samples ±13 %, target ±1 %, cuda events" in str(timing)
 
 
 def test_a_given_number_has_no_precision_to_miss(cuda, timer):

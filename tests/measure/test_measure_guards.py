@@ -41,12 +41,12 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
         ({"share": MOST_OF_OTHERS}, ""),
         (
             {"share": 0.41},
-            "other processes took 41 % of the processors' time, expected 25 % at most (guard load)",
+            "other processes took 41 % of CPU time, expected 25 % at most (guard load)",
         ),
         ({"share": None}, ""),
         ({"device": "cuda:0", "share": 0.9}, ""),
         ({"disturbed": 5}, ""),
-        ({"disturbed": 6}, "6 of 10 requests waited for processors that others held (guard disturbance)"),
+        ({"disturbed": 6}, "CPU contention slowed 6 of 10 requests, expected 50 % at most (guard disturbance)"),
         ({"disturbed": None}, ""),
         (
             {"misplaced": "'w' on 'meta', expected 'cpu'"},
@@ -59,16 +59,16 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
         ({"device": "cuda:0", "throttle_reasons": "ApplicationsClocksSetting SwPowerCap SyncBoost"}, ""),
         (
             {"device": "cuda:0", "throttle_reasons": "HwSlowdown HwThermalSlowdown SwPowerCap"},
-            "clocks of cuda:0 held back by HwSlowdown, HwThermalSlowdown (guard throttling)",
+            "clocks of cuda:0 reduced by HwSlowdown, HwThermalSlowdown (guard throttling)",
         ),
         ({"device": "cuda:0", "thermal_violation_share": 0.01}, ""),
         (
             {"device": "cuda:0", "throttle_reasons": "", "thermal_violation_share": 0.034},
-            "clocks of cuda:0 held back by heat for 3.4 % of the time, expected 1 % at most (guard throttling)",
+            "clocks of cuda:0 reduced by heat for 3.4 % of the time, expected 1 % at most (guard throttling)",
         ),
         (
             {"device": "cuda:0", "throttle_reasons": "SwThermalSlowdown", "thermal_violation_share": 0.0},
-            "clocks of cuda:0 held back by SwThermalSlowdown (guard throttling)",
+            "clocks of cuda:0 reduced by SwThermalSlowdown (guard throttling)",
         ),
         (
             {
@@ -82,7 +82,7 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
         ({"device": "cuda:0", "sm_clock_under_load_mhz": 990, "sm_clock_full_mhz": 1980}, ""),
         (
             {"device": "cuda:0", "sm_clock_under_load_mhz": 345, "sm_clock_full_mhz": 1980},
-            "345 of 1980 MHz under load, expected 50 % or more (guard clocks)",
+            "SM clock 345 of 1980 MHz under load, expected 50 % or more (guard clocks)",
         ),
         ({"device": "cuda:0", "sm_clock_under_load_mhz": 345}, ""),
     ],
@@ -224,11 +224,11 @@ def test_a_driver_that_tells_nothing_is_no_objection(watched):
     found = watched()
     told = found.seen(observation(), misplaced="")
     assert told.gpu == GpuConditions(
-        nvml_reason="the driver does not tell all of it; the driver hides processes; "
+        nvml_reason="the driver does not report all clocks and throttle reasons; the driver hides other processes; "
         "the driver does not count all throttling"
     )
     assert told.objection(ALL) == ""
-    assert found.gpu.energy(1).reason == "the driver keeps no energy counter of this device"
+    assert found.gpu.energy(1).reason == "the driver has no energy counter for this device"
 
 
 def test_a_mig_instance_has_the_clocks_of_its_gpu_and_its_own_processes(watched):
@@ -243,7 +243,7 @@ def test_energy_of_a_moment_is_none(monkeypatch, watched):
     """The counter moves in steps."""
     monkeypatch.setattr(gpu_monitor, "SHORTEST_ENERGY_S", 5.0)
     energy = watched(TotalEnergyConsumption=[1, 2]).gpu.energy(1)
-    assert energy.reason == "timed for 2 s: the counter moves every 100 ms, expected 5 s or more"
+    assert energy.reason == "timed for 2 s, expected 5 s or more: the counter updates every 100 ms"
 
 
 def test_a_device_without_nvml(monkeypatch):

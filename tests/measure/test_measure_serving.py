@@ -199,7 +199,7 @@ def test_gaps_that_are_not_known_have_no_percentiles():
     """A figure over the known ones would be a selection."""
     result = measure(FakeEngine(gaps_known=False))
     (cell,) = [cell for cell in result.cells if cell.metric == "itl_p50_ms"]
-    assert (cell.value, cell.reason) == (None, "tokens came several at a time: the gaps between them are not known")
+    assert (cell.value, cell.reason) == (None, "several tokens arrived at a time: the gaps between them are unknown")
     assert measure().value("itl_p50") == pytest.approx(1000 * STEP_S)
 
 
@@ -215,7 +215,7 @@ def test_memory_of_another_process_is_not_read_as_none_used():
     """It is not known, for a reason."""
     cells = {cell.metric: cell for cell in measure().cells}
     assert cells["serving_peak_rss_bytes"].value is None
-    assert cells["serving_peak_rss_bytes"].reason == "the engine works in another process"
+    assert cells["serving_peak_rss_bytes"].reason == "the engine runs in another process"
     assert measure(FakeEngine(device="cpu")).value("serving_peak_rss_bytes") > 0
 
 
@@ -237,7 +237,7 @@ def test_fewer_tokens_than_asked_for_are_no_number():
 def test_lengths_over_the_limit_are_refused_before_anything_is_served():
     """The longest request is named."""
     engine = FakeEngine(longest=13)
-    with pytest.raises(UsageError, match="8 input and 6 output tokens of one request are more than the model's 13"):
+    with pytest.raises(UsageError, match="8 input and 6 output tokens of one request exceed the model's limit of 13"):
         measure(engine)
     assert engine.served == []
 
@@ -251,15 +251,15 @@ def test_lengths_over_the_limit_are_refused_before_anything_is_served():
         ({"repeats": True}, "repeats=True: expected"),
         ({"warmup_cap": -1}, "warmup_cap=-1: expected"),
         ({"input_tokens": 0}, "input_tokens=0: expected"),
-        ({"input_tokens": (9, 3)}, r"input_tokens=\(9, 3\): expected the least length before the most"),
+        ({"input_tokens": (9, 3)}, r"input_tokens=\(9, 3\): expected \(minimum, maximum\)"),
         ({"output_tokens": (1, 2, 3)}, "output_tokens=.*: expected"),
         ({"output_tokens": "many"}, "output_tokens='many': expected"),
-        ({"scheduler": ONLINE, "rate": 0}, "rate=0: expected requests a second"),
+        ({"scheduler": ONLINE, "rate": 0}, "rate=0: expected requests per second"),
         ({"scheduler": ONLINE, "rate": -1.0}, "rate=-1.0: expected"),
         ({"scheduler": ONLINE, "rate": float("nan")}, "rate=nan: expected"),
         ({"scheduler": ONLINE, "rate": float("inf")}, "rate=inf: expected"),
         ({"scheduler": ONLINE, "rate": "5"}, "rate='5': expected"),
-        ({"scheduler": NAIVE, "rate": 5.0}, "rate=5.0 with the naive scheduler: only online has arrivals"),
+        ({"scheduler": NAIVE, "rate": 5.0}, "rate=5.0 with the naive scheduler: only the online scheduler"),
         ({"rate": 5.0}, "rate=5.0 with the offline scheduler"),
     ],
     ids=str,

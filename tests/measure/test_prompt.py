@@ -86,10 +86,10 @@ def test_what_is_no_prompt(text, expected, tmp_path, monkeypatch):
 
 def test_an_empty_text_is_no_prompt():
     """Nor is a text without a token."""
-    with pytest.raises(UsageError, match="expected some words"):
+    with pytest.raises(UsageError, match="expected some text"):
         Prompt.of("")
     silent = SimpleNamespace(model=SimpleNamespace(config=None), tokenizer=lambda _text: {"input_ids": []})
-    with pytest.raises(UsageError, match="no token long"):
+    with pytest.raises(UsageError, match="the prompt has no tokens"):
         ids(Prompt.of(" "), silent)
 
 
@@ -98,7 +98,7 @@ def test_what_the_model_lacks_is_named(tiny):
     with pytest.raises(UsageError, match="the model has no tokenizer"):
         ids(Prompt.of("Hello"), SimpleNamespace(model=tiny.model, tokenizer=None))
     plain = SimpleNamespace(chat_template=None)
-    with pytest.raises(UsageError, match="no chat template: expected one, or a text"):
+    with pytest.raises(UsageError, match="no chat template: use a text prompt"):
         ids(Prompt.of(MESSAGES), SimpleNamespace(model=tiny.model, tokenizer=plain))
 
 

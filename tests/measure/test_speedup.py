@@ -43,7 +43,7 @@ def test_a_ratio_over_another_workload_is_another_figure(project):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("llmperf.speedup(one, over=one)", "expected two workloads that are measured for the same"),
+        ("llmperf.speedup(one, over=one)", "expected two different workloads with the same primary metric"),
         ("llmperf.speedup(one, over=3)", "speedup: 3: expected what llmperf measured in this test"),
     ],
 )

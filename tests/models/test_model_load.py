@@ -105,7 +105,7 @@ def test_handle_lets_go() -> None:
     ("spec", "kind", "expected"),
     [
         (ModelSpec(), UsageError, "model of 'bf16' is not set"),
-        (ModelSpec("/no/such"), UsageError, "model '/no/such' is not there"),
+        (ModelSpec("/no/such"), UsageError, "model '/no/such' does not exist"),
         (ModelSpec("synthetic:no"), UsageError, "model 'synthetic:no' does not exist"),
         (ModelSpec("synthetic:tiny", attention="fast"), UsageError, "attention 'fast' is unknown: expected one of"),
     ],
@@ -123,7 +123,7 @@ def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         "model 'nobody/nothing' is neither a local folder nor reachable on the Hugging Face hub ("
     )
     assert message.endswith(
-        "pass a folder, set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use what is cached"
+        "pass a folder, set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use the cache"
     )
 
 
@@ -166,7 +166,7 @@ def test_attention_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that comes with another attention than was asked for is an error with both names."""
     monkeypatch.setattr(attention, "attention_of", lambda _model: "eager")
     assert failure(ModelSpec("synthetic:tiny", attention="sdpa")).startswith(
-        "model 'synthetic:tiny' was asked for attention 'sdpa' and got 'eager'"
+        "model 'synthetic:tiny' uses attention 'eager', expected 'sdpa'"
     )
 
 
@@ -192,7 +192,7 @@ def test_a_quantized_checkpoint(copy: Path) -> None:
     assert (loaded.dtype, loaded.model.is_loaded_in_4bit) == ("bfloat16", True)
     for asked in ("bf16", "int8"):
         assert failure(ModelSpec(str(copy), asked)).endswith(
-            f"is stored as 'nf4' and cannot become {asked!r}: ask for 'nf4'"
+            f"is stored as 'nf4' and cannot be converted to {asked!r}: request 'nf4'"
         )
 
 
@@ -202,7 +202,7 @@ def test_another_tools_quantization(copy: Path) -> None:
         "quantization_config": {"quant_method": "gptq", "bits": 4}
     }
     (copy / "config.json").write_text(json.dumps(config))
-    assert "is stored as 'gptq' and cannot become 'bf16'" in failure(ModelSpec(str(copy)))
+    assert "is stored as 'gptq' and cannot be converted to 'bf16'" in failure(ModelSpec(str(copy)))
 
 
 def test_a_failed_load_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,5 +339,5 @@ def test_a_model_that_a_test_spread_over_several_devices_is_refused(project) -> 
     project.write(SPREAD)
     result = project.run()
     result.assert_outcomes(failed=3)
-    told = "error: *: MeasurementError: the model lies on cuda:0, cuda:1: its time and memory are read of one device; *"
+    told = "error: *: MeasurementError: the model is on cuda:0, cuda:1; expected one device, *"
     result.stdout.fnmatch_lines([told] * 3)

@@ -38,7 +38,9 @@ def test_unknown_synthetic() -> None:
 @pytest.mark.parametrize("model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder"])
 def test_missing_folder(model: str) -> None:
     """What looks like a path is not sent to the hub."""
-    assert refused(model=model) == f"model {model!r} is not there: expected a folder with config.json and *.safetensors"
+    assert (
+        refused(model=model) == f"model {model!r} does not exist: expected a folder with config.json and *.safetensors"
+    )
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_folder_with_pickles_only(tmp_path: Path) -> None:
 def test_impossible_hub_name(model: str) -> None:
     """A name that the hub cannot have is refused without asking the hub."""
     pytest.importorskip("huggingface_hub")
-    assert "cannot be a name on the Hugging Face hub" in refused(model=model)
+    assert "nor a valid name on the Hugging Face hub" in refused(model=model)
 
 
 @pytest.mark.parametrize("model", ["org/name", "gpt2", "meta-llama/Llama-3.2-1B"])

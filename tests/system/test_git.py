@@ -43,10 +43,10 @@ def test_a_file_is_read_as_it_was(repository):
 @pytest.mark.parametrize(
     ("revision", "path", "message"),
     [
-        ("v9", "baselines/a.json", "git knows no revision 'v9'"),
-        ("--output=x", "baselines/a.json", "is no git revision"),
-        ("", "baselines/a.json", "is no git revision"),
-        ("v\x1b[1m", "baselines/a.json", r"git knows no revision"),
+        ("v9", "baselines/a.json", "unknown git revision 'v9'"),
+        ("--output=x", "baselines/a.json", "is not a git revision"),
+        ("", "baselines/a.json", "is not a git revision"),
+        ("v\x1b[1m", "baselines/a.json", r"unknown git revision"),
         ("v1", "baselines/b.json", "there is no file baselines/b.json at that revision"),
         ("v1", "baselines", "there is no file baselines at that revision"),
         ("v1", "../../a.json", "there is no file"),

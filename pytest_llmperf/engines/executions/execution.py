@@ -132,7 +132,7 @@ def check_produced(generated: Generated, *, batch_size: int, output_tokens: int)
     if found != (batch_size, output_tokens):
         raise MeasurementError(
             f"the model produced {found[-1]} tokens for each of {found[0]} prompts; expected {output_tokens} for "
-            f"each of {batch_size}: a shorter generation is not the same work"
+            f"each of {batch_size}: other lengths are not comparable"
         )
 
 

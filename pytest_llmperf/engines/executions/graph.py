@@ -78,8 +78,8 @@ class Graph:
         padded = min((size for size in self.sizes if size >= batch_size), default=None)
         if padded is None:
             raise UsageError(
-                f"execution 'graph': a batch of {batch_size} is larger than every size that is captured "
-                f"({self.settings['sizes']}): give Graph(sizes=...) a larger one"
+                f"execution 'graph': a batch of {batch_size} exceeds the captured sizes ({self.settings['sizes']}): "
+                "add a larger size to Graph(sizes=...)"
             )
         return sorted((size for size in self.sizes if size <= padded), reverse=True)
 
@@ -159,7 +159,7 @@ def _why_no_fixed_cache(cache: Any) -> str:
     from transformers.cache_utils import StaticLayer
 
     kinds = {type(layer).__name__ for layer in cache.layers if type(layer) is not StaticLayer}
-    return f"{', '.join(sorted(kinds))} of the model's cache count positions on the host" if kinds else ""
+    return f"cache layers of type {', '.join(sorted(kinds))} count positions on the host" if kinds else ""
 
 
 def _counts_on_the_host(model: Any) -> bool:

@@ -90,17 +90,17 @@ def reads_back(config):
         (
             "4.57.6",
             "default",
-            r"^transformers 4.57.6 reads the static cache's length back .*: expected 5.4 or later: pip",
+            r"^transformers 4.57.6 copies the static cache's length to the host .*: expected 5.4 or later: pip",
         ),
-        ("5.3.0", "llama3", r"^transformers 5.3.0 reads the static cache's length back"),
+        ("5.3.0", "llama3", r"^transformers 5.3.0 copies the static cache's length to the host"),
         ("5.4.0", "llama3", "^$"),
         (
             "5.20.2",
             "longrope",
-            r"^RoPE of type 'longrope' reads back .* transformers 5.20.2: expected 5.21 or later: pip",
+            r"^RoPE of type 'longrope' copies values to the host .* transformers 5.20.2: expected 5.21 or later: pip",
         ),
         ("5.21.0", "longrope", "^$"),
-        ("5.24.0", "dynamic", r"^RoPE of type 'dynamic' reads the sequence's length back in each step$"),
+        ("5.24.0", "dynamic", r"^RoPE of type 'dynamic' copies the sequence length to the host in each step$"),
     ],
 )
 def test_the_reason_names_the_version_or_the_rope(monkeypatch, installed, kind, reason):
