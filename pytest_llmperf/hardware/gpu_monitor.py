@@ -148,7 +148,7 @@ class GpuWatch:
         )
 
 
-class UnreadGpu:
+class UnreadableGpu:
     """A GPU that NVML cannot read."""
 
     def __init__(self, reason: str) -> None:
@@ -169,13 +169,13 @@ class UnreadGpu:
 
 
 @contextmanager
-def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadGpu]:
+def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadableGpu]:
     """Monitor a CUDA device; NVML stays initialized in the block, so readings do not initialize it each time."""
     with ExitStack() as stack:
         try:
             nvml, handle = stack.enter_context(nvml_handle(device))
         except NvmlUnavailableError as error:
-            yield UnreadGpu(str(error))
+            yield UnreadableGpu(str(error))
             return
         yield GpuWatch(device, nvml, handle)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.prompt import digest
 from pytest_llmperf.validation import require_whole
@@ -60,7 +60,7 @@ class ServingPlan:
             self._check_rate(self.rate)
 
     @property
-    def at_most(self) -> int:
+    def max_concurrency(self) -> int:
         """Most concurrent requests."""
         return {NAIVE: 1, OFFLINE: self.requests, ONLINE: self.max_batch_size}[self.scheduler]
 
@@ -80,7 +80,7 @@ class ServingPlan:
             raise UsageError(f"rate={rate!r}: expected requests per second, above 0, or None for all at once")
 
 
-def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
+def make_requests(plan: ServingPlan, vocabulary: int) -> list[EngineRequest]:
     """Create a plan's requests, with random ids below ``vocabulary``; the same in every run.
 
     The arrival rate changes only the arrival times.
@@ -94,16 +94,16 @@ def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
     gaps = [draw.expovariate(plan.rate) if plan.rate else 0.0 for _ in prompts[1:]]
     arrivals = accumulate(gaps, initial=0.0)
     return [
-        Ask(prompt=prompt, output_tokens=output, arrival_s=arrival)
+        EngineRequest(prompt=prompt, output_tokens=output, arrival_s=arrival)
         for prompt, output, arrival in zip(prompts, outputs, arrivals, strict=True)
     ]
 
 
-def digest_asks(asks: Sequence[Ask]) -> str:
+def digest_requests(requests: Sequence[EngineRequest]) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of all prompts and lengths."""
     import torch
 
-    told = ((len(ask.prompt), ask.output_tokens, *ask.prompt) for ask in asks)
+    told = ((len(request.prompt), request.output_tokens, *request.prompt) for request in requests)
     return digest(torch.tensor(list(chain.from_iterable(told))))
 
 

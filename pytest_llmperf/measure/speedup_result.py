@@ -28,7 +28,7 @@ def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:
     ratio = now / then if metric.better is Better.LARGER else then / now
     settings = {**result.workload.settings, "speedup_over": over.workload.hash}
     workload = result.workload.model_copy(update={"settings": settings})
-    seen = result.observation.model_copy(
+    observation = result.observation.model_copy(
         update={
             "workload": workload.hash,
             "warmup": _both(result.observation.warmup, over.observation.warmup),
@@ -37,8 +37,10 @@ def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:
     )
     return TestResult(
         workload=workload,
-        observation=seen,
-        cells=cells_of([Figure("speedup_ratio", ratio)], test=seen.test, run_id=seen.run, workload=workload),
+        observation=observation,
+        cells=cells_of(
+            [Figure("speedup_ratio", ratio)], test=observation.test, run_id=observation.run, workload=workload
+        ),
     )
 
 

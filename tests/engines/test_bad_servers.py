@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from scripted_server import STREAM, TWO_TOKENS, event, json_answer, scripted, text, usage
 
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
-from pytest_llmperf.engines.openai_dialects import COMPLETIONS, ways
+from pytest_llmperf.engines.openai_dialects import COMPLETIONS, request_formats
 from pytest_llmperf.engines.sse import TimeLimits
 from pytest_llmperf.errors import MeasurementError, ModelError, UsageError
 from pytest_llmperf.measure.progress import Progress
@@ -19,7 +19,7 @@ from pytest_llmperf.measure.timeout import time_limit
 
 QUICK = TimeLimits(connect_s=5, first_s=0.4, between_s=0.4)
 CHUNKED = STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
-ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
+REQUEST = EngineRequest(prompt=(1, 2, 3, 4), output_tokens=2)
 
 BAD = {
     "stalls before its answer": ([60.0], r"completions: the server stalled after 0 events: check its log"),
@@ -73,9 +73,9 @@ def test_a_server_that_does_it_later(script, message):
         engine = OpenAIEngine(server.url, limits=QUICK)
         server.post = script
         with pytest.raises(MeasurementError, match=message):
-            engine.serve([ASK, ASK, ASK], at_most=2, sampling=Sampling())
+            engine.serve([REQUEST, REQUEST, REQUEST], max_concurrency=2, sampling=Sampling())
         server.post = TWO_TOKENS
-        assert engine.alone(ASK, Sampling()).output_tokens == 2
+        assert engine.serve_one(REQUEST, Sampling()).output_tokens == 2
         engine.close()
 
 
@@ -87,7 +87,7 @@ def test_a_request_that_fails_ends_the_others():
         server.first = [[STREAM, text(" a"), 60.0]]
         server.post = json_answer({}, "500 Internal Server Error")
         with pytest.raises(MeasurementError, match="HTTP 500"):
-            engine.serve([ASK, replace(ASK, arrival_s=0.2)], at_most=2, sampling=Sampling())
+            engine.serve([REQUEST, replace(REQUEST, arrival_s=0.2)], max_concurrency=2, sampling=Sampling())
         engine.close()
     assert time.monotonic() - start < 30
 
@@ -98,8 +98,8 @@ def test_a_time_limit_ends_what_is_under_way():
         engine = OpenAIEngine(server.url)
         server.first = [[STREAM, *[text(" a"), 0.05] * 100]]
         with pytest.raises(MeasurementError, match=r"timed out after 0.3 s"), time_limit(0.3, Progress("cpu")):
-            engine.alone(ASK, Sampling())
-        assert engine.alone(ASK, Sampling()).output_tokens == 2
+            engine.serve_one(REQUEST, Sampling())
+        assert engine.serve_one(REQUEST, Sampling()).output_tokens == 2
         assert server.broken.wait(5)
         engine.close()
 
@@ -180,9 +180,13 @@ def test_sampling_that_a_server_cannot_be_told_of():
     """It would have sampled otherwise."""
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
-        engine._way = next(way for way in ways([COMPLETIONS], ids=False) if way.fixed_by == "max_tokens")
+        engine._format = next(
+            request_format
+            for request_format in request_formats([COMPLETIONS], ids=False)
+            if request_format.fixed_by == "max_tokens"
+        )
         with pytest.raises(UsageError, match=r"top_k=5: neither OpenAI's protocol nor this server has top_k"):
-            engine.alone(ASK, Sampling(temperature=1, top_k=5))
+            engine.serve_one(REQUEST, Sampling(temperature=1, top_k=5))
         engine.close()
 
 

@@ -13,13 +13,13 @@ from packaging.version import Version
 from real_server import real_server
 from scripted_server import STREAM, TWO_TOKENS, event, json_answer, scripted, text, usage
 
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
 from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.models.synthetic import model_folder, prepare
 from pytest_llmperf.storage.baseline_file import load_baseline
 
-ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
+REQUEST = EngineRequest(prompt=(1, 2, 3, 4), output_tokens=2)
 
 
 @pytest.fixture(scope="session")
@@ -55,22 +55,24 @@ def test_what_a_real_server_is_found_to_take(tiny):
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)], ids=str)
 def test_requests_of_a_real_server(tiny, sampling):
     """As many tokens in and out as asked for, in the order of time, and never two at once where one is allowed."""
-    asks = [Ask(prompt=tuple(range(length)), output_tokens=length, arrival_s=0.02) for length in (8, 3, 5)]
-    answers = tiny.serve(asks, at_most=1, sampling=sampling)
-    assert [(answer.input_tokens, answer.output_tokens) for answer in answers] == [(8, 8), (3, 3), (5, 5)]
-    for answer in answers:
-        assert 0.02 <= answer.sent_s < answer.first_s <= answer.last_s
-        assert answer.gaps_s is None or sum(answer.gaps_s) == pytest.approx(answer.last_s - answer.first_s)
-    in_time = sorted(answers, key=lambda answer: answer.sent_s)
+    requests = [
+        EngineRequest(prompt=tuple(range(length)), output_tokens=length, arrival_s=0.02) for length in (8, 3, 5)
+    ]
+    responses = tiny.serve(requests, max_concurrency=1, sampling=sampling)
+    assert [(response.input_tokens, response.output_tokens) for response in responses] == [(8, 8), (3, 3), (5, 5)]
+    for response in responses:
+        assert 0.02 <= response.sent_s < response.first_s <= response.last_s
+        assert response.gaps_s is None or sum(response.gaps_s) == pytest.approx(response.last_s - response.first_s)
+    in_time = sorted(responses, key=lambda response: response.sent_s)
     assert all(one.last_s <= other.sent_s for one, other in pairwise(in_time))
 
 
 def test_chats_of_a_real_server(served):
     """The template's tokens are counted in; the announcement of a role is no token."""
     engine = OpenAIEngine(f"{served}/chat/completions")
-    answer = engine.alone(Ask(prompt=(1, 2, 3), output_tokens=4), Sampling())
+    response = engine.serve_one(EngineRequest(prompt=(1, 2, 3), output_tokens=4), Sampling())
     assert engine.settings["endpoint"] == "/chat/completions"
-    assert (answer.input_tokens > 3, answer.output_tokens) == (True, 4)
+    assert (response.input_tokens > 3, response.output_tokens) == (True, 4)
     engine.close()
 
 
@@ -86,7 +88,7 @@ def test_ids_are_sent_where_the_vocabulary_is_known():
     with scripted(TWO_TOKENS, get=json_answer({"data": [{"id": name, "max_model_len": 64}]})) as server:
         server.post = [step.replace(b'"m"', json.dumps(name).encode()) if step != 0.01 else step for step in TWO_TOKENS]
         engine = OpenAIEngine(server.url, model="synthetic:tiny")
-        engine.serve([ASK, ASK], at_most=2, sampling=Sampling(temperature=0.5, top_k=3))
+        engine.serve([REQUEST, REQUEST], max_concurrency=2, sampling=Sampling(temperature=0.5, top_k=3))
         bodies = [body for _, _, body in server.asked[1:]]
         engine.close()
     assert (engine.vocabulary, engine.longest, engine.model["model"]) == (512, 64, "synthetic:tiny")
@@ -118,7 +120,7 @@ def test_gaps_are_told_where_tokens_came_one_by_one():
         engine = OpenAIEngine(server.url)
         found = {}
         for name, server.post in scripts.items():
-            found[name] = engine.alone(ASK, Sampling()).gaps_s
+            found[name] = engine.serve_one(REQUEST, Sampling()).gaps_s
         engine.close()
     assert found["one by one"][0] == pytest.approx(0.05, abs=0.04)
     assert found["in one read"] is found["in one event"] is None
@@ -130,12 +132,12 @@ def test_a_server_without_completions_is_asked_for_chats():
     with scripted([STREAM, event(role), 0.02, event(word), 0.02, event(word), usage(2)]) as server:
         server.first = 3 * [json_answer({}, "404 Not Found")]
         engine = OpenAIEngine(server.url)
-        answer = engine.alone(ASK, Sampling())
+        response = engine.serve_one(REQUEST, Sampling())
         body = server.asked[-1][2]
         engine.close()
     assert engine.settings == {"endpoint": "/chat/completions", "prompt": "text", "fixed_by": "ignore_eos"}
     assert body["messages"] == [{"role": "user", "content": " b c d e"}]
-    assert len(answer.gaps_s) == 1
+    assert len(response.gaps_s) == 1
 
 
 def test_the_key_is_sent_and_kept_nowhere(monkeypatch):
@@ -146,7 +148,7 @@ def test_the_key_is_sent_and_kept_nowhere(monkeypatch):
         assert server.asked[0][1]["authorization"] == "Bearer sk-very-secret"
         server.post = json_answer({}, "500 Oops")
         with pytest.raises(MeasurementError) as caught:
-            engine.alone(ASK, Sampling())
+            engine.serve_one(REQUEST, Sampling())
         engine.close()
     assert "secret" not in f"{caught.value} {engine.settings} {engine.model}"
 
@@ -155,8 +157,8 @@ def test_late_requests_tell_when_they_were_sent():
     """Arrivals are kept to; what waits for room is sent when there is some."""
     with scripted([STREAM, 0.1, text(" a"), 0.01, text(" b"), usage(2)]) as server:
         engine = OpenAIEngine(server.url)
-        asks = [Ask(prompt=(1,), output_tokens=2, arrival_s=moment) for moment in (0.0, 0.01, 0.02)]
-        first, second, third = engine.serve(asks, at_most=2, sampling=Sampling())
+        requests = [EngineRequest(prompt=(1,), output_tokens=2, arrival_s=moment) for moment in (0.0, 0.01, 0.02)]
+        first, second, third = engine.serve(requests, max_concurrency=2, sampling=Sampling())
         engine.close()
     assert first.sent_s < 0.01 <= second.sent_s < first.last_s
     assert third.sent_s >= first.last_s

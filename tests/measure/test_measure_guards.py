@@ -17,19 +17,19 @@ from pytest_llmperf.hardware.gpu_monitor import GpuConditions, other_processes
 from pytest_llmperf.measure import doctor
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.generation import Plan
-from pytest_llmperf.measure.guards import GUARDS, MOST_OF_OTHERS, Seen, parse_guards, watch
+from pytest_llmperf.measure.guards import GUARDS, MOST_OF_OTHERS, ObservedConditions, parse_guards, watch
 from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
 from pytest_llmperf.storage.schema import Observation, Warmup
 
 ALL = frozenset(GUARDS)
 
 
-def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
+def observed(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
     conditions = HostConditions(
         load_average_before=0.1, load_average_after=0.1, cpu_clock_before_mhz=None, cpu_clock_after_mhz=None,
         other_processes_cpu_share=share,
     )  # fmt: skip
-    return Seen(
+    return ObservedConditions(
         device=device, host=conditions, gpu=GpuConditions(**gpu) if device != "cpu" else None, misplaced=misplaced,
         requests=10, disturbed=disturbed,
     )  # fmt: skip
@@ -89,13 +89,13 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
 )
 def test_what_a_guard_objects_to(what, objection):
     """One line with what was found and expected; what was not told is no reason, and who is left out never objects."""
-    assert seen(**what).objection(ALL) == objection
-    assert seen(**what).objection(frozenset()) == ""
+    assert observed(**what).objection(ALL) == objection
+    assert observed(**what).objection(frozenset()) == ""
 
 
 def test_every_objection_is_told():
     """The order is that of the documentation."""
-    both = seen(share=0.5, disturbed=10).objection(ALL)
+    both = observed(share=0.5, disturbed=10).objection(ALL)
     assert both.index("guard load") < both.index("; ") < both.index("guard disturbance")
 
 
@@ -142,7 +142,7 @@ def test_the_timed_requests_are_the_span(monkeypatch, after):
         for phase in ("warm-up", TIMED_REQUESTS, *after):
             progress.enter(phase)
     assert progress.watchers == []
-    assert watched.seen(observation(), misplaced="").host.other_processes_cpu_share == 0.4
+    assert watched.observed(observation(), misplaced="").host.other_processes_cpu_share == 0.4
 
 
 def test_a_host_that_tells_nothing(monkeypatch):
@@ -208,7 +208,7 @@ def watched(monkeypatch):
 def test_a_device_is_read_before_under_load_and_after(watched):
     """Clocks under load are those right after a request; being idle before is no throttling."""
     found = watched(**{name: list(told) if isinstance(told, list) else told for name, told in LOADED.items()})
-    assert found.seen(observation(), misplaced="").gpu == GpuConditions(
+    assert found.observed(observation(), misplaced="").gpu == GpuConditions(
         sm_clock_before_mhz=210, sm_clock_under_load_mhz=1450, sm_clock_after_mhz=1980, sm_clock_full_mhz=1755,
         memory_clock_under_load_mhz=2619, throttle_reasons="HwThermalSlowdown SwPowerCap", temperature_before_c=40,
         temperature_after_c=71, other_processes_on_device=0, thermal_violation_share=0.01, power_violation_share=0.5,
@@ -222,7 +222,7 @@ def test_a_device_is_read_before_under_load_and_after(watched):
 def test_a_driver_that_tells_nothing_is_no_objection(watched):
     """None with a reason."""
     found = watched()
-    told = found.seen(observation(), misplaced="")
+    told = found.observed(observation(), misplaced="")
     assert told.gpu == GpuConditions(
         nvml_reason="the driver does not report all clocks and throttle reasons; the driver hides other processes; "
         "the driver does not count all throttling"
@@ -234,7 +234,7 @@ def test_a_driver_that_tells_nothing_is_no_objection(watched):
 def test_a_mig_instance_has_the_clocks_of_its_gpu_and_its_own_processes(watched):
     """Its energy is not told."""
     found = watched(IsMig=True, SmClock=1980, TotalEnergyConsumption=1, ComputeRunningProcesses=[OURS, OURS + 1])
-    told = found.seen(observation(), misplaced="").gpu
+    told = found.observed(observation(), misplaced="").gpu
     assert (told.sm_clock_under_load_mhz, told.other_processes_on_device) == (1980, 1)
     assert found.gpu.energy(1).reason == "a MIG instance has no energy counter of its own"
 
@@ -259,7 +259,7 @@ def test_a_device_without_nvml(monkeypatch):
         progress.enter(TIMED_REQUESTS)
         progress.tell_request(None)
         progress.enter("prefill")
-    told = found.seen(observation(), misplaced="")
+    told = found.observed(observation(), misplaced="")
     assert told.gpu == GpuConditions(nvml_reason="nvidia-ml-py is not installed")
     assert found.gpu.energy(1).reason == "nvidia-ml-py is not installed"
     assert told.conditions["sm_clock_before_mhz"] is None

@@ -8,12 +8,12 @@ from statistics import fmean, median
 
 import pytest
 
-from pytest_llmperf.engines.engine import Answer, Sampling
+from pytest_llmperf.engines.engine import EngineResponse, Sampling
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
 from pytest_llmperf.measure import contention
 from pytest_llmperf.measure.serving_measurement import measure_serving
-from pytest_llmperf.measure.serving_plan import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_asks, make_asks
+from pytest_llmperf.measure.serving_plan import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_requests, make_requests
 from pytest_llmperf.measure.serving_result import serving_result
 from pytest_llmperf.measure.speedup_result import speedup_of
 
@@ -55,31 +55,31 @@ class FakeEngine:
     def clock(self):
         return self.now
 
-    def alone(self, ask, sampling):
+    def serve_one(self, request, sampling):
         self.now += 0.001  # between two requests
-        answer = self._answer(ask, begin=0.0)
-        self.now += answer.last_s
-        self.served.append([ask])
-        return answer
+        response = self._response(request, begin=0.0)
+        self.now += response.last_s
+        self.served.append([request])
+        return response
 
-    def serve(self, asks, *, at_most, sampling):
-        free = [0.0] * at_most
-        answers = []
-        for ask in asks:
-            begin = max(ask.arrival_s + self.late_s, min(free))
-            answers.append(self._answer(ask, begin))
-            free[free.index(min(free))] = answers[-1].last_s
-        self.served.append(list(asks))
-        return answers
+    def serve(self, requests, *, max_concurrency, sampling):
+        free = [0.0] * max_concurrency
+        responses = []
+        for request in requests:
+            begin = max(request.arrival_s + self.late_s, min(free))
+            responses.append(self._response(request, begin))
+            free[free.index(min(free))] = responses[-1].last_s
+        self.served.append(list(requests))
+        return responses
 
-    def _answer(self, ask, begin):
-        steps = ask.output_tokens - 1
-        return Answer(
-            sent_s=ask.arrival_s + self.late_s,
+    def _response(self, request, begin):
+        steps = request.output_tokens - 1
+        return EngineResponse(
+            sent_s=request.arrival_s + self.late_s,
             first_s=begin + FIRST_S,
             last_s=begin + FIRST_S + steps * STEP_S,
-            input_tokens=len(ask.prompt),
-            output_tokens=ask.output_tokens - self.missing_tokens,
+            input_tokens=len(request.prompt),
+            output_tokens=request.output_tokens - self.missing_tokens,
             gaps_s=(STEP_S,) * steps if self.gaps_known else None,
         )
 
@@ -105,7 +105,7 @@ def test_naive_serves_one_after_another():
     """Each request arrives when the one before it has ended, so that its latency is that of an idle engine."""
     engine = FakeEngine()
     result = measure(engine, scheduler=NAIVE)
-    assert [len(asks) for asks in engine.served] == [1] * 12  # an untimed pass and two timed ones
+    assert [len(requests) for requests in engine.served] == [1] * 12  # an untimed pass and two timed ones
     assert result.value("output") == pytest.approx(24 / (4 * E2E_S + 3 * 0.001))
     assert result.value("ttft") == pytest.approx(1000 * FIRST_S)
     assert result.value("e2e") == pytest.approx(1000 * E2E_S)
@@ -152,9 +152,9 @@ def test_the_passes_that_are_timed_follow_untimed_ones():
     engine, phases = FakeEngine(), []
     wanted = plan(scheduler=ONLINE, max_batch_size=2, output_tokens=40, rate=5.0, warmup_cap=10)
     measured = measure_serving(engine, wanted, enter=phases.append, now=engine.clock)
-    lengths = [{ask.output_tokens for ask in asks} for asks in engine.served]
+    lengths = [{request.output_tokens for request in requests} for requests in engine.served]
     assert lengths == [{40}] + [{16}] * measured.warmup.requests + [{40}] * 2
-    assert {ask.arrival_s for ask in engine.served[1]} == {0.0}
+    assert {request.arrival_s for request in engine.served[1]} == {0.0}
     assert measured.warmup.steady
     assert phases == ["serving", "warm-up", "timed requests"]
     assert engine.releases == 1
@@ -163,21 +163,25 @@ def test_the_passes_that_are_timed_follow_untimed_ones():
 def test_requests_are_the_same_in_every_run():
     """Lengths within their bounds, ids below the vocabulary; arrivals change neither."""
     wanted = {"requests": 200, "input_tokens": (3, 9), "output_tokens": (1, 5)}
-    asks = make_asks(plan(**wanted), 50)
-    assert asks == make_asks(plan(**wanted), 50)
-    assert {len(ask.prompt) for ask in asks} == set(range(3, 10))
-    assert {ask.output_tokens for ask in asks} == set(range(1, 6))
-    assert {token for ask in asks for token in ask.prompt} == set(range(50))
-    assert {ask.arrival_s for ask in asks} == {0.0}
-    arriving = make_asks(plan(scheduler=ONLINE, rate=10.0, **wanted), 50)
-    assert digest_asks(arriving) == digest_asks(asks) != digest_asks(make_asks(plan(seed=1, **wanted), 50))
+    requests = make_requests(plan(**wanted), 50)
+    assert requests == make_requests(plan(**wanted), 50)
+    assert {len(request.prompt) for request in requests} == set(range(3, 10))
+    assert {request.output_tokens for request in requests} == set(range(1, 6))
+    assert {token for request in requests for token in request.prompt} == set(range(50))
+    assert {request.arrival_s for request in requests} == {0.0}
+    arriving = make_requests(plan(scheduler=ONLINE, rate=10.0, **wanted), 50)
+    assert (
+        digest_requests(arriving)
+        == digest_requests(requests)
+        != digest_requests(make_requests(plan(seed=1, **wanted), 50))
+    )
 
 
 def test_arrivals_are_poisson():
     """The first begins the schedule; the gaps are exponential: mean and median say so."""
-    asks = make_asks(plan(scheduler=ONLINE, rate=10.0, requests=5001, input_tokens=1), 50)
-    gaps = [after.arrival_s - before.arrival_s for before, after in pairwise(asks)]
-    assert asks[0].arrival_s == 0.0
+    requests = make_requests(plan(scheduler=ONLINE, rate=10.0, requests=5001, input_tokens=1), 50)
+    gaps = [after.arrival_s - before.arrival_s for before, after in pairwise(requests)]
+    assert requests[0].arrival_s == 0.0
     assert fmean(gaps) == pytest.approx(0.1, rel=0.05)
     assert median(gaps) == pytest.approx(0.0693, rel=0.05)
 

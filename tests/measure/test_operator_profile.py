@@ -14,11 +14,11 @@ from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions.execution import greedy_loop, library_generate
 from pytest_llmperf.hardware.clock import HostClock
-from pytest_llmperf.measure.injection import Delay, StepTimes, carry
+from pytest_llmperf.measure.injection import Delay, StepTimes, inject
 from pytest_llmperf.measure.operator_profile import (
     MOST_OPERATORS,
     OUTSIDE,
-    Spent,
+    OperatorCost,
     Step,
     profile_request,
     step_of,
@@ -38,15 +38,15 @@ def tiny(model_cache):
 
 @pytest.fixture
 def profiled(tiny, tmp_path):
-    """Profiles of a request of the tiny model, with burdens put on it."""
+    """Profiles of a request of the tiny model, with injections."""
 
-    def profile(run, *burdens, tokens=5):
+    def profile(run, *injections, tokens=5):
         request, clock = partial(run, tiny, torch.ones(1, 3, dtype=torch.int64)), HostClock()
         with measuring_conditions():
             request(2, lambda: None)
-            if burdens:
+            if injections:
                 steps = StepTimes(prefill_ms=1.0, decode_ms=1.0)
-                request = carry(request, burdens, model=tiny, steps=steps, device="cpu", clock=clock)
+                request = inject(request, injections, model=tiny, steps=steps, device="cpu", clock=clock)
             return profile_request(request, tokens, device="cpu", clock=clock, traces=tmp_path / "traces" / "one")
 
     return profile
@@ -122,16 +122,16 @@ def test_kernels_are_told_beside_the_operators_that_launch_them():
     step = step_of(averages, wall_ms=4.0, count=4)
     assert step.wall_ms == 1.0
     assert step.spent == {
-        ("aten::mm", "host"): Spent(0.1, 2.0),
-        ("gemv", "device"): Spent(0.75, 2.0),
-        (OUTSIDE, "host"): Spent(0.9, 0.0),
+        ("aten::mm", "host"): OperatorCost(0.1, 2.0),
+        ("gemv", "device"): OperatorCost(0.75, 2.0),
+        (OUTSIDE, "host"): OperatorCost(0.9, 0.0),
     }
 
 
 def test_the_median_request_counts():
     """One that had to wait is not believed, nor an operator that one of three had."""
-    usual = {("a", "host"): Spent(1.0, 2.0)}
-    waited = {("a", "host"): Spent(9.0, 2.0), ("b", "host"): Spent(5.0, 1.0)}
+    usual = {("a", "host"): OperatorCost(1.0, 2.0)}
+    waited = {("a", "host"): OperatorCost(9.0, 2.0), ("b", "host"): OperatorCost(5.0, 1.0)}
     found = typical([Step(2.0, usual), Step(12.0, waited), Step(2.0, usual)])
     assert found.wall_ms == 2.0
     assert [(one.name, one.self_ms) for one in found.operators] == [("a", 1.0), ("b", 0.0)]
@@ -139,7 +139,7 @@ def test_the_median_request_counts():
 
 def test_a_profile_is_bounded():
     """The small ones of each place are one sum; names have a length that a file can hold."""
-    spent = {(f"{number}", "host"): Spent(1000.0 - number, 1.0) for number in range(MOST_OPERATORS + 2)}
+    spent = {(f"{number}", "host"): OperatorCost(1000.0 - number, 1.0) for number in range(MOST_OPERATORS + 2)}
     found = typical([Step(1.0, spent)]).operators
     assert len(found) == MOST_OPERATORS + 1
     assert (found[-1].name, found[-1].calls) == (OTHERS, 2.0)

@@ -25,7 +25,7 @@ def test_model(llm, llmperf):
 OWN_ENGINE = """
 import pytest_llmperf.engines.engine_registry as choose
 import pytest_llmperf.runner.context as workplace
-from pytest_llmperf.engines.engine import Answer
+from pytest_llmperf.engines.engine import EngineResponse
 from pytest_llmperf.errors import ModelError, UsageError
 
 
@@ -36,12 +36,12 @@ class Own:
     vocabulary = 9
     longest = device = None
 
-    def alone(self, ask, sampling):
-        return self.serve([ask], at_most=1, sampling=sampling)[0]
+    def serve_one(self, request, sampling):
+        return self.serve([request], max_concurrency=1, sampling=sampling)[0]
 
-    def serve(self, asks, *, at_most, sampling):
-        return [Answer(sent_s=0.0, first_s=1.0, last_s=2.0, input_tokens=len(ask.prompt),
-                       output_tokens=ask.output_tokens) for ask in asks]
+    def serve(self, requests, *, max_concurrency, sampling):
+        return [EngineResponse(sent_s=0.0, first_s=1.0, last_s=2.0, input_tokens=len(request.prompt),
+                       output_tokens=request.output_tokens) for request in requests]
 
     def release(self):
         pass
@@ -62,7 +62,7 @@ def make(wanted):
     return Own()
 
 
-workplace.ENGINES = choose.ENGINES = {"own": choose.Choice(check=check, make=make)}
+workplace.ENGINES = choose.ENGINES = {"own": choose.EngineFactory(check=check, make=make)}
 """
 
 OWN = ("--llmperf-engine=own", "--llmperf-base-url=http://here")

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmperf.engines.executions.execution import Generated, OnToken, Opened
+from pytest_llmperf.engines.executions.execution import Generated, OnToken, PreparedExecution
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.engines.executions.static_cache import (
     decode,
@@ -55,7 +55,7 @@ class Graph:
         return {"cache": "static", "sizes": ",".join(map(str, sorted(self.sizes)))}
 
     @contextmanager
-    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[PreparedExecution]:
         """Capture the graphs and make one request.
 
         Raises:
@@ -71,7 +71,7 @@ class Graph:
         with ExitStack() as stack:
             taken = steps.capture(sizes, stack, clock)
             generated = steps.request(output_tokens, lambda: None)
-            yield Opened(steps.request, lambda: [*taken, unlike_loop(generated, expected)], dispatches=False)
+            yield PreparedExecution(steps.request, lambda: [*taken, unlike_loop(generated, expected)], dispatches=False)
 
     def _captured_sizes(self, batch_size: int) -> list[int]:
         """Sizes to capture, largest first; the batch is padded to the largest."""

@@ -16,7 +16,7 @@ from pytest_llmperf.engines.executions.dynamo import (
     known_backends,
     obstacle,
 )
-from pytest_llmperf.engines.executions.execution import Opened
+from pytest_llmperf.engines.executions.execution import PreparedExecution
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.engines.executions.static_cache import (
     StaticRequest,
@@ -92,7 +92,7 @@ class Compile:
         }
 
     @contextmanager
-    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[PreparedExecution]:
         """Compile with a first request, and repeat until a request compiles nothing.
 
         Raises:
@@ -120,7 +120,7 @@ class Compile:
                 self._check_graphs(prompt.device, compilations)
                 return [*_figures(compilations, cold, steady), unlike]
 
-            yield Opened(request, figures, dispatches=False)
+            yield PreparedExecution(request, figures, dispatches=False)
 
     def _check_available(self, device: torch.device) -> None:
         reason = obstacle(str(device), self.backend)
