@@ -1,4 +1,4 @@
-"""Servers that refuse, stall, close early or talk nonsense: one line each, in bounded time, and no figure."""
+"""Servers that refuse, stall, close early or send malformed data: one-line errors in bounded time, and no figures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ BAD = {
 
 @pytest.mark.parametrize(("script", "message"), BAD.values(), ids=BAD)
 def test_a_server_that_does_it_when_it_is_tried(script, message):
-    """The engine is not made."""
+    """Creating the engine fails."""
     with scripted(script) as server, pytest.raises(MeasurementError, match=message) as caught:
         OpenAIEngine(server.url, limits=QUICK)
     assert "\n" not in str(caught.value)
@@ -68,7 +68,7 @@ def test_a_server_that_does_it_when_it_is_tried(script, message):
 
 @pytest.mark.parametrize(("script", "message"), BAD.values(), ids=BAD)
 def test_a_server_that_does_it_later(script, message):
-    """Nothing is answered, the other requests are ended, and the engine serves again once the server does."""
+    """The pass fails, its requests are cancelled, and the engine works again once the server does."""
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
         server.post = script
@@ -80,7 +80,7 @@ def test_a_server_that_does_it_later(script, message):
 
 
 def test_a_request_that_fails_ends_the_others():
-    """A stream that would go on for a minute does not hold the error back."""
+    """A long stream does not delay the error."""
     start = time.monotonic()
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=TimeLimits(between_s=60))
@@ -93,7 +93,7 @@ def test_a_request_that_fails_ends_the_others():
 
 
 def test_a_time_limit_ends_what_is_under_way():
-    """The signal comes while the loop waits; afterwards it serves again, and the server is rid of the stream."""
+    """The signal interrupts the event loop; the stream is closed, and the engine can serve again."""
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url)
         server.first = [[STREAM, *[text(" a"), 0.05] * 100]]
@@ -105,7 +105,7 @@ def test_a_time_limit_ends_what_is_under_way():
 
 
 def test_no_server(unused_port):
-    """Whoever gave the URL is told so."""
+    """The error suggests correcting the URL."""
     with pytest.raises(MeasurementError, match=r"cannot connect \(.*\): start the server, or correct --llm"):
         OpenAIEngine(f"http://127.0.0.1:{unused_port}/v1")
 
@@ -119,7 +119,7 @@ def unused_port():
 
 @pytest.mark.parametrize("listed", [[60.0], [b"HTTP/1.1 200 OK\r\n\r\n", 60.0]], ids=["no answer", "no body"])
 def test_a_list_of_models_that_never_comes(listed):
-    """Every call has a limit."""
+    """Every HTTP call has a time limit."""
     start = time.monotonic()
     with (
         scripted(TWO_TOKENS, get=listed) as server,
@@ -140,7 +140,7 @@ def test_a_list_of_models_that_never_comes(listed):
     ids=["fails", "a list", "no names", "no JSON"],
 )
 def test_a_server_that_does_not_list_its_models(listed):
-    """Its answers tell the name."""
+    """The responses contain the model's name."""
     with scripted(TWO_TOKENS, get=listed) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
         assert engine.model["model"] == "m"
@@ -148,13 +148,13 @@ def test_a_server_that_does_not_list_its_models(listed):
 
 
 def test_another_model_answers():
-    """What was asked for was not measured."""
+    """The requested model was not measured."""
     with scripted(TWO_TOKENS) as server, pytest.raises(ModelError, match=r"answers as model 'm', expected 'ORG/NAME'"):
         OpenAIEngine(server.url, model="ORG/NAME", limits=QUICK)
 
 
 def test_one_of_several_models_must_be_chosen():
-    """A guess would be recorded as the model."""
+    """A guessed name would be recorded."""
     listed = json_answer({"data": [{"id": name} for name in ("a", "b", "c", "d\x1b")]})
     expected = r"the server has 4 models \(a, b, c and 1 more\): choose one with --llmperf-model"
     refusing = scripted(json_answer({}, "400 Bad Request"), get=listed)
@@ -168,7 +168,7 @@ def test_one_of_several_models_must_be_chosen():
      "http://me:secret@host/v1"],
 )  # fmt: skip
 def test_a_url_of_no_server(url):
-    """And no secret is repeated."""
+    """The error does not repeat secrets."""
     with pytest.raises(
         UsageError, match=r"^--llmperf-base-url.*expected a URL like http://127.0.0.1:8000/v1"
     ) as caught:
@@ -177,7 +177,7 @@ def test_a_url_of_no_server(url):
 
 
 def test_sampling_that_a_server_cannot_be_told_of():
-    """It would have sampled otherwise."""
+    """The server would sample in another way."""
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
         engine._format = next(

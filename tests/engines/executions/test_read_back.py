@@ -1,4 +1,4 @@
-"""What each decode step reads back by the library's own design: the reasons, and that they are true here."""
+"""Models whose decode steps copy values to the host by design: the reasons, checked against transformers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_model_that_is_named_was_tried():
 
 
 def reads_back(config):
-    """Whether a step over a static cache asks for a value, found out by tensors that have none."""
+    """Whether a step over a static cache reads a value, detected with fake tensors."""
     with FakeTensorMode(), torch.no_grad():
         model = AutoModelForCausalLM.from_config(config).eval()
         cache, token = StaticCache(config=config, max_cache_len=8), torch.zeros(2, 1, dtype=torch.long)
@@ -124,5 +124,5 @@ def test_the_reason_names_the_version_or_the_rope(monkeypatch, installed, kind, 
     ids=["none", "null", "type", "both", "new", "of layers"],
 )
 def test_rope_is_read_in_old_and_new_configs(fields, types):
-    """Flat, or by kinds of layers."""
+    """As one dictionary, or one for each layer type."""
     assert rope_types(SimpleNamespace(**fields)) == types
