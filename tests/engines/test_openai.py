@@ -206,7 +206,7 @@ def test_a_server_that_is_not_there_is_one_line(project):
     result = project.run("--llmperf-engine=openai", "--llmperf-base-url=http://127.0.0.1:1/v1")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["http://127.0.0.1:1/v1/models: cannot connect (connection refused): expected a server*"]
+        ["http://127.0.0.1:1/v1/models: cannot connect (connection refused): start the server*"]
     )
     assert "The above exception" not in result.stdout.str()
 

@@ -192,7 +192,7 @@ def test_an_attention_that_cannot_be_served_is_one_line(model_cache):
 def test_an_older_transformers_is_one_line(engine, monkeypatch, batching):
     """The error has the installed and required versions; the naive scheduler still works."""
     monkeypatch.setattr("transformers.ContinuousBatchingConfig", batching, raising=False)
-    with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.19 or later"):
+    with pytest.raises(UsageError, match=r"transformers [\d.]+ has no usable continuous batching.* 5.19 or later"):
         engine.serve(requests((4, 3)), max_concurrency=1, sampling=GREEDY)
     assert engine.serve_one(requests((4, 3))[0], GREEDY).output_tokens == 3
 
@@ -200,5 +200,5 @@ def test_an_older_transformers_is_one_line(engine, monkeypatch, batching):
 @pytest.mark.skipif(SERVES, reason="the installed transformers has continuous batching")
 def test_the_installed_transformers_is_too_old(engine):
     """Tested with the installed version."""
-    with pytest.raises(UsageError, match=r"transformers [\d.]+ cannot serve .* 5.19 or later"):
+    with pytest.raises(UsageError, match=r"transformers [\d.]+ has no usable continuous batching.* 5.19 or later"):
         engine.serve(requests((4, 3)), max_concurrency=1, sampling=GREEDY)

@@ -314,7 +314,7 @@ def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
         ((), {"warmup": True}, "warmup=True: expected a whole number of at least 1"),
         ((1,), {"inputs": [(1,)]}, "found 1 positional arguments and inputs=; expected only one of them"),
         ((), {"inputs": []}, r"inputs=\[\]: expected a non-empty sequence of argument tuples"),
-        ((), {"inputs": [1]}, r"inputs=\[1\]: expected tuples"),
+        ((), {"inputs": [1]}, r"inputs=\[1\]: expected a non-empty sequence"),
     ],
 )
 def test_wrong_arguments_are_named(host, arguments, options, message):

@@ -148,7 +148,7 @@ def test_a_step_that_reads_back_by_design_is_unavailable(tiny, monkeypatch):
     """The reason names the RoPE type, or the transformers version if it is too old."""
     replace_cuda(monkeypatch)
     monkeypatch.setattr(tiny.config, "rope_parameters", {"rope_type": "dynamic", "factor": 2.0}, raising=False)
-    reason = r"execution 'graph' cannot run here: (RoPE of type 'dynamic' reads|transformers \S+ reads .* 5.4 or later)"
+    reason = r"'graph' cannot run here: (RoPE of type 'dynamic' copies|transformers \S+ copies .* 5.4 or later)"
     with pytest.raises(ExecutionUnavailable, match=reason):
         measured(tiny)
 

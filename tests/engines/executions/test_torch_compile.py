@@ -113,7 +113,7 @@ def prompt(model):
 
 
 def test_compiling_while_timed_is_an_error(tiny):
-    """A guard on global state makes dynamo recompile, so the times are not steady."""
+    """Changed global state makes dynamo recompile, so the times are not steady."""
     with measuring_conditions(), Compile(**TRACED).open(tiny, prompt(tiny), 4, HostClock()) as opened:
         opened.request(3, lambda: None)
         assert opened.figures()
