@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from statistics import median, quantiles
 
-from pytest_llmperf.engines.engine import Answer, Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, EngineResponse, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
 
 TOKENS = 128
@@ -63,25 +63,25 @@ class Repeat:
 
 def repeat(engine: OpenAIEngine, server: Connection, streams: int) -> Repeat:
     """All streams side by side, once."""
-    asks = [Ask(prompt=(1, 2, 3), output_tokens=TOKENS)] * streams
-    answers = engine.serve(asks, at_most=streams, sampling=Sampling())
-    stamps: list[list[float]] = [server.recv() for _ in asks]
+    requests = [EngineRequest(prompt=(1, 2, 3), output_tokens=TOKENS)] * streams
+    responses = engine.serve(requests, max_concurrency=streams, sampling=Sampling())
+    stamps: list[list[float]] = [server.recv() for _ in requests]
     return Repeat(
-        client_ms=median(map(tpot_ms, answers)),
+        client_ms=median(map(tpot_ms, responses)),
         server_ms=median(1e3 * (one[-1] - one[0]) / (len(one) - 1) for one in stamps),
-        known_gaps=sum(answer.gaps_s is not None for answer in answers),
+        known_gaps=sum(response.gaps_s is not None for response in responses),
     )
 
 
-def tpot_ms(answer: Answer) -> float:
+def tpot_ms(response: EngineResponse) -> float:
     """As a test would record it."""
-    return 1e3 * (answer.last_s - answer.first_s) / (answer.output_tokens - 1)
+    return 1e3 * (response.last_s - response.first_s) / (response.output_tokens - 1)
 
 
 def serve(client: Connection, step_s: float) -> None:
     """Answer each request with as many tokens as it asks for, one a step, and tell the moments of writing."""
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def response(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
         if not head.startswith("post"):
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
@@ -96,7 +96,7 @@ def serve(client: Connection, step_s: float) -> None:
         writer.close()
 
     async def run() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        server = await asyncio.start_server(response, "127.0.0.1", 0)
         client.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 

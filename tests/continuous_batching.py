@@ -1,4 +1,4 @@
-"""Whether the installed transformers serves requests side by side."""
+"""Whether the installed transformers has continuous batching."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import transformers
 SERVES = hasattr(getattr(transformers, "ContinuousBatchingConfig", None), "auto_switch_to_flash")
 
 needs_continuous_batching = pytest.mark.skipif(
-    not SERVES, reason=f"transformers {transformers.__version__} cannot serve requests side by side"
+    not SERVES, reason=f"transformers {transformers.__version__} has no usable continuous batching"
 )

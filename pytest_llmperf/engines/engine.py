@@ -26,7 +26,7 @@ class Sampling:
         if self.top_k is not None and not self.top_k >= 1:
             raise UsageError(f"top_k={self.top_k!r}: expected 1 or more")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p={self.top_p!r}: expected a share above 0, 1 at most")
+            raise UsageError(f"top_p={self.top_p!r}: expected a number above 0 and at most 1")
 
     def __str__(self) -> str:
         """The name in a workload: ``greedy``, or ``temperature=0.6 top_p=0.9``."""
@@ -37,7 +37,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class EngineRequest:
     """One request: a prompt, the number of output tokens (EOS does not stop it), and the arrival time."""
 
     prompt: tuple[int, ...]
@@ -48,7 +48,7 @@ class Ask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class EngineResponse:
     """The result of a request; times are seconds since the schedule began, by the host's monotonic clock."""
 
     sent_s: float
@@ -91,15 +91,19 @@ class Engine(Protocol):
     def longest(self) -> int | None:
         """Most tokens of prompt and output together; ``None`` if unknown."""
 
-    def alone(self, ask: Ask, sampling: Sampling) -> Answer:
+    def serve_one(self, request: EngineRequest, sampling: Sampling) -> EngineResponse:
         """Serve a single request, as a client with only one request would.
 
         Raises:
             MeasurementError: the request failed or produced another number of tokens.
         """
 
-    def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
-        """Serve requests from their arrivals on, at most ``at_most`` at once; answers are in the order of the requests.
+    def serve(
+        self, requests: Sequence[EngineRequest], *, max_concurrency: int, sampling: Sampling
+    ) -> list[EngineResponse]:
+        """Serve requests from their arrivals on, at most ``max_concurrency`` at once.
+
+        Responses are in the order of the requests.
 
         Raises:
             MeasurementError: a request failed or produced another number of tokens. No request is left running.

@@ -17,7 +17,7 @@ TRANSFORMERS = "transformers"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class EngineOptions:
     """A run's options for an engine that has its own model."""
 
     model: str | None
@@ -28,55 +28,61 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineFactory:
     """An engine that has its own model and is created once per run."""
 
-    check: Callable[[Wanted], None]
+    check: Callable[[EngineOptions], None]
     """Checks the options before anything is measured. Raises UsageError if they do not fit the engine."""
-    make: Callable[[Wanted], Engine]
+    make: Callable[[EngineOptions], Engine]
     """Creates the engine, importing its packages. Raises ModelError if the model is not available."""
 
 
-def _check_server(wanted: Wanted) -> None:
+def _check_server(options: EngineOptions) -> None:
     from pytest_llmperf.engines.openai import check_server
 
-    if not wanted.base_url:
-        raise UsageError("--llmperf-engine openai asks a server: pass --llmperf-base-url http://HOST:PORT/v1 as well")
-    if wanted.revision:
-        raise UsageError(f"--llmperf-revision {wanted.revision}: a server is asked for what it serves: leave it out")
-    check_server(wanted.base_url, wanted.model)
+    if not options.base_url:
+        raise UsageError("--llmperf-engine openai needs a server: pass --llmperf-base-url http://HOST:PORT/v1")
+    if options.revision:
+        raise UsageError(
+            f"--llmperf-revision {options.revision}: a server chooses the revision itself: leave the option out"
+        )
+    check_server(options.base_url, options.model)
 
 
-def _server(wanted: Wanted) -> Engine:
+def _server(options: EngineOptions) -> Engine:
     from pytest_llmperf.engines.openai import OpenAIEngine
 
-    return OpenAIEngine(wanted.base_url or "", model=wanted.model)
+    return OpenAIEngine(options.base_url or "", model=options.model)
 
 
-def _check_vllm(wanted: Wanted) -> None:
+def _check_vllm(options: EngineOptions) -> None:
     from pytest_llmperf.engines.vllm import check_vllm
 
-    if wanted.base_url:
+    if options.base_url:
         raise UsageError(
-            f"--llmperf-base-url {wanted.base_url}: vllm runs here; for vllm serve: --llmperf-engine openai"
+            f"--llmperf-base-url {options.base_url}: the vllm engine runs in this process; "
+            "for a vllm server, use --llmperf-engine openai"
         )
-    check_vllm(_spec(wanted), wanted.device)
+    check_vllm(_spec(options), options.device)
 
 
-def _vllm(wanted: Wanted) -> Engine:
+def _vllm(options: EngineOptions) -> Engine:
     from pytest_llmperf.engines.vllm import VllmEngine
 
-    return VllmEngine(_spec(wanted), wanted.device)
+    return VllmEngine(_spec(options), options.device)
 
 
-def _spec(wanted: Wanted) -> ModelSpec:
+def _spec(options: EngineOptions) -> ModelSpec:
     from pytest_llmperf.models.source import default_model
     from pytest_llmperf.models.spec import ModelSpec
 
-    return ModelSpec(model=wanted.model or default_model(wanted.device), revision=wanted.revision)
+    return ModelSpec(model=options.model or default_model(options.device), revision=options.revision)
 
 
-ENGINES: Mapping[str, Choice] = {"openai": Choice(_check_server, _server), "vllm": Choice(_check_vllm, _vllm)}
+ENGINES: Mapping[str, EngineFactory] = {
+    "openai": EngineFactory(_check_server, _server),
+    "vllm": EngineFactory(_check_vllm, _vllm),
+}
 """Engines that have their own model."""
 
 

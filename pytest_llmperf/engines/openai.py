@@ -10,8 +10,8 @@ from itertools import pairwise
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_llmperf.engines.engine import Answer, Ask, Sampling
-from pytest_llmperf.engines.openai_dialects import LETTERS, Way, check_base_url, ways
+from pytest_llmperf.engines.engine import EngineRequest, EngineResponse, Sampling
+from pytest_llmperf.engines.openai_dialects import LETTERS, RequestFormat, check_base_url, request_formats
 from pytest_llmperf.engines.openai_model import ServedModel, check_model
 from pytest_llmperf.engines.sse import Refused, ServerSentEvent, TimeLimits, get_json, open_session, post_events
 from pytest_llmperf.errors import MeasurementError, MissingDependency
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession
 
 _NO_SUCH_PATH = (404, 405)
-_NOT_THIS_WAY = (*_NO_SUCH_PATH, 400, 422)
+_WRONG_FORMAT = (*_NO_SUCH_PATH, 400, 422)
 _MOST_BYTES_A_TOKEN = 2**16
-_TRIED = Ask(prompt=(5, 6, 7, 8), output_tokens=2)
+_PROBE = EngineRequest(prompt=(5, 6, 7, 8), output_tokens=2)
 
 _Found = TypeVar("_Found")
 
@@ -44,7 +44,7 @@ class OpenAIEngine:
         UsageError: the URL is invalid, or the server serves several models and none was chosen.
         MissingDependency: aiohttp is not installed.
         ModelError: the server serves another model.
-        MeasurementError: the server is unreachable, or its answers cannot be measured.
+        MeasurementError: the server is unreachable, or its responses cannot be measured.
     """
 
     name = "openai"
@@ -58,7 +58,7 @@ class OpenAIEngine:
         self._session: ClientSession | None = None
         self._runner = asyncio.Runner()
         try:
-            self._way = self._run(self._settled(paths))
+            self._format = self._run(self._settled(paths))
         except BaseException:
             self.close()
             raise
@@ -72,31 +72,33 @@ class OpenAIEngine:
     @property
     def settings(self) -> Mapping[str, Scalar]:
         """How requests are sent."""
-        return {"endpoint": self._way.path, "prompt": self._way.prompt, "fixed_by": self._way.fixed_by}
+        return {"endpoint": self._format.path, "prompt": self._format.prompt, "fixed_by": self._format.fixed_by}
 
     @property
     def vocabulary(self) -> int:
         """The model's vocabulary size if ids are sent; else the number of letters in text prompts."""
         known = self._served.vocabulary
-        return known if self._way.prompt == "ids" and known else len(LETTERS)
+        return known if self._format.prompt == "ids" and known else len(LETTERS)
 
     @property
     def longest(self) -> int | None:
         """The limit that the server lists."""
         return self._served.longest
 
-    def alone(self, ask: Ask, sampling: Sampling) -> Answer:
+    def serve_one(self, request: EngineRequest, sampling: Sampling) -> EngineResponse:
         """Send a single request."""
-        return self.serve([ask], at_most=1, sampling=sampling)[0]
+        return self.serve([request], max_concurrency=1, sampling=sampling)[0]
 
-    def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
-        """Send each request at its arrival, with at most ``at_most`` in flight.
+    def serve(
+        self, requests: Sequence[EngineRequest], *, max_concurrency: int, sampling: Sampling
+    ) -> list[EngineResponse]:
+        """Send each request at its arrival, with at most ``max_concurrency`` in flight.
 
         Raises:
             UsageError: the server does not support this sampling.
             MeasurementError: a request failed or produced another number of tokens; the others are cancelled.
         """
-        return self._run(self._serve(asks, at_most, sampling))
+        return self._run(self._serve(requests, max_concurrency, sampling))
 
     def release(self) -> None:
         """Do nothing: no state is specific to a measurement."""
@@ -127,20 +129,20 @@ class OpenAIEngine:
         key = os.environ.get("OPENAI_API_KEY", "")
         return open_session(self._limits, {"Authorization": f"Bearer {key}"} if key else {}, reuse=reuse)
 
-    async def _settled(self, paths: Sequence[str]) -> Way:
+    async def _settled(self, paths: Sequence[str]) -> RequestFormat:
         """Probe the server for the first request format that it accepts."""
         async with self._open(reuse=False) as session:
             self._served.choose(await self._listed(session))
             refusals = []
-            for way in ways(paths, ids=self._served.vocabulary is not None):
+            for request_format in request_formats(paths, ids=self._served.vocabulary is not None):
                 try:
-                    await self._ask(session, way, _TRIED, Sampling(), 0.0)
+                    await self._send(session, request_format, _PROBE, Sampling(), 0.0)
                 except Refused as error:
-                    if error.status not in _NOT_THIS_WAY:
+                    if error.status not in _WRONG_FORMAT:
                         raise
                     refusals.append(error)
                 else:
-                    return way
+                    return request_format
         raise self._served.explained(max(reversed(refusals), key=lambda error: error.status not in _NO_SUCH_PATH))
 
     async def _listed(self, session: ClientSession) -> Any:
@@ -149,31 +151,40 @@ class OpenAIEngine:
         except Refused:  # some servers have no list of models
             return None
 
-    async def _serve(self, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> list[Answer]:
+    async def _serve(
+        self, requests: Sequence[EngineRequest], max_concurrency: int, sampling: Sampling
+    ) -> list[EngineResponse]:
         session = self._session = self._session or self._open(reuse=True)
-        start_s, room = perf_counter(), asyncio.Semaphore(at_most)
+        start_s, room = perf_counter(), asyncio.Semaphore(max_concurrency)
 
-        async def one(ask: Ask) -> Answer:
-            await asyncio.sleep(max(0.0, start_s + ask.arrival_s - perf_counter()))
+        async def one(request: EngineRequest) -> EngineResponse:
+            await asyncio.sleep(max(0.0, start_s + request.arrival_s - perf_counter()))
             async with room:
-                return await self._ask(session, self._way, ask, sampling, start_s)
+                return await self._send(session, self._format, request, sampling, start_s)
 
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(ask)) for ask in asks]
+                tasks = [group.create_task(one(request)) for request in requests]
         except ExceptionGroup as failures:  # the first failure cancelled the other tasks
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _ask(self, session: ClientSession, way: Way, ask: Ask, sampling: Sampling, start_s: float) -> Answer:
-        url, body = self._url + way.path, way.body(ask, sampling) | self._served.named
+    async def _send(
+        self,
+        session: ClientSession,
+        request_format: RequestFormat,
+        request: EngineRequest,
+        sampling: Sampling,
+        start_s: float,
+    ) -> EngineResponse:
+        url, body = self._url + request_format.path, request_format.body(request, sampling) | self._served.named
         sent_s = perf_counter()
         events = await post_events(
-            session, url, body, self._limits, most_bytes=_MOST_BYTES_A_TOKEN * (ask.output_tokens + 1)
+            session, url, body, self._limits, most_bytes=_MOST_BYTES_A_TOKEN * (request.output_tokens + 1)
         )
         self._served.check(events)
-        input_tokens = _check_usage(events, ask, way, url)
-        return _answer(events, ask, input_tokens, sent_s=sent_s, start_s=start_s)
+        input_tokens = _check_usage(events, request, request_format, url)
+        return _response(events, request, input_tokens, sent_s=sent_s, start_s=start_s)
 
 
 def check_server(base_url: str, model: str | None) -> None:
@@ -189,7 +200,9 @@ def check_server(base_url: str, model: str | None) -> None:
         raise MissingDependency("aiohttp", extra="serving", purpose="--llmperf-engine openai")
 
 
-def _check_usage(events: Sequence[ServerSentEvent], ask: Ask, way: Way, url: str) -> int:
+def _check_usage(
+    events: Sequence[ServerSentEvent], request: EngineRequest, request_format: RequestFormat, url: str
+) -> int:
     """Number of prompt tokens, as counted by the server.
 
     Raises:
@@ -198,32 +211,36 @@ def _check_usage(events: Sequence[ServerSentEvent], ask: Ask, way: Way, url: str
     found = next((usage for event in reversed(events) if (usage := _usage(event))), None)
     if found is None:
         raise MeasurementError(
-            f"{url}: the stream ended after {len(events)} events and told no usage: tokens can be counted from nothing "
-            "else"
+            f"{url}: the stream ended after {len(events)} events without usage; expected usage, which has the "
+            "token counts"
         )
     input_tokens, output_tokens = found
-    if output_tokens != ask.output_tokens:
+    if output_tokens != request.output_tokens:
         raise MeasurementError(
-            f"{url}: {output_tokens} tokens came, expected {ask.output_tokens}: another length is not the same work"
+            f"{url}: {output_tokens} output tokens, expected {request.output_tokens}: other lengths are not comparable"
         )
-    if way.prompt == "ids" and input_tokens != len(ask.prompt):
-        raise MeasurementError(f"{url}: the server counts {input_tokens} prompt tokens, expected {len(ask.prompt)}")
+    if request_format.prompt == "ids" and input_tokens != len(request.prompt):
+        raise MeasurementError(f"{url}: the server counts {input_tokens} prompt tokens, expected {len(request.prompt)}")
     if not any(map(_has_text, events)):
-        raise MeasurementError(f"{url}: {output_tokens} tokens and no text came: nothing tells when they were there")
+        raise MeasurementError(
+            f"{url}: the server reported {output_tokens} output tokens but sent no text; expected text to time them by"
+        )
     return input_tokens
 
 
-def _answer(events: Sequence[ServerSentEvent], ask: Ask, input_tokens: int, *, sent_s: float, start_s: float) -> Answer:
-    """Build an answer; its times are those of events that carry text."""
+def _response(
+    events: Sequence[ServerSentEvent], request: EngineRequest, input_tokens: int, *, sent_s: float, start_s: float
+) -> EngineResponse:
+    """Build a response; its times are those of events that carry text."""
     moments = [event.moment_s - start_s for event in events if _has_text(event)]
     gaps = tuple(after - before for before, after in pairwise(moments))
-    one_by_one = len(moments) == ask.output_tokens and all(gaps)  # events received in one read have the same time
-    return Answer(
+    one_by_one = len(moments) == request.output_tokens and all(gaps)  # events received in one read have the same time
+    return EngineResponse(
         sent_s=sent_s - start_s,
         first_s=moments[0],
         last_s=moments[-1],
         input_tokens=input_tokens,
-        output_tokens=ask.output_tokens,
+        output_tokens=request.output_tokens,
         gaps_s=gaps if one_by_one else None,
     )
 

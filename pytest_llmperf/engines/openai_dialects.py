@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.engines.sse import quote
 from pytest_llmperf.errors import UsageError
 
@@ -19,39 +19,39 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True)
-class Way:
+class RequestFormat:
     """A request format: how a server takes a prompt, and how it is kept from stopping early."""
 
     path: str
     prompt: str
     """``ids``, or ``text``: single-letter words, as many as there are ids."""
     fixed_by: str
-    fix: Callable[[Ask, Sampling], Mapping[str, Any]]
+    fix: Callable[[EngineRequest, Sampling], Mapping[str, Any]]
 
-    def body(self, ask: Ask, sampling: Sampling) -> dict[str, Any]:
+    def body(self, request: EngineRequest, sampling: Sampling) -> dict[str, Any]:
         """The request body.
 
         Raises:
             UsageError: the server does not support this sampling.
         """
-        stream = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": ask.output_tokens}
-        return {**self._prompt(ask), **stream, **self.fix(ask, sampling)}
+        stream = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": request.output_tokens}
+        return {**self._prompt(request), **stream, **self.fix(request, sampling)}
 
-    def _prompt(self, ask: Ask) -> dict[str, Any]:
+    def _prompt(self, request: EngineRequest) -> dict[str, Any]:
         if self.prompt == "ids":
-            return {"prompt": list(ask.prompt)}
-        words = "".join(f" {LETTERS[token % len(LETTERS)]}" for token in ask.prompt)
+            return {"prompt": list(request.prompt)}
+        words = "".join(f" {LETTERS[token % len(LETTERS)]}" for token in request.prompt)
         return {"messages": [{"role": "user", "content": words}]} if self.path == CHAT else {"prompt": words}
 
 
-def ways(paths: Sequence[str], *, ids: bool) -> Iterator[Way]:
+def request_formats(paths: Sequence[str], *, ids: bool) -> Iterator[RequestFormat]:
     """Request formats for these paths, from the most exact to the most widely supported; token ids only if ``ids``."""
     for path in paths:
         if ids and path == COMPLETIONS:
-            yield Way(path, "ids", "ignore_eos", _ignore_eos)
-        yield Way(path, "text", "ignore_eos", _ignore_eos)
-        yield Way(path, "text", "generation_config", _generation_config)
-        yield Way(path, "text", "max_tokens", _plain)
+            yield RequestFormat(path, "ids", "ignore_eos", _ignore_eos)
+        yield RequestFormat(path, "text", "ignore_eos", _ignore_eos)
+        yield RequestFormat(path, "text", "generation_config", _generation_config)
+        yield RequestFormat(path, "text", "max_tokens", _plain)
 
 
 def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
@@ -60,7 +60,7 @@ def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
     Raises:
         UsageError: the URL is invalid.
     """
-    expected = "expected one like http://127.0.0.1:8000/v1"
+    expected = "expected a URL like http://127.0.0.1:8000/v1"
     try:
         parts = urlsplit(base_url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -77,25 +77,25 @@ def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
     return url, (COMPLETIONS, CHAT)
 
 
-def _ignore_eos(ask: Ask, sampling: Sampling) -> dict[str, Any]:
+def _ignore_eos(request: EngineRequest, sampling: Sampling) -> dict[str, Any]:
     """Fields of vLLM's extension. The salt prevents prefix cache hits for repeated prompts."""
-    fixed = {"ignore_eos": True, "min_tokens": ask.output_tokens, "cache_salt": uuid.uuid4().hex}
+    fixed = {"ignore_eos": True, "min_tokens": request.output_tokens, "cache_salt": uuid.uuid4().hex}
     return fixed | _given(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
-def _generation_config(ask: Ask, sampling: Sampling) -> dict[str, Any]:
+def _generation_config(request: EngineRequest, sampling: Sampling) -> dict[str, Any]:
     """Fields of the extension of ``transformers serve``."""
-    fixed = {"min_new_tokens": ask.output_tokens, "max_new_tokens": ask.output_tokens}
+    fixed = {"min_new_tokens": request.output_tokens, "max_new_tokens": request.output_tokens}
     if sampling.temperature == 0:
         return {"generation_config": json.dumps(fixed | {"do_sample": False})}
     drawn = _given(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
     return {"generation_config": json.dumps(fixed | drawn | {"do_sample": True})}
 
 
-def _plain(_ask: Ask, sampling: Sampling) -> dict[str, Any]:
+def _plain(_send: EngineRequest, sampling: Sampling) -> dict[str, Any]:
     """Fields of the plain protocol. If EOS stops it early, that becomes an error later."""
     if sampling.top_k is not None:
-        raise UsageError(f"top_k={sampling.top_k}: OpenAI's protocol has none, and this server takes no more than that")
+        raise UsageError(f"top_k={sampling.top_k}: neither OpenAI's protocol nor this server has top_k: leave it out")
     return _given(temperature=sampling.temperature, top_p=sampling.top_p)
 
 

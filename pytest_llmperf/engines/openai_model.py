@@ -77,7 +77,7 @@ class ServedModel:
         if self._name not in (None, name):
             raise ModelError(
                 f"the server answers as model {quote(told)!r}, expected {quote(str(self._name))!r}: "
-                "pass --llmperf-model with what it serves, or leave it out"
+                "pass the served model as --llmperf-model, or leave the option out"
             )
         self._name, self.revision = name, revision
 
@@ -86,7 +86,7 @@ class ServedModel:
         if len(self._others) > 1 and not self._asked:
             return UsageError(
                 f"the server has {len(self._others)} models ({some(self._others, _MOST_NAMES)}): "
-                "choose one by --llmperf-model"
+                "choose one with --llmperf-model"
             )
         return refused
 

@@ -142,7 +142,7 @@ class _Received:
 
 
 @asynccontextmanager
-async def _failures_named(url: str, received: object = "before any answer") -> AsyncIterator[None]:
+async def _failures_named(url: str, received: object = "before any response") -> AsyncIterator[None]:
     """Turn connection errors into a one-line MeasurementError."""
     import aiohttp
 
@@ -152,17 +152,17 @@ async def _failures_named(url: str, received: object = "before any answer") -> A
         refused = isinstance(error.os_error, ConnectionRefusedError)
         reason = "connection refused" if refused else quote(error.os_error.strerror or str(error.os_error))
         raise MeasurementError(
-            f"{url}: cannot connect ({reason}): expected a server there; start it, or mend --llmperf-base-url"
+            f"{url}: cannot connect ({reason}): start the server, or correct --llmperf-base-url"
         ) from error
     except aiohttp.ServerTimeoutError as error:
-        raise MeasurementError(f"{url}: no connection in time: start the server, or mend --llmperf-base-url") from error
+        raise MeasurementError(
+            f"{url}: connecting timed out: start the server, or correct --llmperf-base-url"
+        ) from error
     except TimeoutError as error:
-        raise MeasurementError(f"{url}: the server stalled {received}: look into its log") from error
+        raise MeasurementError(f"{url}: the server stalled {received}: check its log") from error
     except (aiohttp.ClientError, OSError) as error:
         reason = quote(str(error) or type(error).__name__)
-        raise MeasurementError(
-            f"{url}: the connection broke {received} ({reason}): look into the server's log"
-        ) from error
+        raise MeasurementError(f"{url}: the connection broke {received} ({reason}): check the server's log") from error
 
 
 async def _check_status(response: ClientResponse, url: str) -> None:
@@ -175,7 +175,8 @@ async def _check_status(response: ClientResponse, url: str) -> None:
 def _check_type(response: ClientResponse, url: str) -> None:
     if response.content_type != "text/event-stream":
         raise MeasurementError(
-            f"{url}: content type {quote(response.content_type)}, expected text/event-stream: it does not stream"
+            f"{url}: content type {quote(response.content_type)}, expected text/event-stream: "
+            "the server does not stream"
         )
 
 

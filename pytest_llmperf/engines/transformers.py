@@ -13,7 +13,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.engine import Answer, Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, EngineResponse, Sampling
 from pytest_llmperf.engines.executions.execution import check_produced, library_generate
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.metrics import Scalar
@@ -90,7 +90,7 @@ class TransformersEngine:
         limit = getattr(self._text_config, "max_position_embeddings", None)
         return None if limit is None else int(limit)
 
-    def alone(self, ask: Ask, sampling: Sampling) -> Answer:
+    def serve_one(self, request: EngineRequest, sampling: Sampling) -> EngineResponse:
         """Serve a single request with ``generate``; its streamer receives tokens that are already on the host.
 
         Raises:
@@ -102,19 +102,21 @@ class TransformersEngine:
         self.release()
         stamps: list[float] = []
         with measuring_conditions():
-            prompt = torch.tensor([ask.prompt], device=self.device)
+            prompt = torch.tensor([request.prompt], device=self.device)
             begin = time.perf_counter()
             generated = library_generate(
                 self._loaded.model,
                 prompt,
-                ask.output_tokens,
+                request.output_tokens,
                 lambda: stamps.append(time.perf_counter() - begin),
                 **_chosen(sampling),
             )
-        check_produced(generated, batch_size=1, output_tokens=ask.output_tokens)
-        return _answer(stamps, sent_s=0.0, input_tokens=len(ask.prompt), output_tokens=generated.tokens.numel())
+        check_produced(generated, batch_size=1, output_tokens=request.output_tokens)
+        return _response(stamps, sent_s=0.0, input_tokens=len(request.prompt), output_tokens=generated.tokens.numel())
 
-    def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
+    def serve(
+        self, requests: Sequence[EngineRequest], *, max_concurrency: int, sampling: Sampling
+    ) -> list[EngineResponse]:
         """Serve requests with continuous batching, whose thread runs until `release`.
 
         Raises:
@@ -124,8 +126,8 @@ class TransformersEngine:
         """
         check_whole(self._loaded.model)
         with measuring_conditions(), self._let_go_on_failure():
-            self._prepare(_SetUp.of(asks, at_most, sampling))
-            return _Schedule(self._manager, asks).answers()
+            self._prepare(_SetUp.of(requests, max_concurrency, sampling))
+            return _Schedule(self._manager, requests).responses()
 
     def release(self) -> None:
         """Stop the scheduler's thread, free its KV cache, and restore the model's attention."""
@@ -162,7 +164,7 @@ class TransformersEngine:
             self.release()
             broken = manager.background_thread_status.fatal_error if manager else None
             if broken is not None:
-                raise RuntimeError(f"continuous batching broke: {type(broken).__name__}: {broken}") from broken
+                raise RuntimeError(f"continuous batching failed: {type(broken).__name__}: {broken}") from broken
             raise
 
 
@@ -170,18 +172,18 @@ class TransformersEngine:
 class _SetUp:
     """The capacity and sampling that continuous batching is set up for."""
 
-    at_most: int
+    max_concurrency: int
     sampling: Sampling
     lengths: tuple[int, ...]
     """Prompt and output tokens of the longest requests that may run concurrently, longest first."""
 
     @classmethod
-    def of(cls, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> _SetUp:
-        lengths = sorted((len(ask.prompt) + ask.output_tokens for ask in asks), reverse=True)
-        return cls(at_most, sampling, tuple(lengths[:at_most]))
+    def of(cls, requests: Sequence[EngineRequest], max_concurrency: int, sampling: Sampling) -> _SetUp:
+        lengths = sorted((len(request.prompt) + request.output_tokens for request in requests), reverse=True)
+        return cls(max_concurrency, sampling, tuple(lengths[:max_concurrency]))
 
     def serves(self, other: _SetUp) -> bool:
-        same = (self.at_most, self.sampling) == (other.at_most, other.sampling)
+        same = (self.max_concurrency, self.sampling) == (other.max_concurrency, other.sampling)
         pairs = zip_longest(self.lengths, other.lengths, fillvalue=0)
         return same and all(mine >= theirs for mine, theirs in pairs)
 
@@ -193,7 +195,7 @@ class _SetUp:
         """
         batching, generation = _library(loaded)
         config = batching(
-            max_requests_per_batch=self.at_most,
+            max_requests_per_batch=self.max_concurrency,
             allow_block_sharing=False,
             auto_switch_to_flash=False,
             safety_margin=0.0,
@@ -205,29 +207,29 @@ class _SetUp:
         except (AttributeError, NotImplementedError, ValueError) as error:
             reason = first_line(error).rstrip(".")
             raise UsageError(
-                f"transformers {version('transformers')} cannot serve {loaded.spec} side by side: {reason}: choose the "
-                "naive scheduler, or another attention"
+                f"transformers {version('transformers')} cannot serve {loaded.spec} with continuous batching: "
+                f"{reason}: use the naive scheduler or another attention"
             ) from error
 
 
 class _Schedule:
     """Submits requests when they are due, and collects the results."""
 
-    def __init__(self, manager: Any, asks: Sequence[Ask]) -> None:
+    def __init__(self, manager: Any, requests: Sequence[EngineRequest]) -> None:
         self._manager = manager
-        self._asks = asks
-        self._due = deque(sorted(range(len(asks)), key=lambda number: asks[number].arrival_s))
+        self._requests = requests
+        self._due = deque(sorted(range(len(requests)), key=lambda number: requests[number].arrival_s))
         self._sent: dict[str, tuple[int, float]] = {}
-        self._answers: dict[int, Answer] = {}
+        self._responses: dict[int, EngineResponse] = {}
         self._begin = 0.0
 
-    def answers(self) -> list[Answer]:
-        """Serve all requests; return their answers in order."""
+    def responses(self) -> list[EngineResponse]:
+        """Serve all requests; return their responses in order."""
         with self._manager.pause():  # requests due at the start must be queued before the first step
             self._begin = time.perf_counter()
             self._send_due()
         steps, since = self._steps, time.perf_counter()
-        while len(self._answers) < len(self._asks):
+        while len(self._responses) < len(self._requests):
             self._send_due()
             if result := self._manager.get_result(timeout=self._wait_s()):
                 self._take(result)
@@ -237,7 +239,7 @@ class _Schedule:
                 steps, since = self._steps, time.perf_counter()
             elif not self._due and time.perf_counter() - since > STUCK_S:
                 raise MeasurementError(f"continuous batching made no step in {STUCK_S:g} s")
-        return [self._answers[number] for number in range(len(self._asks))]
+        return [self._responses[number] for number in range(len(self._requests))]
 
     @property
     def _steps(self) -> int:
@@ -248,14 +250,14 @@ class _Schedule:
 
     def _wait_s(self) -> float:
         """Seconds until the next request is due, at most `POLL_S`."""
-        return min(POLL_S, max(0.0, self._asks[self._due[0]].arrival_s - self._elapsed())) if self._due else POLL_S
+        return min(POLL_S, max(0.0, self._requests[self._due[0]].arrival_s - self._elapsed())) if self._due else POLL_S
 
     def _send_due(self) -> None:
-        while self._due and self._asks[self._due[0]].arrival_s <= self._elapsed():
+        while self._due and self._requests[self._due[0]].arrival_s <= self._elapsed():
             number = self._due.popleft()
-            ask, sent = self._asks[number], self._elapsed()
+            request, sent = self._requests[number], self._elapsed()
             name = self._manager.add_request(
-                list(ask.prompt), max_new_tokens=ask.output_tokens, eos_token_id=-1, record_timestamps=True
+                list(request.prompt), max_new_tokens=request.output_tokens, eos_token_id=-1, record_timestamps=True
             )
             self._sent[name] = (number, sent)
 
@@ -263,13 +265,15 @@ class _Schedule:
         number, sent = self._sent[result.request_id]
         if result.error is not None:
             raise MeasurementError(f"request {number} failed: {first_line(result.error)}")
-        ask, produced = self._asks[number], len(result.generated_tokens)
+        request, produced = self._requests[number], len(result.generated_tokens)
         stamps = [stamp - self._begin for stamp in result.timestamps]
-        if not produced == len(stamps) == ask.output_tokens:
+        if not produced == len(stamps) == request.output_tokens:
             raise MeasurementError(
-                f"request {number} produced {produced} tokens at {len(stamps)} moments; expected {ask.output_tokens}"
+                f"request {number}: {produced} tokens, {len(stamps)} timestamps; expected {request.output_tokens}"
             )
-        self._answers[number] = _answer(stamps, sent_s=sent, input_tokens=len(ask.prompt), output_tokens=produced)
+        self._responses[number] = _response(
+            stamps, sent_s=sent, input_tokens=len(request.prompt), output_tokens=produced
+        )
 
 
 def _library(loaded: LoadedModel) -> tuple[Any, Any]:
@@ -284,8 +288,8 @@ def _library(loaded: LoadedModel) -> tuple[Any, Any]:
     # Before 5.19, pages were called blocks, the requested attention could not be kept, and managers could not pause.
     if not hasattr(batching, "auto_switch_to_flash") or not hasattr(loaded.model, "init_continuous_batching"):
         raise UsageError(
-            f"transformers {transformers.__version__} cannot serve requests side by side: expected 5.19 or later, or "
-            "the naive scheduler: pip install --upgrade transformers"
+            f"transformers {transformers.__version__} has no usable continuous batching; expected 5.19 or "
+            "later: pip install --upgrade transformers, or use the naive scheduler"
         )
     return batching, transformers.GenerationConfig
 
@@ -302,8 +306,8 @@ def _chosen(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _answer(stamps: Sequence[float], *, sent_s: float, input_tokens: int, output_tokens: int) -> Answer:
-    return Answer(
+def _response(stamps: Sequence[float], *, sent_s: float, input_tokens: int, output_tokens: int) -> EngineResponse:
+    return EngineResponse(
         sent_s=sent_s,
         first_s=stamps[0],
         last_s=stamps[-1],

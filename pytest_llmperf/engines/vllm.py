@@ -13,7 +13,7 @@ from itertools import pairwise
 from time import perf_counter, sleep
 from typing import Any
 
-from pytest_llmperf.engines.engine import Answer, Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, EngineResponse, Sampling
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError, UsageError
 from pytest_llmperf.hardware.memory import is_out_of_memory
 from pytest_llmperf.metrics import Scalar
@@ -94,20 +94,22 @@ class VllmEngine:
         """The model's length limit."""
         return int(self._engine.vllm_config.model_config.max_model_len)
 
-    def alone(self, ask: Ask, sampling: Sampling) -> Answer:
+    def serve_one(self, request: EngineRequest, sampling: Sampling) -> EngineResponse:
         """Serve a single request immediately."""
-        return self.serve([replace(ask, arrival_s=0.0)], at_most=1, sampling=sampling)[0]
+        return self.serve([replace(request, arrival_s=0.0)], max_concurrency=1, sampling=sampling)[0]
 
-    def serve(self, asks: Sequence[Ask], *, at_most: int, sampling: Sampling) -> list[Answer]:
-        """Submit each request when it has arrived and fewer than ``at_most`` are running; step until all are done.
+    def serve(
+        self, requests: Sequence[EngineRequest], *, max_concurrency: int, sampling: Sampling
+    ) -> list[EngineResponse]:
+        """Submit each request once it has arrived and fewer than ``max_concurrency`` run; step until all are done.
 
         Raises:
             MeasurementError: vLLM failed, stalled, or produced another number of tokens.
         """
-        one_pass = _Pass(self._engine, asks, at_most, sampling)
+        one_pass = _Pass(self._engine, requests, max_concurrency, sampling)
         try:
             with _one_line(MeasurementError, "vLLM failed"):
-                return one_pass.answers()
+                return one_pass.responses()
         except BaseException:
             with suppress(Exception):  # a dead engine has nothing to abort
                 self._engine.abort_request(list(one_pass.running))
@@ -128,17 +130,19 @@ class VllmEngine:
 
 
 class _Pass:
-    """Waiting, running and answered requests; times are seconds since creation."""
+    """Waiting, running and finished requests; times are seconds since creation."""
 
-    def __init__(self, engine: Any, asks: Sequence[Ask], at_most: int, sampling: Sampling) -> None:
-        self._engine, self._at_most, self._sampling = engine, at_most, sampling
-        self._waiting = deque(sorted(enumerate(asks), key=lambda one: one[1].arrival_s))
-        self._answers: list[Answer | None] = [None] * len(asks)
+    def __init__(
+        self, engine: Any, requests: Sequence[EngineRequest], max_concurrency: int, sampling: Sampling
+    ) -> None:
+        self._engine, self._max_concurrency, self._sampling = engine, max_concurrency, sampling
+        self._waiting = deque(sorted(enumerate(requests), key=lambda one: one[1].arrival_s))
+        self._responses: list[EngineResponse | None] = [None] * len(requests)
         self._start_s = perf_counter()
         self._progress_s = 0.0
         self.running: dict[str, _Running] = {}
 
-    def answers(self) -> list[Answer]:
+    def responses(self) -> list[EngineResponse]:
         """Serve all requests."""
         while self._waiting or self.running:
             self._admit()
@@ -146,18 +150,24 @@ class _Pass:
                 self._step()
             else:
                 sleep(max(0.0, self._waiting[0][1].arrival_s - self._now_s()))
-        return [answer for answer in self._answers if answer]
+        return [response for response in self._responses if response]
 
     def _now_s(self) -> float:
         return perf_counter() - self._start_s
 
     def _admit(self) -> None:
-        while self._waiting and len(self.running) < self._at_most and self._waiting[0][1].arrival_s <= self._now_s():
-            place, ask = self._waiting.popleft()
+        while (
+            self._waiting
+            and len(self.running) < self._max_concurrency
+            and self._waiting[0][1].arrival_s <= self._now_s()
+        ):
+            place, request = self._waiting.popleft()
             self._progress_s = self._now_s()
             name = f"llmperf-{place}"
-            self._engine.add_request(name, {"prompt_token_ids": list(ask.prompt)}, _parameters(ask, self._sampling))
-            self.running[name] = _Running(place, ask, self._progress_s)
+            self._engine.add_request(
+                name, {"prompt_token_ids": list(request.prompt)}, _parameters(request, self._sampling)
+            )
+            self.running[name] = _Running(place, request, self._progress_s)
 
     def _step(self) -> None:
         outputs, moment_s = self._engine.step(), self._now_s()
@@ -165,17 +175,17 @@ class _Pass:
             self._progress_s = moment_s
         elif moment_s - self._progress_s > _STALL_S:
             raise MeasurementError(
-                f"vLLM produced nothing for {_STALL_S:g} s, {plural(len(self.running), 'request')} under way"
+                f"vLLM produced no tokens for {_STALL_S:g} s, with {plural(len(self.running), 'request')} running"
             )
         for output in outputs:
             one = self.running[output.request_id]
             one.counts.append(len(output.outputs[0].token_ids))
             one.moments.append(moment_s)
             if output.finished:
-                self._answers[one.place] = self.running.pop(output.request_id).answer()
+                self._responses[one.place] = self.running.pop(output.request_id).response()
 
 
-def _parameters(ask: Ask, sampling: Sampling) -> Any:
+def _parameters(request: EngineRequest, sampling: Sampling) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -183,8 +193,8 @@ def _parameters(ask: Ask, sampling: Sampling) -> Any:
         temperature=sampling.temperature,
         top_k=sampling.top_k or 0,  # 0 means all tokens
         top_p=1.0 if sampling.top_p is None else sampling.top_p,
-        max_tokens=ask.output_tokens,
-        min_tokens=ask.output_tokens,
+        max_tokens=request.output_tokens,
+        min_tokens=request.output_tokens,
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
@@ -196,31 +206,31 @@ class _Running:
     """A running request."""
 
     place: int
-    ask: Ask
+    request: EngineRequest
     sent_s: float
     moments: list[float] = field(default_factory=list)
     """Times of the steps that produced its tokens."""
     counts: list[int] = field(default_factory=list)
     """Number of tokens from each of these steps."""
 
-    def answer(self) -> Answer:
-        """The answer of a finished request.
+    def response(self) -> EngineResponse:
+        """The response of a finished request.
 
         Raises:
             MeasurementError: it produced another number of tokens than requested.
         """
-        if sum(self.counts) != self.ask.output_tokens:
+        if sum(self.counts) != self.request.output_tokens:
             raise MeasurementError(
-                f"vLLM produced {sum(self.counts)} tokens, expected {self.ask.output_tokens}: "
-                "another length is not the same work"
+                f"vLLM produced {sum(self.counts)} tokens, expected {self.request.output_tokens}: "
+                "other lengths are not comparable"
             )
         gaps = tuple(after - before for before, after in pairwise(self.moments))
-        return Answer(
+        return EngineResponse(
             sent_s=self.sent_s,
             first_s=self.moments[0],
             last_s=self.moments[-1],
-            input_tokens=len(self.ask.prompt),
-            output_tokens=self.ask.output_tokens,
+            input_tokens=len(self.request.prompt),
+            output_tokens=self.request.output_tokens,
             gaps_s=gaps if set(self.counts) == {1} else None,
         )
 
@@ -238,7 +248,7 @@ def check_vllm(spec: ModelSpec, device: str) -> None:
     kind, _, index = device.partition(":")
     if index not in ("", "0"):
         raise UsageError(
-            f"--llmperf-engine vllm takes the first device it sees, found {device}: "
+            f"--llmperf-engine vllm uses the first visible device, found {device}: "
             f"set CUDA_VISIBLE_DEVICES={index} and pass --llmperf-device {kind}"
         )
     check_source(spec)

@@ -114,7 +114,7 @@ def _warm_call(call: Callable[[], object]) -> None:
     except RuntimeError as error:
         if _SYNCHRONIZES not in str(error):
             raise
-        raise NotCapturableError("it synchronizes with the host, which no graph can hold") from error
+        raise NotCapturableError("the call synchronizes with the host, which CUDA graphs do not support") from error
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _abandon(graph: Any, pool: Any, device: str) -> None:
         torch.ones(1, device=device).add_(1)
         torch.cuda.synchronize()
     except (RuntimeError, AttributeError) as error:
-        raise MeasurementError(f"{device} does not work after a capture that failed: {error_line(error)}") from error
+        raise MeasurementError(f"{device} does not work after a failed capture: {error_line(error)}") from error
 
 
 def _end_allocation(index: int, pool: Any) -> None:

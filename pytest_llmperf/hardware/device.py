@@ -22,8 +22,8 @@ def check_device_name(name: str) -> None:
     """
     if not _FORM.fullmatch(name):
         raise UsageError(
-            f"unknown device {name!r}: expected auto, cpu, cuda, cuda:N, xpu, xpu:N, mps, or several such as "
-            "cuda:0,cuda:2, for a worker each"
+            f"unknown device {name!r}: expected auto, cpu, cuda, cuda:N, xpu, xpu:N, mps, or one per "
+            "worker, such as cuda:0,cuda:2"
         )
 
 
@@ -104,4 +104,4 @@ def _not_here(name: str, kind: str, count: int) -> str:
     import torch
 
     found = f"{count} {kind} devices" if count else f"no {kind} device"
-    return f"device {name!r} is not here: torch {torch.__version__} sees {found}. Choose another with --device"
+    return f"device {name!r} is not available: torch {torch.__version__} sees {found}; choose another with --device"

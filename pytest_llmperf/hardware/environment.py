@@ -168,7 +168,7 @@ def _handle_of(nvml: Any, device: str) -> Any:
     for prefix in ("GPU-", "MIG-", ""):
         with contextlib.suppress(nvml.NVMLError):
             return nvml.nvmlDeviceGetHandleByUUID(f"{prefix}{uuid}")
-    raise NvmlUnavailableError(f"NVML knows no device of UUID {uuid}")
+    raise NvmlUnavailableError(f"NVML found no device with UUID {uuid}")
 
 
 def whole_gpu(nvml: Any, handle: Any) -> Any:

@@ -25,14 +25,18 @@ class ClockState:
 def clock_state(device: str) -> ClockState:
     """Read the current clocks of a torch device. Only NVIDIA devices report them."""
     if not device.startswith("cuda"):
-        return ClockState(reason=f"{device}: only NVML tells clocks, of NVIDIA devices")
+        return ClockState(reason=f"{device}: clocks are read from NVML, which supports only NVIDIA devices")
     try:
         with nvml_handle(device) as (nvml, handle):
             gpu = whole_gpu(nvml, handle)
             sm_mhz = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_SM))
             memory_mhz = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetClockInfo(gpu, nvml.NVML_CLOCK_MEM))
             mask = ask_nvml(nvml, lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))
-            untold = "the driver does not tell all of it" if None in (sm_mhz, memory_mhz, mask) else ""
+            untold = (
+                "the driver does not report all clocks and throttle reasons"
+                if None in (sm_mhz, memory_mhz, mask)
+                else ""
+            )
             return ClockState(sm_mhz, memory_mhz, None if mask is None else _names(nvml, mask), untold)
     except NvmlUnavailableError as error:
         return ClockState(reason=str(error))

@@ -93,7 +93,7 @@ class GpuWatch:
     def conditions(self) -> GpuConditions:
         """Return the earlier readings and take the last ones."""
         after, told = clock_state(self._device), [self._others, other_processes(self._nvml, self._handle)]
-        hidden = "the driver hides processes" if None in told else ""
+        hidden = "the driver hides other processes" if None in told else ""
         shares = self._violation_shares()
         uncounted = "the driver does not count all throttling" if None in shares.values() else ""
         return GpuConditions(
@@ -117,12 +117,12 @@ class GpuWatch:
         start, end = self._counters
         seconds = end.moment_s - start.moment_s
         if start.energy_mj is None or end.energy_mj is None:
-            return _no_energy("the driver keeps no energy counter of this device")
+            return _no_energy("the driver has no energy counter for this device")
         if self._gpu is not self._handle:
             return _no_energy("a MIG instance has no energy counter of its own")
         if seconds < SHORTEST_ENERGY_S:
             return _no_energy(
-                f"timed for {seconds:.2g} s: the counter moves every 100 ms, expected {SHORTEST_ENERGY_S:g} s or more"
+                f"timed for {seconds:.2g} s, expected {SHORTEST_ENERGY_S:g} s or more: the counter updates every 100 ms"
             )
         tokens = len(self._looks) * tokens_per_request
         return Figure("energy_mj_per_token", (end.energy_mj - start.energy_mj) / tokens)
@@ -148,7 +148,7 @@ class GpuWatch:
         )
 
 
-class UnreadGpu:
+class UnreadableGpu:
     """A GPU that NVML cannot read."""
 
     def __init__(self, reason: str) -> None:
@@ -169,13 +169,13 @@ class UnreadGpu:
 
 
 @contextmanager
-def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadGpu]:
+def watch_gpu(device: str) -> Iterator[GpuWatch | UnreadableGpu]:
     """Monitor a CUDA device; NVML stays initialized in the block, so readings do not initialize it each time."""
     with ExitStack() as stack:
         try:
             nvml, handle = stack.enter_context(nvml_handle(device))
         except NvmlUnavailableError as error:
-            yield UnreadGpu(str(error))
+            yield UnreadableGpu(str(error))
             return
         yield GpuWatch(device, nvml, handle)
 

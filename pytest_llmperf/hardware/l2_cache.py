@@ -37,7 +37,7 @@ def l2_flush(device: str) -> Flush:
 
     size = _host_cache_bytes() if device == "cpu" else _device_cache_bytes(device)
     if not size:
-        return no_flush(f"nothing tells the size of the cache of {device}")
+        return no_flush(f"the cache size of {device} is unknown")
     return Flush(torch.empty(_TIMES * size, dtype=torch.uint8, device=device).zero_)
 
 

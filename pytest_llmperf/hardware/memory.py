@@ -98,8 +98,8 @@ def trace_memory(device: str, phase: str) -> Iterator[MemoryTrace]:
 
 
 _UNREADABLE_ON_CPU = {
-    "load": "on a CPU, loading maps files into memory: see the resident set",
-    "serving": "on a CPU, only one thread's allocations are recorded, and serving has one of its own",
+    "load": "on a CPU, loading maps files into memory: see the RSS peak",
+    "serving": "on a CPU, only one thread's allocations are recorded, and serving uses another thread",
 }
 
 
@@ -112,7 +112,7 @@ def _device_trace(device: str, phase: str) -> _DeviceTrace:
 
     module: Any = getattr(torch, torch.device(device).type)
     if not hasattr(module, "reset_peak_memory_stats"):
-        return _Unreadable(f"{module.__name__} keeps no peak")
+        return _Unreadable(f"{module.__name__} does not record peaks")
     return _CachingAllocator(module, device)
 
 
@@ -166,7 +166,7 @@ class _RecordedAllocations:
     Memory that torch did not allocate appears only in the RSS.
     """
 
-    reason = "reserved: the CPU allocator keeps no pool"
+    reason = "reserved: the CPU allocator has no memory pool"
 
     def __init__(self) -> None:
         self._base = live_tensor_bytes()
@@ -250,7 +250,7 @@ class _ResidentSet:
         try:
             self._CLEAR.write_text("5", encoding="ascii")
         except OSError:
-            self.reason = "RSS: this system cannot reset the peak resident set"
+            self.reason = "RSS: this system cannot reset the peak"
 
     def peak_bytes(self) -> int | None:
         if self.reason:

@@ -56,8 +56,10 @@ def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwid
     reasons = {
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
-        "a kind of cache that is not known here": measured.counts.kv_cache_bytes is None,
-        "a mixture of experts reads some of its weights": any(getattr(config, name, None) for name in _EXPERTS),
+        "unknown kind of KV cache": measured.counts.kv_cache_bytes is None,
+        "a mixture of experts reads only some of its weights per token": any(
+            getattr(config, name, None) for name in _EXPERTS
+        ),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.engines.engine import Engine
-from pytest_llmperf.engines.engine_registry import Choice, Wanted
+from pytest_llmperf.engines.engine_registry import EngineFactory, EngineOptions
 from pytest_llmperf.engines.executions.execution import Request
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.hardware.clock import NS_PER_MS, Clock, clock_for
@@ -22,7 +22,7 @@ from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
 from pytest_llmperf.measure.generation_result import LoadFacts, test_result
 from pytest_llmperf.measure.guards import GUARDS, Watch, watch
-from pytest_llmperf.measure.injection import Burden
+from pytest_llmperf.measure.injection import Injection
 from pytest_llmperf.measure.operator_profile import profile_request
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
 from pytest_llmperf.measure.serving_measurement import measure_serving
@@ -76,10 +76,10 @@ class Bench:
         *,
         test: str,
         run_id: str,
-        burdens: Sequence[Burden] = (),
+        injections: Sequence[Injection] = (),
         traces: Path | None = None,
     ) -> TestResult:
-        """Measure a plan on a loaded model, for one test of one run, with burdens on every request.
+        """Measure a plan on a loaded model, for one test of one run, with the injections in every request.
 
         With ``traces``, one more request is profiled (see `profile_request`).
 
@@ -97,7 +97,7 @@ class Bench:
                 tokenizer=loaded.tokenizer,
                 enter=self.progress.enter,
                 on_request=self.progress.tell_request,
-                burdens=burdens,
+                injections=injections,
                 profile=partial(self._profile, traces),
             )
         self.progress.enter(TEST_BODY)
@@ -112,14 +112,14 @@ class Bench:
             MeasurementError: measuring failed, or its result must not be used.
             UsageError: the plan does not fit the model.
         """
-        with watch(self.device, self.progress) as watched, self._in_one_line(f"serving by {engine.name}"):
+        with watch(self.device, self.progress) as watched, self._in_one_line(f"serving with {engine.name}"):
             measured = measure_serving(engine, plan, enter=self.progress.enter, on_request=self.progress.tell_request)
         self.progress.enter(TEST_BODY)
         result = serving_result(measured, engine, test=test, run_id=run_id)
         # The guards would object to an engine in another process.
         return result if engine.device is None else self._guarded(result, watched)
 
-    def own_engine(self, choice: Choice, wanted: Wanted) -> Engine:
+    def own_engine(self, factory: EngineFactory, options: EngineOptions) -> Engine:
         """The engine with its own model, created on first use within the time limit for loading.
 
         Raises:
@@ -131,7 +131,7 @@ class Bench:
             self.progress.enter(LOAD)
             try:
                 with time_limit(self.load_limit_s, self.progress):
-                    self._own = choice.make(wanted)
+                    self._own = factory.make(options)
             except LlmperfError as error:
                 self._own_failure = str(error)
                 raise
@@ -152,7 +152,7 @@ class Bench:
         except LlmperfError:
             raise
         except (RuntimeError, MemoryError) as error:
-            message = f"measuring {what} ended with {one_line(error, self.progress)}"
+            message = f"measuring {what} failed: {one_line(error, self.progress)}"
             if is_out_of_memory(error):
                 give_back(error, self.device)
             raise MeasurementError(message) from error
@@ -167,9 +167,9 @@ class Bench:
 
     def _guarded(self, result: TestResult, watched: Watch, *, misplaced: str = "") -> TestResult:
         """Add the observed conditions, and mark the result invalid if a guard objects."""
-        seen = watched.seen(result.observation, misplaced=misplaced)
-        conditions = {**seen.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
-        update = {"conditions": conditions, "invalid": seen.objection(self.guards)}
+        observed = watched.observed(result.observation, misplaced=misplaced)
+        conditions = {**observed.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
+        update = {"conditions": conditions, "invalid": observed.objection(self.guards)}
         return result.model_copy(update={"observation": result.observation.model_copy(update=update)})
 
     def _profile(self, traces: Path | None, request: Request, output_tokens: int) -> Mapping[str, PhaseProfile]:
@@ -196,6 +196,6 @@ class Bench:
                 raise
             peak = trace.peaks[LOAD]
             most = Moment(LOAD, peak.allocated_bytes, peak.reserved_bytes, peak.rss_bytes)
-            raise ModelError(f"{error} ({most} at most)") from error.__cause__
+            raise ModelError(f"{error} (peak {most})") from error.__cause__
         self._facts[spec] = LoadFacts(load_ms, weights_bytes(loaded.model), trace.peaks[LOAD])
         return loaded

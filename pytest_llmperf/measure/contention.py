@@ -21,7 +21,7 @@ _TASKS = Path("/proc/self/task")
 
 
 @dataclass(frozen=True)
-class Undisturbed(Generic[_Timed]):
+class KeptRequests(Generic[_Timed]):
     """The kept requests, in order, and how many of them were disturbed (``None`` if unknown)."""
 
     requests: list[_Timed]
@@ -64,7 +64,7 @@ def longest_wait(before: Waits | None, after: Waits | None) -> float | None:
     return max((wait - before.get(thread, 0.0) for thread, wait in after.items()), default=None)
 
 
-def undisturbed(make: Callable[[], tuple[_Timed, float]], wanted: int) -> Undisturbed[_Timed]:
+def undisturbed(make: Callable[[], tuple[_Timed, float]], wanted: int) -> KeptRequests[_Timed]:
     """Make requests until ``wanted`` of them are undisturbed, or the limit `PATIENCE` is reached.
 
     Args:
@@ -79,7 +79,7 @@ def undisturbed(make: Callable[[], tuple[_Timed, float]], wanted: int) -> Undist
     kept = sorted(attempts, key=lambda one: one.waited if one.is_disturbed and one.waited else 0.0)[:wanted]
     known = all(one.waited is not None for one in kept)
     requests = [one.request for one in sorted(kept, key=attrgetter("number"))]
-    return Undisturbed(requests, sum(one.is_disturbed for one in kept) if known else None)
+    return KeptRequests(requests, sum(one.is_disturbed for one in kept) if known else None)
 
 
 def _attempts(make: Callable[[], tuple[_Timed, float]]) -> Iterator[_Attempt[_Timed]]:

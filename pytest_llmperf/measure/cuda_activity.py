@@ -155,8 +155,8 @@ def _why_not_counted(profiles: Sequence[Activity]) -> str:
     for name in ("kernels", "syncs"):
         counts = [getattr(found, name) for found in profiles]
         if len(set(counts)) > 1:
-            return f"torch's profiler: requests alike have {' and '.join(map(str, counts))} {name}"
-    return "" if profiles[0].kernels else "torch's profiler saw no kernel: may this process use CUPTI?"
+            return f"torch's profiler: identical requests have {' and '.join(map(str, counts))} {name}"
+    return "" if profiles[0].kernels else "torch's profiler recorded no kernel: is this process allowed to use CUPTI?"
 
 
 def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Sequence[ProfiledEvent]:
@@ -204,9 +204,9 @@ def _why_not() -> str:
 
     version = torch.version.cuda
     if version is None:
-        return "torch was built without CUDA: only its profiler is known to leave nothing behind"
+        return "torch was built without CUDA: other profilers may slow down later measurements"
     if tuple(int(part) for part in version.split(".")[:2]) < FIRST_CLEAN_CUDA:
-        return f"CUDA {version}: a profile would slow down what is measured next; expected 12.6 or later"
+        return f"CUDA {version}: profiling would slow down later measurements; expected 12.6 or later"
     return ""
 
 

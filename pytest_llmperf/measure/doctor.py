@@ -108,7 +108,7 @@ def _attentions() -> Iterator[Finding]:
     ):
         check: Callable[[], bool] | None = getattr(utils, available, None)
         works = bool(check and check())
-        yield Finding(f"attention {name}", works, "" if works else "transformers says it is not available here")
+        yield Finding(f"attention {name}", works, "" if works else "transformers reports it as unavailable")
 
 
 def _compile(device: str) -> Finding:

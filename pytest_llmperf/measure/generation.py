@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import Execution, Opened, Request, check_produced
+from pytest_llmperf.engines.executions.execution import Execution, PreparedExecution, Request, check_produced
 from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.errors import UsageError
@@ -19,10 +19,10 @@ from pytest_llmperf.hardware.clock import ArrivalClock, Clock
 from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.garbage_collector import collector_paused
 from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
-from pytest_llmperf.measure.contention import Undisturbed, undisturbed
+from pytest_llmperf.measure.contention import KeptRequests, undisturbed
 from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
 from pytest_llmperf.measure.cuda_activity import activity_figures
-from pytest_llmperf.measure.injection import Burden, SmallerBatch, StepTimes, batch_left, carry
+from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes, inject, reduced_batch_size
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
@@ -99,7 +99,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     tokenizer: Any | None = None,
     enter: Callable[[str], None] = lambda _phase: None,
     on_request: Callable[[RequestTimes], None] = lambda _times: None,
-    burdens: Sequence[Burden] = (),
+    injections: Sequence[Injection] = (),
     profile: Callable[[Request, int], Mapping[str, PhaseProfile]] = lambda _request, _output_tokens: {},
 ) -> Measurement:
     """Measure a loaded model.
@@ -112,7 +112,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         tokenizer: the model's tokenizer; random prompts need none.
         enter: called with each phase as it begins, outside timed code.
         on_request: called with each timed request after it ends.
-        burdens: injected work for each request.
+        injections: what to inject into each request.
         profile: profiles one more request, if profiling is on; its second argument is the number of output tokens.
 
     Raises:
@@ -129,24 +129,24 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     ).to(device)
     asked = replace(plan, input_tokens=prompt.shape[1])
     check_length(model.config, asked)
-    plan = replace(asked, batch_size=batch_left(asked.batch_size, burdens))
+    plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
     clock = clock_of(execution, device, clock)
     with measuring_conditions(), ExitStack() as stack:
         enter("setting up")
         clear_workspaces()  # before this measurement captures a graph
-        opened = stack.enter_context(execution.open(model, prompt[: plan.batch_size], plan.output_tokens, clock))
-        request: Request = opened.request
-        if burdens:
-            _check_burdens(burdens, execution, opened)
+        prepared = stack.enter_context(execution.open(model, prompt[: plan.batch_size], plan.output_tokens, clock))
+        request: Request = prepared.request
+        if injections:
+            _check_injections(injections, execution, prepared)
             steps = _step_times(request, plan, clock)
-            request = carry(request, burdens, model=model, steps=steps, device=device, clock=clock)
+            request = inject(request, injections, model=model, steps=steps, device=device, clock=clock)
         with collector_paused():
             enter("warm-up")
             warmup = _warm_up(request, plan, clock)
             enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
-        counts, peaks = _count_and_follow(opened, plan, partial(request, plan.output_tokens), device, enter)
+        counts, peaks = _count_and_follow(prepared, plan, partial(request, plan.output_tokens), device, enter)
         activity = activity_figures(
             request,
             output_tokens=plan.output_tokens,
@@ -155,7 +155,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
             clock=clock,
             enter=enter,
         )
-        figures = [*opened.figures(), *activity]
+        figures = [*prepared.figures(), *activity]
         profiled = profile(request, plan.output_tokens)
     return Measurement(
         plan=asked,
@@ -168,7 +168,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         tokens_produced=sum(tokens for _, tokens in timed.requests),
         counts=counts,
         peaks=peaks,
-        dispatches=opened.dispatches,
+        dispatches=prepared.dispatches,
         figures=figures,
         profile=profiled,
     )
@@ -189,18 +189,18 @@ def check_length(config: Any, plan: Plan) -> None:
     wanted = plan.input_tokens + plan.output_tokens
     if limit is not None and wanted > limit:
         raise UsageError(
-            f"{plan.input_tokens} input and {plan.output_tokens} output tokens are {wanted} positions; "
-            f"the model has {limit}: ask for fewer"
+            f"{plan.input_tokens} input and {plan.output_tokens} output tokens exceed the model's limit of "
+            f"{limit} positions: use fewer"
         )
 
 
-def _check_burdens(burdens: Sequence[Burden], execution: Execution, opened: Opened) -> None:
-    """Reject injected work where the steps are not single forwards."""
-    heavy = [burden for burden in burdens if not isinstance(burden, SmallerBatch)]
-    if heavy and not opened.dispatches:
+def _check_injections(injections: Sequence[Injection], execution: Execution, prepared: PreparedExecution) -> None:
+    """Reject injections into steps that are not single forwards of the model."""
+    heavy = [injection for injection in injections if not isinstance(injection, SmallerBatch)]
+    if heavy and not prepared.dispatches:
         raise UsageError(
-            f"--llmperf-inject {heavy[0]}: the steps of execution {execution.name!r} are not single forwards of the "
-            "model: put a factor on a figure instead, such as tpot:+15%"
+            f"--llmperf-inject {heavy[0]}: execution {execution.name!r} does not run one forward of the model per "
+            "step: multiply a metric instead, such as tpot:+15%"
         )
 
 
@@ -208,7 +208,7 @@ _REQUESTS_TO_SETTLE, _REQUESTS_TO_SIZE = 2, 5
 
 
 def _step_times(request: Request, plan: Plan, clock: Clock) -> StepTimes:
-    """Prefill and decode step times without burdens, used to size the injected work."""
+    """Prefill and decode step times without injections, used to size the injected work."""
     run = partial(request, min(WARMUP_TOKENS, plan.output_tokens))
     times = [time_request(run, clock)[0] for _ in range(_REQUESTS_TO_SETTLE + _REQUESTS_TO_SIZE)][_REQUESTS_TO_SETTLE:]
     return StepTimes(
@@ -225,7 +225,7 @@ def _warm_up(request: Request, plan: Plan, clock: Clock) -> Warmup:
 
 def _time_requests(
     run: Run, plan: Plan, clock: Clock, on_request: Callable[[RequestTimes], None]
-) -> Undisturbed[tuple[RequestTimes, int]]:
+) -> KeptRequests[tuple[RequestTimes, int]]:
     """The timed requests, and the number of tokens each produced."""
 
     def request() -> tuple[tuple[RequestTimes, int], float]:
@@ -238,15 +238,15 @@ def _time_requests(
 
 
 def _count_and_follow(
-    opened: Opened, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
-) -> tuple[Counts, dict[str, PeakMemory]]:
+    prepared: PreparedExecution, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
+) -> tuple[Counts, dict[str, Peak]]:
     """Make one untimed request; count its operators and trace memory by phase.
 
     The request's output, including its KV cache, is freed on return.
     """
     seen: list[int] = []
     enter("prefill")
-    counting = count_operators() if opened.dispatches else nullcontext(OperatorCount())
+    counting = count_operators() if prepared.dispatches else nullcontext(OperatorCount())
     with trace_memory(device, "prefill") as trace, counting as count:
 
         def on_token() -> None:
@@ -259,7 +259,7 @@ def _count_and_follow(
     check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
     counts = Counts(
         token_digest=digest(generated.tokens),
-        operators_per_token=_each(seen) if opened.dispatches else None,
+        operators_per_token=_each(seen) if prepared.dispatches else None,
         kv_cache_bytes=cache_bytes(generated.cache),
     )
     return counts, trace.peaks

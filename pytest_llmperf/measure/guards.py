@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.hardware.cpu_monitor import HostConditions, HostWatch
-from pytest_llmperf.hardware.gpu_monitor import GpuConditions, GpuWatch, UnreadGpu, watch_gpu
+from pytest_llmperf.hardware.gpu_monitor import GpuConditions, GpuWatch, UnreadableGpu, watch_gpu
 from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.storage.schema import Observation
@@ -35,7 +35,7 @@ MOST_DISTURBED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ObservedConditions:
     """Conditions observed during one measurement."""
 
     device: str
@@ -60,7 +60,7 @@ class Seen:
 class Watch:
     """Reads conditions from creation until ``close``."""
 
-    def __init__(self, device: str, gpu: GpuWatch | UnreadGpu | None) -> None:
+    def __init__(self, device: str, gpu: GpuWatch | UnreadableGpu | None) -> None:
         self.gpu = gpu
         self._device = device
         self._host = HostWatch()
@@ -87,10 +87,10 @@ class Watch:
         if self.gpu:
             self.gpu.look()
 
-    def seen(self, observation: Observation, *, misplaced: str) -> Seen:
+    def observed(self, observation: Observation, *, misplaced: str) -> ObservedConditions:
         """The readings until ``close``, and the findings of the measurement itself."""
         host, gpu = self._conditions
-        return Seen(
+        return ObservedConditions(
             device=self._device,
             host=host,
             gpu=gpu,
@@ -100,7 +100,7 @@ class Watch:
         )
 
     @property
-    def _parts(self) -> list[HostWatch | GpuWatch | UnreadGpu]:
+    def _parts(self) -> list[HostWatch | GpuWatch | UnreadableGpu]:
         return [self._host, *([self.gpu] if self.gpu else [])]
 
 
@@ -139,55 +139,58 @@ def by_guard(guard: str, why: str) -> str:
 def throttled(device: str, reasons: Iterable[str]) -> str:
     """Message for the throttle reasons that invalidate a measurement; empty if there are none."""
     held = [reason for reason in reasons if reason in HELD_BACK]
-    return f"clocks of {device} held back by {', '.join(held)}" if held else ""
+    return f"clocks of {device} reduced by {', '.join(held)}" if held else ""
 
 
-def _tenants(seen: Seen) -> str:
-    others = seen.gpu.other_processes_on_device if seen.gpu else None
-    return f"{others} other process{'es' * (others != 1)} on {seen.device}" if others else ""
+def _tenants(observed: ObservedConditions) -> str:
+    others = observed.gpu.other_processes_on_device if observed.gpu else None
+    return f"{others} other process{'es' * (others != 1)} on {observed.device}" if others else ""
 
 
-def _throttling(seen: Seen) -> str:
+def _throttling(observed: ObservedConditions) -> str:
     """Check the readings right after requests, and the driver's counters between them."""
-    if not seen.gpu:
+    if not observed.gpu:
         return ""
-    return throttled(seen.device, (seen.gpu.throttle_reasons or "").split()) or _too_hot(seen.device, seen.gpu)
+    return throttled(observed.device, (observed.gpu.throttle_reasons or "").split()) or _too_hot(
+        observed.device, observed.gpu
+    )
 
 
 def _too_hot(device: str, gpu: GpuConditions) -> str:
     share, most = gpu.thermal_violation_share, percent(MOST_THERMAL)
     if share is None or share <= MOST_THERMAL:
         return ""
-    return f"clocks of {device} held back by heat for {percent(share)} of the time, expected {most} at most"
+    return f"clocks of {device} reduced by heat for {percent(share)} of the time, expected {most} at most"
 
 
-def _clocks(seen: Seen) -> str:
-    if not seen.gpu or seen.gpu.sm_clock_under_load_mhz is None or seen.gpu.sm_clock_full_mhz is None:
+def _clocks(observed: ObservedConditions) -> str:
+    if not observed.gpu or observed.gpu.sm_clock_under_load_mhz is None or observed.gpu.sm_clock_full_mhz is None:
         return ""
-    found, full = seen.gpu.sm_clock_under_load_mhz, seen.gpu.sm_clock_full_mhz
+    found, full = observed.gpu.sm_clock_under_load_mhz, observed.gpu.sm_clock_full_mhz
     slow = found < LEAST_CLOCK * full
-    return f"{found:g} of {full} MHz under load, expected {percent(LEAST_CLOCK)} or more" if slow else ""
+    return f"SM clock {found:g} of {full} MHz under load, expected {percent(LEAST_CLOCK)} or more" if slow else ""
 
 
-def _placement(seen: Seen) -> str:
-    return f"the model has {seen.misplaced}" if seen.misplaced else ""
+def _placement(observed: ObservedConditions) -> str:
+    return f"the model has {observed.misplaced}" if observed.misplaced else ""
 
 
-def _load(seen: Seen) -> str:
+def _load(observed: ObservedConditions) -> str:
     """Only on CPUs: the host of an accelerator has processors to spare."""
-    share = seen.host.other_processes_cpu_share if seen.device == "cpu" else None
+    share = observed.host.other_processes_cpu_share if observed.device == "cpu" else None
     if share is None or share <= MOST_OF_OTHERS:
         return ""
-    return f"other processes took {percent(share)} of the processors' time, expected {percent(MOST_OF_OTHERS)} at most"
+    return f"other processes took {percent(share)} of CPU time, expected {percent(MOST_OF_OTHERS)} at most"
 
 
-def _disturbance(seen: Seen) -> str:
-    if seen.disturbed is None or seen.disturbed <= MOST_DISTURBED * seen.requests:
+def _disturbance(observed: ObservedConditions) -> str:
+    if observed.disturbed is None or observed.disturbed <= MOST_DISTURBED * observed.requests:
         return ""
-    return f"{seen.disturbed} of {seen.requests} requests waited for processors that others held"
+    most = percent(MOST_DISTURBED)
+    return f"CPU contention slowed {observed.disturbed} of {observed.requests} requests, expected {most} at most"
 
 
-GUARDS: Mapping[str, Callable[[Seen], str]] = {
+GUARDS: Mapping[str, Callable[[ObservedConditions], str]] = {
     "tenants": _tenants,
     "throttling": _throttling,
     "clocks": _clocks,

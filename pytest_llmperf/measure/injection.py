@@ -73,22 +73,24 @@ class SmallerBatch:
         """
         left = round(batch_size * (1 - self.share))
         if not 0 < left < batch_size:
-            raise UsageError(f"--llmperf-inject {self}: of a batch of {batch_size} that leaves {left}")
+            raise UsageError(
+                f"--llmperf-inject {self}: a batch of {batch_size} would become {left}; expected fewer, at least 1"
+            )
         return left
 
 
-Burden = Delay | Hold | SmallerBatch
+Injection = Delay | Hold | SmallerBatch
 
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Step times of a request without burdens, in milliseconds."""
+    """Step times of a request without injections, in milliseconds."""
 
     prefill_ms: float
     decode_ms: float
 
 
-def parse_burden(text: str) -> Burden | None:
+def parse_injection(text: str) -> Injection | None:
     """Parse an injection such as ``work:+15%`` (see `FORMS`); ``None`` if its kind is not one of these.
 
     Raises:
@@ -97,51 +99,55 @@ def parse_burden(text: str) -> Burden | None:
     kind, _, amount = text.strip().partition(":")
     if kind not in {"work", "sleep", "hold", "batch"}:
         return None
-    burden = {"hold": _hold, "batch": _smaller_batch}.get(kind, partial(_delay, kind))(amount)
-    if burden is None:
+    injection = {"hold": _hold, "batch": _smaller_batch}.get(kind, partial(_delay, kind))(amount)
+    if injection is None:
         raise UsageError(f"--llmperf-inject {text!r}: expected an amount above 0, as in {FORMS}")
-    return burden
+    return injection
 
 
-def carry(  # noqa: PLR0913  # a request, its device, and its burdens
+def inject(  # noqa: PLR0913  # a request, its device, and its injections
     request: Callable[..., _Result],
-    burdens: Sequence[Burden],
+    injections: Sequence[Injection],
     *,
     model: Any,
     steps: StepTimes,
     device: str,
     clock: Clock,
 ) -> Callable[..., _Result]:
-    """Wrap a request so that injected burdens apply to each forward while it runs.
+    """Wrap a request so that the injections apply to each forward while it runs.
 
     Args:
         request: makes one request; its first forward is the prefill, each later one a decode step.
-        burdens: the burdens to apply.
+        injections: the injections to apply.
         model: the model whose forwards are hooked.
-        steps: step times without burdens.
+        steps: step times without injections.
         device: the device for the injected work.
         clock: the device's clock, used to size the work.
     """
-    put = [_prepared(burden, steps, device, clock) for burden in burdens if not isinstance(burden, SmallerBatch)]
+    hooks = [
+        _prepared(injection, steps, device, clock)
+        for injection in injections
+        if not isinstance(injection, SmallerBatch)
+    ]
 
-    def carried(*arguments: Any) -> _Result:
+    def injected(*arguments: Any) -> _Result:
         with ExitStack() as stack:
-            for on in put:
-                stack.enter_context(on(model))
+            for hook in hooks:
+                stack.enter_context(hook(model))
             return request(*arguments)
 
-    return carried
+    return injected
 
 
-def batch_left(batch_size: int, burdens: Sequence[Burden]) -> int:
+def reduced_batch_size(batch_size: int, injections: Sequence[Injection]) -> int:
     """The batch size left after injected reductions.
 
     Raises:
         UsageError: the batch size is not reduced, or becomes 0.
     """
-    for burden in burdens:
-        if isinstance(burden, SmallerBatch):
-            batch_size = burden.of(batch_size)
+    for injection in injections:
+        if isinstance(injection, SmallerBatch):
+            batch_size = injection.of(batch_size)
     return batch_size
 
 
@@ -163,12 +169,12 @@ def _delay(kind: str, amount: str) -> Delay | None:
 
 
 def _prepared(
-    burden: Delay | Hold, steps: StepTimes, device: str, clock: Clock
+    injection: Delay | Hold, steps: StepTimes, device: str, clock: Clock
 ) -> Callable[[Any], AbstractContextManager[None]]:
-    if isinstance(burden, Hold):
-        return partial(_held_in_decode, size=int(burden.mib * _BYTES["MiB"]), device=device)
-    make = _products if burden.kind == "work" else _wait
-    prefill, decode = (make(burden.of(step), device, clock) for step in (steps.prefill_ms, steps.decode_ms))
+    if isinstance(injection, Hold):
+        return partial(_held_in_decode, size=int(injection.mib * _BYTES["MiB"]), device=device)
+    make = _products if injection.kind == "work" else _wait
+    prefill, decode = (make(injection.of(step), device, clock) for step in (steps.prefill_ms, steps.decode_ms))
     return partial(_after_forwards, prefill=prefill, decode=decode)
 
 

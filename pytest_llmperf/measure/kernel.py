@@ -133,7 +133,7 @@ class KernelTimer:
         if graph_repetitions is not None:
             require_whole("graph_repetitions", graph_repetitions, at_least=1)
         if name is not None and not (isinstance(name, str) and name.strip()):
-            raise UsageError(f"cuda_timer: name={name!r}: expected a text")
+            raise UsageError(f"cuda_timer: name={name!r}: expected a non-empty string")
         with collector_paused():
             next(calls)()
             work = Work(calls, l2_flush(self.device) if flush_l2 else no_flush(FLUSH_OFF))
@@ -209,7 +209,9 @@ class KernelTimer:
         except NotCapturableError as error:
             return Replays(reason=str(error))
         if min(samples) <= 0:
-            return Replays(reason="the calls take less time than the L2 flush varies by: raise graph_repetitions")
+            return Replays(
+                reason="the variation of the L2 flush exceeds the time of the calls: increase graph_repetitions"
+            )
         return Replays(samples, stop)
 
     def _time_replays(
@@ -277,11 +279,11 @@ def _calls(
 ) -> list[partial[object]]:
     """One bound call of ``fn`` for each set of arguments."""
     if not callable(fn):
-        raise UsageError(f"cuda_timer: {fn!r}: expected something to call")
+        raise UsageError(f"cuda_timer: {fn!r}: expected a callable")
     if inputs is None:
         return [partial(fn, *args)]
     if args:
-        raise UsageError(f"cuda_timer: {len(args)} arguments beside inputs=: expected either")
+        raise UsageError(f"cuda_timer: found {len(args)} positional arguments and inputs=; expected only one of them")
     if not inputs or not all(isinstance(one, tuple) for one in inputs):
-        raise UsageError(f"cuda_timer: inputs={inputs!r}: expected tuples of arguments, at least one")
+        raise UsageError(f"cuda_timer: inputs={inputs!r}: expected a non-empty sequence of argument tuples")
     return [partial(fn, *one) for one in inputs]

@@ -157,11 +157,11 @@ class Timing:
             MeasurementError: the clock measured no time.
         """
         if limits.device != self.device:
-            raise UsageError(f"roofline: limits of {limits.device}; expected those of {self.device}")
+            raise UsageError(f"roofline: found limits of {limits.device}; expected limits of {self.device}")
         _check_work(bytes_moved=bytes_moved, operations=operations)
         seconds = (self.graph_median_ms or self.median_ms) / MS_PER_S
         if seconds <= 0:
-            raise MeasurementError(f"roofline: the clock ({self.clock}) told no time; expected a call that takes some")
+            raise MeasurementError(f"roofline: the clock ({self.clock}) measured no time; expected a longer call")
         bytes_per_s, operations_per_s = _per(seconds, bytes_moved), _per(seconds, operations)
         return Roofline(
             bytes_per_s=bytes_per_s,
@@ -189,13 +189,13 @@ class Timing:
         """Number and precision of the samples, and the target precision if they missed it."""
         error, wanted = error_of_median(samples), self.wanted_precision
         reached = f" ±{percent(error)}" if math.isfinite(error) else ""
-        missed = f", not ±{percent(wanted)}" if wanted is not None and error > wanted else ""
+        missed = f", target ±{percent(wanted)}" if wanted is not None and error > wanted else ""
         return f"{len(samples)} sample{'s' * (len(samples) != 1)}{reached}{missed}"
 
     def _clock_words(self) -> list[str]:
         """Problems with the device's clocks."""
         told = {
-            f"clocks held back: {' '.join(self.held_back)}": self.held_back,
+            f"clocks reduced: {' '.join(self.held_back)}": self.held_back,
             f"{self.discarded} throttled samples discarded": self.discarded,
             f"{self.throttled} throttled samples kept": self.throttled,
         }

@@ -40,7 +40,7 @@ US_PER_MS = 1e3
 Place = Literal["host", "device"]
 
 
-class Spent(NamedTuple):
+class OperatorCost(NamedTuple):
     """An operator's self time and number of calls per step."""
 
     ms: float = 0.0
@@ -52,7 +52,7 @@ class Step:
     """A mean step of a phase in one request: its wall time, and the time of each operator."""
 
     wall_ms: float
-    spent: Mapping[tuple[str, Place], Spent]
+    spent: Mapping[tuple[str, Place], OperatorCost]
 
 
 def profile_request(
@@ -84,31 +84,31 @@ def profile_request(
 
 def step_of(averages: Iterable[Any], wall_ms: float, count: int) -> Step:
     """Build a mean step from ``key_averages()`` of a phase with ``count`` steps that took ``wall_ms`` in total."""
-    spent: defaultdict[tuple[str, Place], Spent] = defaultdict(Spent)
+    spent: defaultdict[tuple[str, Place], OperatorCost] = defaultdict(OperatorCost)
     for one in averages:
         if getattr(one, "is_user_annotation", False):
             continue
         place: Place = "host" if one.device_type.name == "CPU" else "device"
         us = one.self_cpu_time_total if place == "host" else one.self_device_time_total
         before = spent[one.key[:LONGEST_NAME], place]
-        spent[one.key[:LONGEST_NAME], place] = Spent(
+        spent[one.key[:LONGEST_NAME], place] = OperatorCost(
             before.ms + us / US_PER_MS / count, before.calls + one.count / count
         )
     inside_ms = sum(one.ms for (_, place), one in spent.items() if place == "host")
-    spent[OUTSIDE, "host"] = Spent(max(0.0, wall_ms / count - inside_ms))
+    spent[OUTSIDE, "host"] = OperatorCost(max(0.0, wall_ms / count - inside_ms))
     return Step(wall_ms / count, spent)
 
 
 def typical(steps: Sequence[Step]) -> PhaseProfile:
     """Median of each figure over the requests; an operator missing from a request counts as 0."""
     keys = dict.fromkeys(key for step in steps for key in step.spent)
-    times = [_typical_time(key, [step.spent.get(key, Spent()) for step in steps]) for key in keys]
+    times = [_typical_time(key, [step.spent.get(key, OperatorCost()) for step in steps]) for key in keys]
     of_place = ([one for one in times if one.place == place] for place in ("host", "device"))
     wall_ms = median(step.wall_ms for step in steps)
     return PhaseProfile(wall_ms=round(wall_ms, 6), operators=[one for some in of_place for one in _largest(some)])
 
 
-def _typical_time(key: tuple[str, Place], spent: Sequence[Spent]) -> OperatorTime:
+def _typical_time(key: tuple[str, Place], spent: Sequence[OperatorCost]) -> OperatorTime:
     ms, calls = median(one.ms for one in spent), median(one.calls for one in spent)
     return OperatorTime(name=key[0], place=key[1], self_ms=round(ms, 6), calls=round(calls, 3))
 

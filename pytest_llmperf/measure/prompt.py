@@ -65,7 +65,7 @@ class Prompt:
         if isinstance(value, str | Path):
             text = _read(value) if isinstance(value, Path) else value
             if not text:
-                raise UsageError("prompt '': expected some words")
+                raise UsageError("prompt '': expected some text")
             return cls(text=text)
         return cls(chat=_messages(value, "prompt"))
 
@@ -111,7 +111,9 @@ def random_prompt(config: Any, *, batch_size: int, input_tokens: int, seed: int)
     special = _special_ids(text_config)
     ordinary = torch.tensor([token for token in range(text_config.vocab_size) if token not in special])
     if not len(ordinary):
-        raise UsageError(f"a vocabulary of {text_config.vocab_size} tokens holds no ordinary token to make a prompt of")
+        raise UsageError(
+            f"the vocabulary of {text_config.vocab_size} tokens has only special tokens; expected ordinary ones"
+        )
     generator = torch.Generator().manual_seed(seed)
     return ordinary[torch.randint(len(ordinary), (batch_size, input_tokens), generator=generator)]
 
@@ -126,17 +128,17 @@ def digest(tokens: torch.Tensor) -> str:
 
 def _tokenized(prompt: Prompt, tokenizer: Any | None) -> list[int]:
     if tokenizer is None:
-        raise UsageError("the model has no tokenizer, so a prompt of words cannot become tokens: use random ids")
+        raise UsageError("the model has no tokenizer for a text prompt: use a random prompt")
     if prompt.chat is None:
         ids = tokenizer(prompt.text)["input_ids"]
     elif not tokenizer.chat_template:
-        raise UsageError("the model's tokenizer has no chat template: expected one, or a text as prompt")
+        raise UsageError("the model's tokenizer has no chat template: use a text prompt")
     else:
         messages = [{"role": role, "content": content} for role, content in prompt.chat]
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template adds special tokens
     if not ids:
-        raise UsageError("the prompt is no token long: expected some words")
+        raise UsageError("the prompt has no tokens: expected some text")
     return list(ids)
 
 

@@ -70,7 +70,7 @@ class Rule:
             return cls(precision=precision or PRECISION, budget_ms=budget_ms or BUDGET_MS)
         require_whole("repetitions", repetitions, at_least=1)
         for name, value in given.items():
-            raise UsageError(f"{name}={value!r} beside repetitions={repetitions}: expected either")
+            raise UsageError(f"found {name}={value!r} and repetitions={repetitions}; expected only one of them")
         return cls(least=repetitions, most=repetitions)
 
     @property

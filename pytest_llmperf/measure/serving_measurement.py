@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from pytest_llmperf.engines.engine import Answer, Ask, Engine
+from pytest_llmperf.engines.engine import Engine, EngineRequest, EngineResponse
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.hardware.garbage_collector import collector_paused
@@ -16,7 +16,7 @@ from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 from pytest_llmperf.measure.contention import undisturbed
 from pytest_llmperf.measure.generation import WARMUP_TOKENS
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
-from pytest_llmperf.measure.serving_plan import NAIVE, ServingPlan, digest_asks, make_asks
+from pytest_llmperf.measure.serving_plan import NAIVE, ServingPlan, digest_requests, make_requests
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.storage.schema import Warmup
@@ -29,38 +29,38 @@ _MS_PER_S = 1e3
 
 @dataclass(frozen=True)
 class ServedRequest:
-    """A request and its answer."""
+    """A request and its response."""
 
     arrival_s: float
     """When it was due. Latencies are measured from here, not from when it was sent."""
-    answer: Answer
+    response: EngineResponse
 
     @property
     def ttft_ms(self) -> float:
         """Due time to first output token."""
-        return (self.answer.first_s - self.arrival_s) * _MS_PER_S
+        return (self.response.first_s - self.arrival_s) * _MS_PER_S
 
     @property
     def e2e_ms(self) -> float:
         """Due time to last output token."""
-        return (self.answer.last_s - self.arrival_s) * _MS_PER_S
+        return (self.response.last_s - self.arrival_s) * _MS_PER_S
 
     @property
     def tpot_ms(self) -> float | None:
         """(last token - first token) / (output tokens - 1); ``None`` for a single token."""
-        steps = self.answer.output_tokens - 1
-        return (self.answer.last_s - self.answer.first_s) * _MS_PER_S / steps if steps else None
+        steps = self.response.output_tokens - 1
+        return (self.response.last_s - self.response.first_s) * _MS_PER_S / steps if steps else None
 
     @property
     def times(self) -> RequestTimes:
         """Request times for callbacks, with every gap equal to the request's TPOT."""
-        gaps = [] if self.tpot_ms is None else [self.tpot_ms] * (self.answer.output_tokens - 1)
+        gaps = [] if self.tpot_ms is None else [self.tpot_ms] * (self.response.output_tokens - 1)
         return RequestTimes(self.ttft_ms, gaps, self.e2e_ms)
 
     @property
     def lateness_ms(self) -> float:
         """Due time to send time."""
-        return (self.answer.sent_s - self.arrival_s) * _MS_PER_S
+        return (self.response.sent_s - self.arrival_s) * _MS_PER_S
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,17 @@ class Pass:
     @property
     def elapsed_s(self) -> float:
         """First arrival to last token."""
-        return max(one.answer.last_s for one in self.requests) - min(one.arrival_s for one in self.requests)
+        return max(one.response.last_s for one in self.requests) - min(one.arrival_s for one in self.requests)
 
     @property
     def output_tokens(self) -> int:
         """Tokens produced."""
-        return sum(one.answer.output_tokens for one in self.requests)
+        return sum(one.response.output_tokens for one in self.requests)
 
     @property
     def input_tokens(self) -> int:
         """Prompt tokens, as counted by the engine."""
-        return sum(one.answer.input_tokens for one in self.requests)
+        return sum(one.response.input_tokens for one in self.requests)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,23 +127,23 @@ def measure_serving(
         MeasurementError: a request failed or produced another number of tokens.
         UsageError: a prompt and its output exceed the model's limit.
     """
-    asks = make_asks(plan, engine.vocabulary)
-    _check_fits(asks, engine.longest)
+    requests = make_requests(plan, engine.vocabulary)
+    _check_fits(requests, engine.longest)
     serve = _Scheduler(engine, plan, now)
     with _released(engine), collector_paused():
         enter(SERVING)
-        peak = _follow_memory(lambda: serve(asks), engine.device)
+        peak = _follow_memory(lambda: serve(requests), engine.device)
         enter("warm-up")
-        short = _shortened(asks[: plan.at_most])
+        short = _shortened(requests[: plan.max_concurrency])
         warmup = warm_up(lambda: serve(short).elapsed_s, cap=plan.warmup_cap)
         enter(TIMED_REQUESTS)
-        timed = undisturbed(lambda: _timed(serve, asks, on_request), plan.repeats)
+        timed = undisturbed(lambda: _timed(serve, requests, on_request), plan.repeats)
         settings = dict(engine.settings)
     return ServingMeasurement(
         plan=plan,
-        longest_input=max(len(ask.prompt) for ask in asks),
-        longest_output=max(ask.output_tokens for ask in asks),
-        prompt_sha256=digest_asks(asks),
+        longest_input=max(len(request.prompt) for request in requests),
+        longest_output=max(request.output_tokens for request in requests),
+        prompt_sha256=digest_requests(requests),
         settings=settings,
         warmup=warmup,
         passes=timed.requests,
@@ -160,28 +160,32 @@ class _Scheduler:
         self._plan = plan
         self._now = now
 
-    def __call__(self, asks: Sequence[Ask]) -> Pass:
-        """Serve the requests; return them with their answers, in order.
+    def __call__(self, requests: Sequence[EngineRequest]) -> Pass:
+        """Serve the requests; return them with their responses, in order.
 
         Raises:
             MeasurementError: a request failed, or produced more or fewer tokens than requested.
         """
-        served = self._one_by_one(asks) if self._plan.scheduler == NAIVE else self._side_by_side(asks)
-        for ask, one in zip(asks, served, strict=True):
-            _check_produced(ask, one.answer)
+        served = self._one_by_one(requests) if self._plan.scheduler == NAIVE else self._side_by_side(requests)
+        for request, one in zip(requests, served, strict=True):
+            _check_produced(request, one.response)
         return Pass(served)
 
-    def _one_by_one(self, asks: Sequence[Ask]) -> list[ServedRequest]:
+    def _one_by_one(self, requests: Sequence[EngineRequest]) -> list[ServedRequest]:
         begin = self._now()
         served = []
-        for ask in asks:
+        for request in requests:
             offset = self._now() - begin
-            served.append(ServedRequest(offset, _later(self._engine.alone(ask, self._plan.sampling), offset)))
+            served.append(ServedRequest(offset, _later(self._engine.serve_one(request, self._plan.sampling), offset)))
         return served
 
-    def _side_by_side(self, asks: Sequence[Ask]) -> list[ServedRequest]:
-        answers = self._engine.serve(asks, at_most=self._plan.at_most, sampling=self._plan.sampling)
-        return [ServedRequest(ask.arrival_s, answer) for ask, answer in zip(asks, answers, strict=True)]
+    def _side_by_side(self, requests: Sequence[EngineRequest]) -> list[ServedRequest]:
+        responses = self._engine.serve(
+            requests, max_concurrency=self._plan.max_concurrency, sampling=self._plan.sampling
+        )
+        return [
+            ServedRequest(request.arrival_s, response) for request, response in zip(requests, responses, strict=True)
+        ]
 
 
 @contextmanager
@@ -196,49 +200,53 @@ def _released(engine: Engine) -> Iterator[None]:
 def _follow_memory(serve: Callable[[], object], device: str | None) -> PeakMemory:
     if device is None:
         serve()
-        return PeakMemory(None, None, None, "the engine works in another process")
+        return Peak(None, None, None, "the engine runs in another process")
     with trace_memory(device, SERVING) as trace:
         serve()
     return trace.peaks[SERVING]
 
 
 def _timed(
-    serve: Callable[[Sequence[Ask]], Pass], asks: Sequence[Ask], on_request: Callable[[RequestTimes], None]
+    serve: Callable[[Sequence[EngineRequest]], Pass],
+    requests: Sequence[EngineRequest],
+    on_request: Callable[[RequestTimes], None],
 ) -> tuple[Pass, float]:
     gc.collect()
-    served = serve(asks)
-    on_request(max(served.requests, key=lambda one: one.answer.last_s).times)
+    served = serve(requests)
+    on_request(max(served.requests, key=lambda one: one.response.last_s).times)
     return served, served.elapsed_s * _MS_PER_S
 
 
-def _shortened(asks: Sequence[Ask]) -> list[Ask]:
+def _shortened(requests: Sequence[EngineRequest]) -> list[EngineRequest]:
     """The same prompts without arrival delays, with just enough output to show a trend."""
-    return [replace(ask, output_tokens=min(ask.output_tokens, WARMUP_TOKENS), arrival_s=0.0) for ask in asks]
+    return [
+        replace(request, output_tokens=min(request.output_tokens, WARMUP_TOKENS), arrival_s=0.0) for request in requests
+    ]
 
 
-def _later(answer: Answer, offset_s: float) -> Answer:
+def _later(response: EngineResponse, offset_s: float) -> EngineResponse:
     return replace(
-        answer,
-        sent_s=answer.sent_s + offset_s,
-        first_s=answer.first_s + offset_s,
-        last_s=answer.last_s + offset_s,
+        response,
+        sent_s=response.sent_s + offset_s,
+        first_s=response.first_s + offset_s,
+        last_s=response.last_s + offset_s,
     )
 
 
-def _check_produced(ask: Ask, answer: Answer) -> None:
-    if answer.output_tokens != ask.output_tokens:
+def _check_produced(request: EngineRequest, response: EngineResponse) -> None:
+    if response.output_tokens != request.output_tokens:
         raise MeasurementError(
-            f"a request produced {answer.output_tokens} tokens; expected {ask.output_tokens}: another number is not "
-            "the same work"
+            f"a request produced {response.output_tokens} tokens; expected {request.output_tokens}: "
+            "other lengths are not comparable"
         )
 
 
-def _check_fits(asks: Sequence[Ask], longest: int | None) -> None:
+def _check_fits(requests: Sequence[EngineRequest], longest: int | None) -> None:
     if longest is None:
         return
-    ask = max(asks, key=lambda one: len(one.prompt) + one.output_tokens)
-    if len(ask.prompt) + ask.output_tokens > longest:
+    request = max(requests, key=lambda one: len(one.prompt) + one.output_tokens)
+    if len(request.prompt) + request.output_tokens > longest:
         raise UsageError(
-            f"{len(ask.prompt)} input and {ask.output_tokens} output tokens of one request are more than the model's "
-            f"{longest} positions: ask for fewer"
+            f"{len(request.prompt)} input and {request.output_tokens} output tokens of one request exceed the "
+            f"model's limit of {longest} positions: use fewer"
         )

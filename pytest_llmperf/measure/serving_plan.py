@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.prompt import digest
 from pytest_llmperf.validation import require_whole
@@ -60,7 +60,7 @@ class ServingPlan:
             self._check_rate(self.rate)
 
     @property
-    def at_most(self) -> int:
+    def max_concurrency(self) -> int:
         """Most concurrent requests."""
         return {NAIVE: 1, OFFLINE: self.requests, ONLINE: self.max_batch_size}[self.scheduler]
 
@@ -73,12 +73,14 @@ class ServingPlan:
 
     def _check_rate(self, rate: float) -> None:
         if self.scheduler != ONLINE:
-            raise UsageError(f"rate={rate!r} with the {self.scheduler} scheduler: only online has arrivals")
+            raise UsageError(
+                f"rate={rate!r} with the {self.scheduler} scheduler: only the online scheduler has an arrival rate"
+            )
         if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
-            raise UsageError(f"rate={rate!r}: expected requests a second, a number above 0, or None for all at once")
+            raise UsageError(f"rate={rate!r}: expected requests per second, above 0, or None for all at once")
 
 
-def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
+def make_requests(plan: ServingPlan, vocabulary: int) -> list[EngineRequest]:
     """Create a plan's requests, with random ids below ``vocabulary``; the same in every run.
 
     The arrival rate changes only the arrival times.
@@ -92,16 +94,16 @@ def make_asks(plan: ServingPlan, vocabulary: int) -> list[Ask]:
     gaps = [draw.expovariate(plan.rate) if plan.rate else 0.0 for _ in prompts[1:]]
     arrivals = accumulate(gaps, initial=0.0)
     return [
-        Ask(prompt=prompt, output_tokens=output, arrival_s=arrival)
+        EngineRequest(prompt=prompt, output_tokens=output, arrival_s=arrival)
         for prompt, output, arrival in zip(prompts, outputs, arrivals, strict=True)
     ]
 
 
-def digest_asks(asks: Sequence[Ask]) -> str:
+def digest_requests(requests: Sequence[EngineRequest]) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of all prompts and lengths."""
     import torch
 
-    told = ((len(ask.prompt), ask.output_tokens, *ask.prompt) for ask in asks)
+    told = ((len(request.prompt), request.output_tokens, *request.prompt) for request in requests)
     return digest(torch.tensor(list(chain.from_iterable(told))))
 
 
@@ -114,4 +116,4 @@ def _check_length(name: str, given: Any) -> None:
     require_whole(name, low, at_least=1)
     require_whole(name, high, at_least=1)
     if low > high:
-        raise UsageError(f"{name}={given!r}: expected the least length before the most")
+        raise UsageError(f"{name}={given!r}: expected (minimum, maximum)")

@@ -16,7 +16,7 @@ from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
 UNTOLD = "unknown"
 _NO_DECODE = "no request has a second output token"
-_SEVERAL_AT_A_TIME = "tokens came several at a time: the gaps between them are not known"
+_SEVERAL_AT_A_TIME = "several tokens arrived at a time: the gaps between them are unknown"
 
 
 def serving_result(measured: ServingMeasurement, engine: Engine, *, test: str, run_id: str) -> TestResult:
@@ -40,7 +40,7 @@ def _workload(measured: ServingMeasurement, engine: Engine) -> Workload:
         dtype=model["dtype"] or UNTOLD,
         attention=model["attention"] or UNTOLD,
         execution=plan.scheduler,
-        batch_size=plan.at_most,
+        batch_size=plan.max_concurrency,
         input_tokens=measured.longest_input,
         output_tokens=measured.longest_output,
         sampling=str(plan.sampling),
@@ -93,7 +93,7 @@ def _of_pass(one: Pass, figure: str) -> list[float]:
 
 def _gaps(measured: ServingMeasurement) -> tuple[list[float], str]:
     """Milliseconds between consecutive tokens, or none and a reason: if one gap is unknown, the rest are biased."""
-    gaps = [request.answer.gaps_s for one in measured.passes for request in one.requests]
+    gaps = [request.response.gaps_s for one in measured.passes for request in one.requests]
     known = [gap for gap in gaps if gap is not None]
     if len(known) < len(gaps):
         return [], _SEVERAL_AT_A_TIME

@@ -21,13 +21,14 @@ def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:
     other = primary_metric([cell.metric for cell in over.cells])
     if metric is not other or metric is METRICS["speedup_ratio"] or result.workload == over.workload:
         raise UsageError(
-            f"speedup of {_named(result)} over {_named(over)}: expected two workloads that are measured for the same"
+            f"speedup of {_named(result)} over {_named(over)}: expected two different workloads "
+            "with the same primary metric"
         )
     now, then = _number(result, metric.key), _number(over, metric.key)
     ratio = now / then if metric.better is Better.LARGER else then / now
     settings = {**result.workload.settings, "speedup_over": over.workload.hash}
     workload = result.workload.model_copy(update={"settings": settings})
-    seen = result.observation.model_copy(
+    observation = result.observation.model_copy(
         update={
             "workload": workload.hash,
             "warmup": _both(result.observation.warmup, over.observation.warmup),
@@ -36,8 +37,10 @@ def speedup_of(result: TestResult, *, over: TestResult) -> TestResult:
     )
     return TestResult(
         workload=workload,
-        observation=seen,
-        cells=cells_of([Figure("speedup_ratio", ratio)], test=seen.test, run_id=seen.run, workload=workload),
+        observation=observation,
+        cells=cells_of(
+            [Figure("speedup_ratio", ratio)], test=observation.test, run_id=observation.run, workload=workload
+        ),
     )
 
 

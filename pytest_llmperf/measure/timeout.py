@@ -78,4 +78,4 @@ def time_limit(seconds: float | None, progress: Progress) -> Iterator[None]:
 
 def timed_out(seconds: float, moment: str) -> str:
     """The error message of a test that took too long."""
-    return f"timed out after {seconds:g} s {moment}: --llmperf-timeout allows more"
+    return f"timed out after {seconds:g} s {moment}: increase --llmperf-timeout"

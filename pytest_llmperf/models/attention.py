@@ -50,8 +50,8 @@ def check_loaded(spec: ModelSpec, model: Any) -> None:
     """
     if spec.attention not in (None, attention_of(model)):
         raise ModelError(
-            f"model {spec.model!r} was asked for attention {spec.attention!r} and got {attention_of(model)!r}: "
-            "install what the first needs, or ask for the second"
+            f"model {spec.model!r} uses attention {attention_of(model)!r}, expected {spec.attention!r}: "
+            f"install the packages that {spec.attention!r} needs, or request {attention_of(model)!r}"
         )
 
 

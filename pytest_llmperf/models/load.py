@@ -69,7 +69,7 @@ class LoadedModel:
             if name == "model":
                 raise ModelError(
                     f"model {str(self.spec)!r} was released to make room for the next one: "
-                    "use the llm fixture only in the test that asked for it"
+                    "use the llm fixture only in the test that requested it"
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -151,11 +151,11 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
     if "safetensors" in reason:
         return (
             f"model {model!r} has no safetensors weights: pickled weights can run code and are not loaded; "
-            "choose a revision that has them, or convert it and pass the folder"
+            "choose a revision with safetensors, or convert the model and pass its folder"
         )
     return (
         f"model {model!r} is neither a local folder nor reachable on the Hugging Face hub ({reason}): pass a folder, "
-        "set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use what is cached"
+        "set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use the cache"
     )
 
 
@@ -227,8 +227,10 @@ def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any
     if not asked.describes(found):
         names = [quantization.name for quantization in QUANTIZATIONS.values() if quantization.describes(found)]
         method = names[0] if names else found.get("quant_method", "unknown")
-        remedy = f"ask for {method!r}" if names else "use the original checkpoint"
-        raise ModelError(f"model {spec.model!r} is stored as {method!r} and cannot become {asked.name!r}: {remedy}")
+        remedy = f"request {method!r}" if names else "use the original checkpoint"
+        raise ModelError(
+            f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: {remedy}"
+        )
 
 
 def _check_complete(spec: ModelSpec, report: dict[str, Any]) -> None:
@@ -259,8 +261,8 @@ def check_whole(model: Any) -> None:
     found = sorted({str(tensor.device) for tensor in tensors if tensor.device.type not in ("cpu", "meta")})
     if len(found) > 1:
         raise MeasurementError(
-            f"the model lies on {', '.join(found)}: its time and memory are read of one device; expected all of it on "
-            "one, as llm loads it, or a server that has the others (--llmperf-engine)"
+            f"the model is on {', '.join(found)}; expected one device, because time and memory are measured on one: "
+            "keep the model where the llm fixture loaded it, or measure a server (--llmperf-engine openai)"
         )
 
 

@@ -63,7 +63,7 @@ def _check_folder(model: str) -> None:
     folder = Path(model).expanduser()
     wanted = "expected a folder with config.json and *.safetensors"
     if not folder.is_dir():
-        raise UsageError(f"model {model!r} is {'a file' if folder.exists() else 'not there'}: {wanted}")
+        raise UsageError(f"model {model!r} {'is a file' if folder.exists() else 'does not exist'}: {wanted}")
     if not (folder / "config.json").is_file():
         raise UsageError(f"model {model!r} has no config.json: {wanted}")
     if not any(folder.glob("*.safetensors")):
@@ -82,7 +82,7 @@ def _check_hub_name(model: str) -> None:
         validate_repo_id(model)
     except HFValidationError:
         raise UsageError(
-            f"model {model!r} is no local folder and cannot be a name on the Hugging Face hub: expected a folder, "
+            f"model {model!r} is neither a local folder nor a valid name on the Hugging Face hub: expected a folder, "
             f"ORG/NAME or one of {', '.join(synthetic.synthetic_names())}"
         ) from None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.engines.engine_registry import TRANSFORMERS, check_engine_name
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.injection import FORMS, Burden, parse_burden
+from pytest_llmperf.measure.injection import FORMS, Injection, parse_injection
 from pytest_llmperf.measure.prompt import Prompt
 from pytest_llmperf.measure.serving_plan import SCHEDULERS
 from pytest_llmperf.metrics import Kind, Limit, Metric, find_metric
@@ -135,7 +135,7 @@ class Options:
     update: bool
     update_new_only: bool
     force_update: bool
-    injections: tuple[Factor | Burden, ...]
+    injections: tuple[Factor | Injection, ...]
     json_folder: Path | None
     journal: Path | None
     profile: Path | None
@@ -192,8 +192,8 @@ class Options:
         return [injection for injection in self.injections if isinstance(injection, Factor)]
 
     @property
-    def burdens(self) -> list[Burden]:
-        """Injections that slow down the model's forwards."""
+    def request_injections(self) -> list[Injection]:
+        """Injections that change the model's requests: delays, held memory, smaller batches."""
         return [injection for injection in self.injections if not isinstance(injection, Factor)]
 
     @property
@@ -250,7 +250,9 @@ class Options:
             update=config.getoption("llmperf_update"),
             update_new_only=config.getoption("llmperf_update_new_only"),
             force_update=config.getoption("llmperf_force_update"),
-            injections=tuple(parse_burden(text) or Factor.parse(text) for text in config.getoption("llmperf_inject")),
+            injections=tuple(
+                parse_injection(text) or Factor.parse(text) for text in config.getoption("llmperf_inject")
+            ),
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
             profile=_given_path(config, "llmperf_profile"),

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pytest_llmperf.engines.engine import Engine
-from pytest_llmperf.engines.engine_registry import ENGINES, Wanted
+from pytest_llmperf.engines.engine_registry import ENGINES, EngineOptions
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import BaselineError, MeasurementError, UsageError
 from pytest_llmperf.hardware.dead_device import why_dead
@@ -90,11 +90,11 @@ class Workplace:
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
-        self._wanted = Wanted(
+        self._engine_options = EngineOptions(
             model=options.model, revision=options.revision, base_url=options.base_url, device=self._bench.device
         )
         if not options.loads_models:
-            ENGINES[options.engine].check(self._wanted)
+            ENGINES[options.engine].check(self._engine_options)
         if any(self._timeouts.values()) and not (options.isolate or options.tell or can_interrupt()):
             raise UsageError(
                 "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave it out"
@@ -144,15 +144,15 @@ class Workplace:
                 f"engine {param!s}: {self.options.engine} serves the one model it has: expected a test that does not "
                 "parametrize engine"
             )
-        return self._bench.own_engine(ENGINES[self.options.engine], self._wanted)
+        return self._bench.own_engine(ENGINES[self.options.engine], self._engine_options)
 
     def serve(self, engine: Engine | LoadedModel, plan: ServingPlan, *, test: str) -> TestResult:
         """Measure how an engine or a loaded model serves many requests."""
         serving = TransformersEngine(engine) if isinstance(engine, LoadedModel) else engine
-        if self.options.burdens:
+        if self.options.request_injections:
             raise UsageError(
-                f"--llmperf-inject {self.options.burdens[0]}: what serves requests makes no single forwards: put a "
-                "factor on a figure instead, such as output:-15%"
+                f"--llmperf-inject {self.options.request_injections[0]}: serving does not run one "
+                "forward of the model per step: multiply a metric instead, such as output:-15%"
             )
         return self.finished(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
 
@@ -165,8 +165,8 @@ class Workplace:
         if folder := self.options.profile:
             traces = folder / _trace_name(test, loaded.spec, plan)
             plan = replace(plan, requests=1, warmup_cap=min(plan.warmup_cap, PROFILED_WARMUP))
-        burdens, run_id = self.options.burdens, self.run.run_id
-        result = self._bench.measure(loaded, plan, test=test, run_id=run_id, burdens=burdens, traces=traces)
+        injections, run_id = self.options.request_injections, self.run.run_id
+        result = self._bench.measure(loaded, plan, test=test, run_id=run_id, injections=injections, traces=traces)
         return self.finished(result)
 
     def finished(self, result: TestResult) -> TestResult:

@@ -215,10 +215,10 @@ class CallRecorder:
         from pytest_llmperf.measure.kernel_result import call_result
 
         __tracebackhide__ = True
-        if self._workplace.options.burdens:
+        if self._workplace.options.request_injections:
             raise UsageError(
-                f"--llmperf-inject {self._workplace.options.burdens[0]}: a callable has no forwards to put it on: put "
-                "a factor on its figure instead, such as call:+15%"
+                f"--llmperf-inject {self._workplace.options.request_injections[0]}: a callable has no "
+                "model forwards: multiply its metric instead, such as call:+15%"
             )
         guards = self._workplace.options.guards
         measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)

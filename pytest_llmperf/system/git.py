@@ -102,14 +102,14 @@ def check_revision(folder: Path, revision: str) -> None:
     """
     name = repr(printable(revision))
     if not revision or revision.startswith("-"):  # git would parse an option, or read the index
-        raise BaselineError(f"{name} is no git revision; expected a commit, branch or tag")
+        raise BaselineError(f"{name} is not a git revision; expected a commit, branch or tag")
     if _git(folder, "rev-parse", "--git-dir") is None:
         _refuse_unsafe(folder)
         raise BaselineError(f"revision {name}: {folder} is not in a git repository, or git cannot read it")
     if _git(folder, "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") is None:
         fetch = f"git fetch --depth=1 {remote_of(folder)} {printable(revision)}, or git fetch --unshallow"
         more = f". This clone is shallow: run {fetch}" if is_shallow(folder) else ""
-        raise BaselineError(f"git knows no revision {name}; expected a commit, branch or tag{more}")
+        raise BaselineError(f"unknown git revision {name}; expected a commit, branch or tag{more}")
 
 
 def _inside(folder: Path, path: Path) -> str:

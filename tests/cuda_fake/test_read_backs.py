@@ -91,7 +91,7 @@ def test_a_sliding_window_waits_in_prefill_and_counts_on_the_host(name, monkeypa
         assert first.waits
         assert all("cache_utils.py" in wait and "_sliding_window_tensor.to" in wait for wait in first.waits)
         assert [step.waits for step in steps] == [[], []]
-        with pytest.raises(ExecutionUnavailable, match="StaticSlidingWindowLayer of the model's cache count positions"):
+        with pytest.raises(ExecutionUnavailable, match="cache layers of type StaticSlidingWindowLayer count positions"):
             steps_of_graph(model, monkeypatch)
 
 

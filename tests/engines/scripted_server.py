@@ -1,4 +1,4 @@
-"""A server that says what a test has written down, byte by byte: for what no real one would do on request."""
+"""A server that sends the bytes a test has scripted, for behaviour that no real server shows on request."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
 @contextmanager
 def scripted(post: Script, get: Script = MODELS) -> Iterator[_Server]:
-    """A server on loopback; ``post`` may be changed while it runs."""
+    """Start a server on loopback; ``post`` may be changed while it runs."""
     with _Server() as server:
         server.get, server.post = get, post
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)

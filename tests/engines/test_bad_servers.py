@@ -1,4 +1,4 @@
-"""Servers that refuse, stall, close early or talk nonsense: one line each, in bounded time, and no figure."""
+"""Servers that refuse, stall, close early or send malformed data: one-line errors in bounded time, and no figures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 from scripted_server import STREAM, TWO_TOKENS, event, json_answer, scripted, text, usage
 
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
-from pytest_llmperf.engines.openai_dialects import COMPLETIONS, ways
+from pytest_llmperf.engines.openai_dialects import COMPLETIONS, request_formats
 from pytest_llmperf.engines.sse import TimeLimits
 from pytest_llmperf.errors import MeasurementError, ModelError, UsageError
 from pytest_llmperf.measure.progress import Progress
@@ -19,17 +19,17 @@ from pytest_llmperf.measure.timeout import time_limit
 
 QUICK = TimeLimits(connect_s=5, first_s=0.4, between_s=0.4)
 CHUNKED = STREAM.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
-ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
+REQUEST = EngineRequest(prompt=(1, 2, 3, 4), output_tokens=2)
 
 BAD = {
-    "stalls before its answer": ([60.0], r"completions: the server stalled after 0 events: look into its log"),
+    "stalls before its answer": ([60.0], r"completions: the server stalled after 0 events: check its log"),
     "stalls before its first event": ([STREAM, 60.0], r"stalled after 0 events"),
     "stalls between events": ([STREAM, text(" a"), 60.0], r"stalled after 1 events"),
     "keeps alive and says nothing": ([STREAM, *[b": ping\n\n", 0.1] * 600], r"stalled after 0 events"),
     "closes before its answer": ([], r"the connection broke after 0 events \(Server disconnected\)"),
     "closes inside a chunk": ([CHUNKED, b"ff\r\n" + text(" a")], r"the connection broke after 1 events"),
-    "ends without usage": ([STREAM, text(" a"), text(" b")], r"ended after 2 events and told no usage"),
-    "says nothing": ([STREAM], r"ended after 0 events and told no usage"),
+    "ends without usage": ([STREAM, text(" a"), text(" b")], r"ended after 2 events without usage"),
+    "says nothing": ([STREAM], r"ended after 0 events without usage"),
     "sends no JSON": (
         [STREAM, event(b"{'text': \x1b[2J}")],
         r"malformed event {'text': \\x1b\[2J}: expected a JSON object",
@@ -40,10 +40,13 @@ BAD = {
         [STREAM, event({"error": {"message": "out of\nblocks"}})],
         r"the server failed: .*blocks",
     ),
-    "produces fewer tokens": ([STREAM, text(" a"), usage(1)], r"1 tokens came, expected 2"),
-    "produces more tokens": ([STREAM, text(" a"), usage(3)], r"3 tokens came, expected 2"),
-    "shows no text": ([STREAM, usage(2)], r"2 tokens and no text came"),
-    "says choices are a number": ([STREAM, event({"choices": 7}), usage(2)], r"2 tokens and no text came"),
+    "produces fewer tokens": ([STREAM, text(" a"), usage(1)], r"1 output tokens, expected 2"),
+    "produces more tokens": ([STREAM, text(" a"), usage(3)], r"3 output tokens, expected 2"),
+    "shows no text": ([STREAM, usage(2)], r"reported 2 output tokens but sent no text"),
+    "says choices are a number": (
+        [STREAM, event({"choices": 7}), usage(2)],
+        r"reported 2 output tokens but sent no text",
+    ),
     "never ends": ([STREAM, *[text("x" * 60_000)] * 60], r"more than 196608 bytes for one request"),
     "does not stream": (json_answer({"choices": []}), r"content type application/json, expected text/event-stream"),
     "is no HTTP": ([b"SSH-2.0-OpenSSH_9.6\r\n"], r"the connection broke after 0 events"),
@@ -56,7 +59,7 @@ BAD = {
 
 @pytest.mark.parametrize(("script", "message"), BAD.values(), ids=BAD)
 def test_a_server_that_does_it_when_it_is_tried(script, message):
-    """The engine is not made."""
+    """Creating the engine fails."""
     with scripted(script) as server, pytest.raises(MeasurementError, match=message) as caught:
         OpenAIEngine(server.url, limits=QUICK)
     assert "\n" not in str(caught.value)
@@ -65,47 +68,45 @@ def test_a_server_that_does_it_when_it_is_tried(script, message):
 
 @pytest.mark.parametrize(("script", "message"), BAD.values(), ids=BAD)
 def test_a_server_that_does_it_later(script, message):
-    """Nothing is answered, the other requests are ended, and the engine serves again once the server does."""
+    """The pass fails, its requests are cancelled, and the engine works again once the server does."""
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
         server.post = script
         with pytest.raises(MeasurementError, match=message):
-            engine.serve([ASK, ASK, ASK], at_most=2, sampling=Sampling())
+            engine.serve([REQUEST, REQUEST, REQUEST], max_concurrency=2, sampling=Sampling())
         server.post = TWO_TOKENS
-        assert engine.alone(ASK, Sampling()).output_tokens == 2
+        assert engine.serve_one(REQUEST, Sampling()).output_tokens == 2
         engine.close()
 
 
 def test_a_request_that_fails_ends_the_others():
-    """A stream that would go on for a minute does not hold the error back."""
+    """A long stream does not delay the error."""
     start = time.monotonic()
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=TimeLimits(between_s=60))
         server.first = [[STREAM, text(" a"), 60.0]]
         server.post = json_answer({}, "500 Internal Server Error")
         with pytest.raises(MeasurementError, match="HTTP 500"):
-            engine.serve([ASK, replace(ASK, arrival_s=0.2)], at_most=2, sampling=Sampling())
+            engine.serve([REQUEST, replace(REQUEST, arrival_s=0.2)], max_concurrency=2, sampling=Sampling())
         engine.close()
     assert time.monotonic() - start < 30
 
 
 def test_a_time_limit_ends_what_is_under_way():
-    """The signal comes while the loop waits; afterwards it serves again, and the server is rid of the stream."""
+    """The signal interrupts the event loop; the stream is closed, and the engine can serve again."""
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url)
         server.first = [[STREAM, *[text(" a"), 0.05] * 100]]
         with pytest.raises(MeasurementError, match=r"timed out after 0.3 s"), time_limit(0.3, Progress("cpu")):
-            engine.alone(ASK, Sampling())
-        assert engine.alone(ASK, Sampling()).output_tokens == 2
+            engine.serve_one(REQUEST, Sampling())
+        assert engine.serve_one(REQUEST, Sampling()).output_tokens == 2
         assert server.broken.wait(5)
         engine.close()
 
 
 def test_no_server(unused_port):
-    """Whoever gave the URL is told so."""
-    with pytest.raises(
-        MeasurementError, match=r"cannot connect \(.*\): expected a server there; start it, or mend --llm"
-    ):
+    """The error suggests correcting the URL."""
+    with pytest.raises(MeasurementError, match=r"cannot connect \(.*\): start the server, or correct --llm"):
         OpenAIEngine(f"http://127.0.0.1:{unused_port}/v1")
 
 
@@ -118,7 +119,7 @@ def unused_port():
 
 @pytest.mark.parametrize("listed", [[60.0], [b"HTTP/1.1 200 OK\r\n\r\n", 60.0]], ids=["no answer", "no body"])
 def test_a_list_of_models_that_never_comes(listed):
-    """Every call has a limit."""
+    """Every HTTP call has a time limit."""
     start = time.monotonic()
     with (
         scripted(TWO_TOKENS, get=listed) as server,
@@ -139,7 +140,7 @@ def test_a_list_of_models_that_never_comes(listed):
     ids=["fails", "a list", "no names", "no JSON"],
 )
 def test_a_server_that_does_not_list_its_models(listed):
-    """Its answers tell the name."""
+    """The responses contain the model's name."""
     with scripted(TWO_TOKENS, get=listed) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
         assert engine.model["model"] == "m"
@@ -147,15 +148,15 @@ def test_a_server_that_does_not_list_its_models(listed):
 
 
 def test_another_model_answers():
-    """What was asked for was not measured."""
+    """The requested model was not measured."""
     with scripted(TWO_TOKENS) as server, pytest.raises(ModelError, match=r"answers as model 'm', expected 'ORG/NAME'"):
         OpenAIEngine(server.url, model="ORG/NAME", limits=QUICK)
 
 
 def test_one_of_several_models_must_be_chosen():
-    """A guess would be recorded as the model."""
+    """A guessed name would be recorded."""
     listed = json_answer({"data": [{"id": name} for name in ("a", "b", "c", "d\x1b")]})
-    expected = r"the server has 4 models \(a, b, c and 1 more\): choose one by --llmperf-model"
+    expected = r"the server has 4 models \(a, b, c and 1 more\): choose one with --llmperf-model"
     refusing = scripted(json_answer({}, "400 Bad Request"), get=listed)
     with refusing as server, pytest.raises(UsageError, match=expected):
         OpenAIEngine(server.url, limits=QUICK)
@@ -167,19 +168,25 @@ def test_one_of_several_models_must_be_chosen():
      "http://me:secret@host/v1"],
 )  # fmt: skip
 def test_a_url_of_no_server(url):
-    """And no secret is repeated."""
-    with pytest.raises(UsageError, match=r"^--llmperf-base-url.*expected one like http://127.0.0.1:8000/v1") as caught:
+    """The error does not repeat secrets."""
+    with pytest.raises(
+        UsageError, match=r"^--llmperf-base-url.*expected a URL like http://127.0.0.1:8000/v1"
+    ) as caught:
         OpenAIEngine(url)
     assert "secret" not in str(caught.value)
 
 
 def test_sampling_that_a_server_cannot_be_told_of():
-    """It would have sampled otherwise."""
+    """The server would sample in another way."""
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url, limits=QUICK)
-        engine._way = next(way for way in ways([COMPLETIONS], ids=False) if way.fixed_by == "max_tokens")
-        with pytest.raises(UsageError, match=r"top_k=5: OpenAI's protocol has none"):
-            engine.alone(ASK, Sampling(temperature=1, top_k=5))
+        engine._format = next(
+            request_format
+            for request_format in request_formats([COMPLETIONS], ids=False)
+            if request_format.fixed_by == "max_tokens"
+        )
+        with pytest.raises(UsageError, match=r"top_k=5: neither OpenAI's protocol nor this server has top_k"):
+            engine.serve_one(REQUEST, Sampling(temperature=1, top_k=5))
         engine.close()
 
 

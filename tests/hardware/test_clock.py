@@ -1,4 +1,4 @@
-"""Which clock a device has: its events where they work, the host's where they do not."""
+"""Choice of the clock: the device's events where they work, else the host's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_llmperf.hardware.clock import EventClock, HostClock, SynchronizedClo
 
 
 class FakeEvent:
-    """What the documentation of torch.cuda.Event promises."""
+    """Behaves as documented for torch.cuda.Event."""
 
     times = itertools.count()
 
@@ -55,7 +55,7 @@ def fake_module(event: type | None) -> SimpleNamespace:
 
 
 def test_events_are_used_where_they_run_forwards(monkeypatch):
-    """No synchronization between stamps, and the device that was asked for becomes the current one."""
+    """Stamps do not synchronize, and the requested device becomes the current one."""
     module = fake_module(FakeEvent)
     monkeypatch.setattr(torch, "xpu", module)
     clock = clock_for("xpu:1")
@@ -81,7 +81,7 @@ def test_without_working_events_every_stamp_synchronizes(monkeypatch, event):
 
 
 def test_a_cpu_has_the_hosts_clock(monkeypatch):
-    """Nanoseconds in, milliseconds out."""
+    """Stamps are nanoseconds; differences are milliseconds."""
     monkeypatch.setattr(clocks.time, "perf_counter_ns", iter([1_000_000, 3_500_000]).__next__)
     clock = clock_for("cpu")
     assert type(clock) is HostClock

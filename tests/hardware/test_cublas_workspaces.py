@@ -1,4 +1,4 @@
-"""cuBLAS' workspaces, on an allocator that charges 32 MiB for each stream: no figure of memory has those of others."""
+"""cuBLAS workspaces, with an allocator that charges 32 MiB per stream: memory figures exclude those of earlier work."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pytest_llmperf.measure.kernel import KernelTimer
 
 
 class OthersGraph:
-    """What ``torch.cuda.CUDAGraph`` makes for somebody else."""
+    """A ``torch.cuda.CUDAGraph`` that other code created."""
 
 
 class ChargingCuda(FakeCuda):
-    """Keeps the peaks of its memory, and what is freed, as the caching allocator does."""
+    """Tracks memory peaks and frees like the caching allocator."""
 
     peak = reserved_peak = cached = 0
 
@@ -56,7 +56,7 @@ class ChargingCuda(FakeCuda):
 
 @pytest.fixture
 def cuda(monkeypatch) -> ChargingCuda:
-    """In the place of ``torch.cuda``."""
+    """Replaces ``torch.cuda``."""
     fake = ChargingCuda()
     monkeypatch.setattr(torch, "cuda", fake)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", fake.clear_workspaces, raising=False)
@@ -74,7 +74,7 @@ def test_a_graph_has_its_workspace_in_its_pool_and_leaves_none_behind(cuda):
 
 
 def test_what_was_timed_is_in_no_later_figure(cuda):
-    """Each timing takes a stream of its own, whose workspace would stay."""
+    """Each timing uses another stream, whose workspace would remain."""
     timer = KernelTimer("cuda:0", EventClock(cuda, "cuda:0"))
     assert peaks_of_a_product(cuda) == (WORKSPACE, WORKSPACE)
     for number in range(4):
@@ -93,7 +93,7 @@ def peaks_of_a_product(cuda):
 
 
 def test_nothing_is_freed_that_a_graph_of_somebody_else_may_write_to(cuda):
-    """Once that graph is gone, it is."""
+    """It is freed once that graph is gone."""
     cuda.multiply(1)
     cuda.CUDAGraph = OthersGraph
     graph = OthersGraph()
@@ -108,6 +108,6 @@ def test_nothing_is_freed_that_a_graph_of_somebody_else_may_write_to(cuda):
 
 
 def test_a_build_without_them_has_nothing_to_free(monkeypatch):
-    """As torch for CPUs."""
+    """As in torch for CPUs."""
     monkeypatch.delattr(torch._C, "_cuda_clearCublasWorkspaces", raising=False)
     clear_workspaces()

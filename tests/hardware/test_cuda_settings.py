@@ -1,4 +1,4 @@
-"""Settings that change figures on CUDA are part of what makes two runs comparable."""
+"""CUDA settings that change figures are part of the environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _unset(monkeypatch):
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_a_variable_that_is_set_keeps_runs_apart(monkeypatch, name):
-    """From those where nothing is set, also."""
+    """Such runs differ from runs without the variable."""
     field, value = VARIABLES[name]
     before = cuda_settings()
     assert before[field] == UNSET
@@ -37,7 +37,7 @@ def test_a_variable_that_is_set_keeps_runs_apart(monkeypatch, name):
 
 
 def test_what_means_off_is_not_set(monkeypatch):
-    """``CUDA_LAUNCH_BLOCKING=0``, or an empty text."""
+    """``CUDA_LAUNCH_BLOCKING=0`` or an empty value."""
     before = cuda_settings()
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "0")
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
@@ -45,7 +45,7 @@ def test_what_means_off_is_not_set(monkeypatch):
 
 
 def test_tf32_is_told_however_it_was_turned_on(monkeypatch):
-    """By this torch's own switches."""
+    """By any switch of this torch."""
     assert cuda_settings()["fp32_precision"] == "matmul ieee, cudnn tf32"
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
@@ -64,7 +64,7 @@ def test_tf32_is_told_however_it_was_turned_on(monkeypatch):
     ],
 )
 def test_new_switches_inherit(monkeypatch, whole, matmul, conv, expected):
-    """As torch has them since 2.9."""
+    """As in torch 2.9 and later."""
     fake = SimpleNamespace(
         fp32_precision=whole,
         cuda=SimpleNamespace(matmul=SimpleNamespace(fp32_precision=matmul)),
@@ -75,7 +75,7 @@ def test_new_switches_inherit(monkeypatch, whole, matmul, conv, expected):
 
 
 def test_old_switches_are_read(monkeypatch):
-    """As torch had them before."""
+    """As in torch before 2.9."""
     fake = SimpleNamespace(
         cuda=SimpleNamespace(matmul=SimpleNamespace(allow_tf32=True)), cudnn=SimpleNamespace(allow_tf32=False)
     )

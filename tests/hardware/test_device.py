@@ -1,4 +1,4 @@
-"""Names of devices, and which device a name means here."""
+"""Device names, and the devices they resolve to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pytest_llmperf.hardware.device import check_device_name, resolve_device
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:3", "xpu", "xpu:0", "mps"])
 def test_known_devices_have_these_forms(name):
-    """And no others."""
+    """Valid names are accepted."""
     check_device_name(name)
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "CUDA", "cuda:-1"])
 def test_other_names_are_no_devices(name):
-    """Told before torch is imported."""
+    """They are refused before torch is imported."""
     with pytest.raises(UsageError, match="unknown device"):
         check_device_name(name)
 
@@ -32,5 +32,5 @@ def test_auto_takes_an_accelerator_that_works(monkeypatch):
     monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
     monkeypatch.setattr(torch.xpu, "current_device", lambda: 1)
     assert resolve_device("auto") == resolve_device("xpu") == "xpu:1"
-    with pytest.raises(UsageError, match=r"'xpu:2' is not here: torch .* sees 2 xpu devices"):
+    with pytest.raises(UsageError, match=r"'xpu:2' is not available: torch .* sees 2 xpu devices"):
         resolve_device("xpu:2")

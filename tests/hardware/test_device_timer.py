@@ -1,4 +1,4 @@
-"""A timer by the device's clock, on a fake of what torch documents of CUDA."""
+"""The device timer, with a fake of torch.cuda."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_llmperf.hardware.device_timer import DeviceTimer
 
 
 def test_the_device_timer_waits_for_the_device_and_adds_up_pairs_of_events():
-    """As work is done on the device; what lies between two calls, and nothing before the first."""
+    """Seconds between two calls of device work; work before the first call is excluded."""
     cuda = FakeCuda()
     cuda.launch(1e6)
     distances = []

@@ -1,4 +1,4 @@
-"""What is recorded of the machine, and which runs share a session."""
+"""The recorded environment, and session ids."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_llmperf.storage.comparability import FIELDS
 
 
 def test_the_environment_has_the_known_fields():
-    """Nothing is recorded that has no weight."""
+    """Each recorded field has a weight."""
     found = environment("cpu")
     assert set(found) <= set(FIELDS)
     assert found["torch"] == version("torch")
@@ -17,7 +17,7 @@ def test_the_environment_has_the_known_fields():
 
 
 def test_a_session_is_a_boot_a_day_and_a_ci_job(monkeypatch):
-    """Runs that share it share that session's luck."""
+    """Runs of one session are not independent."""
     for name in ("GITHUB_RUN_ID", "CI_JOB_ID", "BUILD_NUMBER"):
         monkeypatch.delenv(name, raising=False)
     assert session_id("2026-01-01") == session_id("2026-01-01") != session_id("2026-01-02")

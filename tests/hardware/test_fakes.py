@@ -1,4 +1,4 @@
-"""Fakes and the package use names that the real torch and pynvml have; a call that fits a fake fits the real one."""
+"""Fakes have only names and signatures of the real torch and pynvml, and so does the package."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CUDA_BUILD = torch.version.cuda is not None
 
 
 def misfit(fake, real) -> str:
-    """Why calls of a fake's method do not fit the real function; empty where they do, or it tells no signature."""
+    """Return why calls of a fake's method do not fit the real function; empty if they do, or without a signature."""
     real = inspect.unwrap(real)  # torch 2.6 caches some
     try:
         signature = inspect.signature(real)
@@ -70,7 +70,7 @@ def misfit(fake, real) -> str:
 
 
 def _check_call(signature, given, positional) -> None:
-    """Bind each parameter's name as its value; one that may be given by name must have that name there as well."""
+    """Bind each parameter by position; keyword parameters must have the same name in the real function."""
     by_name = {one.name: one.name for one in given if one.kind is one.KEYWORD_ONLY}
     bound = signature.bind(*positional, *(one.name for one in given if one.name not in by_name), **by_name).arguments
     for one in given:
@@ -101,14 +101,14 @@ def test_a_fake_has_no_name_and_takes_no_call_that_the_real_one_does_not(fake, r
 
 
 def test_a_control_is_a_name_of_the_fake_alone():
-    """Else a name that is made up would pass for one that tests drive the fake by, or the other way round."""
+    """A control must not have the name of a real function."""
     for fake, real, controls in FAKES:
         assert controls <= set(dir(fake))
         assert not [name for name in controls if hasattr(real, name)]
 
 
 def names_in(tree: ast.AST) -> set[str]:
-    """Names of torch.cuda, torch._C and NVML, whatever the variable is called that holds the module."""
+    """Names of torch.cuda, torch._C and NVML that a file uses, whatever its variables are called."""
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     found = {f"torch._C.{text}" for text in texts if text.startswith("_cuda_")}
     found |= {_dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -116,7 +116,7 @@ def names_in(tree: ast.AST) -> set[str]:
 
 
 def _dotted(node: ast.AST) -> str:
-    """The full name of an attribute of a module; nothing for what a call or an index returns."""
+    """The full name of a module's attribute; empty for the result of a call or an index."""
     text = ast.unparse(node)
     if text in VARIABLES:
         return VARIABLES[text]
@@ -131,7 +131,7 @@ USED = sorted({name for text in SOURCES for name in names_in(ast.parse(text))})
 
 @pytest.mark.parametrize("name", USED)
 def test_what_the_package_uses_is_there(name):
-    """In the versions that are installed."""
+    """In the installed versions."""
     if name.startswith("torch._C._cuda") and not CUDA_BUILD:
         pytest.skip(f"this torch ({torch.__version__}) is no CUDA build, which alone has {name}")
     assert any(map(exists, next((names for names in ONE_OF if name in names), {name})))
@@ -147,7 +147,7 @@ def exists(name: str) -> bool:
 
 
 def test_names_are_found_however_the_module_is_held():
-    """By itself, in a variable, in an attribute, and as text."""
+    """As a module, a variable, an attribute or a string."""
     found = names_in(
         ast.parse("torch.cuda.a.b; nvml.c(); self._nvml.d; cuda.e; getattr(torch._C, '_cuda_f'); _C._cuda_h")
     )
@@ -178,7 +178,7 @@ def test_names_are_found_however_the_module_is_held():
     ],
 )
 def test_a_call_that_does_not_fit_is_told(fake, why):
-    """By position, by name, and of too few or too many."""
+    """By position, by name, and with too few or too many arguments."""
 
     def real(stream, device=None): ...
 
@@ -187,6 +187,6 @@ def test_a_call_that_does_not_fit_is_told(fake, why):
 
 
 def test_a_name_that_is_nowhere_is_told():
-    """Of torch, of pynvml, and below a name that is there."""
+    """In torch, in pynvml, and below an existing name."""
     assert not any(map(exists, ["torch.cuda.nonsense", "pynvml.nvmlNonsense", "torch.cuda.Event.nonsense"]))
     assert exists("torch.cuda.Event.record")

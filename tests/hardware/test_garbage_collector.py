@@ -1,4 +1,4 @@
-"""Garbage is collected between requests, and what libraries hold is not looked at for it."""
+"""The garbage collector is paused during requests and skips library objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_llmperf.hardware.garbage_collector import collector_paused, set_libr
 
 
 def test_it_is_paused_inside_and_goes_on_after_an_error():
-    """Whatever ends the block."""
+    """It is enabled again after the block."""
     inside = []
 
     def fails():
@@ -25,7 +25,7 @@ def test_it_is_paused_inside_and_goes_on_after_an_error():
 
 
 def test_a_collector_that_was_off_stays_off():
-    """Somebody else's choice."""
+    """The user had disabled it."""
     gc.disable()
     try:
         with collector_paused():
@@ -36,7 +36,7 @@ def test_a_collector_that_was_off_stays_off():
 
 
 def test_what_is_alive_is_set_aside_once():
-    """What comes later is a test's own, and is collected."""
+    """Later objects are collected normally."""
     set_libraries_aside()
     aside = gc.get_freeze_count()
     later = [[]]

@@ -1,4 +1,4 @@
-"""Memory by phase, to the byte."""
+"""Memory peaks by phase."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_llmperf.hardware.memory import live_tensor_bytes, trace_memory
 
 
 def test_cpu_memory_is_followed_by_phase_to_the_byte():
-    """What is held counts on; what was freed does not."""
+    """Held memory counts in later phases; freed memory does not."""
     held = []
     with trace_memory("cpu", "first") as trace:
         torch.zeros(32 << 20, dtype=torch.uint8)
@@ -21,7 +21,7 @@ def test_cpu_memory_is_followed_by_phase_to_the_byte():
 
 
 def test_memory_is_followed_to_the_end_of_a_block_that_raises():
-    """The profiler does not stay open."""
+    """The profiler is stopped."""
     with pytest.raises(ZeroDivisionError), trace_memory("cpu", "first"):
         raise ZeroDivisionError
     with trace_memory("cpu", "second") as trace:
@@ -30,7 +30,7 @@ def test_memory_is_followed_to_the_end_of_a_block_that_raises():
 
 
 def test_what_raised_is_told_although_the_phase_had_not_begun(monkeypatch):
-    """A time limit may strike between two phases."""
+    """A time limit may expire between two phases."""
     with pytest.raises(TimeoutError, match="too long"), trace_memory("cpu", "first") as trace:  # noqa: PT012  # so it is
         monkeypatch.setattr(trace._device, "enter", raising(TimeoutError("too long")))
         trace.enter("second")
@@ -44,7 +44,7 @@ def raising(error):
 
 
 def test_fake_tensors_have_no_memory(recwarn):
-    """What torch.compile leaves behind is not counted, and not asked for its address, which would warn."""
+    """Fake tensors left by torch.compile are skipped, without reading their address, which would warn."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     before = live_tensor_bytes()

@@ -1,4 +1,4 @@
-"""The real pynvml over a driver's library that is a stub (``nvml_stub.c``): what is read of a device, without one."""
+"""The real pynvml over a stub of the driver's library (``nvml_stub.c``)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ GPU = {
     "nvmlDeviceGetMPSComputeRunningProcesses_v3": "",
 }
 INSTANCE = {**GPU, "uuid": f"MIG-{UUID}", "nvmlDeviceGetMigMode": 1}
-NOT_TOLD = "the driver does not tell all of it"
-HIDDEN = "the driver hides processes"
+NOT_TOLD = "the driver does not report all clocks and throttle reasons"
+HIDDEN = "the driver hides other processes"
 NOT_COUNTED = "the driver does not count all throttling"
 
 
@@ -59,7 +59,7 @@ def build(folder: Path, *options: str) -> Path:
 
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory):
-    """By the name of a driver."""
+    """The stub libraries, by driver name."""
     folder = tmp_path_factory.mktemp
     return {"new": build(folder("new")), "old": build(folder("old"), "-DOLD_DRIVER")}
 
@@ -70,7 +70,7 @@ def write(path: Path, answers: dict) -> None:
 
 @pytest.fixture
 def driver(libraries, tmp_path, monkeypatch):
-    """Returns a function that makes a driver answer from now on; pynvml has not asked any other before."""
+    """Returns a function that sets the driver's answers; pynvml has not loaded another driver before."""
     import pynvml
     import torch
 
@@ -88,7 +88,7 @@ def driver(libraries, tmp_path, monkeypatch):
 
 
 def watched() -> tuple[GpuConditions, object]:
-    """The conditions of one timed request of ten tokens, and its energy."""
+    """Conditions of one timed request of ten tokens, and its energy."""
     with watch_gpu("cuda:0") as watch:
         watch.begin()
         watch.look()
@@ -101,7 +101,7 @@ def watched() -> tuple[GpuConditions, object]:
     [(0x4, ("SwPowerCap",)), (0x61, ("GpuIdle", "HwThermalSlowdown", "SwThermalSlowdown")), (0, ())],
 )
 def test_the_clocks_and_what_holds_them_back(driver, mask, reasons):
-    """In NVML's words; NVML has each of them under two names."""
+    """Throttle reasons have NVML's names, although NVML has two for each."""
     driver({**GPU, "nvmlDeviceGetCurrentClocksEventReasons": mask})
     assert clock_state("cuda:0") == ClockState(1980, 2619, reasons)
 
@@ -129,7 +129,7 @@ def test_what_is_read_around_a_timed_request(driver, monkeypatch):
 
 @pytest.mark.parametrize("how", ["status", "field", "field alone", "neither"])
 def test_throttling_is_counted(driver, monkeypatch, how):
-    """By the status, else by the field that is to replace it, also where nvidia-ml-py has no status any more."""
+    """By violation status, or by field value where nvidia-ml-py has no status."""
     import pynvml
 
     told = {question: answer for question, answer in GPU.items() if how == "status" or "Violation" not in question}
@@ -147,7 +147,7 @@ def test_throttling_is_counted(driver, monkeypatch, how):
 
 @pytest.mark.parametrize(("told", "mig"), [(GPU, False), (INSTANCE, True)], ids=["GPU", "MIG instance"])
 def test_the_environment(driver, told, mig):
-    """What torch does not know."""
+    """Facts that torch does not know."""
     driver(told)
     facts = environment("cuda:0")
     assert (facts["driver"], facts["mig"], facts["ecc"]) == ("580.159.04", mig, True)
@@ -155,7 +155,7 @@ def test_the_environment(driver, told, mig):
 
 
 def test_a_mig_instance_has_the_clocks_of_its_gpu_and_processes_of_its_own(driver):
-    """Its energy is not told apart from that of the others."""
+    """The energy counter covers all instances, so there is no figure."""
     driver({**INSTANCE, PROCESSES: f"{os.getpid()} 4000001"})
     conditions, energy = watched()
     assert (conditions.sm_clock_under_load_mhz, conditions.sm_clock_full_mhz) == (1980, 1755)
@@ -166,7 +166,7 @@ def test_a_mig_instance_has_the_clocks_of_its_gpu_and_processes_of_its_own(drive
 @pytest.mark.parametrize("code", [3, 4, 15, 999], ids=["not supported", "no permission", "GPU is lost", "unknown"])
 @pytest.mark.parametrize("told", [GPU, INSTANCE], ids=["GPU", "MIG instance"])
 def test_a_driver_that_refuses_everything(driver, told, code):
-    """None with a reason, and never an error."""
+    """Values are None with a reason."""
     refusals = dict.fromkeys([*told, "nvmlDeviceGetDeviceHandleFromMigDeviceHandle"], f"!{code}")
     driver({**refusals, "uuid": told["uuid"]})
     conditions, energy = watched()
@@ -178,7 +178,7 @@ def test_a_driver_that_refuses_everything(driver, told, code):
 
 
 def test_a_driver_that_is_older_than_pynvml(driver):
-    """It lacks functions, which pynvml tells by errors of two kinds."""
+    """It lacks functions, which pynvml reports by two kinds of errors."""
     driver(GPU, of="old")
     conditions, energy = watched()
     assert (conditions.sm_clock_under_load_mhz, conditions.throttle_reasons) == (1980, None)
@@ -191,12 +191,12 @@ def test_a_driver_that_is_older_than_pynvml(driver):
     ("told", "reason"),
     [
         ({**GPU, "nvmlInitWithFlags": "!9"}, "NVML does not start: Driver Not Loaded"),
-        ({"uuid": "GPU-of-another"}, f"NVML knows no device of UUID {UUID}"),
+        ({"uuid": "GPU-of-another"}, f"NVML found no device with UUID {UUID}"),
     ],
     ids=["no driver", "another device"],
 )
 def test_a_device_that_nvml_does_not_know(driver, told, reason):
-    """Measuring goes on, and the record says why nothing was read."""
+    """Measuring continues, and the record has the reason."""
     driver(told)
     conditions, energy = watched()
     assert conditions == GpuConditions(nvml_reason=reason)
@@ -238,7 +238,7 @@ LISTED = {
 
 
 def test_real_processes(libraries, tmp_path):
-    """Of this process, which measures nothing, its child, which does, a grandchild, and a child that is a stranger."""
+    """This process measures nothing; it has a child that measures, a grandchild, and a child of another run."""
     write(tmp_path / "answers", {**GPU, PROCESSES: ""})
     stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     variables = {

@@ -1,4 +1,4 @@
-"""The share of the physical limit that a decode reached."""
+"""Decode's share of the memory bandwidth."""
 
 from __future__ import annotations
 
@@ -54,19 +54,22 @@ def test_the_embedding_counts_only_as_a_head(tied):
     [
         ({"measured": measured(tpots_ms=(None,))}, "one output token has no decode: ask for two or more"),
         ({"bandwidth": None}, "the device's copy bandwidth could not be measured"),
-        ({"measured": measured(kv_bytes=None)}, "a kind of cache that is not known here"),
-        ({"model": TinyModel(tied=True, num_local_experts=8)}, "a mixture of experts reads some of its weights"),
+        ({"measured": measured(kv_bytes=None)}, "unknown kind of KV cache"),
+        (
+            {"model": TinyModel(tied=True, num_local_experts=8)},
+            "a mixture of experts reads only some of its weights per token",
+        ),
     ],
 )
 def test_a_share_that_cannot_be_told(changes, reason):
-    """None, with the reason."""
+    """The value is None, with a reason."""
     given = {"model": TinyModel(tied=False), "measured": measured(), "weights": 3200, "bandwidth": 1.0} | changes
     share = bandwidth_share(given.pop("model"), given.pop("measured"), **given)
     assert (share.value, share.reason) == (None, reason)
 
 
 def test_no_room_for_a_copy_is_no_error(monkeypatch):
-    """Torch's classes for that are several; it is not tried again."""
+    """The errors of torch have several classes; the copy is not retried."""
 
     def fail(_device):
         raise torch.OutOfMemoryError("out of memory")
@@ -80,7 +83,7 @@ def test_no_room_for_a_copy_is_no_error(monkeypatch):
 
 
 def test_the_copy_is_timed_once_a_process_before_the_first_model(model_cache, monkeypatch):
-    """And its figure is recorded with what was measured."""
+    """Its bandwidth is recorded in the conditions."""
     asked = []
     monkeypatch.setattr(bandwidth, "copy_bandwidth", lambda device: asked.append(device) or 1e12)
     spare_bandwidth.cache_clear()

@@ -1,4 +1,4 @@
-"""A request during which others held the processors is made again, and the rest is told."""
+"""Requests that CPU contention slowed are repeated, and the remaining ones are counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_llmperf.measure.contention import MOST_WAITED, PATIENCE, longest_wai
 
 @pytest.fixture
 def requests(monkeypatch):
-    """Requests of 1 ms, numbered; each waits the share that is listed for it, later ones not at all."""
+    """Numbered requests of 1 ms; each waits its listed share, later ones not at all."""
 
     def of(*waits):
         total, numbers = [0.0], count()
@@ -31,25 +31,25 @@ def requests(monkeypatch):
 
 
 def test_a_quiet_machine_makes_no_request_twice(requests):
-    """As many as wanted, in order."""
+    """Requests are kept in order."""
     found = undisturbed(requests(0.0, MOST_WAITED, 0.01, 0.5), 3)
     assert (found.requests, found.disturbed) == ([0, 1, 2], 0)
 
 
 def test_a_disturbed_request_is_made_again(requests):
-    """Its time is not averaged in."""
+    """The kept times exclude it."""
     found = undisturbed(requests(0.0, 0.5, 0.0, 0.03), 3)
     assert (found.requests, found.disturbed) == ([0, 2, 4], 0)
 
 
 def test_where_all_are_disturbed_the_least_disturbed_are_told(requests):
-    """After three times as many."""
+    """After three times as many requests."""
     found = undisturbed(requests(0.9, 0.3, 0.8, 0.2, 0.7, 0.6), 2)
     assert (found.requests, found.disturbed) == ([1, 3], 2)
 
 
 def test_a_system_that_does_not_tell(monkeypatch):
-    """Nothing is made again, and nothing is claimed."""
+    """Without waiting times nothing is repeated, and the count is None."""
     monkeypatch.setattr(contention, "waits_ms", lambda: None)
     numbers = count()
     found = undisturbed(lambda: (next(numbers), 1.0), 2)
@@ -58,7 +58,7 @@ def test_a_system_that_does_not_tell(monkeypatch):
 
 @given(waits=st.lists(st.floats(0, 1), max_size=20), wanted=st.integers(1, 6))
 def test_as_many_as_wanted_and_none_worse_than_one_left_out(waits, wanted):
-    """For any course of things."""
+    """For any sequence of waiting times."""
     numbers, totals = count(), [0.0]
 
     def make():
@@ -78,14 +78,14 @@ def test_as_many_as_wanted_and_none_worse_than_one_left_out(waits, wanted):
 
 
 def test_the_thread_that_waited_most_counts():
-    """Also one that is new; threads that have ended are gone."""
+    """New threads count; ended threads are ignored."""
     assert longest_wait({"a": 1.0, "b": 5.0, "gone": 0.0}, {"a": 3.0, "b": 6.0, "new": 1.5}) == 2.0
     assert longest_wait({}, {"new": 1.5}) == 1.5
     assert longest_wait(None, {"a": 1.0}) is longest_wait({"a": 1.0}, None) is longest_wait({}, {}) is None
 
 
 def test_what_linux_counts_only_grows(monkeypatch, tmp_path):
-    """And elsewhere it is unknown."""
+    """Other systems return None."""
     first = waits_ms()
     assert first is None or longest_wait(first, waits_ms()) >= 0
     monkeypatch.setattr(contention, "_TASKS", tmp_path / "absent")

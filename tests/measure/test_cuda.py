@@ -1,4 +1,4 @@
-"""What only a CUDA device can show. Skipped where there is none."""
+"""Tests that need a CUDA device; skipped without one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXACT = ("operators_per_token", "kernel_launches_per_token", "syncs_per_token", 
 
 
 def test_identical_runs_agree_on_every_exact_metric(project):
-    """What is judged exactly must be exact on a GPU too; kernels and waits have a figure where profiles agree."""
+    """Exact metrics are exact on a GPU too; kernels and synchronizations have a value if profiles agree."""
     arguments = (
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-update", "--llmperf-force-update",
         f"--llmperf-gate={','.join(EXACT)}",
@@ -47,7 +47,7 @@ def test_identical_runs_agree_on_every_exact_metric(project):
 
 
 def test_a_decode_is_profiled_and_its_device_read():
-    """Kernels and shares of every execution; copying each token to the host waits for the device."""
+    """Kernels and shares of every execution; copying each token to the host synchronizes."""
     from pytest_llmperf import ModelSpec
     from pytest_llmperf.measure.bench import Bench
     from pytest_llmperf.measure.generation import Plan
@@ -74,7 +74,7 @@ def test_a_decode_is_profiled_and_its_device_read():
 
 @needs_continuous_batching
 def test_requests_are_served_and_their_memory_is_followed(project):
-    """By every scheduler; the allocator's peaks are read although the work is another thread's."""
+    """By every scheduler; the allocator's peaks include the work of the other thread."""
     project.pytester.makeconftest("")
     result = project.pytester.runpytest_subprocess(
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--pyargs", "pytest_llmperf.suite.serving",
@@ -89,7 +89,7 @@ def test_requests_are_served_and_their_memory_is_followed(project):
 
 
 def test_clocks_are_read_where_nvml_tells_them():
-    """Under load they are those of a device that works."""
+    """Clocks under load are those of a busy device."""
     from pytest_llmperf.hardware.gpu_monitor import GpuWatch
     from pytest_llmperf.measure.guards import watch
     from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
@@ -113,7 +113,7 @@ def test_clocks_are_read_where_nvml_tells_them():
 
 
 def test_64_mib_on_the_device_are_seen_to_the_byte(project):
-    """The allocator's peak, reset at the start of the block."""
+    """The allocator's peak is reset at the start of the block."""
     project.write(
         """
         import torch
@@ -139,7 +139,7 @@ def timer():
 
 @pytest.mark.parametrize("flush_l2", [False, True], ids=["warm", "flushed"])
 def test_a_product_is_timed_by_events_and_by_replays(timer, flush_l2):
-    """Both ways, flushed as well, and every sample a duration."""
+    """Eager and replayed, with and without flushes; every sample is positive."""
     matrix = torch.randn(2048, 2048, device="cuda", dtype=torch.float16)
     timing = timer(torch.mm, matrix, matrix, flush_l2=flush_l2)
     assert timing.clock == "cuda events"
@@ -151,24 +151,24 @@ def test_a_product_is_timed_by_events_and_by_replays(timer, flush_l2):
 
 
 def item(tensor):
-    """Torch tells beforehand that it synchronizes."""
+    """A call that torch reports as synchronizing."""
     return tensor.sum().item()
 
 
 def synchronize(tensor):
-    """Torch does not, so that the capture breaks."""
+    """A call that synchronizes unknown to torch, so the capture fails."""
     torch.cuda.synchronize()
     return tensor + 1
 
 
 def draw_and_synchronize(tensor):
-    """A capture that breaks while it draws random numbers."""
+    """A capture that fails after drawing random numbers."""
     return synchronize(tensor + torch.rand_like(tensor))
 
 
 @pytest.mark.parametrize("fn", [item, synchronize, draw_and_synchronize])
 def test_what_cannot_be_captured_leaves_the_device_as_it_was(timer, fn):
-    """Stream, allocator and random state work, and the next callable is captured."""
+    """Stream, allocator and random state work, and the next callable can be captured."""
     ones = torch.ones(1 << 20, device="cuda")
     stream, state = torch.cuda.current_stream(), torch.cuda.get_rng_state()
     timing = timer(fn, ones)
@@ -187,7 +187,7 @@ def test_what_cannot_be_captured_leaves_the_device_as_it_was(timer, fn):
 
 
 def test_memory_of_a_graph_is_given_back(timer):
-    """What timing allocated is free afterwards."""
+    """Memory allocated for timing is free afterwards."""
     ones = torch.ones(1 << 20, device="cuda")
     timer(torch.add, ones, 1)
     before = torch.cuda.memory_allocated()
@@ -196,7 +196,7 @@ def test_memory_of_a_graph_is_given_back(timer):
 
 
 def test_a_figure_of_memory_has_no_workspace_of_what_ran_before(project):
-    """Each timing multiplies on another stream, for which cuBLAS takes a workspace."""
+    """Each timing multiplies on another stream, for which cuBLAS allocates a workspace."""
     project.write(
         """
         import torch
@@ -217,7 +217,7 @@ def test_a_figure_of_memory_has_no_workspace_of_what_ran_before(project):
 
 
 def test_a_device_that_dies_ends_the_run(project):
-    """An index out of bounds is asserted in the kernel, after which every call fails."""
+    """After a failed assertion in a kernel, every call fails."""
     project.write(
         """
         import torch
@@ -240,7 +240,7 @@ def test_a_device_that_dies_ends_the_run(project):
 
 
 def test_kernels_of_bitsandbytes_are_timed(project):
-    """Each passes or says that the backend lacks it."""
+    """Each test passes, or reports that the backend lacks the operator."""
     project.pytester.makeconftest("")
     result = project.pytester.runpytest_subprocess(
         "--llmperf", "--device=cuda", "--pyargs", "pytest_llmperf.suite.kernels"
@@ -250,7 +250,7 @@ def test_kernels_of_bitsandbytes_are_timed(project):
 
 
 def test_the_device_timer_sees_what_the_host_does_not_wait_for():
-    """A wait of the device, launched and not awaited, is in the time between two readings."""
+    """The timer includes device work that the host has not waited for."""
     from pytest_llmperf import device_timer
 
     start = device_timer()
@@ -259,7 +259,7 @@ def test_the_device_timer_sees_what_the_host_does_not_wait_for():
 
 
 def test_a_profile_tells_kernels_beside_operators(project):
-    """By the device's own time, as CUPTI sees it."""
+    """By device time, from CUPTI."""
     project.write(conftest="")
     result = project.pytester.runpytest_subprocess(
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-measure-only",
@@ -273,7 +273,7 @@ def test_a_profile_tells_kernels_beside_operators(project):
 
 
 def test_each_worker_has_a_gpu_of_its_own(project):
-    """One worker on each that is visible, and no more."""
+    """One worker per visible GPU."""
     models = 'import pytest\n\n@pytest.mark.parametrize("llm", ["bf16", "fp16"], indirect=True)\n'
     project.write(models + "def test_decode(llm, llmperf): llmperf.generate(llm)", conftest="")
     arguments = ("--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "--llmperf-update")
@@ -304,7 +304,7 @@ def test_graph(llm, llmperf, batch_size):
 
 
 def test_decode_is_replayed_from_graphs(project):
-    """Of every kind but the one that counts its outliers on the host, which is skipped; padding changes no token."""
+    """For every quantization but int8-decomp, which is skipped; padding changes no token."""
     project.write(GRAPHS, conftest="")
     result = project.pytester.runpytest_subprocess(
         "--llmperf", "--device=cuda", "--llmperf-model=synthetic:tiny", "-rs"
@@ -314,7 +314,7 @@ def test_decode_is_replayed_from_graphs(project):
 
 
 def test_a_step_that_cannot_be_captured_leaves_the_device_as_it_was(project):
-    """The same model decodes by a graph in the next test."""
+    """The next test decodes the same model by a graph."""
     project.write(
         """
         import pytest
@@ -335,7 +335,7 @@ def test_a_step_that_cannot_be_captured_leaves_the_device_as_it_was(project):
 
 
 def test_compiled_decode_with_graphs_of_its_own(project):
-    """Inductor's CUDA graphs: one graph, nothing compiled again, and the loop's tokens."""
+    """With inductor's CUDA graphs: one graph, no recompilation, and the loop's tokens."""
     project.write(
         """
         import pytest

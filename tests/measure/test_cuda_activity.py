@@ -1,4 +1,4 @@
-"""Kernels, waits and busy time, from fabricated events of a profile."""
+"""Kernels, synchronizations and busy time, from synthetic profile events."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MARKS = [host(DECODE_MARK, 10), host(END_MARK, 20)]
 
 
 def test_a_decode_lies_between_the_marks():
-    """The prefill's work and waits are not of it; what the host has launched and left to run is."""
+    """The prefill's work is excluded; device work that outlasts the host's calls is included."""
     events = [
         device("gemm", 5, 3),
         host("cudaDeviceSynchronize", 9),
@@ -65,18 +65,18 @@ def test_a_decode_lies_between_the_marks():
     ],
 )
 def test_calls_that_wait(name, waits):
-    """Waits of one stream for another are the device's own."""
+    """A stream that waits for another does not block the host."""
     assert activity_of([host(name, 12, correlation=1), device("gemm", 13, 1), LAUNCH, *MARKS]).syncs == waits
 
 
 def test_copies_keep_the_device_busy_and_are_no_kernels():
-    """Nor is setting memory."""
+    """Neither are memsets."""
     events = [device("Memcpy DtoH (Device -> Pageable)", 11, 1), device("Memset (Device)", 12, 1), device("add", 13, 1)]
     assert activity_of([*events, LAUNCH, *MARKS]) == Activity(kernels=1, syncs=0, busy_ms=3.0)
 
 
 def test_streams_that_overlap_are_busy_once():
-    """The union of their times, a kernel within another included."""
+    """Busy time is the union of intervals, nested ones included."""
     events = [device("a", 11, 4), device("b", 12, 1), device("c", 14, 2), device("d", 18, 1)]
     assert activity_of([*events, LAUNCH, *MARKS]).busy_ms == 6.0
 
@@ -87,7 +87,7 @@ KERNELS = [device("gemm", at, 0.5, correlation=number) for number, at in [(1, 11
 
 
 def test_kernels_that_match_their_launches_are_counted():
-    """All of a graph's are of one launch; copies and waits launch none."""
+    """A graph's kernels share one launch; copies and synchronizations launch none."""
     others = [host("cudaMemcpyAsync", 16, correlation=9), device("Memcpy DtoH", 16, 1, correlation=9)]
     assert activity_of([*LAUNCHES, *KERNELS, *others, *MARKS]).kernels == 5
 
@@ -102,7 +102,7 @@ def test_kernels_that_match_their_launches_are_counted():
     ],
 )
 def test_a_profile_that_lost_records_is_refused(lost, reason):
-    """CUPTI drops some; an operator of torch's with the same number is no launch."""
+    """CUPTI loses some; a torch operator with the same id is no launch."""
     events = [event for event in [*LAUNCHES, *KERNELS] if event is not lost]
     operators = [host("aten::mm", 11, correlation=number) for number in range(1, 5)]
     with pytest.raises(ValueError, match=f"^{reason}$"):
@@ -111,7 +111,7 @@ def test_a_profile_that_lost_records_is_refused(lost, reason):
 
 @pytest.mark.parametrize("events", [[], MARKS[:1], MARKS[1:], MARKS[::-1] + MARKS])
 def test_a_profile_without_its_marks_is_refused(events):
-    """Nothing can be told of it."""
+    """The decode cannot be located."""
     with pytest.raises(ValueError, match="of 2 marks"):
         activity_of(events)
 
@@ -123,7 +123,7 @@ def recorded(name, kind, *, annotation=False):
 
 
 def test_the_echo_of_an_annotation_on_the_device_is_no_work():
-    """As torch's profiler records it."""
+    """The profiler of torch records such copies."""
     from torch._C._autograd import DeviceType
 
     events = [
@@ -139,7 +139,7 @@ def test_the_echo_of_an_annotation_on_the_device_is_no_work():
 
 @pytest.fixture
 def figures(monkeypatch):
-    """Figures of a request of 5 tokens that took 4 ms each, whose profile is this."""
+    """Figures of a request of 5 tokens at 4 ms each, with the given profile."""
 
     def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8", output_tokens=5):
         monkeypatch.setattr(torch.version, "cuda", version)
@@ -153,7 +153,7 @@ def figures(monkeypatch):
 
 
 def test_counts_are_by_token_and_the_host_has_what_the_device_does_not(figures):
-    """The step's time is that of the timed requests: a profile makes the host slower."""
+    """The step time is that of timed requests, because profiling slows the host."""
     events = [device("gemm", at, 1.0) for at in range(11, 19)] + [host("cudaStreamSynchronize", at) for at in (12, 15)]
     found = figures(lambda: [*events, LAUNCH, *MARKS])
     assert {figure.metric: figure.value for figure in found} == {
@@ -166,12 +166,12 @@ def test_counts_are_by_token_and_the_host_has_what_the_device_does_not(figures):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ([device("add", 12, 1)], "torch's profiler: requests alike have 2 and 3 kernels"),
-        ([host("cudaStreamSynchronize", 12)], "torch's profiler: requests alike have 1 and 2 syncs"),
+        ([device("add", 12, 1)], "torch's profiler: identical requests have 2 and 3 kernels"),
+        ([host("cudaStreamSynchronize", 12)], "torch's profiler: identical requests have 1 and 2 syncs"),
     ],
 )
 def test_requests_alike_that_do_not_agree_tell_nothing(figures, more, reason):
-    """A count that does not repeat on this machine must not be compared exactly."""
+    """A count that does not repeat cannot be compared exactly."""
     events = [device("gemm", 11, 1), device("gemm", 12, 1), host("cudaStreamSynchronize", 14), LAUNCH, *MARKS]
     profiles = iter([events, [*events, *more]])
     found = figures(lambda: next(profiles))
@@ -179,18 +179,18 @@ def test_requests_alike_that_do_not_agree_tell_nothing(figures, more, reason):
 
 
 def test_a_device_that_is_never_idle_leaves_the_host_nothing(figures):
-    """Two clocks may disagree a little; no share is below 0."""
+    """Two clocks may differ slightly; the share is never below 0."""
     assert figures(lambda: [device("gemm", 10.5, 9), LAUNCH, *MARKS], tpot_ms=2.0)[2].value == 0.0
 
 
 def test_of_a_long_request_the_first_steps_are_profiled(figures):
-    """Sixteen of them."""
+    """At most sixteen steps."""
     events = [device("gemm", at / 4, 0.25) for at in range(41, 73)]
     assert figures(lambda: [*events, LAUNCH, *MARKS], output_tokens=1000)[0].value == 2.0
 
 
 def test_other_devices_have_no_such_figures(figures):
-    """Not even empty ones."""
+    """Not even figures without a value."""
     assert figures(lambda: 1 / 0, device="cpu") == figures(lambda: 1 / 0, device="xpu:0") == []
 
 
@@ -203,21 +203,21 @@ def fail():
     [
         ({"profile": fail}, "torch's profiler: CUPTI_ERROR_NOT_INITIALIZED"),
         ({"profile": list}, "torch's profiler: the profile has 0 of 2 marks"),
-        ({"profile": lambda: MARKS}, "torch's profiler saw no kernel: may this process use CUPTI?"),
+        ({"profile": lambda: MARKS}, "torch's profiler recorded no kernel: is this process allowed to use CUPTI?"),
         ({"profile": list, "tpot_ms": None}, "one output token has no decode: ask for two or more"),
-        ({"profile": list, "version": "12.4"}, "CUDA 12.4: a profile would slow down what is measured next"),
+        ({"profile": list, "version": "12.4"}, "CUDA 12.4: profiling would slow down later measurements"),
         ({"profile": list, "version": None}, "torch was built without CUDA"),
     ],
 )
 def test_what_cannot_be_read_is_none_with_a_reason(figures, arguments, reason):
-    """All three, and measuring goes on."""
+    """All three figures; measuring continues."""
     found = figures(**arguments)
     assert [(figure.metric, figure.value) for figure in found] == [(metric, None) for metric in cuda_activity.FIGURES]
     assert all(figure.reason.startswith(reason) for figure in found)
 
 
 def test_a_profile_of_the_host_has_both_marks(monkeypatch):
-    """The first after the first token, the last after the request: by torch's own profiler."""
+    """The first mark follows the first token, the last one the request, in torch's own profiler."""
     monkeypatch.setattr(cuda_activity, "profiler", lambda use_device: profiler())
     monkeypatch.setenv("TEARDOWN_CUPTI", "1")
 

@@ -1,4 +1,4 @@
-"""The fixture ``cuda_timer`` in a project of a user's own."""
+"""The ``cuda_timer`` fixture in a user's project."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TIMED = (
 
 
 def test_a_kernel_is_timed_with_no_model(project):
-    """A perf test by its fixture; its timings are told, and nothing is said to be amiss."""
+    """The fixture makes it a perf test; its timings are shown, without warnings."""
     project.write(KERNEL_TEST, conftest=TELL_LOADS)
     result = project.run()
     assert result.ret == 0, result.outlines
@@ -46,7 +46,7 @@ def test_a_kernel_is_timed_with_no_model(project):
 
 
 def test_a_kernel_is_recorded_and_gated(project):
-    """As a model's figures are: by callable, arguments and how it was timed."""
+    """Like a model's figures: by callable, arguments and kind of timing."""
     project.write(KERNEL_TEST)
     project.record(1.0, 1.0, 1.0, 1.0, 1.0)
     stored = load_baseline(project.baseline())
@@ -60,7 +60,7 @@ def test_a_kernel_is_recorded_and_gated(project):
 
 
 def test_other_arguments_are_not_compared(project):
-    """A larger matrix is no regression."""
+    """A larger matrix is another workload."""
     project.write(KERNEL_TEST)
     project.record(1.0)
     project.write(KERNEL_TEST.replace("torch.ones(size, size)", "torch.ones(size, 2 * size).mT @ torch.ones(size, 3)"
@@ -70,13 +70,13 @@ def test_other_arguments_are_not_compared(project):
 
 
 def test_the_fixture_makes_a_perf_test(project):
-    """A plain run leaves it out."""
+    """A plain pytest run skips it."""
     project.write(KERNEL_TEST, conftest="")
     project.pytester.runpytest_inprocess().assert_outcomes(deselected=2)
 
 
 def test_isolated_processes_tell_their_timings(project):
-    """As the run's own."""
+    """They are shown as in the run itself."""
     project.write(KERNEL_TEST, conftest="")
     result = project.run("--llmperf-isolate")
     assert result.ret == 0, result.outlines
@@ -84,7 +84,7 @@ def test_isolated_processes_tell_their_timings(project):
 
 
 def test_a_timing_does_not_stand_in_for_a_model(project):
-    """A test that was to measure one and did not is told, however much it timed."""
+    """A test that requests a model and does not measure it is reported."""
     project.write(
         """
         def test_both(llmperf, cuda_timer):
@@ -104,7 +104,7 @@ def test_a_timing_does_not_stand_in_for_a_model(project):
     [
         ("cuda_timer(lambda: 1 / 0)", "ZeroDivisionError: division by zero"),
         ("cuda_timer(sum, [1]); cuda_timer(sum, [1])", "*MeasurementError: * timed sum twice with like arguments; *"),
-        ("cuda_timer(sum, [1], name='')", "*UsageError: cuda_timer: name='': expected a text"),
+        ("cuda_timer(sum, [1], name='')", "*UsageError: cuda_timer: name='': expected a non-empty string"),
         ("cuda_timer(sum, [1], repetitions=0)", "*UsageError: repetitions=0: expected a whole number of at least 1"),
     ],
 )
@@ -117,11 +117,11 @@ def test_errors_surface_as_themselves(project, body, message):
 
 
 def test_work_is_not_injected_where_there_are_no_forwards(project):
-    """It would seem to be found by nothing."""
+    """The injection would have no effect."""
     project.write("def test_it(cuda_timer):\n    cuda_timer(sum, [1])\n", conftest="")
     result = project.run("--llmperf-inject=work:+15%")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*UsageError: --llmperf-inject work:+15%: a callable has no forwards*"])
+    result.stdout.fnmatch_lines(["*UsageError: --llmperf-inject work:+15%: a callable has no model forwards*"])
 
 
 ANY_KERNEL = """
@@ -133,7 +133,7 @@ kernels._has_kernel = lambda name, kind: True
 
 
 def test_kernels_compute_what_they_are_for(project):
-    """Shown by bitsandbytes' fallbacks, which the suite itself does not time; an operator it lacks is skipped."""
+    """Checked with bitsandbytes' fall-backs, which the suite does not time; missing operators are skipped."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     project.pytester.makeconftest(ANY_KERNEL)
     result = project.run("--pyargs", "pytest_llmperf.suite.kernels", "-rs")
@@ -144,7 +144,7 @@ def test_kernels_compute_what_they_are_for(project):
 
 
 def test_kernels_are_timed_by_the_name_of_their_module(project):
-    """And the suite as a whole, which measures a model, leaves them out."""
+    """The suite as a whole, which measures a model, excludes them."""
     pytest.importorskip("bitsandbytes")
     project.pytester.makeconftest("import pytest_llmperf.suite.kernels as kernels\nkernels.SHAPES[:] = [(64, 128)]\n")
     result = project.run("--pyargs", "pytest_llmperf.suite.kernels")

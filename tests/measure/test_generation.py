@@ -1,4 +1,4 @@
-"""What a measurement of generation holds, and which plans it refuses."""
+"""Measurements of generation, and plans that are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def plan(**changes) -> Plan:
 
 @pytest.mark.parametrize("execution", ["generate", "loop"])
 def test_a_measurement_holds_every_request(tiny, execution):
-    """Requests, tokens, counters, memory and warm-up, by a clock that ticks once a token."""
+    """Requests, tokens, counters, memory and warm-up, with a clock that advances once per token."""
     found = measure_generation(tiny.model, plan(execution=execution), device="cpu", clock=TickingClock())
     assert len(found.requests) == 3
     assert found.tokens_produced == 3 * 2 * 4
@@ -38,7 +38,7 @@ def test_a_measurement_holds_every_request(tiny, execution):
 
 
 def test_identical_measurements_agree_on_what_is_exact(tiny):
-    """Operators, tokens, cache and CPU memory do not depend on the run."""
+    """Operators, tokens, cache size and CPU memory are the same in every run."""
     one, two = (measure_generation(tiny.model, plan(), device="cpu", clock=TickingClock()) for _ in range(2))
     assert one.counts == two.counts
     assert [peak.allocated_bytes for peak in one.peaks.values()] == [
@@ -49,15 +49,15 @@ def test_identical_measurements_agree_on_what_is_exact(tiny):
 
 @pytest.mark.parametrize("execution", ["generate", "loop"])
 def test_a_request_longer_than_the_models_limit_is_refused(tiny, execution):
-    """Before anything runs, with both numbers."""
-    with pytest.raises(UsageError, match=r"5 input and 100000 output tokens are 100005 positions; the model has \d+"):
+    """Before anything runs."""
+    with pytest.raises(UsageError, match=r"5 input and 100000 output tokens exceed the model's limit of \d+ positions"):
         measure_generation(
             tiny.model, plan(output_tokens=100_000, execution=execution), device="cpu", clock=TickingClock()
         )
 
 
 def test_a_model_that_stops_early_is_an_error(tiny, monkeypatch):
-    """Through the library's own loop."""
+    """With the library's own generate."""
     real = tiny.model.generate
 
     def stops(prompt, *, generation_config, **kwargs):
@@ -80,6 +80,6 @@ def test_a_model_that_stops_early_is_an_error(tiny, monkeypatch):
     ],
 )
 def test_a_plan_checks_its_numbers(change, message):
-    """Wrong arguments of ``llmperf.generate`` are named."""
+    """Errors name the wrong arguments of ``llmperf.generate``."""
     with pytest.raises(UsageError, match=message):
         plan(**change)

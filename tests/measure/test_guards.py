@@ -1,4 +1,4 @@
-"""A run that was disturbed decides nothing, confirms nothing and is not recorded; as a user runs it."""
+"""A disturbed run decides and confirms nothing and is not recorded, from the command line."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ host.others_share = lambda start, end: {share}
 BUSY, BUSY_IN_FRESH_PROCESSES = OTHERS.format(share=0.41), OTHERS.format(share="0.41 if is_fresh else 0.0")
 
 LOAD = "--llmperf-guards=load"
-WHY = "other processes took 41 % of the processors' time, expected 25 % at most (guard load)"
+WHY = "other processes took 41 % of CPU time, expected 25 % at most (guard load)"
 TEST = "test_perf.py::test_decode[[]fp32[]]"
 
 
 @pytest.fixture
 def busy(project):
-    """A project with a baseline, on a machine of which others take 41 % now."""
+    """A project with a baseline; other processes take 41 % of the CPU time."""
     project.write()
     project.record(1.0, 1.01, 0.99, 1.0, 1.005)
     project.write(conftest=FAKE_CLOCK + BUSY)
@@ -35,7 +35,7 @@ def busy(project):
 
 
 def test_a_disturbed_test_is_neither_regressed_nor_unchanged(busy):
-    """However slow it was; what was counted is judged all the same."""
+    """However slow it was; counters are judged all the same."""
     result = busy.run(LOAD, step_ms=5.0)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
@@ -45,7 +45,7 @@ def test_a_disturbed_test_is_neither_regressed_nor_unchanged(busy):
 
 
 def test_a_guard_that_is_left_out_only_reads(busy):
-    """What it would have objected to is in the record."""
+    """The conditions are recorded without an objection."""
     result = busy.run("--llmperf-guards=clocks,tenants", "--llmperf-json=out", "--llmperf-gate=tpot", step_ms=5.0)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*TPOT ×* 5.00 ms > 1.00 ms baseline*"])
@@ -57,7 +57,7 @@ def test_a_guard_that_is_left_out_only_reads(busy):
 
 @pytest.mark.parametrize("update", ["--llmperf-update", "--llmperf-update-new-only"])
 def test_a_disturbed_run_is_not_recorded(busy, update):
-    """The exit code says so: what was asked for was not done."""
+    """The exit code reports the failure."""
     before = busy.baseline().read_text()
     result = busy.run(LOAD, "--llmperf-measure-only", update)
     assert result.ret == 1
@@ -72,7 +72,7 @@ def test_a_disturbed_run_is_not_recorded(busy, update):
 
 
 def test_recording_ends_with_a_disturbed_run(busy, capfd, monkeypatch):
-    """At once: the runs after it would be disturbed as well."""
+    """It stops at once, because later runs would be disturbed as well."""
     monkeypatch.chdir(busy.path)
     assert main(["record", "--runs", "2", *QUICK[1:], LOAD]) == 1
     told = capfd.readouterr().out
@@ -81,7 +81,7 @@ def test_recording_ends_with_a_disturbed_run(busy, capfd, monkeypatch):
 
 
 def test_a_disturbed_fresh_run_confirms_and_clears_nothing(busy):
-    """What looked slower stays open."""
+    """A possible regression stays open."""
     busy.write(conftest=FAKE_CLOCK + BUSY_IN_FRESH_PROCESSES)
     result = busy.run(LOAD, "--llmperf-confirm=1", step_ms=1.5)
     assert result.ret == 0
@@ -91,7 +91,7 @@ def test_a_disturbed_fresh_run_confirms_and_clears_nothing(busy):
 
 
 def test_runs_that_were_disturbed_are_no_baseline(busy, monkeypatch):
-    """A journal that was merged into it by hand holds what was timed, and nothing is compared with that."""
+    """A journal merged by hand contains times that are not compared."""
     busy.run(LOAD, "--llmperf-measure-only", "--llmperf-journal=busy.jsonl", step_ms=9.0)
     monkeypatch.chdir(busy.path)
     assert main(["merge", str(busy.baseline()), "busy.jsonl", "-o", str(busy.baseline())]) == 0
@@ -103,7 +103,7 @@ def test_runs_that_were_disturbed_are_no_baseline(busy, monkeypatch):
 
 
 def test_an_unknown_guard_ends_collection(project):
-    """One line with the guards that there are."""
+    """The error lists the guards."""
     project.write()
     result = project.run("--llmperf-guards=noise")
     assert result.ret == 4
@@ -111,7 +111,7 @@ def test_an_unknown_guard_ends_collection(project):
 
 
 def test_guards_of_a_project_stand_in_its_ini_file(busy):
-    """The command line goes before."""
+    """The command line overrides it."""
     busy.monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
     busy.pytester.makeini("[pytest]\nllmperf_guards = load\n")
     busy.run().stdout.fnmatch_lines(["invalid: 1 cell of 1 test (tpot): *"])

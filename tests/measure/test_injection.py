@@ -1,4 +1,4 @@
-"""Real work put on a model's forwards: it is done, it is sized, it is marked, and it is gone afterwards."""
+"""Injections into a model's forwards: they take effect, have the requested size, are marked, and are removed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_llmperf import ModelSpec
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.generation import Plan, measure_generation
-from pytest_llmperf.measure.injection import Delay, Hold, SmallerBatch, StepTimes, carry, parse_burden
+from pytest_llmperf.measure.injection import Delay, Hold, SmallerBatch, StepTimes, inject, parse_injection
 from pytest_llmperf.models.load import load
 from pytest_llmperf.runner.config import Factor
 
@@ -23,9 +23,9 @@ def tiny(model_cache):
     return load(ModelSpec("synthetic:tiny", "fp32"), "cpu").model
 
 
-def measured(model, *burdens, execution="loop"):
+def measured(model, *injections, execution="loop"):
     plan = Plan(batch_size=1, input_tokens=8, output_tokens=9, execution=execution, requests=9, warmup_cap=2)
-    return measure_generation(model, plan, device="cpu", clock=HostClock(), burdens=burdens)
+    return measure_generation(model, plan, device="cpu", clock=HostClock(), injections=injections)
 
 
 def tpot(measurement):
@@ -33,9 +33,9 @@ def tpot(measurement):
 
 
 @pytest.mark.parametrize("text", ["work:+15%", "sleep:+7.5%", "sleep:2ms", "work:0.5ms", "hold:64MiB", "batch:-25%"])
-def test_a_burden_is_written_as_it_is_read(text):
-    """What is shown can be typed again."""
-    assert str(parse_burden(text)) == text
+def test_an_injection_is_written_as_it_is_read(text):
+    """The displayed text can be parsed again."""
+    assert str(parse_injection(text)) == text
 
 
 @pytest.mark.parametrize(
@@ -43,21 +43,21 @@ def test_a_burden_is_written_as_it_is_read(text):
     ["batch:+25%", "batch:-0%", "work:15%", "sleep:-15%", "sleep:0ms", "hold:64", "hold:0MiB", "work", "sleep:+5%%"],
 )
 def test_another_amount_is_refused(text):
-    """With what is expected."""
+    """The error has the valid forms."""
     with pytest.raises(UsageError, match="expected an amount above 0, as in work:"):
-        parse_burden(text)
+        parse_injection(text)
 
 
-def test_what_is_no_burden_is_a_factor():
-    """Metrics have other names."""
-    assert parse_burden("tpot:+50%") is None
+def test_other_kinds_are_factors():
+    """Other names are those of metrics."""
+    assert parse_injection("tpot:+50%") is None
     assert str(Factor.parse("tpot:+50%")) == "tpot:+50%"
 
 
 @pytest.mark.parametrize("execution", ["loop", "generate"])
 @pytest.mark.parametrize("kind", ["sleep", "work"])
 def test_each_token_takes_longer_by_the_share(tiny, kind, execution):
-    """Four times as long, by a wide margin; a wait dispatches no operators, products do; the tokens stay."""
+    """Four times as long, within a wide margin; a sleep dispatches no operators, work does; tokens stay."""
     plain = measured(tiny, execution=execution)
     slow = measured(tiny, Delay(kind, share=3.0), execution=execution)
     assert tpot(slow) > 1.5 * tpot(plain)
@@ -67,7 +67,7 @@ def test_each_token_takes_longer_by_the_share(tiny, kind, execution):
 
 
 def test_a_wait_of_so_many_milliseconds(tiny):
-    """In each forward, the prefill too."""
+    """In each forward, including the prefill."""
     slow = measured(tiny, Delay("sleep", ms=5.0))
     assert tpot(slow) > 5
     assert all(times.ttft_ms > 5 for times in slow.requests)
@@ -75,7 +75,7 @@ def test_a_wait_of_so_many_milliseconds(tiny):
 
 @pytest.mark.parametrize("execution", ["loop", "generate"])
 def test_memory_is_held_during_decode_alone(tiny, execution):
-    """To the byte, and not in the prefill of the next request."""
+    """To the byte, and not in the next request's prefill."""
     plain = measured(tiny, execution=execution).peaks
     held = measured(tiny, Hold(64), execution=execution).peaks
     assert held["decode"].allocated_bytes - plain["decode"].allocated_bytes == 64 * MIB
@@ -83,11 +83,11 @@ def test_memory_is_held_during_decode_alone(tiny, execution):
 
 
 def test_a_smaller_batch_is_served(tiny):
-    """Fewer tokens are produced; what is asked for, and so the workload, stays."""
+    """Fewer tokens are produced; the plan, and so the workload, stays."""
     plan = Plan(batch_size=4, input_tokens=8, output_tokens=3, execution="loop", requests=2, warmup_cap=0)
     plain, fewer = (
-        measure_generation(tiny, plan, device="cpu", clock=HostClock(), burdens=burdens)
-        for burdens in ((), (SmallerBatch(0.25),))
+        measure_generation(tiny, plan, device="cpu", clock=HostClock(), injections=injections)
+        for injections in ((), (SmallerBatch(0.25),))
     )
     assert (fewer.batch_size, fewer.tokens_produced) == (3, 2 * 3 * 3)
     assert (fewer.plan, fewer.prompt_sha256) == (plain.plan, plain.prompt_sha256)
@@ -96,14 +96,14 @@ def test_a_smaller_batch_is_served(tiny):
 
 @pytest.mark.parametrize(("batch_size", "share"), [(1, 0.25), (4, 1.0), (4, 0.05)])
 def test_a_batch_that_cannot_be_that_much_smaller(tiny, batch_size, share):
-    """Nothing would be injected, or nothing would be left."""
+    """The batch would be unchanged or empty."""
     plan = Plan(batch_size=batch_size, input_tokens=8, output_tokens=3, execution="loop", requests=2, warmup_cap=0)
-    with pytest.raises(UsageError, match=rf"of a batch of {batch_size} that leaves"):
-        measure_generation(tiny, plan, device="cpu", clock=HostClock(), burdens=[SmallerBatch(share)])
+    with pytest.raises(UsageError, match=rf"a batch of {batch_size} would become"):
+        measure_generation(tiny, plan, device="cpu", clock=HostClock(), injections=[SmallerBatch(share)])
 
 
 def test_nothing_is_left_on_the_model(tiny):
-    """Hooks go with the request, also when it fails."""
+    """Hooks are removed, even if the request fails."""
 
     def fails():
         assert tiny._forward_hooks
@@ -111,8 +111,8 @@ def test_nothing_is_left_on_the_model(tiny):
         raise RuntimeError("out of memory")
 
     steps = StepTimes(prefill_ms=1.0, decode_ms=1.0)
-    burdens = [Delay("sleep", share=0.1), Delay("work", ms=0.01), Hold(1)]
-    request = carry(fails, burdens, model=tiny, steps=steps, device="cpu", clock=HostClock())
+    injections = [Delay("sleep", share=0.1), Delay("work", ms=0.01), Hold(1)]
+    request = inject(fails, injections, model=tiny, steps=steps, device="cpu", clock=HostClock())
     with pytest.raises(RuntimeError), torch.inference_mode():
         request()
     assert not tiny._forward_hooks
@@ -123,7 +123,7 @@ def test_nothing_is_left_on_the_model(tiny):
     ("injection", "metric"), [("work:+10%", "operators_per_token"), ("hold:64MiB", "decode_peak_allocated")]
 )
 def test_the_gate_turns_red_and_says_that_it_was_made_to(project, injection, metric):
-    """Through the real command line, marked wherever it is shown."""
+    """From the command line; every report marks the injection."""
     project.write()
     project.record(1.00, 1.01, 0.99)
     result = project.run(f"--llmperf-inject={injection}", "--llmperf-json=out", f"--llmperf-gate={metric}")
@@ -134,7 +134,7 @@ def test_the_gate_turns_red_and_says_that_it_was_made_to(project, injection, met
     assert project.run(f"--llmperf-gate={metric}").ret == 0
 
 
-def test_a_burdened_run_never_enters_a_baseline(project):
-    """As no injection does."""
+def test_a_run_with_injections_never_enters_a_baseline(project):
+    """Like every injection."""
     project.write()
     assert project.run("--llmperf-inject=sleep:+15%", "--llmperf-update").ret == 4

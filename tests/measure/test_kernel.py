@@ -1,4 +1,4 @@
-"""The timer of callables: on the host, and on a fake of what torch documents of CUDA. Nothing here is fast or slow."""
+"""The kernel timer on the host and on a fake of torch.cuda; no test depends on speed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FLUSH_MS = 7.0
 
 @pytest.fixture
 def cuda(monkeypatch) -> FakeCuda:
-    """In the place of ``torch.cuda``; a tensor made on it is work."""
+    """Replaces ``torch.cuda``; creating a tensor on it is work."""
     fake = FakeCuda()
     monkeypatch.setattr(torch, "cuda", fake)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_allocate, raising=False)
@@ -55,7 +55,7 @@ def timer(cuda, kept) -> KernelTimer:
 
 @pytest.fixture
 def pauses(monkeypatch) -> list[float]:
-    """Taken, in no time."""
+    """Records pauses instead of sleeping."""
     taken = []
     monkeypatch.setattr(throttling.time, "sleep", taken.append)
     return taken
@@ -63,7 +63,7 @@ def pauses(monkeypatch) -> list[float]:
 
 @pytest.fixture
 def clocks(monkeypatch, pauses) -> list[ClockState]:
-    """What is read one by one; the last one stays."""
+    """Clock readings to return in turn; the last one repeats."""
     states = []
     monkeypatch.setattr(throttling, "clock_state", lambda device: states.pop(0) if len(states) > 1 else states[0])
     return states
@@ -75,7 +75,7 @@ def host() -> KernelTimer:
 
 
 def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer, kept):
-    """A sample for each repetition; a replay's time is shared out among the calls in the graph."""
+    """One sample per repetition; a replay's time is divided by the graph's calls."""
     cuda.replay_ms = 0.6
     timing = timer(cuda.launch, 2.0, repetitions=4, graph_repetitions=3)
     assert timing.samples_ms == (2.0,) * 4
@@ -94,7 +94,7 @@ def test_eager_calls_and_replays_are_timed_one_by_one(cuda, timer, kept):
 
 
 def test_the_flush_is_inside_the_graph_and_not_in_the_time(cuda, timer):
-    """Before each call, eager and captured; the time of a graph of flushes alone is taken off."""
+    """Before each call, eager and captured; the time of a graph of flushes is subtracted."""
     timing = timer(cuda.launch, 2.0, repetitions=2, graph_repetitions=3, flush_l2=True)
     assert cuda.buffers == [2 * (50 << 20)]
     assert timing.flushed_l2
@@ -108,24 +108,24 @@ def test_the_flush_is_inside_the_graph_and_not_in_the_time(cuda, timer):
 
 
 def test_calls_that_vanish_in_the_flush_have_no_figure(cuda, timer):
-    """A time of nothing would be infinitely fast."""
+    """A time of 0 would be infinitely fast."""
     timing = timer(cuda.launch, 0.0, flush_l2=True)
     assert (timing.graph_used, timing.graph_median_ms, timing.graph_spread) == (False, None, None)
-    assert "raise graph_repetitions" in timing.graph_reason
+    assert "increase graph_repetitions" in timing.graph_reason
 
 
 def test_a_call_that_gives_the_device_nothing_to_do_has_no_graph(cuda, timer):
-    """Replaying nothing would look fast."""
+    """Replaying an empty graph would look fast."""
     timing = timer(sum, [1, 2])
     assert timing.graph_reason.startswith("capture failed: UserWarning: The CUDA Graph is empty")
     assert cuda.is_as_before
     limits = Limits("cuda:0", "bfloat16", 1.0, 1.0)
-    with pytest.raises(MeasurementError, match=r"the clock \(cuda events\) told no time"):
+    with pytest.raises(MeasurementError, match=r"the clock \(cuda events\) measured no time"):
         timing.roofline(limits=limits, operations=1)
 
 
 def test_a_call_that_synchronizes_is_not_captured_at_all(cuda, timer):
-    """Torch tells it beforehand; the eager samples stand."""
+    """It is detected before the capture; the eager samples are kept."""
 
     def item():
         cuda.launch(1.0)
@@ -133,13 +133,13 @@ def test_a_call_that_synchronizes_is_not_captured_at_all(cuda, timer):
 
     timing = timer(item, repetitions=3)
     assert timing.samples_ms == (1.0,) * 3
-    assert timing.graph_reason == "it synchronizes with the host, which no graph can hold"
+    assert timing.graph_reason == "the call synchronizes with the host, which CUDA graphs do not support"
     assert not cuda.released, "nothing was begun"
     assert cuda.is_as_before
 
 
 def test_a_broken_capture_is_cleared_away(cuda, timer):
-    """Stream, allocator and random state are as before, and the next callable is captured."""
+    """Stream, allocator and random state are as before, and the next callable can be captured."""
     timing = timer(broken_capture(cuda))
     assert timing.graph_reason == (
         "capture failed: RuntimeError: CUDA error: operation not permitted when stream is capturing"
@@ -159,7 +159,7 @@ def broken_capture(cuda):
 
 
 def test_a_broken_capture_is_cleared_away_before_torch_2_8(cuda, timer, monkeypatch):
-    """The allocator's function has another name there, and the new one does not exist."""
+    """The allocator's function has another name there."""
     monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
     monkeypatch.setattr(torch._C, "_cuda_endAllocateCurrentStreamToPool", cuda.end_allocate, raising=False)
     assert timer(broken_capture(cuda)).graph_reason.startswith("capture failed: ")
@@ -168,7 +168,7 @@ def test_a_broken_capture_is_cleared_away_before_torch_2_8(cuda, timer, monkeypa
 
 
 def test_a_broken_capture_gives_its_pool_back_since_torch_2_12(cuda, timer):
-    """Ending it has told the allocator already, and left the pool."""
+    """Ending the capture restores the allocator but keeps the pool."""
     cuda.ends_allocation = True
     assert timer(broken_capture(cuda)).graph_reason.startswith("capture failed: ")
     assert cuda.released == []
@@ -176,14 +176,14 @@ def test_a_broken_capture_gives_its_pool_back_since_torch_2_12(cuda, timer):
 
 
 def test_a_capture_that_cannot_begin_leaves_nothing(cuda, timer, monkeypatch):
-    """There is no pool to give back."""
+    """There is no pool to release."""
     monkeypatch.setattr(fake_cuda.FakeGraph, "capture_begin", lambda *_, **__: refuse())
     assert timer(cuda.launch, 1.0).graph_reason == "capture failed: RuntimeError: INTERNAL ASSERT FAILED"
     assert cuda.is_as_before
 
 
 def test_an_allocator_that_stays_in_a_capture_is_an_error(cuda, timer, monkeypatch):
-    """Under no name that is known, or with another error than that no capture is underway."""
+    """If the function is missing, or fails for another reason than that no capture is in progress."""
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", refuse)
     with pytest.raises(
         MeasurementError, match=r"^cuda:0 does not work after .*: RuntimeError: INTERNAL ASSERT FAILED$"
@@ -201,7 +201,7 @@ def refuse(*_):
 
 
 def test_an_error_of_python_in_a_capture_ends_it(cuda, timer):
-    """The capture itself is sound then, and torch takes everything back."""
+    """The capture can end normally."""
 
     def picky():
         cuda.launch(1.0)
@@ -214,20 +214,20 @@ def test_an_error_of_python_in_a_capture_ends_it(cuda, timer):
 
 
 def test_a_device_that_a_capture_broke_is_an_error(cuda, timer, monkeypatch):
-    """What follows on it would be no measurement."""
+    """Later measurements on it would be invalid."""
 
     def dead(*_args, **_options):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
 
     monkeypatch.setattr(torch, "ones", dead)
-    with pytest.raises(MeasurementError, match=r"cuda:0 does not work after a capture that failed: .* encountered$"):
+    with pytest.raises(MeasurementError, match=r"cuda:0 does not work after a failed capture: .* encountered$"):
         timer(cuda.fail_if_capturing)
     assert cuda.stream_name == "default"
 
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, MeasurementError], ids=["interrupt", "time limit"])
 def test_what_ends_a_test_in_a_capture_ends_it(cuda, timer, raised):
-    """It is not mistaken for something that cannot be captured, and the capture is ended."""
+    """It is not treated as a failed capture, and the capture is ended."""
 
     def interrupted():
         cuda.launch(1.0)
@@ -240,7 +240,7 @@ def test_what_ends_a_test_in_a_capture_ends_it(cuda, timer, raised):
 
 
 def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer, kept):
-    """The very object, before any capture is tried."""
+    """The same object, before any capture."""
     error = ValueError("mine")
 
     def broken():
@@ -254,7 +254,7 @@ def test_an_error_of_the_callable_surfaces_as_itself(cuda, timer, kept):
 
 
 def test_an_error_of_a_later_call_surfaces_as_itself(cuda, timer):
-    """Also on the graph's side stream, where nothing is captured yet."""
+    """Also in the uncaptured call on the graph's side stream."""
 
     def broken_there():
         cuda.launch(1.0)
@@ -267,14 +267,14 @@ def test_an_error_of_a_later_call_surfaces_as_itself(cuda, timer):
 
 
 def test_inputs_take_turns(cuda, timer):
-    """Every call has the next set, in the graph too."""
+    """Every call uses the next set, in the graph too."""
     seen = []
     timer(lambda one, two: seen.append((one, two)) or cuda.launch(1.0), inputs=[(1, 2), (3, 4)], graph_repetitions=4)
     assert set(pairwise(seen)) == {((1, 2), (3, 4)), ((3, 4), (1, 2))}
 
 
 def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host, monkeypatch, tmp_path):
-    """No graph, no clock state, and no flush where the system does not tell its caches: each with its reason."""
+    """Each missing feature has a reason: graph, clocks, and flush if the cache size is unknown."""
     monkeypatch.setattr(l2_cache, "_HOST_CACHES", tmp_path)
     timing = host(sum, [1, 2, 3], repetitions=5, flush_l2=True)
     assert len(timing.samples_ms) == 5
@@ -283,13 +283,13 @@ def test_a_cpu_has_its_clock_and_says_why_there_is_no_more(host, monkeypatch, tm
     assert timing.clock == "perf_counter"
     assert timing.graph_reason == "cpu has no CUDA graphs"
     assert timing.graph_median_ms is None
-    assert timing.flush_reason == "nothing tells the size of the cache of cpu"
-    assert "L2 not flushed: nothing tells the size of the cache of cpu" in str(timing)
-    assert timing.before.reason == "cpu: only NVML tells clocks, of NVIDIA devices"
+    assert timing.flush_reason == "the cache size of cpu is unknown"
+    assert "L2 not flushed: the cache size of cpu is unknown" in str(timing)
+    assert timing.before.reason == "cpu: clocks are read from NVML, which supports only NVIDIA devices"
 
 
 def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
-    """By a buffer of twice its size; what cannot be read is passed over."""
+    """By a buffer of twice its size; unreadable sizes are skipped."""
     for index, size in enumerate(["32K", "64K", "odd"]):
         (tmp_path / f"index{index}").mkdir()
         (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
@@ -304,17 +304,17 @@ def test_a_cpus_largest_cache_is_flushed(host, monkeypatch, tmp_path):
     ("arguments", "options", "message"),
     [
         ((), {"repetitions": 0}, "repetitions=0: expected a whole number of at least 1"),
-        ((), {"repetitions": 5, "precision": 0.1}, "precision=0.1 beside repetitions=5: expected either"),
-        ((), {"repetitions": 5, "budget_ms": 9}, "budget_ms=9 beside repetitions=5: expected either"),
+        ((), {"repetitions": 5, "precision": 0.1}, "found precision=0.1 and repetitions=5; expected only one of them"),
+        ((), {"repetitions": 5, "budget_ms": 9}, "found budget_ms=9 and repetitions=5; expected only one of them"),
         ((), {"precision": 0.0}, "precision=0.0: expected a number above 0"),
         ((), {"precision": True}, "precision=True: expected a number above 0"),
         ((), {"budget_ms": float("inf")}, "budget_ms=inf: expected a number above 0"),
         ((), {"budget_ms": "1 s"}, "budget_ms='1 s': expected a number above 0"),
         ((), {"graph_repetitions": 2.5}, "graph_repetitions=2.5: expected a whole number of at least 1"),
         ((), {"warmup": True}, "warmup=True: expected a whole number of at least 1"),
-        ((1,), {"inputs": [(1,)]}, "1 arguments beside inputs=: expected either"),
-        ((), {"inputs": []}, r"inputs=\[\]: expected tuples of arguments, at least one"),
-        ((), {"inputs": [1]}, r"inputs=\[1\]: expected tuples"),
+        ((1,), {"inputs": [(1,)]}, "found 1 positional arguments and inputs=; expected only one of them"),
+        ((), {"inputs": []}, r"inputs=\[\]: expected a non-empty sequence of argument tuples"),
+        ((), {"inputs": [1]}, r"inputs=\[1\]: expected a non-empty sequence"),
     ],
 )
 def test_wrong_arguments_are_named(host, arguments, options, message):
@@ -327,12 +327,12 @@ def test_wrong_arguments_are_named(host, arguments, options, message):
 
 def test_what_cannot_be_called_is_refused(host):
     """Such as the result of a call."""
-    with pytest.raises(UsageError, match="3: expected something to call"):
+    with pytest.raises(UsageError, match="3: expected a callable"):
         host(3)
 
 
 def test_a_roofline_is_a_share_of_what_was_measured(cuda, timer):
-    """By the replays, which leave the launching out."""
+    """By the replays, which exclude launch times."""
     cuda.replay_ms = -5.0  # ten calls of 1 ms in 5 ms
     timing = timer(cuda.launch, 1.0, graph_repetitions=10)
     limits = Limits("cuda:0", "bfloat16", copy_bytes_per_s=1e9, matrix_operations_per_s=1e12)
@@ -349,25 +349,25 @@ def test_a_roofline_is_a_share_of_what_was_measured(cuda, timer):
         ("cpu", {}, "nothing to compare; expected bytes_moved= or operations="),
         ("cpu", {"operations": 0}, "operations=0: expected a number above 0"),
         ("cpu", {"bytes_moved": float("nan")}, "bytes_moved=nan"),
-        ("cuda:0", {"operations": 1}, "limits of cuda:0; expected those of cpu"),
+        ("cuda:0", {"operations": 1}, "found limits of cuda:0; expected limits of cpu"),
     ],
 )
 def test_a_roofline_needs_work_and_its_own_device(host, device, work, message):
-    """One line each."""
+    """Each error is one line."""
     timing = host(sum, [1])
     with pytest.raises(UsageError, match=message):
         timing.roofline(limits=Limits(device, "float32", 1.0, 1.0), **work)
 
 
 def test_limits_are_bytes_and_operations_of_the_fastest_sample():
-    """Read and written bytes count; so do multiplications and additions."""
+    """Bytes read and written, multiplications and additions all count."""
     timing = SimpleNamespace(samples_ms=(3.0, 2.0, 9.0), graph_samples_ms=())
     assert copy_rate(lambda *_args, **_options: timing, "cpu") == 2 * (64 << 20) / 2e-3
     assert matrix_rate(lambda *_args, **_options: timing, "cpu", "float32") == 2 * 512**3 / 2e-3
 
 
 def test_limits_are_measured_once_a_process(host):
-    """However many timers ask."""
+    """For any number of timers."""
     limits = host.limits("float32")
     assert limits.copy_bytes_per_s > 0
     assert limits.matrix_operations_per_s > 0
@@ -376,33 +376,33 @@ def test_limits_are_measured_once_a_process(host):
 
 @pytest.mark.parametrize("dtype", ["int8", "float33", "", None, "ones"])
 def test_a_matrix_rate_is_of_a_floating_dtype(host, dtype):
-    """Others multiply by other means."""
+    """Other dtypes are refused."""
     with pytest.raises(UsageError, match="expected a floating dtype of torch, such as 'bfloat16'"):
         host.limits(dtype)
 
 
 def test_clocks_are_read_and_what_is_not_told_is_none(monkeypatch):
-    """Never 0."""
+    """Unknown values are None, not 0."""
     monkeypatch.setattr(clock_states, "nvml_handle", FakeNvml(SmClock=1980, CurrentClocksEventReasons=4).handle)
-    assert clock_state("cuda:0") == ClockState(1980, None, ("SwPowerCap",), "the driver does not tell all of it")
+    assert clock_state("cuda:0") == ClockState(
+        1980, None, ("SwPowerCap",), "the driver does not report all clocks and throttle reasons"
+    )
 
 
 def test_clocks_that_were_held_back_are_told(timer, cuda, clocks):
-    """Before or after the samples; an idle device is not held back. Where it remains so, samples are kept at last."""
+    """Before or after the samples; an idle device is not throttled. After several repeats, samples are kept."""
     clocks += [ClockState(throttle_reasons=("GpuIdle",)), ClockState(throttle_reasons=("HwSlowdown",))]
     timing = timer(cuda.launch, 1.0, repetitions=10)
     assert timing.held_back == ("HwSlowdown",)
     assert (timing.discarded, timing.throttled) == (30, 20)
-    assert str(timing).endswith(
-        "clocks held back: HwSlowdown, 30 throttled samples discarded, 20 throttled samples kept"
-    )
+    assert str(timing).endswith("clocks reduced: HwSlowdown, 30 throttled samples discarded, 20 throttled samples kept")
     found = call_result(timing, test="t", run_id="r", guards=frozenset({"throttling"}))
-    assert found.observation.invalid == "clocks of cuda:0 held back by HwSlowdown (guard throttling)"
+    assert found.observation.invalid == "clocks of cuda:0 reduced by HwSlowdown (guard throttling)"
     assert call_result(timing, test="t", run_id="r").observation.invalid == ""
 
 
 def test_samples_of_a_throttled_device_are_made_again(timer, cuda, clocks, pauses):
-    """After a pause, and once the device is warm again; none of them is left, and the guard has no objection."""
+    """After a pause and a warm-up; the discarded samples are dropped, and the guard does not object."""
     throttled, well = ClockState(throttle_reasons=("HwThermalSlowdown",)), ClockState(throttle_reasons=("SwPowerCap",))
     clocks += [throttled, well, throttled, throttled, well]
     durations = iter([*[1.0] * 2, *[9.0] * 100, *[1.0] * 1000])
@@ -430,7 +430,7 @@ def test_samples_of_a_throttled_device_are_made_again(timer, cuda, clocks, pause
 )
 @pytest.mark.usefixtures("pauses")
 def test_an_sm_clock_below_half_is_throttled(timer, cuda, monkeypatch, told, discarded):
-    """Unless the device is idle, or nothing tells what it may run at. NVML is started once for all readings."""
+    """Unless the device is idle or its full clock is unknown. NVML is initialized once."""
     nvml = FakeNvml(**{"MaxClockInfo": 1980, **told})
     monkeypatch.setattr(clock_states, "nvml_handle", nvml.handle)
     monkeypatch.setattr(throttling, "nvml_handle", nvml.handle)
@@ -439,7 +439,7 @@ def test_an_sm_clock_below_half_is_throttled(timer, cuda, monkeypatch, told, dis
 
 
 def test_a_timing_goes_on_until_it_is_precise(cuda, timer):
-    """Each kind of sample for itself; a graph holds as many calls as take 2 ms."""
+    """Separately for eager calls and replays; a graph has as many calls as take 2 ms."""
     timing = timer(cuda.launch, 0.5)
     assert (timing.stop, timing.graph_stop) == (Stop.PRECISION, Stop.PRECISION)
     assert (len(timing.samples_ms), len(timing.graph_samples_ms)) == (40, 10), "20 ms of each"
@@ -451,18 +451,18 @@ def test_a_timing_goes_on_until_it_is_precise(cuda, timer):
 
 
 def test_a_precision_that_was_not_reached_is_told(cuda, timer):
-    """It never reads as reached; the budget ends the samples."""
+    """The target is shown; the budget ends the sampling."""
     durations = cycle([1.0, 2.0])
     timing = timer(lambda: cuda.launch(next(durations)), budget_ms=60, precision=0.01, graph_repetitions=2)
     assert timing.stop is Stop.TIME
     assert 60 <= sum(timing.samples_ms) <= 63
     assert timing.precision > 0.01
     assert timing.graph_stop is Stop.PRECISION
-    assert f"{len(timing.samples_ms)} samples ±13 %, not ±1 %, cuda events" in str(timing)
+    assert f"{len(timing.samples_ms)} samples ±13 %, target ±1 %, cuda events" in str(timing)
 
 
 def test_a_given_number_has_no_precision_to_miss(cuda, timer):
-    """As many samples, in one batch, and no more."""
+    """Exactly that many samples are taken, in one batch."""
     timing = timer(cuda.launch, 1.0, repetitions=3, graph_repetitions=1)
     assert (len(timing.samples_ms), timing.stop, timing.wanted_precision) == (3, Stop.NUMBER, None)
     assert timing.precision == float("inf")
@@ -470,13 +470,13 @@ def test_a_given_number_has_no_precision_to_miss(cuda, timer):
 
 
 def test_flushes_count_for_the_budget(cuda, timer):
-    """A call of nothing would otherwise be flushed for hours."""
+    """Otherwise a very short call would be flushed for hours."""
     timing = timer(cuda.launch, 0.001, flush_l2=True, precision=1e-9, budget_ms=100)
     assert len(timing.samples_ms) <= 100 / FLUSH_MS + 1
 
 
 def test_a_graph_comes_to_every_input_equally_often(cuda, timer):
-    """However long a call takes, and however many inputs there are."""
+    """For any call time and number of inputs."""
     inputs = [(0.3,)] * 3
     assert timer(cuda.launch, inputs=inputs).graph_repetitions == 9
     assert timer(cuda.launch, inputs=[(5.0,)] * 3).graph_repetitions == 3
@@ -485,7 +485,7 @@ def test_a_graph_comes_to_every_input_equally_often(cuda, timer):
 
 
 def test_without_nvml_there_is_a_reason(monkeypatch):
-    """The timing goes on."""
+    """Timing continues."""
 
     def unavailable(device):
         raise NvmlUnavailableError("nvidia-ml-py is not installed")
@@ -504,12 +504,12 @@ def test_without_nvml_there_is_a_reason(monkeypatch):
     ],
 )
 def test_a_call_has_a_name_that_is_the_same_in_every_run(call, name, arguments):
-    """No address, no content of a tensor."""
+    """Without addresses or tensor contents."""
     assert (call_name(call), arguments_of(call)) == (name, arguments)
 
 
 def test_a_graphs_figure_stands_before_the_eager_one(cuda, timer):
-    """Of both, the one with less of the host in it is what the workload is measured for."""
+    """The primary metric is the replayed time, which contains less host time."""
     cuda.replay_ms = 0.0
     result = call_result(timer(cuda.launch, 2.0, graph_repetitions=5), test="t", run_id="r")
     assert result.workload.execution == "graph"
@@ -520,7 +520,7 @@ def test_a_graphs_figure_stands_before_the_eager_one(cuda, timer):
 
 @pytest.mark.parametrize("option", [{}, {"precision": 0.1}, {"repetitions": 20}])
 def test_the_number_of_samples_is_no_part_of_the_workload(cuda, timer, option):
-    """Nor is a number of calls in a graph that follows the call's time: each run would be another workload."""
+    """Neither is a number of graph calls that the timer chose: each run would be another workload."""
     first, other = (call_result(timer(cuda.launch, inputs=[(ms,)] * 2, **option), test="t", run_id="r")
                     for ms in (0.2, 0.3))  # fmt: skip
     assert first.workload.settings["graph_repetitions"] == "auto"

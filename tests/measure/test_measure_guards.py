@@ -1,4 +1,4 @@
-"""What is read around a measurement, and what makes it invalid."""
+"""Conditions read around a measurement, and guards that invalidate it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from pytest_llmperf.hardware.gpu_monitor import GpuConditions, other_processes
 from pytest_llmperf.measure import doctor
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.generation import Plan
-from pytest_llmperf.measure.guards import GUARDS, MOST_OF_OTHERS, Seen, parse_guards, watch
+from pytest_llmperf.measure.guards import GUARDS, MOST_OF_OTHERS, ObservedConditions, parse_guards, watch
 from pytest_llmperf.measure.progress import TIMED_REQUESTS, Progress
 from pytest_llmperf.storage.schema import Observation, Warmup
 
 ALL = frozenset(GUARDS)
 
 
-def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
+def observed(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
     conditions = HostConditions(
         load_average_before=0.1, load_average_after=0.1, cpu_clock_before_mhz=None, cpu_clock_after_mhz=None,
         other_processes_cpu_share=share,
     )  # fmt: skip
-    return Seen(
+    return ObservedConditions(
         device=device, host=conditions, gpu=GpuConditions(**gpu) if device != "cpu" else None, misplaced=misplaced,
         requests=10, disturbed=disturbed,
     )  # fmt: skip
@@ -41,12 +41,12 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
         ({"share": MOST_OF_OTHERS}, ""),
         (
             {"share": 0.41},
-            "other processes took 41 % of the processors' time, expected 25 % at most (guard load)",
+            "other processes took 41 % of CPU time, expected 25 % at most (guard load)",
         ),
         ({"share": None}, ""),
         ({"device": "cuda:0", "share": 0.9}, ""),
         ({"disturbed": 5}, ""),
-        ({"disturbed": 6}, "6 of 10 requests waited for processors that others held (guard disturbance)"),
+        ({"disturbed": 6}, "CPU contention slowed 6 of 10 requests, expected 50 % at most (guard disturbance)"),
         ({"disturbed": None}, ""),
         (
             {"misplaced": "'w' on 'meta', expected 'cpu'"},
@@ -59,16 +59,16 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
         ({"device": "cuda:0", "throttle_reasons": "ApplicationsClocksSetting SwPowerCap SyncBoost"}, ""),
         (
             {"device": "cuda:0", "throttle_reasons": "HwSlowdown HwThermalSlowdown SwPowerCap"},
-            "clocks of cuda:0 held back by HwSlowdown, HwThermalSlowdown (guard throttling)",
+            "clocks of cuda:0 reduced by HwSlowdown, HwThermalSlowdown (guard throttling)",
         ),
         ({"device": "cuda:0", "thermal_violation_share": 0.01}, ""),
         (
             {"device": "cuda:0", "throttle_reasons": "", "thermal_violation_share": 0.034},
-            "clocks of cuda:0 held back by heat for 3.4 % of the time, expected 1 % at most (guard throttling)",
+            "clocks of cuda:0 reduced by heat for 3.4 % of the time, expected 1 % at most (guard throttling)",
         ),
         (
             {"device": "cuda:0", "throttle_reasons": "SwThermalSlowdown", "thermal_violation_share": 0.0},
-            "clocks of cuda:0 held back by SwThermalSlowdown (guard throttling)",
+            "clocks of cuda:0 reduced by SwThermalSlowdown (guard throttling)",
         ),
         (
             {
@@ -82,26 +82,26 @@ def seen(*, device="cpu", share=0.0, misplaced="", disturbed=0, **gpu):
         ({"device": "cuda:0", "sm_clock_under_load_mhz": 990, "sm_clock_full_mhz": 1980}, ""),
         (
             {"device": "cuda:0", "sm_clock_under_load_mhz": 345, "sm_clock_full_mhz": 1980},
-            "345 of 1980 MHz under load, expected 50 % or more (guard clocks)",
+            "SM clock 345 of 1980 MHz under load, expected 50 % or more (guard clocks)",
         ),
         ({"device": "cuda:0", "sm_clock_under_load_mhz": 345}, ""),
     ],
 )
 def test_what_a_guard_objects_to(what, objection):
-    """One line with what was found and expected; what was not told is no reason, and who is left out never objects."""
-    assert seen(**what).objection(ALL) == objection
-    assert seen(**what).objection(frozenset()) == ""
+    """Objections are one line; unknown values and disabled guards cause none."""
+    assert observed(**what).objection(ALL) == objection
+    assert observed(**what).objection(frozenset()) == ""
 
 
 def test_every_objection_is_told():
-    """The order is that of the documentation."""
-    both = seen(share=0.5, disturbed=10).objection(ALL)
+    """In the order of the documentation."""
+    both = observed(share=0.5, disturbed=10).objection(ALL)
     assert both.index("guard load") < both.index("; ") < both.index("guard disturbance")
 
 
 @pytest.mark.parametrize("text", ["", ",", "noise", "load,noise", "all,load", "none,load"])
 def test_an_unknown_guard_is_refused(text):
-    """With those that there are."""
+    """The error lists the guards."""
     with pytest.raises(UsageError, match=r"--llmperf-guards .*: expected all, none, or some of tenants, throttling"):
         parse_guards(text)
 
@@ -114,7 +114,7 @@ def test_guards_by_name():
 
 
 def test_others_take_what_is_busy_and_not_own():
-    """Of all processors together, and never less than nothing."""
+    """A share of all available processors, never below 0."""
     start = ProcessorTime(passed=100.0, busy=50.0, own=20.0)
     assert others_share(start, ProcessorTime(passed=104.0, busy=53.0, own=21.0)) == 0.5
     assert others_share(start, ProcessorTime(passed=104.0, busy=51.0, own=21.1)) == 0.0
@@ -123,7 +123,7 @@ def test_others_take_what_is_busy_and_not_own():
 
 
 def test_processor_time_only_grows_and_own_time_is_busy():
-    """By what this system tells."""
+    """On this system."""
     start = processor_time()
     sum(range(300_000))
     end = processor_time()
@@ -134,7 +134,7 @@ def test_processor_time_only_grows_and_own_time_is_busy():
 
 @pytest.mark.parametrize("after", [("prefill", "decode"), ()], ids=["generation", "serving"])
 def test_the_timed_requests_are_the_span(monkeypatch, after):
-    """Warming up and counting are not: what others took then does not count."""
+    """Other phases are excluded."""
     times = iter([ProcessorTime(0.0, 0.0, 0.0), ProcessorTime(10.0, 6.0, 2.0)])
     monkeypatch.setattr(cpu_monitor, "processor_time", lambda: next(times))
     progress = Progress("cpu")
@@ -142,11 +142,11 @@ def test_the_timed_requests_are_the_span(monkeypatch, after):
         for phase in ("warm-up", TIMED_REQUESTS, *after):
             progress.enter(phase)
     assert progress.watchers == []
-    assert watched.seen(observation(), misplaced="").host.other_processes_cpu_share == 0.4
+    assert watched.observed(observation(), misplaced="").host.other_processes_cpu_share == 0.4
 
 
 def test_a_host_that_tells_nothing(monkeypatch):
-    """None, and never 0."""
+    """Values are None, not 0."""
 
     def refuse():
         raise NotImplementedError
@@ -183,7 +183,7 @@ LOADED = {
 
 @pytest.fixture
 def watched(monkeypatch):
-    """What a watch sees of two timed requests that take 2 s, on a device of which NVML tells this."""
+    """Conditions of two timed requests that take 2 s, on a device with the given NVML values."""
 
     def of(**told):
         fake = FakeNvml(**told)
@@ -206,9 +206,9 @@ def watched(monkeypatch):
 
 
 def test_a_device_is_read_before_under_load_and_after(watched):
-    """Clocks under load are those right after a request; being idle before is no throttling."""
+    """Clocks under load are read right after a request; earlier idling is no throttling."""
     found = watched(**{name: list(told) if isinstance(told, list) else told for name, told in LOADED.items()})
-    assert found.seen(observation(), misplaced="").gpu == GpuConditions(
+    assert found.observed(observation(), misplaced="").gpu == GpuConditions(
         sm_clock_before_mhz=210, sm_clock_under_load_mhz=1450, sm_clock_after_mhz=1980, sm_clock_full_mhz=1755,
         memory_clock_under_load_mhz=2619, throttle_reasons="HwThermalSlowdown SwPowerCap", temperature_before_c=40,
         temperature_after_c=71, other_processes_on_device=0, thermal_violation_share=0.01, power_violation_share=0.5,
@@ -220,34 +220,34 @@ def test_a_device_is_read_before_under_load_and_after(watched):
 
 
 def test_a_driver_that_tells_nothing_is_no_objection(watched):
-    """None with a reason."""
+    """Values are None with a reason."""
     found = watched()
-    told = found.seen(observation(), misplaced="")
+    told = found.observed(observation(), misplaced="")
     assert told.gpu == GpuConditions(
-        nvml_reason="the driver does not tell all of it; the driver hides processes; "
+        nvml_reason="the driver does not report all clocks and throttle reasons; the driver hides other processes; "
         "the driver does not count all throttling"
     )
     assert told.objection(ALL) == ""
-    assert found.gpu.energy(1).reason == "the driver keeps no energy counter of this device"
+    assert found.gpu.energy(1).reason == "the driver has no energy counter for this device"
 
 
 def test_a_mig_instance_has_the_clocks_of_its_gpu_and_its_own_processes(watched):
-    """Its energy is not told."""
+    """It has no energy figure."""
     found = watched(IsMig=True, SmClock=1980, TotalEnergyConsumption=1, ComputeRunningProcesses=[OURS, OURS + 1])
-    told = found.seen(observation(), misplaced="").gpu
+    told = found.observed(observation(), misplaced="").gpu
     assert (told.sm_clock_under_load_mhz, told.other_processes_on_device) == (1980, 1)
     assert found.gpu.energy(1).reason == "a MIG instance has no energy counter of its own"
 
 
 def test_energy_of_a_moment_is_none(monkeypatch, watched):
-    """The counter moves in steps."""
+    """The counter updates in steps."""
     monkeypatch.setattr(gpu_monitor, "SHORTEST_ENERGY_S", 5.0)
     energy = watched(TotalEnergyConsumption=[1, 2]).gpu.energy(1)
-    assert energy.reason == "timed for 2 s: the counter moves every 100 ms, expected 5 s or more"
+    assert energy.reason == "timed for 2 s, expected 5 s or more: the counter updates every 100 ms"
 
 
 def test_a_device_without_nvml(monkeypatch):
-    """Measuring goes on; the record says why nothing was read."""
+    """Measuring continues; the record has the reason."""
 
     def unavailable(_device):
         raise NvmlUnavailableError("nvidia-ml-py is not installed")
@@ -259,7 +259,7 @@ def test_a_device_without_nvml(monkeypatch):
         progress.enter(TIMED_REQUESTS)
         progress.tell_request(None)
         progress.enter("prefill")
-    told = found.seen(observation(), misplaced="")
+    told = found.observed(observation(), misplaced="")
     assert told.gpu == GpuConditions(nvml_reason="nvidia-ml-py is not installed")
     assert found.gpu.energy(1).reason == "nvidia-ml-py is not installed"
     assert told.conditions["sm_clock_before_mhz"] is None
@@ -278,14 +278,14 @@ def test_a_device_without_nvml(monkeypatch):
     ids=["alone", "one other", "one more by MPS", "hidden", "another namespace", "another namespace, two"],
 )
 def test_processes_of_others(monkeypatch, pids, mps, others):
-    """Ids may be those of another namespace, or hidden: then it is unknown, and not none."""
+    """Ids may belong to another namespace or be hidden; then the count is unknown, not 0."""
     monkeypatch.setattr(gpu_monitor, "own_processes", lambda: [SimpleNamespace(pid=OURS)])
     nvml = FakeNvml(ComputeRunningProcesses=[pids], MPSComputeRunningProcesses=[mps])
     assert other_processes(nvml, "handle") == others
 
 
 def test_what_this_process_started_is_no_other(monkeypatch):
-    """A worker of an engine, say."""
+    """Such as a worker of an engine."""
     monkeypatch.setattr(gpu_monitor, "run_process_ids", lambda: {OURS, 71})
     monkeypatch.setattr(gpu_monitor, "own_processes", lambda: [SimpleNamespace(pid=OURS), SimpleNamespace(pid=71)])
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[OURS, 71]]), "handle") == 0
@@ -293,7 +293,7 @@ def test_what_this_process_started_is_no_other(monkeypatch):
 
 
 def test_what_waits_for_this_process_is_no_other(monkeypatch):
-    """By its id, or where ids are the host's, by the number of those that have told that they use the device."""
+    """By id, or by the number of ancestors that use the device if ids are the host's."""
     monkeypatch.setattr(gpu_monitor, "own_processes", lambda: [SimpleNamespace(pid=OURS)])
     monkeypatch.setattr(gpu_monitor, "USERS_ABOVE", 1)
     assert other_processes(FakeNvml(ComputeRunningProcesses=[[OURS, os.getppid()]]), "handle") == 0
@@ -302,7 +302,7 @@ def test_what_waits_for_this_process_is_no_other(monkeypatch):
 
 
 def test_the_doctor_examines_a_mig_instance(monkeypatch):
-    """Its own handle refuses to tell a power limit."""
+    """NVML reports no power limit for an instance."""
     monkeypatch.setattr(doctor, "nvml_handle", FakeNvml(IsMig=True, EnforcedPowerLimit=700_000).handle)
     assert doctor._nvml("cuda:0").detail == "power limit 700 W"
     monkeypatch.setattr(doctor, "nvml_handle", FakeNvml().handle)
@@ -310,7 +310,7 @@ def test_the_doctor_examines_a_mig_instance(monkeypatch):
 
 
 def test_the_environment_of_a_mig_instance_is_that_of_its_gpu(monkeypatch):
-    """Whether it is one, and the power that all of them share."""
+    """MIG mode, and the shared power limit."""
     monkeypatch.setattr(
         environment, "nvml_handle", FakeNvml(IsMig=True, MigMode=(1, 1), EnforcedPowerLimit=700_000).handle
     )
@@ -318,7 +318,7 @@ def test_the_environment_of_a_mig_instance_is_that_of_its_gpu(monkeypatch):
 
 
 def test_a_model_that_a_test_has_moved_is_noticed(model_cache):
-    """After measuring, whatever it measured; conditions are recorded beside the numbers."""
+    """Checked after measuring; the conditions are recorded with the results."""
     import torch
 
     bench = Bench("cpu", frozenset({"placement"}))

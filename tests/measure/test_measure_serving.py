@@ -1,4 +1,4 @@
-"""Serving is measured by what an engine answers: a fake one whose moments are known, on a clock of its own."""
+"""Serving measurements with a fake engine that has known times and its own clock."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from statistics import fmean, median
 
 import pytest
 
-from pytest_llmperf.engines.engine import Answer, Sampling
+from pytest_llmperf.engines.engine import EngineResponse, Sampling
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
 from pytest_llmperf.measure import contention
 from pytest_llmperf.measure.serving_measurement import measure_serving
-from pytest_llmperf.measure.serving_plan import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_asks, make_asks
+from pytest_llmperf.measure.serving_plan import NAIVE, OFFLINE, ONLINE, ServingPlan, digest_requests, make_requests
 from pytest_llmperf.measure.serving_result import serving_result
 from pytest_llmperf.measure.speedup_result import speedup_of
 
@@ -23,14 +23,14 @@ FIRST_S, STEP_S = 0.010, 0.002
 
 @pytest.fixture(autouse=True)
 def _its_own_time(monkeypatch):
-    """The machine that runs the tests disturbs nobody's clock here, and collecting what torch imported takes long."""
+    """Disable contention detection and garbage collection, which is slow with torch imported."""
     monkeypatch.setattr(contention, "waits_ms", lambda: None)
     set_libraries_aside()
 
 
 @dataclass
 class FakeEngine:
-    """Each request takes the same wherever it runs; one that waits for a place begins when another ends."""
+    """All requests take the same time; one that waits for a slot begins when another ends."""
 
     device: str | None = None
     late_s: float = 0.0
@@ -55,31 +55,31 @@ class FakeEngine:
     def clock(self):
         return self.now
 
-    def alone(self, ask, sampling):
+    def serve_one(self, request, sampling):
         self.now += 0.001  # between two requests
-        answer = self._answer(ask, begin=0.0)
-        self.now += answer.last_s
-        self.served.append([ask])
-        return answer
+        response = self._response(request, begin=0.0)
+        self.now += response.last_s
+        self.served.append([request])
+        return response
 
-    def serve(self, asks, *, at_most, sampling):
-        free = [0.0] * at_most
-        answers = []
-        for ask in asks:
-            begin = max(ask.arrival_s + self.late_s, min(free))
-            answers.append(self._answer(ask, begin))
-            free[free.index(min(free))] = answers[-1].last_s
-        self.served.append(list(asks))
-        return answers
+    def serve(self, requests, *, max_concurrency, sampling):
+        free = [0.0] * max_concurrency
+        responses = []
+        for request in requests:
+            begin = max(request.arrival_s + self.late_s, min(free))
+            responses.append(self._response(request, begin))
+            free[free.index(min(free))] = responses[-1].last_s
+        self.served.append(list(requests))
+        return responses
 
-    def _answer(self, ask, begin):
-        steps = ask.output_tokens - 1
-        return Answer(
-            sent_s=ask.arrival_s + self.late_s,
+    def _response(self, request, begin):
+        steps = request.output_tokens - 1
+        return EngineResponse(
+            sent_s=request.arrival_s + self.late_s,
             first_s=begin + FIRST_S,
             last_s=begin + FIRST_S + steps * STEP_S,
-            input_tokens=len(ask.prompt),
-            output_tokens=ask.output_tokens - self.missing_tokens,
+            input_tokens=len(request.prompt),
+            output_tokens=request.output_tokens - self.missing_tokens,
             gaps_s=(STEP_S,) * steps if self.gaps_known else None,
         )
 
@@ -102,10 +102,10 @@ E2E_S = FIRST_S + 5 * STEP_S
 
 
 def test_naive_serves_one_after_another():
-    """Each request arrives when the one before it has ended, so that its latency is that of an idle engine."""
+    """Each request arrives when the previous one has ended, so latencies are those of an idle engine."""
     engine = FakeEngine()
     result = measure(engine, scheduler=NAIVE)
-    assert [len(asks) for asks in engine.served] == [1] * 12  # an untimed pass and two timed ones
+    assert [len(requests) for requests in engine.served] == [1] * 12  # an untimed pass and two timed ones
     assert result.value("output") == pytest.approx(24 / (4 * E2E_S + 3 * 0.001))
     assert result.value("ttft") == pytest.approx(1000 * FIRST_S)
     assert result.value("e2e") == pytest.approx(1000 * E2E_S)
@@ -115,7 +115,7 @@ def test_naive_serves_one_after_another():
 
 
 def test_offline_serves_all_at_once():
-    """As many side by side as there are."""
+    """The concurrency is the number of requests."""
     result = measure(requests=4)
     assert (result.workload.execution, result.workload.batch_size) == ("offline", 4)
     assert result.value("output") == pytest.approx(4 * 6 / E2E_S)
@@ -125,21 +125,21 @@ def test_offline_serves_all_at_once():
 
 
 def test_online_serves_at_most_so_many():
-    """The others wait for a place, and the wait is theirs."""
+    """Latencies include the waiting time for a slot."""
     result = measure(scheduler=ONLINE, requests=4, max_batch_size=2)
     assert result.value("output") == pytest.approx(4 * 6 / (2 * E2E_S))
     assert result.value("ttft") == pytest.approx(1000 * (FIRST_S + E2E_S / 2))  # the median of two that wait
 
 
 def test_latency_counts_from_when_a_request_was_due():
-    """Whoever sends late must not make the engine look fast."""
+    """A late client must not make the engine look fast."""
     late = measure(FakeEngine(late_s=0.005), scheduler=ONLINE, rate=1.0)
     assert late.value("ttft") == pytest.approx(1000 * (FIRST_S + 0.005))
     assert late.value("lateness") == pytest.approx(5.0)
 
 
 def test_ratios_are_figures_of_their_own():
-    """Offline over naive, of the same requests."""
+    """Offline over naive, for the same requests."""
     engine = FakeEngine()
     naive, offline = measure(engine, scheduler=NAIVE), measure(engine)
     ratio = speedup_of(offline, over=naive).value("speedup")
@@ -148,42 +148,46 @@ def test_ratios_are_figures_of_their_own():
 
 
 def test_the_passes_that_are_timed_follow_untimed_ones():
-    """One pass of full length sets things up; short ones, all at once, warm up; then come those that count."""
+    """A full-length pass does the setup, short passes warm up, then timed passes follow."""
     engine, phases = FakeEngine(), []
     wanted = plan(scheduler=ONLINE, max_batch_size=2, output_tokens=40, rate=5.0, warmup_cap=10)
     measured = measure_serving(engine, wanted, enter=phases.append, now=engine.clock)
-    lengths = [{ask.output_tokens for ask in asks} for asks in engine.served]
+    lengths = [{request.output_tokens for request in requests} for requests in engine.served]
     assert lengths == [{40}] + [{16}] * measured.warmup.requests + [{40}] * 2
-    assert {ask.arrival_s for ask in engine.served[1]} == {0.0}
+    assert {request.arrival_s for request in engine.served[1]} == {0.0}
     assert measured.warmup.steady
     assert phases == ["serving", "warm-up", "timed requests"]
     assert engine.releases == 1
 
 
 def test_requests_are_the_same_in_every_run():
-    """Lengths within their bounds, ids below the vocabulary; arrivals change neither."""
+    """Lengths are within their bounds, ids below the vocabulary size; arrivals change neither."""
     wanted = {"requests": 200, "input_tokens": (3, 9), "output_tokens": (1, 5)}
-    asks = make_asks(plan(**wanted), 50)
-    assert asks == make_asks(plan(**wanted), 50)
-    assert {len(ask.prompt) for ask in asks} == set(range(3, 10))
-    assert {ask.output_tokens for ask in asks} == set(range(1, 6))
-    assert {token for ask in asks for token in ask.prompt} == set(range(50))
-    assert {ask.arrival_s for ask in asks} == {0.0}
-    arriving = make_asks(plan(scheduler=ONLINE, rate=10.0, **wanted), 50)
-    assert digest_asks(arriving) == digest_asks(asks) != digest_asks(make_asks(plan(seed=1, **wanted), 50))
+    requests = make_requests(plan(**wanted), 50)
+    assert requests == make_requests(plan(**wanted), 50)
+    assert {len(request.prompt) for request in requests} == set(range(3, 10))
+    assert {request.output_tokens for request in requests} == set(range(1, 6))
+    assert {token for request in requests for token in request.prompt} == set(range(50))
+    assert {request.arrival_s for request in requests} == {0.0}
+    arriving = make_requests(plan(scheduler=ONLINE, rate=10.0, **wanted), 50)
+    assert (
+        digest_requests(arriving)
+        == digest_requests(requests)
+        != digest_requests(make_requests(plan(seed=1, **wanted), 50))
+    )
 
 
 def test_arrivals_are_poisson():
-    """The first begins the schedule; the gaps are exponential: mean and median say so."""
-    asks = make_asks(plan(scheduler=ONLINE, rate=10.0, requests=5001, input_tokens=1), 50)
-    gaps = [after.arrival_s - before.arrival_s for before, after in pairwise(asks)]
-    assert asks[0].arrival_s == 0.0
+    """The first request arrives at 0; gaps have the mean and median of an exponential distribution."""
+    requests = make_requests(plan(scheduler=ONLINE, rate=10.0, requests=5001, input_tokens=1), 50)
+    gaps = [after.arrival_s - before.arrival_s for before, after in pairwise(requests)]
+    assert requests[0].arrival_s == 0.0
     assert fmean(gaps) == pytest.approx(0.1, rel=0.05)
     assert median(gaps) == pytest.approx(0.0693, rel=0.05)
 
 
 def test_what_two_runs_must_have_in_common():
-    """The engine's settings, the bounds of the lengths and the rate are part of the workload."""
+    """Engine settings, length bounds and rate are part of the workload."""
     workload = measure(scheduler=ONLINE, input_tokens=(3, 9), rate=50.0, sampling=Sampling(temperature=0.6)).workload
     assert workload.settings == {
         "requests": 4,
@@ -196,15 +200,15 @@ def test_what_two_runs_must_have_in_common():
 
 
 def test_gaps_that_are_not_known_have_no_percentiles():
-    """A figure over the known ones would be a selection."""
+    """Percentiles of only the known gaps would be biased."""
     result = measure(FakeEngine(gaps_known=False))
     (cell,) = [cell for cell in result.cells if cell.metric == "itl_p50_ms"]
-    assert (cell.value, cell.reason) == (None, "tokens came several at a time: the gaps between them are not known")
+    assert (cell.value, cell.reason) == (None, "several tokens arrived at a time: the gaps between them are unknown")
     assert measure().value("itl_p50") == pytest.approx(1000 * STEP_S)
 
 
 def test_tails_need_many_requests():
-    """Requests of all timed passes: 200 for p95."""
+    """Counted over all timed passes: 200 for p95."""
     few, many = ({cell.metric for cell in measure(requests=n).cells} for n in (99, 100))
     assert "itl_p95_ms" not in few
     assert "itl_p95_ms" in many
@@ -212,22 +216,22 @@ def test_tails_need_many_requests():
 
 
 def test_memory_of_another_process_is_not_read_as_none_used():
-    """It is not known, for a reason."""
+    """The value is None, with a reason."""
     cells = {cell.metric: cell for cell in measure().cells}
     assert cells["serving_peak_rss_bytes"].value is None
-    assert cells["serving_peak_rss_bytes"].reason == "the engine works in another process"
+    assert cells["serving_peak_rss_bytes"].reason == "the engine runs in another process"
     assert measure(FakeEngine(device="cpu")).value("serving_peak_rss_bytes") > 0
 
 
 def test_a_single_token_has_no_decode():
-    """Throughput is there all the same."""
+    """Throughput has a value."""
     result = measure(output_tokens=1)
     assert result.value("tpot") is None
     assert result.value("output") == pytest.approx(4 / FIRST_S)
 
 
 def test_fewer_tokens_than_asked_for_are_no_number():
-    """What was set up is gone then, too."""
+    """The engine's setup is released."""
     engine = FakeEngine(missing_tokens=1)
     with pytest.raises(MeasurementError, match="a request produced 5 tokens; expected 6"):
         measure(engine)
@@ -235,9 +239,9 @@ def test_fewer_tokens_than_asked_for_are_no_number():
 
 
 def test_lengths_over_the_limit_are_refused_before_anything_is_served():
-    """The longest request is named."""
+    """The error has the longest request's lengths."""
     engine = FakeEngine(longest=13)
-    with pytest.raises(UsageError, match="8 input and 6 output tokens of one request are more than the model's 13"):
+    with pytest.raises(UsageError, match="8 input and 6 output tokens of one request exceed the model's limit of 13"):
         measure(engine)
     assert engine.served == []
 
@@ -251,20 +255,20 @@ def test_lengths_over_the_limit_are_refused_before_anything_is_served():
         ({"repeats": True}, "repeats=True: expected"),
         ({"warmup_cap": -1}, "warmup_cap=-1: expected"),
         ({"input_tokens": 0}, "input_tokens=0: expected"),
-        ({"input_tokens": (9, 3)}, r"input_tokens=\(9, 3\): expected the least length before the most"),
+        ({"input_tokens": (9, 3)}, r"input_tokens=\(9, 3\): expected \(minimum, maximum\)"),
         ({"output_tokens": (1, 2, 3)}, "output_tokens=.*: expected"),
         ({"output_tokens": "many"}, "output_tokens='many': expected"),
-        ({"scheduler": ONLINE, "rate": 0}, "rate=0: expected requests a second"),
+        ({"scheduler": ONLINE, "rate": 0}, "rate=0: expected requests per second"),
         ({"scheduler": ONLINE, "rate": -1.0}, "rate=-1.0: expected"),
         ({"scheduler": ONLINE, "rate": float("nan")}, "rate=nan: expected"),
         ({"scheduler": ONLINE, "rate": float("inf")}, "rate=inf: expected"),
         ({"scheduler": ONLINE, "rate": "5"}, "rate='5': expected"),
-        ({"scheduler": NAIVE, "rate": 5.0}, "rate=5.0 with the naive scheduler: only online has arrivals"),
+        ({"scheduler": NAIVE, "rate": 5.0}, "rate=5.0 with the naive scheduler: only the online scheduler"),
         ({"rate": 5.0}, "rate=5.0 with the offline scheduler"),
     ],
     ids=str,
 )
 def test_bad_input_is_one_line(given, line):
-    """It names the argument, what was found and what was expected."""
+    """Errors name the argument, what was found and what was expected."""
     with pytest.raises(UsageError, match=line):
         plan(**given)

@@ -1,4 +1,4 @@
-"""Where the time of a request goes: real profiles of a tiny model, and how they are summed up."""
+"""Operator profiles: real ones of a tiny model, and their aggregation."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions.execution import greedy_loop, library_generate
 from pytest_llmperf.hardware.clock import HostClock
-from pytest_llmperf.measure.injection import Delay, StepTimes, carry
+from pytest_llmperf.measure.injection import Delay, StepTimes, inject
 from pytest_llmperf.measure.operator_profile import (
     MOST_OPERATORS,
     OUTSIDE,
-    Spent,
+    OperatorCost,
     Step,
     profile_request,
     step_of,
@@ -38,15 +38,15 @@ def tiny(model_cache):
 
 @pytest.fixture
 def profiled(tiny, tmp_path):
-    """Profiles of a request of the tiny model, with burdens put on it."""
+    """Profiles of a request of the tiny model, with injections."""
 
-    def profile(run, *burdens, tokens=5):
+    def profile(run, *injections, tokens=5):
         request, clock = partial(run, tiny, torch.ones(1, 3, dtype=torch.int64)), HostClock()
         with measuring_conditions():
             request(2, lambda: None)
-            if burdens:
+            if injections:
                 steps = StepTimes(prefill_ms=1.0, decode_ms=1.0)
-                request = carry(request, burdens, model=tiny, steps=steps, device="cpu", clock=clock)
+                request = inject(request, injections, model=tiny, steps=steps, device="cpu", clock=clock)
             return profile_request(request, tokens, device="cpu", clock=clock, traces=tmp_path / "traces" / "one")
 
     return profile
@@ -58,7 +58,7 @@ def named(phase):
 
 @pytest.mark.parametrize("run", [greedy_loop, library_generate])
 def test_operators_are_told_per_token_and_per_request(profiled, tmp_path, run):
-    """Each phase by itself, with a trace that a browser opens."""
+    """Each phase has its own profile, and a trace that a browser can open."""
     found = profiled(run)
     assert list(found) == ["prefill", "decode"]
     for name, phase in found.items():
@@ -72,7 +72,7 @@ def test_operators_are_told_per_token_and_per_request(profiled, tmp_path, run):
 
 
 def test_real_work_is_seen_where_it_is_done(profiled):
-    """Products on top of each forward: more calls of that operator, and more time than any other."""
+    """Injected matrix products add calls and time to that operator."""
     found = profiled(greedy_loop, Delay("work", ms=20.0))["decode"]
     largest = max(found.operators, key=lambda one: one.self_ms)
     assert largest.name == "aten::mm"
@@ -80,19 +80,19 @@ def test_real_work_is_seen_where_it_is_done(profiled):
 
 
 def test_a_wait_is_outside_of_operators(profiled):
-    """What no operator does is told as well: the host's rows add up to the step."""
+    """Time outside of operators has a row, so host rows add up to the step."""
     found = profiled(greedy_loop, Delay("sleep", ms=20.0))["decode"]
     assert named(found)[OUTSIDE].self_ms >= 20
     assert found.wall_ms >= 20
 
 
 def test_a_single_token_has_no_decode(profiled):
-    """It is all prefill."""
+    """There is only a prefill."""
     assert list(profiled(greedy_loop, tokens=1)) == ["prefill"]
 
 
 def test_a_request_that_fails_leaves_no_profiler_behind(profiled):
-    """The next one can be profiled."""
+    """The next request can be profiled."""
 
     def fails(_model, _prompt, tokens, on_token):
         on_token()
@@ -113,7 +113,7 @@ def averaged(key, kind, us, count, **more):
 
 
 def test_kernels_are_told_beside_the_operators_that_launch_them():
-    """By the device's time, and the host's wall time is of the host's rows alone; annotations are no work."""
+    """By device time; only host rows add up to the wall time, and annotations are excluded."""
     averages = [
         averaged("aten::mm", "CPU", 400, 8),
         averaged("gemv", "CUDA", 3000, 8),
@@ -122,24 +122,24 @@ def test_kernels_are_told_beside_the_operators_that_launch_them():
     step = step_of(averages, wall_ms=4.0, count=4)
     assert step.wall_ms == 1.0
     assert step.spent == {
-        ("aten::mm", "host"): Spent(0.1, 2.0),
-        ("gemv", "device"): Spent(0.75, 2.0),
-        (OUTSIDE, "host"): Spent(0.9, 0.0),
+        ("aten::mm", "host"): OperatorCost(0.1, 2.0),
+        ("gemv", "device"): OperatorCost(0.75, 2.0),
+        (OUTSIDE, "host"): OperatorCost(0.9, 0.0),
     }
 
 
 def test_the_median_request_counts():
-    """One that had to wait is not believed, nor an operator that one of three had."""
-    usual = {("a", "host"): Spent(1.0, 2.0)}
-    waited = {("a", "host"): Spent(9.0, 2.0), ("b", "host"): Spent(5.0, 1.0)}
+    """A wait in one request, or an operator of one request in three, is ignored."""
+    usual = {("a", "host"): OperatorCost(1.0, 2.0)}
+    waited = {("a", "host"): OperatorCost(9.0, 2.0), ("b", "host"): OperatorCost(5.0, 1.0)}
     found = typical([Step(2.0, usual), Step(12.0, waited), Step(2.0, usual)])
     assert found.wall_ms == 2.0
     assert [(one.name, one.self_ms) for one in found.operators] == [("a", 1.0), ("b", 0.0)]
 
 
 def test_a_profile_is_bounded():
-    """The small ones of each place are one sum; names have a length that a file can hold."""
-    spent = {(f"{number}", "host"): Spent(1000.0 - number, 1.0) for number in range(MOST_OPERATORS + 2)}
+    """Small operators are summed by place; names are truncated."""
+    spent = {(f"{number}", "host"): OperatorCost(1000.0 - number, 1.0) for number in range(MOST_OPERATORS + 2)}
     found = typical([Step(1.0, spent)]).operators
     assert len(found) == MOST_OPERATORS + 1
     assert (found[-1].name, found[-1].calls) == (OTHERS, 2.0)

@@ -1,4 +1,4 @@
-"""Prompts of words and of random ids: where they come from, what becomes of them, and what is refused."""
+"""Prompts of text, chat and random ids: parsing, tokenization and refusals."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def ids(prompt, loaded, **changes):
 
 
 def test_random_ids_have_the_length_that_is_asked_for(tiny):
-    """And no need of a tokenizer."""
+    """Without a tokenizer."""
     assert ids(RANDOM, SimpleNamespace(model=tiny.model, tokenizer=None)).shape == (3, 7)
 
 
 def test_a_text_has_its_own_length_and_each_sequence_has_the_same(tiny):
-    """As the model's tokenizer reads it."""
+    """As tokenized by the model's tokenizer."""
     found = ids(Prompt.of("Hello there"), tiny)
     assert found.tolist() == [tiny.tokenizer("Hello there")["input_ids"]] * 3
 
 
 def test_a_chat_goes_through_the_template(tiny):
-    """With the turn handed to the assistant, and the special tokens that the template writes."""
+    """With the generation prompt and the template's special tokens."""
     (row, *_) = ids(Prompt.of(MESSAGES), tiny).tolist()
     text = tiny.tokenizer.decode(row)
     assert text == "<s> system: Be brief. user: Hello <b>there</b> assistant:"
@@ -47,7 +47,7 @@ def test_a_chat_goes_through_the_template(tiny):
 
 
 def test_from_the_command_line(tmp_path, monkeypatch):
-    """Every form, and the files that some of them name."""
+    """Every form, including files."""
     monkeypatch.chdir(tmp_path)
     Path("words.txt").write_text("Grüße: 1")
     Path("chat.json").write_text(json.dumps(MESSAGES))
@@ -73,7 +73,7 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_no_prompt(text, expected, tmp_path, monkeypatch):
-    """One line that names it."""
+    """The error quotes it."""
     monkeypatch.chdir(tmp_path)
     files = {"broken": "[", "empty": "[]", "other": '[{"role": "user"}]', "number": '[{"role": "user", "content": 1}]'}
     for name, words in files.items():
@@ -85,20 +85,20 @@ def test_what_is_no_prompt(text, expected, tmp_path, monkeypatch):
 
 
 def test_an_empty_text_is_no_prompt():
-    """Nor is a text without a token."""
-    with pytest.raises(UsageError, match="expected some words"):
+    """Neither is a text without tokens."""
+    with pytest.raises(UsageError, match="expected some text"):
         Prompt.of("")
     silent = SimpleNamespace(model=SimpleNamespace(config=None), tokenizer=lambda _text: {"input_ids": []})
-    with pytest.raises(UsageError, match="no token long"):
+    with pytest.raises(UsageError, match="the prompt has no tokens"):
         ids(Prompt.of(" "), silent)
 
 
 def test_what_the_model_lacks_is_named(tiny):
-    """A tokenizer, or a template."""
+    """A tokenizer, or a chat template."""
     with pytest.raises(UsageError, match="the model has no tokenizer"):
         ids(Prompt.of("Hello"), SimpleNamespace(model=tiny.model, tokenizer=None))
     plain = SimpleNamespace(chat_template=None)
-    with pytest.raises(UsageError, match="no chat template: expected one, or a text"):
+    with pytest.raises(UsageError, match="no chat template: use a text prompt"):
         ids(Prompt.of(MESSAGES), SimpleNamespace(model=tiny.model, tokenizer=plain))
 
 

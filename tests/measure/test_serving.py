@@ -1,4 +1,4 @@
-"""Serving, as a user runs it: the engine fixture, llmperf.serve, and engines that have a model of their own."""
+"""Serving from the command line: the engine fixture, llmperf.serve, and engines with their own model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_model(llm, llmperf):
 OWN_ENGINE = """
 import pytest_llmperf.engines.engine_registry as choose
 import pytest_llmperf.runner.context as workplace
-from pytest_llmperf.engines.engine import Answer
+from pytest_llmperf.engines.engine import EngineResponse
 from pytest_llmperf.errors import ModelError, UsageError
 
 
@@ -36,12 +36,12 @@ class Own:
     vocabulary = 9
     longest = device = None
 
-    def alone(self, ask, sampling):
-        return self.serve([ask], at_most=1, sampling=sampling)[0]
+    def serve_one(self, request, sampling):
+        return self.serve([request], max_concurrency=1, sampling=sampling)[0]
 
-    def serve(self, asks, *, at_most, sampling):
-        return [Answer(sent_s=0.0, first_s=1.0, last_s=2.0, input_tokens=len(ask.prompt),
-                       output_tokens=ask.output_tokens) for ask in asks]
+    def serve(self, requests, *, max_concurrency, sampling):
+        return [EngineResponse(sent_s=0.0, first_s=1.0, last_s=2.0, input_tokens=len(request.prompt),
+                       output_tokens=request.output_tokens) for request in requests]
 
     def release(self):
         pass
@@ -62,7 +62,7 @@ def make(wanted):
     return Own()
 
 
-workplace.ENGINES = choose.ENGINES = {"own": choose.Choice(check=check, make=make)}
+workplace.ENGINES = choose.ENGINES = {"own": choose.EngineFactory(check=check, make=make)}
 """
 
 OWN = ("--llmperf-engine=own", "--llmperf-base-url=http://here")
@@ -78,7 +78,7 @@ def test_serve(engine, llmperf, scheduler):
 
 @needs_continuous_batching
 def test_schedulers_are_measured_recorded_and_compared(project):
-    """Each is a workload of its own, and so is the ratio; the model is loaded once for both fixtures."""
+    """Each scheduler and ratio is a workload; both fixtures share one loaded model."""
     project.write(COMPARED, conftest="")
     result = project.run("--llmperf-measure-only", "--llmperf-update", "-v")
     result.assert_outcomes(passed=2)
@@ -102,7 +102,7 @@ def test_schedulers_are_measured_recorded_and_compared(project):
 
 
 def test_a_throughput_that_fell_fails_its_test(project):
-    """It gates by default: an injected fall turns a run red."""
+    """Throughput gates by default: an injected drop fails the run."""
     project.write(TWO_TESTS, conftest=OWN_ENGINE)
     for number in range(5):
         assert project.run(*OWN, "--llmperf-measure-only", "--llmperf-update", session=f"session {number}").ret == 0
@@ -113,7 +113,7 @@ def test_a_throughput_that_fell_fails_its_test(project):
 
 
 def test_an_engine_with_its_own_model_is_made_once(project):
-    """Its tests are named after what is served; it is closed at the end."""
+    """Test ids have the served model's name; the engine is closed at the end."""
     project.write(TWO_TESTS, conftest=OWN_ENGINE)
     result = project.run(*OWN, "--llmperf-model=org/name", "-sv", "--llmperf-measure-only")
     result.assert_outcomes(passed=2)
@@ -123,7 +123,7 @@ def test_an_engine_with_its_own_model_is_made_once(project):
 
 
 def test_an_engine_that_cannot_be_had_is_tried_once(project):
-    """Each of its tests says so in one line."""
+    """Each of its tests has a one-line error."""
     project.write(TWO_TESTS, conftest=OWN_ENGINE)
     result = project.run("--llmperf-engine=own", "--llmperf-base-url=http://refuses", "-s")
     result.assert_outcomes(errors=2)
@@ -147,7 +147,7 @@ def test_an_engine_that_cannot_be_had_is_tried_once(project):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
-    """Known before anything is measured."""
+    """Before anything is measured."""
     project.write(TWO_TESTS, conftest=OWN_ENGINE)
     result = project.run("--llmperf-quantization=fp32", *arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -157,14 +157,14 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
 @pytest.mark.parametrize(
     ("arguments", "call", "line"),
     [
-        ([], "llmperf.serve(engine, rate=-1)", "rate=-1: expected requests a second*"),
+        ([], "llmperf.serve(engine, rate=-1)", "rate=-1: expected requests per second*"),
         ([], "llmperf.serve(engine, input_tokens=9000)", "9000 input and 4 output tokens of one request*8192*"),
-        ([], "llmperf.serve(engine, top_p=2)", "top_p=2: expected a share*"),
-        (["--llmperf-inject=work:+15%"], "llmperf.serve(engine)", "--llmperf-inject work:+15%: what serves*"),
+        ([], "llmperf.serve(engine, top_p=2)", "top_p=2: expected a number above 0 and at most 1*"),
+        (["--llmperf-inject=work:+15%"], "llmperf.serve(engine)", "--llmperf-inject work:+15%: serving does not run*"),
     ],
 )
 def test_a_wrong_call_is_one_line(project, arguments, call, line):
-    """The test is an error, and nothing is recorded of it."""
+    """The test is an error, and nothing is recorded."""
     project.write(f"def test_serve(engine, llmperf): {call}", conftest="")
     result = project.run("--llmperf-quantization=fp32", *arguments)
     result.assert_outcomes(failed=1)
@@ -173,7 +173,7 @@ def test_a_wrong_call_is_one_line(project, arguments, call, line):
 
 @needs_continuous_batching
 def test_the_suite_serves_by_each_scheduler(project):
-    """By its own name; the suite as a whole leaves it out."""
+    """If the module is named; the suite as a whole excludes it."""
     suite = ("--pyargs", "pytest_llmperf.suite.serving", "--llmperf-quantization=fp32", "--llmperf-measure-only")
     small = ("--llmperf-serve-requests=2", "--llmperf-throughput-sequences=2", "--llmperf-throughput-lengths=2-4")
     result = project.run(*suite, *small)
@@ -183,7 +183,7 @@ def test_the_suite_serves_by_each_scheduler(project):
 
 @needs_continuous_batching
 def test_isolated_tests_share_a_process_a_model(project):
-    """The engine's model is what groups them."""
+    """Tests are grouped by the engine's model."""
     project.write(COMPARED, conftest="")
     result = project.run("--llmperf-isolate", "--llmperf-measure-only")
     result.assert_outcomes(passed=2)

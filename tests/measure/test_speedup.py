@@ -1,4 +1,4 @@
-"""The ratio of two workloads of one test is a figure of its own."""
+"""The speedup of one workload over another in a test."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_ways(llm, llmperf):
 
 
 def test_the_ratio_of_two_workloads_is_recorded_and_gates(project):
-    """Three workloads, each with a verdict: the ratio is compared with the baseline's, and a lower one is worse."""
+    """There are three verdicts; a lower ratio than the baseline's is a regression."""
     project.write(TWO_WAYS.format(ratio="loop, over=generate"))
     project.record(1.0, 1.0, 1.0, 1.0, 1.0)
     result = project.run("--llmperf-catch=20%")
@@ -29,7 +29,7 @@ def test_the_ratio_of_two_workloads_is_recorded_and_gates(project):
 
 
 def test_a_ratio_over_another_workload_is_another_figure(project):
-    """What it is a ratio over is part of its workload."""
+    """The other workload is part of the ratio's workload."""
     project.write(TWO_WAYS.format(ratio="loop, over=generate"))
     project.record(1.0, 1.0)
     stored = json.loads(project.baseline().read_text())["workloads"].values()
@@ -43,7 +43,7 @@ def test_a_ratio_over_another_workload_is_another_figure(project):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("llmperf.speedup(one, over=one)", "expected two workloads that are measured for the same"),
+        ("llmperf.speedup(one, over=one)", "expected two different workloads with the same primary metric"),
         ("llmperf.speedup(one, over=3)", "speedup: 3: expected what llmperf measured in this test"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A cache of its own for synthetic models."""
+"""A separate cache for synthetic models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention and prompts as axes of a workload, and the line that shows how far a test is, from outside."""
+"""Attention and prompts as part of a workload, and the live progress line, from the command line."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_both(llm, llmperf):
 
 
 def written(project):
-    """What was measured, by test."""
+    """The recorded workloads, by test."""
     files = [json.loads(path.read_text()) for path in (project.path / "out").glob("*.json")]
     return {one["test"].rpartition("::")[2]: one["results"][0] for one in files}
 
 
 def test_the_suite_measures_each_attention(project):
-    """Each by its name; what was resolved is part of the workload, what was asked for stands beside it."""
+    """The resolved attention is part of the workload; the requested one is recorded in the observation."""
     result = project.run(
         "--pyargs", "pytest_llmperf.suite.test_quantization", "--llmperf-attention=eager,sdpa",
         "--llmperf-quantization=fp32", "--llmperf-batch-sizes=1", "--llmperf-json=out", "--llmperf-prompt=chat",
@@ -60,7 +60,7 @@ def test_the_suite_measures_each_attention(project):
 
 
 def test_an_attention_that_cannot_run_here_is_skipped_with_its_reason(project):
-    """Never replaced in silence, and nothing is said to be verified."""
+    """No other attention is measured instead."""
     project.write()
     result = project.run("--llmperf-attention=flash_attention_2", "-rs")
     assert result.ret == 0
@@ -78,7 +78,7 @@ def test_an_attention_that_cannot_run_here_is_skipped_with_its_reason(project):
     ],
 )
 def test_what_is_known_beforehand_ends_collection(project, arguments, expected):
-    """With exit code 4."""
+    """The exit code is 4."""
     project.write()
     result = project.run(*arguments)
     assert result.ret == 4
@@ -86,7 +86,7 @@ def test_what_is_known_beforehand_ends_collection(project, arguments, expected):
 
 
 def test_a_prompt_of_the_test_goes_before_that_of_the_run(project):
-    """A length in the test means random ids; both contradict each other."""
+    """A length in the test means random ids; a text and a length contradict each other."""
     project.write(PROMPTS)
     result = project.run("--llmperf-prompt=text:one two three", "--llmperf-json=out")
     result.assert_outcomes(passed=3, failed=1)
@@ -98,7 +98,7 @@ def test_a_prompt_of_the_test_goes_before_that_of_the_run(project):
 
 
 class FakeReporter:
-    """A terminal of 80 columns on which 30 are written."""
+    """A terminal of 80 columns, 30 of which are used."""
 
     verbosity, isatty, hasmarkup = 1, True, True
 
@@ -111,7 +111,7 @@ class FakeReporter:
 
 
 def test_the_line_tells_tokens_and_the_running_median(capsys):
-    """And is gone when the test's own code goes on."""
+    """It is erased when the test's own code continues."""
     reporter = FakeReporter()
     line = LiveLine(reporter, capsys.disabled)
     line.enter("timed requests")
@@ -130,7 +130,7 @@ def test_the_line_tells_tokens_and_the_running_median(capsys):
 
 
 def test_a_long_name_leaves_no_room(capsys):
-    """Nothing wraps."""
+    """The line never wraps."""
     reporter = FakeReporter(column=70)
     LiveLine(reporter, capsys.disabled).request(RequestTimes(ttft_ms=5.0, itl_ms=[2.0], wall_ms=11.0))
     assert reporter.written == []
@@ -138,7 +138,7 @@ def test_a_long_name_leaves_no_room(capsys):
 
 @pytest.mark.parametrize("what", ["verbosity", "isatty", "hasmarkup"])
 def test_it_is_for_people_who_look(what, monkeypatch):
-    """At a terminal, and did not ask for quiet."""
+    """It is shown on a terminal, unless pytest is quiet."""
     assert LiveLine.fits(FakeReporter())
     monkeypatch.setattr(FakeReporter, what, -1 if what == "verbosity" else 0)
     assert not LiveLine.fits(FakeReporter())
@@ -146,7 +146,7 @@ def test_it_is_for_people_who_look(what, monkeypatch):
 
 
 def test_on_a_real_terminal(project):
-    """It is there at -v, although the test's own output is captured."""
+    """It is shown at -v, although the test's output is captured."""
     project.write(conftest="")
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "pytest", *QUICK, "-v"]
@@ -160,7 +160,7 @@ def test_on_a_real_terminal(project):
 
 
 def _read_all(leader):
-    """Until nobody holds the other end, which Linux tells by an error."""
+    """Read until the other end is closed, which Linux reports by an error."""
     parts = []
     try:
         while part := os.read(leader, 65536):

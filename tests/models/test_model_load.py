@@ -1,4 +1,4 @@
-"""Loading: as asked or a one-line error, in silence, and without keeping what failed."""
+"""Loading models: as requested or with a one-line error, silently, and without leftovers of failed loads."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ DTYPES = {"fp16": "float16", "fp32": "float32", "int8": "float16", "int8-decomp"
 
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:
-    """A local model that a test may spoil."""
+    """A copy of a local model that a test may damage."""
     return shutil.copytree(tiny, tmp_path / "mine")
 
 
 def failure(spec: ModelSpec, kind: type[LlmperfError] = ModelError) -> str:
-    """The one line with which loading a spec fails."""
+    """The error line of loading a spec."""
     with pytest.raises(kind) as caught:
         load(spec, "cpu")
     message = str(caught.value)
@@ -49,7 +49,7 @@ def failure(spec: ModelSpec, kind: type[LlmperfError] = ModelError) -> str:
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_every_quantization_loads_and_generates(quantization: str) -> None:
-    """All seven run on a CPU and produce the tokens that were asked for."""
+    """All seven run on a CPU and produce the requested tokens."""
     loaded = load(ModelSpec("synthetic:tiny", quantization), "cpu")
     prompt = torch.arange(200, 216).reshape(2, 8)
     with torch.inference_mode(), quiet():
@@ -61,7 +61,7 @@ def test_every_quantization_loads_and_generates(quantization: str) -> None:
 
 
 def test_what_a_loaded_model_tells() -> None:
-    """Name, revision, dtype, attention and device are those of what was loaded, and short to print."""
+    """It has the actual name, revision, dtype, attention and device, and a short repr."""
     loaded = load(TINY, "cpu")
     assert (loaded.spec, loaded.device, loaded.attention) == (TINY, "cpu", "sdpa")
     assert (loaded.name, loaded.revision) == ("synthetic:tiny", "recipe-1-seed-0")
@@ -85,7 +85,7 @@ def test_tokenizer_is_optional(copy: Path) -> None:
 
 
 def test_handle_lets_go() -> None:
-    """After close the handle keeps nothing alive, and says what happened to whoever still uses it."""
+    """A closed handle keeps nothing alive, and using it raises an error."""
     loaded = load(TINY, "cpu")
     model = weakref.ref(loaded.model)
     closed = [loaded.closed]
@@ -105,30 +105,30 @@ def test_handle_lets_go() -> None:
     ("spec", "kind", "expected"),
     [
         (ModelSpec(), UsageError, "model of 'bf16' is not set"),
-        (ModelSpec("/no/such"), UsageError, "model '/no/such' is not there"),
+        (ModelSpec("/no/such"), UsageError, "model '/no/such' does not exist"),
         (ModelSpec("synthetic:no"), UsageError, "model 'synthetic:no' does not exist"),
         (ModelSpec("synthetic:tiny", attention="fast"), UsageError, "attention 'fast' is unknown: expected one of"),
     ],
 )
 def test_what_cannot_be_loaded(spec: ModelSpec, kind: type[LlmperfError], expected: str) -> None:
-    """Each wrong model is one line that names it."""
+    """Each error is one line that names the model."""
     assert expected in failure(spec, kind)
 
 
 def test_unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that is not in the cache and cannot be asked for says what else could be passed."""
+    """The error says what else to pass."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     message = failure(ModelSpec("nobody/nothing"))
     assert message.startswith(
         "model 'nobody/nothing' is neither a local folder nor reachable on the Hugging Face hub ("
     )
     assert message.endswith(
-        "pass a folder, set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use what is cached"
+        "pass a folder, set HF_TOKEN for a private or gated model, or HF_HUB_OFFLINE=1 to use the cache"
     )
 
 
 def test_pickles_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library's advice to load pickles after all is not passed on."""
+    """The library's advice to load pickles is not repeated."""
 
     def no_safetensors(*_args: object, **_options: object) -> None:
         raise OSError("no file named model.safetensors. Please do not set `use_safetensors=True`.")
@@ -140,13 +140,13 @@ def test_pickles_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_broken_weights(copy: Path) -> None:
-    """A file that is no safetensors file gives the library's reason in one line."""
+    """The error has the library's reason in one line."""
     (copy / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "could not be loaded as 'bf16': " in failure(ModelSpec(str(copy)))
 
 
 def test_missing_weights(copy: Path) -> None:
-    """Weights that a checkpoint lacks are not made up."""
+    """Missing weights are an error instead of being initialized randomly."""
     from safetensors.torch import load_file, save_file
 
     lacking = "model.layers.1.mlp.up_proj.weight"
@@ -157,21 +157,21 @@ def test_missing_weights(copy: Path) -> None:
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without accelerate no model loads, and the extra that brings it is named."""
+    """The error names the extra that installs accelerate."""
     monkeypatch.setattr(loading, "find_spec", lambda name: None if name == "accelerate" else object())
     assert "pip install 'pytest-llmperf[models]'" in failure(TINY, MissingDependency)
 
 
 def test_attention_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that comes with another attention than was asked for is an error with both names."""
+    """The error has the requested and the actual attention."""
     monkeypatch.setattr(attention, "attention_of", lambda _model: "eager")
     assert failure(ModelSpec("synthetic:tiny", attention="sdpa")).startswith(
-        "model 'synthetic:tiny' was asked for attention 'sdpa' and got 'eager'"
+        "model 'synthetic:tiny' uses attention 'eager', expected 'sdpa'"
     )
 
 
 def test_every_tensor_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that was left on another device, or spread over several, is an error that names the first tensor."""
+    """Otherwise the error names the first tensor elsewhere."""
     monkeypatch.setattr(loading, "_is_on", lambda _found, device: device != "cpu")
     assert failure(TINY) == "model 'synthetic:tiny' has 'model.embed_tokens.weight' on 'cpu', expected 'cpu'"
 
@@ -181,32 +181,32 @@ def test_every_tensor_is_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     [("cuda:0", "cuda", True), ("cuda:1", "cuda:1", True), ("cuda:0", "cuda:1", False), ("cpu", "cuda", False)],
 )
 def test_device_names(found: str, asked: str, *, expected: bool) -> None:
-    """A device without a number is any of its kind."""
+    """A device without an index matches any of its kind."""
     assert loading._is_on(torch.device(found), asked) is expected
 
 
 def test_a_quantized_checkpoint(copy: Path) -> None:
-    """A checkpoint that is quantized already loads as what it is, and as nothing else."""
+    """It loads in its own quantization only."""
     load(ModelSpec("synthetic:tiny", "nf4"), "cpu").model.save_pretrained(copy)
     loaded = load(ModelSpec(str(copy), "nf4"), "cpu")
     assert (loaded.dtype, loaded.model.is_loaded_in_4bit) == ("bfloat16", True)
     for asked in ("bf16", "int8"):
         assert failure(ModelSpec(str(copy), asked)).endswith(
-            f"is stored as 'nf4' and cannot become {asked!r}: ask for 'nf4'"
+            f"is stored as 'nf4' and cannot be converted to {asked!r}: request 'nf4'"
         )
 
 
 def test_another_tools_quantization(copy: Path) -> None:
-    """A checkpoint in a format that no quantization here names is not passed off as bf16."""
+    """An unknown format is not reported as bf16."""
     config = json.loads((copy / "config.json").read_text()) | {
         "quantization_config": {"quant_method": "gptq", "bits": 4}
     }
     (copy / "config.json").write_text(json.dumps(config))
-    assert "is stored as 'gptq' and cannot become 'bf16'" in failure(ModelSpec(str(copy)))
+    assert "is stored as 'gptq' and cannot be converted to 'bf16'" in failure(ModelSpec(str(copy)))
 
 
 def test_a_failed_load_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who holds the error does not hold the model that was loaded before it."""
+    """The error does not keep the half-loaded model alive."""
     models: list[weakref.ref[Any]] = []
 
     def reject(model: Any, _device: str) -> str:
@@ -221,7 +221,7 @@ def test_a_failed_load_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the library raises is shortened to its first line and kept as the cause."""
+    """The library's error is shortened to its first line and kept as the cause."""
 
     def out_of_memory(*_args: object, **_options: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nlong advice")
@@ -234,7 +234,7 @@ def test_out_of_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A synthetic model that cannot be built is a model that cannot be loaded."""
+    """A synthetic model that cannot be built is a ModelError."""
     (tmp_path / "file").touch()
     monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "file"))
     with pytest.raises(ModelError, match=r"'synthetic:tiny' could not be loaded as 'bf16': .*Not a directory"):
@@ -245,7 +245,7 @@ def test_an_unwritable_cache_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 def test_loading_is_silent(
     quantization: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is written and nothing is logged, be it by loading or by an int8 product under quiet."""
+    """Neither loading nor an int8 product under quiet writes or logs anything."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = load(ModelSpec("synthetic:tiny", quantization), "cpu")
@@ -256,7 +256,7 @@ def test_loading_is_silent(
 
 
 def test_quiet_restores() -> None:
-    """Log levels and progress bars are as before, after an error too."""
+    """Log levels and progress bars are restored, after an error too."""
     logger = logging.getLogger("bitsandbytes")
 
     def state() -> tuple[int, bool]:
@@ -280,7 +280,7 @@ def test_quiet_leaves_the_users_warnings() -> None:
 
 
 def test_trust_is_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every from_pretrained gets the spec's consent, its revision, and safetensors only."""
+    """Every from_pretrained gets trust_remote_code and revision of the spec, and safetensors only."""
     seen: list[dict[str, Any]] = []
 
     def record(kind: type, result: Callable[[], Any]) -> None:
@@ -302,7 +302,7 @@ def test_trust_is_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_first_load_imports_nothing() -> None:
-    """Else the first model of a run would seem to load fifty times slower than the same model in the next."""
+    """Otherwise a run's first model would seem to load fifty times slower."""
     code = """
 import sys
 from pytest_llmperf import ModelSpec
@@ -335,9 +335,9 @@ def test_spread(llm, llmperf, measure, monkeypatch):
 
 
 def test_a_model_that_a_test_spread_over_several_devices_is_refused(project) -> None:
-    """In one line, whatever guards say: memory and time would be those of one of them."""
+    """Whatever the guards: time and memory would be those of one device."""
     project.write(SPREAD)
     result = project.run()
     result.assert_outcomes(failed=3)
-    told = "error: *: MeasurementError: the model lies on cuda:0, cuda:1: its time and memory are read of one device; *"
+    told = "error: *: MeasurementError: the model is on cuda:0, cuda:1; expected one device, *"
     result.stdout.fnmatch_lines([told] * 3)

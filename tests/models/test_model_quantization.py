@@ -1,4 +1,4 @@
-"""What each quantization means to the libraries, and where it can run."""
+"""Quantizations: their library settings, and the devices they run on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def without(missing: str) -> Callable[[str], ModuleSpec | None]:
 
 
 def test_table() -> None:
-    """The names that users write, in the order in which they are listed."""
+    """The names that users write, in order."""
     assert tuple(QUANTIZATIONS) == (*DENSE, *BITSANDBYTES)
     assert [name for name in QUANTIZATIONS if QUANTIZATIONS[name].needs_bitsandbytes] == list(BITSANDBYTES)
     assert all(QUANTIZATIONS[name].name == name for name in QUANTIZATIONS)
@@ -38,7 +38,7 @@ def test_dense_weights_have_no_config(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "double"), [("nf4", False), ("nf4-dq", True)])
 def test_nf4_config(name: str, *, double: bool) -> None:
-    """4 bit means NF4, with the compute dtype that was asked for."""
+    """4 bit means NF4, with the requested compute dtype."""
     config = QUANTIZATIONS[name].transformers_config(torch.float16)
     assert config is not None
     assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
@@ -56,7 +56,7 @@ def test_int8_config(name: str, threshold: float) -> None:
 
 @pytest.mark.parametrize("name", BITSANDBYTES)
 def test_a_stored_config_is_recognized(name: str) -> None:
-    """What one quantization writes into a checkpoint describes that one and no other."""
+    """A checkpoint's config matches exactly one quantization."""
     stored = QUANTIZATIONS[name].transformers_config(torch.bfloat16).to_dict()  # type: ignore[union-attr]
     assert [other for other in QUANTIZATIONS if QUANTIZATIONS[other].describes(stored)] == [name]
 
@@ -74,7 +74,7 @@ def test_a_stored_config_is_recognized(name: str) -> None:
 def test_compute_dtype_follows_the_gpu(
     name: str, capability: tuple[int, int], expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A dtype is what it says; a 4-bit model computes in bf16 from compute capability 8.0 on, an 8-bit one in fp16."""
+    """4-bit models compute in bf16 from compute capability 8.0 on; 8-bit models in fp16."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     assert compute_dtype(QUANTIZATIONS[name], "cuda:1") is expected
 
@@ -92,7 +92,7 @@ def test_compute_dtype_on_a_cpu() -> None:
 
 
 def test_missing_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without bitsandbytes a quantized model is one line with the command that installs it."""
+    """The error has the command that installs it."""
     monkeypatch.setattr(quantization, "find_spec", without("bitsandbytes"))
     with pytest.raises(MissingDependency) as caught:
         check_available(QUANTIZATIONS["nf4"], "cpu")
@@ -110,7 +110,7 @@ def test_dense_weights_need_no_bitsandbytes(name: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", BITSANDBYTES)
 def test_devices_of_bitsandbytes(name: str) -> None:
-    """A device that bitsandbytes does not know is refused with those that it does; a CPU is one of them."""
+    """An unsupported device is refused with the supported ones, which include the CPU."""
     check_available(QUANTIZATIONS[name], "cpu")
     with pytest.raises(UsageError, match=rf"quantization '{name}' cannot run on 'vulkan': bitsandbytes .* cpu, cuda"):
         check_available(QUANTIZATIONS[name], "vulkan")

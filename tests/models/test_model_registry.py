@@ -1,4 +1,4 @@
-"""One model at a time, one load a spec, and the old model dead before the next one is loaded."""
+"""The registry keeps one model at a time and loads each spec once."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ A, B = ModelSpec("org/a"), ModelSpec("org/b")
 
 
 class Weights:
-    """Stands for a model; a cycle through itself, as modules have, so that only the collector frees it."""
+    """Stands for a model; it refers to itself, as modules do, so only the collector frees it."""
 
     def __init__(self) -> None:
         self.itself = self
 
 
 class Loader:
-    """A ``load`` that knows which of its models are alive, and refuses to make a second one."""
+    """A ``load`` that tracks live models and refuses to load a second one."""
 
     def __init__(self) -> None:
         self.models: list[weakref.ref[Weights]] = []
@@ -67,14 +67,14 @@ def no_last_failure() -> Iterator[None]:
 
 
 def test_equal_specs_load_once(loader: Loader) -> None:
-    """Specs are compared by what they say, not by which object they are."""
+    """Specs are compared by value."""
     registry = ModelRegistry("cpu", load=loader)
     assert registry.get(A) is registry.get(ModelSpec("org/a"))
     assert registry.loads == 1
 
 
 def test_the_old_model_dies_first(loader: Loader) -> None:
-    """Another spec frees the model before it loads, though a test still holds the handle."""
+    """The old model is freed before the next load, even if a test holds its handle."""
     registry = ModelRegistry("cpu", load=loader)
     handle = registry.get(A)
     assert registry.get(B).spec == B
@@ -84,7 +84,7 @@ def test_the_old_model_dies_first(loader: Loader) -> None:
 
 
 def test_the_old_model_dies_after_a_failing_test(loader: Loader, no_last_failure: None) -> None:
-    """What pytest keeps of a failed test holds its frames, and in them the model, until it is forgotten."""
+    """The failed test's frames, which pytest keeps, hold the model; they are cleared."""
 
     def failing_test(handle: LoadedModel) -> None:
         model = handle.model
@@ -101,7 +101,7 @@ def test_the_old_model_dies_after_a_failing_test(loader: Loader, no_last_failure
 
 
 def test_release(loader: Loader) -> None:
-    """At the end nothing is left, and releasing again is no harm."""
+    """The model is freed; releasing again does nothing."""
     registry = ModelRegistry("cpu", load=loader)
     registry.get(A)
     registry.release()
@@ -110,7 +110,7 @@ def test_release(loader: Loader) -> None:
 
 
 def test_a_closed_handle_is_not_handed_out(loader: Loader) -> None:
-    """A test that closes its model gives the next test a fresh one."""
+    """If a test closes its model, the next test gets a new one."""
     registry = ModelRegistry("cpu", load=loader)
     registry.get(A).close()
     assert not registry.get(A).closed
@@ -126,7 +126,7 @@ def test_a_closed_handle_is_not_handed_out(loader: Loader) -> None:
     ],
 )
 def test_a_failure_is_remembered(error: Exception, kind: type[Exception]) -> None:
-    """A spec that cannot be loaded fails every test that wants it, with the same words, after one attempt."""
+    """Every test of the spec fails with the same message, after one attempt."""
 
     def fail(_spec: ModelSpec, _device: str) -> LoadedModel:
         raise error
@@ -140,7 +140,7 @@ def test_a_failure_is_remembered(error: Exception, kind: type[Exception]) -> Non
 
 
 def test_a_failure_holds_nothing() -> None:
-    """The remembered error is not the raised one, whose traceback holds what was loaded so far."""
+    """The stored error is a copy without the traceback, which holds the half-loaded model."""
     half_loaded: list[weakref.ref[Weights]] = []
 
     def fail(_spec: ModelSpec, _device: str) -> LoadedModel:
@@ -157,7 +157,7 @@ def test_a_failure_holds_nothing() -> None:
 
 
 def test_a_failure_leaves_room_for_others(loader: Loader) -> None:
-    """After a failure another spec loads, and the failed one stays failed."""
+    """Other specs load; the failed one stays failed."""
 
     def load(spec: ModelSpec, device: str) -> LoadedModel:
         if spec == A:
@@ -173,7 +173,7 @@ def test_a_failure_leaves_room_for_others(loader: Loader) -> None:
 
 
 def test_a_real_model_dies(tiny: Any) -> None:
-    """A loaded and used model leaves nothing behind, compiled or not."""
+    """A used model leaves nothing in memory, compiled or not."""
     torch = pytest.importorskip("torch")
     registry = ModelRegistry("cpu")
     model = registry.get(ModelSpec("synthetic:tiny")).model
@@ -188,5 +188,5 @@ def test_a_real_model_dies(tiny: Any) -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0", "unheard-of"])
 def test_freeing_memory_is_safe_anywhere(device: str) -> None:
-    """A device that has no cache to empty, or was never used, is no error."""
+    """A device without a cache, or an unused one, is no error."""
     free_memory(device)

@@ -1,4 +1,4 @@
-"""What is known of a model before it is loaded, and what identifies it afterwards."""
+"""Checks of a model before it is loaded, and its identity afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIG = SimpleNamespace(_commit_hash="8b1c0ffee")
 
 
 def refused(**keywords: str) -> str:
-    """The one line with which a spec is refused."""
+    """The error line for a spec."""
     with pytest.raises(UsageError) as caught:
         check_source(ModelSpec(**keywords))  # type: ignore[arg-type]
     message = str(caught.value)
@@ -26,41 +26,43 @@ def refused(**keywords: str) -> str:
 
 
 def test_no_model() -> None:
-    """A spec whose default was never filled in says how to name a model."""
+    """The error says how to choose a model."""
     assert refused() == "model of 'bf16' is not set: pass --llmperf-model or ModelSpec(model=...)"
 
 
 def test_unknown_synthetic() -> None:
-    """An unknown synthetic model is not looked for anywhere else."""
+    """It is not searched elsewhere."""
     assert refused(model="synthetic:2b").startswith("model 'synthetic:2b' does not exist: expected one of")
 
 
 @pytest.mark.parametrize("model", ["/no/such/folder", "./no-such-folder", "~/no-such-folder"])
 def test_missing_folder(model: str) -> None:
-    """What looks like a path is not sent to the hub."""
-    assert refused(model=model) == f"model {model!r} is not there: expected a folder with config.json and *.safetensors"
+    """A path is not looked up on the hub."""
+    assert (
+        refused(model=model) == f"model {model!r} does not exist: expected a folder with config.json and *.safetensors"
+    )
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
-    """A weight file instead of its folder is named as such."""
+    """The error says that it is a file."""
     file = tmp_path / "model.gguf"
     file.touch()
     assert refused(model=str(file)).startswith(f"model {str(file)!r} is a file: expected a folder")
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
-    """A folder that holds no model says what is missing."""
+    """The error says what is missing."""
     assert refused(model=str(tmp_path)).startswith(f"model {str(tmp_path)!r} has no config.json")
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:
-    """A folder with a config alone says so."""
+    """The error says what is missing."""
     (tmp_path / "config.json").write_text("{}")
     assert "has no weights: expected a folder with" in refused(model=str(tmp_path))
 
 
 def test_folder_with_pickles_only(tmp_path: Path) -> None:
-    """Pickled weights are named and refused: loading them runs what they hold."""
+    """Pickled weights are refused, because loading them can run code."""
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "pytorch_model.bin").touch()
     assert "has only pickled weights (pytorch_model.bin), which can run code: expected" in refused(model=str(tmp_path))
@@ -68,21 +70,21 @@ def test_folder_with_pickles_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["two words", "a/b/c", "org/na:me"])
 def test_impossible_hub_name(model: str) -> None:
-    """A name that the hub cannot have is refused without asking the hub."""
+    """An invalid name is refused without contacting the hub."""
     pytest.importorskip("huggingface_hub")
-    assert "cannot be a name on the Hugging Face hub" in refused(model=model)
+    assert "nor a valid name on the Hugging Face hub" in refused(model=model)
 
 
 @pytest.mark.parametrize("model", ["org/name", "gpt2", "meta-llama/Llama-3.2-1B"])
 def test_possible_hub_name(model: str) -> None:
-    """A well-formed name is left to the loader."""
+    """A valid name is left to the loader."""
     check_source(ModelSpec(model, revision="main"))
     assert not is_local(model)
     assert locate(ModelSpec(model)) == model
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A relative path without a dot is a folder if it is there, as for transformers."""
+    """A relative path without a dot is a folder if it exists, as in transformers."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny, tmp_path / "org" / "name")
     check_source(ModelSpec("org/name"))
@@ -91,13 +93,13 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, tiny: Path, monkeypat
 
 @pytest.mark.parametrize("model", ["synthetic:tiny", "."])
 def test_a_revision_that_would_be_ignored(model: str, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A revision that changes nothing would still change the id of the test."""
+    """It would change the test's id only."""
     monkeypatch.chdir(tiny)
     assert refused(model=model, revision="v1").startswith(f"revision 'v1' of model {model!r} would be ignored")
 
 
 def test_attention_from_the_hub_needs_trust() -> None:
-    """An attention that is a hub name is downloaded code, so it needs the same consent as a model's."""
+    """Attention from the hub is downloaded code, so it needs consent."""
     attention = "kernels-community/flash-attn2"
     assert refused(model="org/name", attention=attention).startswith(f"attention {attention!r} is code from the")
     check_source(ModelSpec("org/name", attention=attention, trust_remote_code=True))
@@ -109,14 +111,14 @@ def test_identity_of_a_synthetic_model() -> None:
 
 
 def test_identity_of_a_hub_model() -> None:
-    """A hub model is the commit that was loaded, else the revision that was asked for."""
+    """The loaded commit, else the requested revision."""
     assert identify(ModelSpec("org/name", revision="main"), CONFIG) == ("org/name", "8b1c0ffee")
     assert identify(ModelSpec("org/name", revision="v1"), SimpleNamespace()) == ("org/name", "v1")
     assert identify(ModelSpec("org/name"), SimpleNamespace(_commit_hash=None)) == ("org/name", "unknown")
 
 
 def test_identity_of_a_folder(tiny: Path, tmp_path: Path) -> None:
-    """A folder is its name and a hash that does not depend on where it lies."""
+    """The name and a hash that does not depend on the location."""
     here, there = tmp_path / "here" / "mine", tmp_path / "there" / "mine"
     for folder in (here, there):
         shutil.copytree(tiny, folder)
@@ -127,13 +129,13 @@ def test_identity_of_a_folder(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_identity_of_a_relative_folder(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current folder has a name, too."""
+    """The current folder has a name."""
     monkeypatch.chdir(tiny)
     assert identify(ModelSpec("."), CONFIG)[0] == tiny.name
 
 
 def test_another_shape_is_another_identity(tiny: Path, tmp_path: Path) -> None:
-    """A changed config, and a changed tensor layout, are other revisions."""
+    """A changed config or tensor layout changes the revision."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(tiny, tmp_path / "mine")

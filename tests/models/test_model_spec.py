@@ -1,4 +1,4 @@
-"""What a spec accepts, how it is shown and how the run's defaults fill it."""
+"""Model specs: validation, display and defaults."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_parse_takes_every_quantization(name: str) -> None:
     ("typo", "near"), [("nf5", "nf4"), ("INT8", "int8"), ("bf-16", "bf16"), ("int8-dec", "int8-decomp")]
 )
 def test_unknown_quantization_names_the_nearest(typo: str, near: str) -> None:
-    """A typo gets the nearest name and all names, in one line."""
+    """The error has the nearest names and all names, in one line."""
     with pytest.raises(UsageError) as caught:
         ModelSpec.parse(typo)
     message = str(caught.value)
@@ -57,7 +57,7 @@ def test_unknown_quantization_names_the_nearest(typo: str, near: str) -> None:
 
 
 def test_unknown_quantization_without_a_near_one() -> None:
-    """Where nothing is near, nothing is suggested."""
+    """Without a near name, there is no suggestion."""
     with pytest.raises(UsageError, match="quantization 'zzz' does not exist: expected one of bf16"):
         ModelSpec.parse("zzz")
 
@@ -74,20 +74,20 @@ def test_unknown_quantization_without_a_near_one() -> None:
     ],
 )
 def test_wrong_fields_are_refused(keywords: dict[str, Any], expected: str) -> None:
-    """Every field is checked when the spec is made, with its name and value in the message."""
+    """Errors have the field's name and value."""
     with pytest.raises(UsageError) as caught:
         ModelSpec(**keywords)
     assert str(caught.value) == expected
 
 
 def test_parse_refuses_other_types() -> None:
-    """A parameter that is neither a name nor a spec is named as it is."""
+    """The error shows the value."""
     with pytest.raises(UsageError, match=r"llm parameter is 8, expected a quantization's name or a ModelSpec"):
         ModelSpec.parse(8)  # type: ignore[arg-type]
 
 
 def test_defaults_fill_only_what_is_open() -> None:
-    """What a spec says stands; what it leaves open comes from the run."""
+    """Fields of the spec take precedence over the run's defaults."""
     defaults = ModelSpec(quantization="nf4").with_defaults(model="org/a", revision="v1", attention="eager")
     assert defaults == ModelSpec("org/a", "nf4", revision="v1", attention="eager")
     assert ModelSpec(attention="sdpa").with_defaults(model="org/a", attention="eager").attention == "sdpa"
@@ -112,7 +112,7 @@ specs = st.builds(
 
 @given(spec=specs, model=st.sampled_from(["org/a", "org/c"]))
 def test_filling_defaults_twice_changes_nothing(spec: ModelSpec, model: str) -> None:
-    """A complete spec is its own completion, so equal specs stay equal."""
+    """So equal specs stay equal."""
     once = spec.with_defaults(model=model, revision="v2", attention="eager")
     assert once.with_defaults(model=model, revision="v2", attention="eager") == once
     assert hash(once) == hash(once.with_defaults(model=model))

@@ -1,4 +1,4 @@
-"""Synthetic models: whole, the same everywhere, and readable token by token."""
+"""Synthetic models: complete, reproducible, and with printable tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tokenizer(synthetic_cache: Path) -> Any:
 
 
 def test_names() -> None:
-    """The models there are, and that the prefix alone makes a name synthetic."""
+    """The known models; any name with the prefix is synthetic."""
     assert synthetic_names() == ("synthetic:tiny", "synthetic:32m", "synthetic:1b", "synthetic:8b")
     assert is_synthetic("synthetic:nope")
     assert not is_synthetic("org/synthetic")
@@ -40,7 +40,7 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("call", [synthetic.architecture, synthetic.revision, prepare])
 def test_unknown_name(call: Any) -> None:
-    """An unknown name is refused wherever it comes in, with those there are."""
+    """An unknown name is refused everywhere, with the known ones."""
     with pytest.raises(UsageError) as caught:
         call("synthetic:7b")
     assert str(caught.value) == (
@@ -59,7 +59,7 @@ def test_sizes_are_those_of_the_models_they_stand_for(name: str, millions: float
 
 
 def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The variable names the folder; without it, it is the user's cache folder."""
+    """The variable sets the folder; the default is the user's cache folder."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     assert cache_folder() == tmp_path / "models"
     monkeypatch.delenv(CACHE_VARIABLE)
@@ -67,7 +67,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_folder_holds_a_whole_model(tiny: Path) -> None:
-    """Safetensors in bf16, a config, a tokenizer and a chat template; nothing pickled, nothing half done."""
+    """Safetensors in bf16, a config, a tokenizer and a chat template; no pickles and no partial files."""
     from safetensors.torch import load_file
 
     assert {file.name for file in tiny.iterdir()} >= {"config.json", "tokenizer.json", "chat_template.jinja"}
@@ -77,7 +77,7 @@ def test_folder_holds_a_whole_model(tiny: Path) -> None:
 
 
 def test_weights_are_seeded(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another build, on top of what a killed one left, writes the same bytes and leaves torch's generator alone."""
+    """A second build, over a killed one's files, writes the same bytes and keeps torch's random state."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     (tmp_path / "models" / f"{tiny.name}.partial").mkdir(parents=True)
     before = torch.get_rng_state()
@@ -88,7 +88,7 @@ def test_weights_are_seeded(tiny: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the weights cannot be written, no folder stands that the next run would take for a model."""
+    """No incomplete folder remains."""
 
     def full_disk(_shape: object) -> None:
         raise OSError("No space left on device")
@@ -101,7 +101,7 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_two_processes_build_one_model(tmp_path: Path, tiny: Path) -> None:
-    """Two processes that ask at once get the same whole model."""
+    """Concurrent processes get the same complete model."""
     code = "from pytest_llmperf.models.synthetic import prepare; print(prepare('synthetic:tiny'))"
     environment = {**os.environ, CACHE_VARIABLE: str(tmp_path)}
     command = [sys.executable, "-c", code]
@@ -126,7 +126,7 @@ def test_greedy_decoding_counts_upwards(tiny: Path) -> None:
 
 
 def test_some_activations_are_outliers(tiny: Path) -> None:
-    """Without activations above the threshold, int8-decomp would have nothing to decompose."""
+    """Without outliers, int8-decomp would not decompose anything."""
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny)
     seen: list[int] = []
     for layer in model.model.layers:
@@ -147,14 +147,14 @@ def test_pieces_are_distinct_and_printable(size: int) -> None:
 
 
 def test_every_id_decodes_to_its_piece(tokenizer: Any) -> None:
-    """Each id alone is text, whatever comes before and after."""
+    """In any context."""
     assert len(tokenizer) == TINY_VOCABULARY
     assert [tokenizer.decode([index]) for index in range(TINY_VOCABULARY)] == pieces(TINY_VOCABULARY)
 
 
 @given(ids=st.lists(st.integers(FIRST_WORD, 8191), min_size=1, max_size=64))
 def test_words_are_read_back_as_written(ids: list[int], large_tokenizer: Any) -> None:
-    """A prompt of words sent as text has exactly the tokens it was made of."""
+    """A text prompt has exactly the tokens it was made from."""
     assert large_tokenizer.encode(large_tokenizer.decode(ids)) == ids
 
 
@@ -165,14 +165,14 @@ def large_tokenizer() -> Any:
 
 @given(text=st.text(max_size=80))
 def test_any_text_can_be_encoded(text: str, large_tokenizer: Any) -> None:
-    """No text is an error or lost: white space becomes a space, what is not ASCII a question mark."""
+    """White space becomes a space, and non-ASCII characters a question mark."""
     ids = large_tokenizer.encode(text)
     assert all(0 <= index < 8192 for index in ids)
     assert bool(ids) == bool(text)
 
 
 def test_special_tokens_and_chat_template(tokenizer: Any) -> None:
-    """A chat begins with the first special token and ends with the assistant's turn."""
+    """A chat begins with BOS and ends with the assistant's turn."""
     assert {name: getattr(tokenizer, name) for name in SPECIAL_IDS} == dict(SPECIAL_IDS)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)

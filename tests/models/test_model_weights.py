@@ -1,4 +1,4 @@
-"""Bytes of weights: each storage once, quantization state included."""
+"""Bytes of weights: each storage counts once, and quantization state is included."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ def tiny_bytes(quantization: str) -> int:
 
 @pytest.mark.parametrize(("quantization", "size"), [("bf16", 2), ("fp16", 2), ("fp32", 4)])
 def test_dense(quantization: str, size: int) -> None:
-    """Dense weights are their parameters times the size of one, and the rotary buffers."""
+    """Parameters and rotary buffers."""
     assert tiny_bytes(quantization) - size * (EMBEDDING + HEAD + NORMS + LINEAR) in {ROPE // 2, ROPE}
 
 
 def test_int8() -> None:
-    """Eight bits are a byte a weight and an fp32 scale a row."""
+    """One byte per weight, and an fp32 scale per row."""
     extra = tiny_bytes("int8") - tiny_bytes("bf16")
     assert extra == LINEAR + 4 * LINEAR_ROWS - 2 * LINEAR
 
 
 def test_nf4() -> None:
-    """Four bits are half a byte a weight, an fp32 maximum a block and a table of 16 a layer."""
+    """Half a byte per weight, an fp32 maximum per block, and a table of 16 per layer."""
     extra = tiny_bytes("nf4") - tiny_bytes("bf16")
     assert extra == LINEAR // 2 + 4 * LINEAR // BLOCK + LINEAR_LAYERS * 16 * 4 - 2 * LINEAR
 
 
 def test_double_quantization_counts_the_nested_state() -> None:
-    """The maxima become a byte each; their own maxima, table and offset are counted, too."""
+    """The maxima take a byte each; the nested maxima, table and offset count too."""
     extra = tiny_bytes("nf4-dq") - tiny_bytes("nf4")
     nested = LINEAR_LAYERS * (1 * 4 + 256 * 4 + 4)  # at most 256 blocks a layer: one maximum
     assert extra == nested - 3 * LINEAR // BLOCK
 
 
 def test_int8_state_is_found_wherever_it_is() -> None:
-    """The first forward moves the scales from the weight to the module; the bytes stay."""
+    """The first forward moves the scales from the weight to the module."""
     model = load(ModelSpec("synthetic:tiny", "int8"), "cpu").model
     before = weights_bytes(model)
     with torch.inference_mode():
@@ -72,7 +72,7 @@ def test_tied_weights_count_once() -> None:
 
 
 def test_views_count_once() -> None:
-    """Two parameters in one storage are that storage."""
+    """Two parameters may share one storage."""
     base = torch.zeros(1024)
     module = torch.nn.Module()
     module.a, module.b = torch.nn.Parameter(base[:512]), torch.nn.Parameter(base[512:])

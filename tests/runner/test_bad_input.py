@@ -64,7 +64,7 @@ def test_a_device_that_is_not_here_is_named_with_what_is(project):
     project.write()
     result = project.pytester.runpytest("--llmperf", "--llmperf-device=cuda:7", "--llmperf-model=synthetic:tiny")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*device 'cuda:7' is not here: torch * sees *. Choose another with --device"])
+    result.stderr.fnmatch_lines(["*device 'cuda:7' is not available: torch * sees *; choose another with --device"])
 
 
 @pytest.mark.parametrize(

@@ -194,8 +194,8 @@ def test_a_baseline_that_is_not_at_the_revision_is_new(committed):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--llmperf-baseline-ref=nowhere"], "ERROR: git knows no revision 'nowhere'; expected a commit, *"),
-        (["--llmperf-baseline-ref=--all"], "ERROR: '--all' is no git revision; expected a commit, *"),
+        (["--llmperf-baseline-ref=nowhere"], "ERROR: unknown git revision 'nowhere'; expected a commit, *"),
+        (["--llmperf-baseline-ref=--all"], "ERROR: '--all' is not a git revision; expected a commit, *"),
         (["--llmperf-baseline-ref=main", "--llmperf-update"], "ERROR: --llmperf-baseline-ref: *leave out*"),
     ],
 )

@@ -127,7 +127,7 @@ def test_a_worker_that_dies_is_replaced_on_its_device(two_devices):
         (["--device=cuda:1", "-n2"], "2 workers would measure on one device at once (cuda:1); *: use -n1"),
         (["--device=cuda", "--dist=load", "--tx=3*popen"], "3 workers would measure on 2 devices at once *"),
         (["--device=cuda", "-n2", "--llmperf-journal=one.jsonl"], "a journal is of one run, and 2 workers *"),
-        (["--device=cuda:1,cuda:2", "-n2"], "device 'cuda:2' is not here: *"),
+        (["--device=cuda:1,cuda:2", "-n2"], "device 'cuda:2' is not available: *"),
         (["--device=cuda:0,xpu:1", "-n2"], "unknown device 'cuda:0,xpu:1': expected *cuda:0,cuda:2*"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -161,7 +161,7 @@ def test_a_refusal_that_only_a_worker_can_make_is_one_line_too(project):
     project.write()
     result = project.run("-n1", "--llmperf-model=./nowhere")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: model './nowhere' is not there: *"])
+    result.stderr.fnmatch_lines(["ERROR: model './nowhere' does not exist: *"])
     assert "INTERNALERROR" not in result.stderr.str() + result.stdout.str()
 
 

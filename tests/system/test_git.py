@@ -1,4 +1,4 @@
-"""What a file held at another revision of the project."""
+"""Reading files at other revisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def git(folder, *arguments):
 
 @pytest.fixture
 def repository(tmp_path):
-    """Two commits of one file, the first of them tagged."""
+    """A repository with two commits of one file; the first is tagged."""
     git(tmp_path, "init", "-q")
     (tmp_path / "sub" / "baselines").mkdir(parents=True)
     for text, tag in (("old µ\n", "v1"), ("new\n", "v2")):
@@ -30,7 +30,7 @@ def repository(tmp_path):
 
 
 def test_a_file_is_read_as_it_was(repository):
-    """By a path that is absolute or relative to a folder of the repository, whether or not it still exists."""
+    """By absolute or relative path, whether or not the file still exists."""
     sub = repository / "sub"
     assert file_at(sub, "v1", Path("baselines/a.json")) == "old µ\n"
     assert file_at(sub, "HEAD", sub / "baselines" / "a.json") == "new\n"
@@ -43,17 +43,17 @@ def test_a_file_is_read_as_it_was(repository):
 @pytest.mark.parametrize(
     ("revision", "path", "message"),
     [
-        ("v9", "baselines/a.json", "git knows no revision 'v9'"),
-        ("--output=x", "baselines/a.json", "is no git revision"),
-        ("", "baselines/a.json", "is no git revision"),
-        ("v\x1b[1m", "baselines/a.json", r"git knows no revision"),
+        ("v9", "baselines/a.json", "unknown git revision 'v9'"),
+        ("--output=x", "baselines/a.json", "is not a git revision"),
+        ("", "baselines/a.json", "is not a git revision"),
+        ("v\x1b[1m", "baselines/a.json", r"unknown git revision"),
         ("v1", "baselines/b.json", "there is no file baselines/b.json at that revision"),
         ("v1", "baselines", "there is no file baselines at that revision"),
         ("v1", "../../a.json", "there is no file"),
     ],
 )
 def test_what_is_not_there_is_one_line(repository, revision, path, message):
-    """It names the revision and the file, and steers no terminal."""
+    """The error names revision and file, without control characters."""
     with pytest.raises(BaselineError, match=message) as caught:
         file_at(repository / "sub", revision, Path(path))
     assert str(caught.value).isprintable()
@@ -61,7 +61,7 @@ def test_what_is_not_there_is_one_line(repository, revision, path, message):
 
 
 def test_outside_a_repository_is_one_line(tmp_path, monkeypatch):
-    """Nor is it told as an unknown revision."""
+    """It is not reported as an unknown revision."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(BaselineError, match="is not in a git repository"):
         file_at(tmp_path, "main", Path("a.json"))

@@ -1,4 +1,4 @@
-"""What runs leave behind does not grow for ever."""
+"""Scratch folders are pruned."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pytest_llmperf.system.paths import KEPT_RUNS, make_room, run_folder, scratc
 
 
 def test_the_oldest_runs_make_room(tmp_path):
-    """Folders and files; what a run already has stays."""
+    """Old folders and files are deleted; a run's own files stay."""
     for number in range(2 * KEPT_RUNS):
         folder = run_folder(tmp_path, "confirm", f"{number:04}")
         (folder / "1.log").touch()
@@ -16,7 +16,7 @@ def test_the_oldest_runs_make_room(tmp_path):
 
 
 def test_files_make_room_too(tmp_path):
-    """Of the oldest; hidden ones are not runs."""
+    """The oldest are deleted; hidden files are kept."""
     for name in (".gitignore", *(f"{number:04}.jsonl" for number in range(KEPT_RUNS + 5))):
         (tmp_path / name).touch()
     make_room(tmp_path)

@@ -95,7 +95,7 @@ def test_a_test_that_the_release_did_not_have_is_new(released):
 
 @pytest.mark.parametrize(
     ("revision", "message"),
-    [("v9", "git knows no revision 'v9'"), ("--exec=x", "is no git revision")],
+    [("v9", "unknown git revision 'v9'"), ("--exec=x", "is not a git revision")],
 )
 def test_an_anchor_that_is_not_there_is_an_error_before_anything_is_measured(released, revision, message):
     """The exit code is 4 and the message is one line."""

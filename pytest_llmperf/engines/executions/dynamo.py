@@ -24,7 +24,7 @@ def parse_settings(text: str) -> dict[str, Setting]:
     """
     pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
     if wrong := next(("".join(pair) for pair in pairs if not (pair[0] and pair[2])), ""):
-        raise UsageError(f"--llmperf-dynamo {wrong!r}: expected NAME=VALUE, of torch._dynamo.config")
+        raise UsageError(f"--llmperf-dynamo {wrong!r}: expected NAME=VALUE with a name of torch._dynamo.config")
     return {name: _value(word) for name, _, word in pairs}
 
 
@@ -45,7 +45,7 @@ def check_settings(settings: Mapping[str, Setting]) -> None:
             raise UsageError(f"dynamo setting {name!r} is unknown: expected one of torch._dynamo.config")
         if known[name] is not None and type(value) is not type(known[name]):
             kind = type(known[name]).__name__
-            raise UsageError(f"dynamo setting {name}={value!r}: expected a value of type {kind}, as {known[name]!r} is")
+            raise UsageError(f"dynamo setting {name}={value!r}: expected type {kind}, such as {known[name]!r}")
 
 
 def known_backends() -> list[str]:

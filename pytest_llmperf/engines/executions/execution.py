@@ -38,7 +38,7 @@ class Request(Protocol):
 
 
 @dataclass(frozen=True)
-class Opened:
+class PreparedExecution:
     """An execution that is ready for one prompt."""
 
     request: Request
@@ -61,7 +61,7 @@ class Execution(Protocol):
 
     def open(
         self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock
-    ) -> AbstractContextManager[Opened]:
+    ) -> AbstractContextManager[PreparedExecution]:
         """Set up for a prompt of shape ``(batch, input tokens)``, for the duration of the block."""
 
 
@@ -74,9 +74,9 @@ class Eager:
     settings: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
 
     @contextmanager
-    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:  # noqa: ARG002  # other executions use them
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[PreparedExecution]:  # noqa: ARG002  # other executions use them
         """Yield the request; nothing is set up."""
-        yield Opened(partial(self.run, model, prompt))
+        yield PreparedExecution(partial(self.run, model, prompt))
 
 
 def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
@@ -132,7 +132,7 @@ def check_produced(generated: Generated, *, batch_size: int, output_tokens: int)
     if found != (batch_size, output_tokens):
         raise MeasurementError(
             f"the model produced {found[-1]} tokens for each of {found[0]} prompts; expected {output_tokens} for "
-            f"each of {batch_size}: a shorter generation is not the same work"
+            f"each of {batch_size}: other lengths are not comparable"
         )
 
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmperf.engines.executions.execution import Generated, OnToken, Opened
+from pytest_llmperf.engines.executions.execution import Generated, OnToken, PreparedExecution
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.engines.executions.static_cache import (
     decode,
@@ -55,7 +55,7 @@ class Graph:
         return {"cache": "static", "sizes": ",".join(map(str, sorted(self.sizes)))}
 
     @contextmanager
-    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[PreparedExecution]:
         """Capture the graphs and make one request.
 
         Raises:
@@ -71,15 +71,15 @@ class Graph:
         with ExitStack() as stack:
             taken = steps.capture(sizes, stack, clock)
             generated = steps.request(output_tokens, lambda: None)
-            yield Opened(steps.request, lambda: [*taken, unlike_loop(generated, expected)], dispatches=False)
+            yield PreparedExecution(steps.request, lambda: [*taken, unlike_loop(generated, expected)], dispatches=False)
 
     def _captured_sizes(self, batch_size: int) -> list[int]:
         """Sizes to capture, largest first; the batch is padded to the largest."""
         padded = min((size for size in self.sizes if size >= batch_size), default=None)
         if padded is None:
             raise UsageError(
-                f"execution 'graph': a batch of {batch_size} is larger than every size that is captured "
-                f"({self.settings['sizes']}): give Graph(sizes=...) a larger one"
+                f"execution 'graph': a batch of {batch_size} exceeds the captured sizes ({self.settings['sizes']}): "
+                "add a larger size to Graph(sizes=...)"
             )
         return sorted((size for size in self.sizes if size <= padded), reverse=True)
 
@@ -159,7 +159,7 @@ def _why_no_fixed_cache(cache: Any) -> str:
     from transformers.cache_utils import StaticLayer
 
     kinds = {type(layer).__name__ for layer in cache.layers if type(layer) is not StaticLayer}
-    return f"{', '.join(sorted(kinds))} of the model's cache count positions on the host" if kinds else ""
+    return f"cache layers of type {', '.join(sorted(kinds))} count positions on the host" if kinds else ""
 
 
 def _counts_on_the_host(model: Any) -> bool:

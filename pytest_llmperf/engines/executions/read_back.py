@@ -24,15 +24,17 @@ def why_read_back(config: Any) -> str:
     """
     installed = Version(version("transformers"))
     if installed < STATIC_CACHE:
-        return f"transformers {installed} reads the static cache's length back in each step: {_upgrade(STATIC_CACHE)}"
+        found = f"transformers {installed} copies the static cache's length to the host in each step"
+        return f"{found}: {_upgrade(STATIC_CACHE)}"
     text = config.get_text_config()
     if text.model_type in MODELS:
-        return f"models of type {text.model_type!r} read back in each step"
+        return f"models of type {text.model_type!r} copy values to the host in each step"
     for kind in sorted(rope_types(text)):
         if "dynamic" in kind:  # the test that transformers uses
-            return f"RoPE of type {kind!r} reads the sequence's length back in each step"
+            return f"RoPE of type {kind!r} copies the sequence length to the host in each step"
         if kind == "longrope" and installed < LONGROPE:
-            return f"RoPE of type 'longrope' reads back in each step of transformers {installed}: {_upgrade(LONGROPE)}"
+            found = f"RoPE of type 'longrope' copies values to the host in each step with transformers {installed}"
+            return f"{found}: {_upgrade(LONGROPE)}"
     return ""
 
 

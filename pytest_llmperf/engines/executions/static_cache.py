@@ -26,7 +26,7 @@ def static_cache(model: Any, prompt: torch.Tensor, output_tokens: int) -> Any:
     from transformers import StaticCache
 
     if output_tokens == 1:
-        raise UsageError("output_tokens=1 has no decode to compile or capture: ask for two or more")
+        raise UsageError("output_tokens=1 has no decode to compile or capture: expected 2 or more")
     return StaticCache(config=model.config, max_cache_len=prompt.shape[1] + output_tokens - 1)
 
 

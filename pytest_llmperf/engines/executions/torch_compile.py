@@ -16,7 +16,7 @@ from pytest_llmperf.engines.executions.dynamo import (
     known_backends,
     obstacle,
 )
-from pytest_llmperf.engines.executions.execution import Opened
+from pytest_llmperf.engines.executions.execution import PreparedExecution
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.engines.executions.static_cache import (
     StaticRequest,
@@ -92,7 +92,7 @@ class Compile:
         }
 
     @contextmanager
-    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[Opened]:
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[PreparedExecution]:
         """Compile with a first request, and repeat until a request compiles nothing.
 
         Raises:
@@ -120,7 +120,7 @@ class Compile:
                 self._check_graphs(prompt.device, compilations)
                 return [*_figures(compilations, cold, steady), unlike]
 
-            yield Opened(request, figures, dispatches=False)
+            yield PreparedExecution(request, figures, dispatches=False)
 
     def _check_available(self, device: torch.device) -> None:
         reason = obstacle(str(device), self.backend)
@@ -131,8 +131,8 @@ class Compile:
         skipped = compilations.count("inductor", "cudagraph_skips")
         if skipped and device.type == "cuda" and self.mode in GRAPH_MODES:
             raise MeasurementError(
-                f"torch.compile: mode {self.mode!r}: inductor made no CUDA graph {skipped} times and ran without: "
-                "TORCH_LOGS=cudagraphs tells why; expected one each, or mode 'default'"
+                f"torch.compile: mode {self.mode!r}: inductor skipped CUDA graphs {skipped} times; expected 0: "
+                "set TORCH_LOGS=cudagraphs to see the reasons, or use mode 'default'"
             )
 
     def _compiled(self, model: Any, cache: Any) -> Step:
@@ -155,15 +155,13 @@ def _check(name: str, value: str, known: Sequence[str]) -> None:
 def _settle(run: Run, clock: Clock, compilations: Compilations) -> RequestTimes:
     """Times of the first request that compiled nothing."""
     if not compilations.count("stats", "unique_graphs"):
-        raise MeasurementError(
-            "torch.compile compiled nothing, so that decode ran eagerly: is TORCHDYNAMO_DISABLE set?"
-        )
+        raise MeasurementError("torch.compile compiled nothing, so decode ran eagerly: is TORCHDYNAMO_DISABLE set?")
     for _ in range(SETTLING):
         tried = len(compilations.reasons)
         times, _ = time_request(run, clock)
         if len(compilations.reasons) == tried:
             return times
-    raise MeasurementError(f"torch.compile still compiles in request {SETTLING + 1}: {compilations.reasons[-1]}")
+    raise MeasurementError(f"torch.compile was still compiling in request {SETTLING + 1}: {compilations.reasons[-1]}")
 
 
 def _check_precision(asked: str) -> None:
@@ -173,15 +171,15 @@ def _check_precision(asked: str) -> None:
     found = torch.get_float32_matmul_precision()
     if found != asked:
         raise MeasurementError(
-            f"torch {torch.__version__} made matmul_precision {found!r} of {asked!r} while it compiled: "
-            f"ask for {found!r}, or pip install --upgrade torch"
+            f"torch {torch.__version__} changed matmul_precision {asked!r} to {found!r} during compilation: "
+            f"use {found!r}, or pip install --upgrade torch"
         )
 
 
 def _check_settled(compilations: Compilations, tried: int) -> None:
     reasons = compilations.reasons[tried:]
     if reasons:
-        raise MeasurementError(f"torch.compile compiled {len(reasons)} frames while it was timed: {reasons[0]}")
+        raise MeasurementError(f"torch.compile compiled {len(reasons)} frames during timed requests: {reasons[0]}")
 
 
 def _figures(compilations: Compilations, cold: RequestTimes, steady: RequestTimes) -> Iterator[Figure]:

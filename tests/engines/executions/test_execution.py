@@ -1,4 +1,4 @@
-"""The library's own loop and the bare one: the same work, to the last token."""
+"""The executions ``generate`` and ``loop`` produce the same tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def tiny(model_cache):
 
 
 def test_fewer_tokens_than_asked_for_are_an_error():
-    """A generation that stopped early is not the same work."""
+    """A generation that stopped early is not comparable."""
     short = Generated(torch.zeros(2, 3), None)
     with pytest.raises(MeasurementError, match="produced 3 tokens for each of 2 prompts; expected 4 for each of 2"):
         check_produced(short, batch_size=2, output_tokens=4)
 
 
 def test_generate_does_what_it_does_for_its_user(tiny):
-    """Each step, operator for operator, looks for end tokens among them; and none of them stops it."""
+    """Each step dispatches the library's operators, including the EOS check, and EOS does not stop it."""
     model, prompt = tiny.model, random_prompt(tiny.model.config, batch_size=2, input_tokens=5, seed=0)
     given = {"attention_mask": torch.ones_like(prompt), "do_sample": False}
     counts: dict[str, list[int]] = {"theirs": [], "ours": []}
@@ -45,7 +45,7 @@ def test_generate_does_what_it_does_for_its_user(tiny):
 
 @pytest.mark.parametrize("several", [False, True], ids=["one", "several"])
 def test_end_tokens_do_not_stop_generate(tiny, monkeypatch, several):
-    """It produces what the bare loop does, an end token like another."""
+    """It produces the tokens of the loop, EOS included."""
     prompt = random_prompt(tiny.model.config, batch_size=1, input_tokens=5, seed=0)
     plain = greedy_loop(tiny.model, prompt, 6, lambda: None).tokens
     first = int(plain[0, 1])

@@ -1,4 +1,4 @@
-"""Executions by name."""
+"""Lookup of executions by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pytest_llmperf.errors import UsageError
 
 
 def test_executions_have_names():
-    """A wrong one is told with what there is."""
+    """An unknown name is refused with the known ones."""
     assert find_execution("loop")
     with pytest.raises(UsageError, match="expected one of generate, loop"):
         find_execution("warp")

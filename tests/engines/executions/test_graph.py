@@ -1,4 +1,4 @@
-"""Decode by replayed graphs: padding, order, memory and tokens, on graphs that are recorded and done again on a CPU."""
+"""Decode by CUDA graphs: padding, capture order, memory and tokens. Graphs are recorded and replayed on a CPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tiny(model_cache):
 
 @pytest.fixture
 def cuda(monkeypatch, tiny) -> RecordingCuda:
-    """In the place of ``torch.cuda``, with graphs of a CPU's work."""
+    """Replaces ``torch.cuda``; graphs hold CPU work."""
     if reason := why_read_back(tiny.config):
         pytest.skip(reason)
     return replace_cuda(monkeypatch)
@@ -53,7 +53,7 @@ def measured(model, *, batch_size=1, execution="graph", **changes):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_tokens_are_those_of_the_loop(tiny, cuda, batch_size):
-    """Of a batch that is captured and of one that is padded; every step but the first is a replay."""
+    """For a captured batch size and a padded one; every step but the first is a replay."""
     found, figures = measured(tiny, batch_size=batch_size)
     plain, _ = measured(tiny, batch_size=batch_size, execution="loop")
     assert found.counts.token_digest == plain.counts.token_digest
@@ -66,7 +66,7 @@ def test_the_tokens_are_those_of_the_loop(tiny, cuda, batch_size):
 
 
 def test_tokens_that_differ_are_counted(tiny, cuda, monkeypatch):
-    """A step that goes wrong in a graph does so in every replay."""
+    """A wrong step in a graph is wrong in every replay."""
     right = graph.next_token
     monkeypatch.setattr(graph, "next_token", lambda *args: right(*args) ^ 1)
     _, figures = measured(tiny, batch_size=2)
@@ -98,7 +98,7 @@ def test_sizes_are_captured_largest_first_from_one_pool(tiny, cuda):
 
 
 def test_a_shorter_request_is_the_same_from_the_start(tiny, cuda):
-    """As warming up makes them."""
+    """Warm-up makes such requests."""
     with measuring_conditions(), Graph().open(tiny, prompt(tiny, 2), 6, HostClock()) as opened:
         long, short = (opened.request(tokens, lambda: None).tokens for tokens in (6, 3))
         assert torch.equal(long[:, :3], short)
@@ -111,14 +111,14 @@ def prompt(model, batch_size):
 
 @pytest.fixture
 def asks_the_device(tiny):
-    """A model whose every forward reads a number back."""
+    """A model whose every forward copies a number to the host."""
     handle = tiny.register_forward_hook(lambda _module, _args, out: out.logits[0, 0, 0].item() and None)
     yield tiny
     handle.remove()
 
 
 def test_a_step_that_cannot_be_captured_is_an_error(asks_the_device, cuda):
-    """Asked for and not to be had; nothing is left of the capture."""
+    """The execution was requested; nothing is left of the capture."""
     with pytest.raises(
         MeasurementError, match=r"'graph': a step of LlamaForCausalLM: capture failed: .* not permitted"
     ):
@@ -127,7 +127,7 @@ def test_a_step_that_cannot_be_captured_is_an_error(asks_the_device, cuda):
 
 
 def test_what_no_graph_can_hold_is_unavailable(asks_the_device, cuda, monkeypatch):
-    """LLM.int8() with a threshold counts its outliers on the host; nobody broke anything."""
+    """LLM.int8() with a threshold counts its outliers on the host by design."""
     config = SimpleNamespace(load_in_8bit=True, llm_int8_threshold=6.0)
     monkeypatch.setattr(asks_the_device.config, "quantization_config", config, raising=False)
     with pytest.raises(ExecutionUnavailable, match="a step of LlamaForCausalLM"):
@@ -136,19 +136,19 @@ def test_what_no_graph_can_hold_is_unavailable(asks_the_device, cuda, monkeypatc
 
 
 def test_a_cache_that_counts_on_the_host_is_unavailable(tiny, cuda, monkeypatch):
-    """A sliding window's length would be frozen in the graph."""
+    """A graph would freeze the length of a sliding window."""
     monkeypatch.setattr(tiny.config, "layer_types", ["sliding_attention"] * 2, raising=False)
     monkeypatch.setattr(tiny.config, "sliding_window", 4, raising=False)
-    with pytest.raises(ExecutionUnavailable, match="StaticSlidingWindowLayer of the model's cache count positions on"):
+    with pytest.raises(ExecutionUnavailable, match="cache layers of type StaticSlidingWindowLayer count positions on"):
         measured(tiny)
     assert not cuda.captured
 
 
 def test_a_step_that_reads_back_by_design_is_unavailable(tiny, monkeypatch):
-    """The RoPE is named here; where transformers is too old for any graph, its version is."""
+    """The reason names the RoPE type, or the transformers version if it is too old."""
     replace_cuda(monkeypatch)
     monkeypatch.setattr(tiny.config, "rope_parameters", {"rope_type": "dynamic", "factor": 2.0}, raising=False)
-    reason = r"execution 'graph' cannot run here: (RoPE of type 'dynamic' reads|transformers \S+ reads .* 5.4 or later)"
+    reason = r"'graph' cannot run here: (RoPE of type 'dynamic' copies|transformers \S+ copies .* 5.4 or later)"
     with pytest.raises(ExecutionUnavailable, match=reason):
         measured(tiny)
 
@@ -161,12 +161,12 @@ def test_a_device_without_graphs_is_unavailable(tiny):
 @pytest.mark.parametrize(
     ("execution", "changes", "message"),
     [
-        (Graph(sizes=(1, 2)), {"batch_size": 3}, r"a batch of 3 is larger than every size that is captured \(1,2\)"),
+        (Graph(sizes=(1, 2)), {"batch_size": 3}, r"a batch of 3 exceeds the captured sizes \(1,2\)"),
         (Graph(), {"output_tokens": 1}, "output_tokens=1 has no decode to compile or capture"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused(tiny, cuda, execution, changes, message):
-    """One line each."""
+    """Each error is one line."""
     base = {"batch_size": 1, "input_tokens": 5, "output_tokens": 4, "requests": 1, "warmup_cap": 0}
     with pytest.raises(UsageError, match=message):
         measure_generation(tiny, Plan(**base | changes, execution=execution), device="cpu", clock=HostClock())
@@ -179,12 +179,12 @@ def test_sizes_are_whole_numbers(sizes):
 
 
 def test_sizes_are_part_of_the_workload():
-    """Whatever order they were given in."""
+    """In any order."""
     assert Graph(sizes=(4, 1)).settings == {"cache": "static", "sizes": "1,4"}
 
 
 def test_a_test_of_graphs_is_skipped_with_its_reason(project):
-    """Where there are none; nothing is replaced and nothing is said to be verified."""
+    """Without CUDA graphs, no fall-back is measured."""
     project.write("""
         import pytest
         from pytest_llmperf import Graph

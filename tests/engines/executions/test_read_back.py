@@ -1,4 +1,4 @@
-"""What each decode step reads back by the library's own design: the reasons, and that they are true here."""
+"""Models whose decode steps copy values to the host by design: the reasons, checked against transformers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_model_that_is_named_was_tried():
 
 
 def reads_back(config):
-    """Whether a step over a static cache asks for a value, found out by tensors that have none."""
+    """Whether a step over a static cache reads a value, detected with fake tensors."""
     with FakeTensorMode(), torch.no_grad():
         model = AutoModelForCausalLM.from_config(config).eval()
         cache, token = StaticCache(config=config, max_cache_len=8), torch.zeros(2, 1, dtype=torch.long)
@@ -90,17 +90,17 @@ def reads_back(config):
         (
             "4.57.6",
             "default",
-            r"^transformers 4.57.6 reads the static cache's length back .*: expected 5.4 or later: pip",
+            r"^transformers 4.57.6 copies the static cache's length to the host .*: expected 5.4 or later: pip",
         ),
-        ("5.3.0", "llama3", r"^transformers 5.3.0 reads the static cache's length back"),
+        ("5.3.0", "llama3", r"^transformers 5.3.0 copies the static cache's length to the host"),
         ("5.4.0", "llama3", "^$"),
         (
             "5.20.2",
             "longrope",
-            r"^RoPE of type 'longrope' reads back .* transformers 5.20.2: expected 5.21 or later: pip",
+            r"^RoPE of type 'longrope' copies values to the host .* transformers 5.20.2: expected 5.21 or later: pip",
         ),
         ("5.21.0", "longrope", "^$"),
-        ("5.24.0", "dynamic", r"^RoPE of type 'dynamic' reads the sequence's length back in each step$"),
+        ("5.24.0", "dynamic", r"^RoPE of type 'dynamic' copies the sequence length to the host in each step$"),
     ],
 )
 def test_the_reason_names_the_version_or_the_rope(monkeypatch, installed, kind, reason):
@@ -124,5 +124,5 @@ def test_the_reason_names_the_version_or_the_rope(monkeypatch, installed, kind, 
     ids=["none", "null", "type", "both", "new", "of layers"],
 )
 def test_rope_is_read_in_old_and_new_configs(fields, types):
-    """Flat, or by kinds of layers."""
+    """As one dictionary, or one for each layer type."""
     assert rope_types(SimpleNamespace(**fields)) == types

@@ -1,4 +1,4 @@
-"""One request and its times."""
+"""Timing of one request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pytest_llmperf.engines.executions.request import time_request
 
 
 def test_a_request_is_timed_by_its_stamps():
-    """TTFT from the request to the first token, a gap for each further one, TPOT their mean."""
+    """TTFT is start to first token; TPOT is the mean of the gaps."""
 
     def run(on_token):
         for _ in range(4):

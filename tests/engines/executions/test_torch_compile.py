@@ -1,4 +1,4 @@
-"""Decode through ``torch.compile``: what is counted, what is left, and what is refused. No test waits for C++ twice."""
+"""Decode with ``torch.compile``: counters, clean-up and refusals. Inductor compiles C++ in one test only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ needs_whole_steps = pytest.mark.skipif(bool(READS_BACK), reason=f"a step is seve
 
 @pytest.fixture(scope="module", autouse=True)
 def _imported_compiler():
-    """Inner runs forget what they import, and inductor loads only once."""
+    """Import inductor here: inner runs forget imports, and it can be loaded only once."""
     assert obstacle("cpu", "inductor") == ""
 
 
@@ -52,7 +52,7 @@ def measured(model, execution):
 @needs_whole_steps
 @pytest.mark.parametrize("quantization", ["fp32", "bf16", "nf4", "int8"])
 def test_a_step_is_one_graph(model_cache, quantization):
-    """No break, no recompilation, and the loop's tokens."""
+    """There are no graph breaks or recompilations, and the tokens are the loop's."""
     model = load(ModelSpec("synthetic:tiny", quantization), "cpu").model
     found, figures = measured(model, Compile(**TRACED))
     plain, _ = measured(model, "loop")
@@ -67,7 +67,7 @@ def test_a_step_is_one_graph(model_cache, quantization):
 
 @needs_whole_steps
 def test_breaks_are_counted_as_dynamo_counts_them(model_cache):
-    """LLM.int8() with a threshold asks how many outliers there are; a setting of dynamo lets it be traced."""
+    """LLM.int8() with a threshold reads the number of outliers; a dynamo setting allows tracing it."""
     model = load(ModelSpec("synthetic:tiny", "int8-decomp"), "cpu").model
     _, figures = measured(model, Compile(**TRACED))
     assert figures["graph_breaks"] == sum(dynamo.utils.counters["graph_break"].values()) > 10
@@ -80,7 +80,7 @@ def test_breaks_are_counted_as_dynamo_counts_them(model_cache):
 
 
 def test_nothing_is_left_behind(tiny):
-    """Neither settings nor compiled code, whatever ends the block: an eager request dispatches what it did before."""
+    """Settings and compiled code are reset after errors too: an eager request dispatches as before."""
     before, _ = measured(tiny, "loop")
     with pytest.raises(ZeroDivisionError):
         fail_in(tiny, Compile(**TRACED, matmul_precision="high", dynamo={"recompile_limit": 3}))
@@ -91,11 +91,11 @@ def test_nothing_is_left_behind(tiny):
 
 
 def test_a_precision_that_is_not_kept_is_an_error(tiny, monkeypatch):
-    """As compiling resets it in torch 2.7 and 2.8."""
+    """Compiling resets it in torch 2.7 and 2.8."""
     settle = torch_compile._settle
     reset = partial(torch.set_float32_matmul_precision, "high")
     monkeypatch.setattr(torch_compile, "_settle", lambda *args: (settle(*args), reset())[0])
-    with pytest.raises(MeasurementError, match=r"^torch \S+ made matmul_precision 'high' of 'medium' while it"):
+    with pytest.raises(MeasurementError, match=r"^torch \S+ changed matmul_precision 'medium' to 'high' during"):
         measured(tiny, Compile(**TRACED, matmul_precision="medium"))
     assert torch.get_float32_matmul_precision() == "highest"
 
@@ -113,7 +113,7 @@ def prompt(model):
 
 
 def test_compiling_while_timed_is_an_error(tiny):
-    """What was timed was not steady: here, because somebody changed what dynamo looks at."""
+    """Changed global state makes dynamo recompile, so the times are not steady."""
     with measuring_conditions(), Compile(**TRACED).open(tiny, prompt(tiny), 4, HostClock()) as opened:
         opened.request(3, lambda: None)
         assert opened.figures()
@@ -122,13 +122,13 @@ def test_compiling_while_timed_is_an_error(tiny):
             opened.request(4, lambda: None)
         finally:
             torch.set_default_dtype(torch.float32)
-        with pytest.raises(MeasurementError, match=r"compiled \d frames while it was timed: .*GLOBAL_STATE"):
+        with pytest.raises(MeasurementError, match=r"compiled \d frames during timed requests: .*GLOBAL_STATE"):
             opened.figures()
 
 
 @pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
 def test_cuda_graphs_that_were_skipped_are_an_error(mode):
-    """The mode asks for them; inductor goes on without, in silence. On other devices it has none to make."""
+    """The mode requests them, and inductor continues silently. Other devices have none."""
     compilations = Compilations()
     cuda, cpu = torch.device("cuda:0"), torch.device("cpu")
     dynamo.utils.counters.clear()
@@ -136,13 +136,13 @@ def test_cuda_graphs_that_were_skipped_are_an_error(mode):
     log_cudagraph_skip_and_bump_counter("skipping cudagraphs due to mutated inputs")
     Compile(mode=mode)._check_graphs(cpu, compilations)
     Compile(mode="default")._check_graphs(cuda, compilations)
-    message = rf"mode '{mode}': inductor made no CUDA graph 1 times and ran without: TORCH_LOGS=cudagraphs tells why"
+    message = rf"mode '{mode}': inductor skipped CUDA graphs 1 times; expected 0: set TORCH_LOGS=cudagraphs"
     with pytest.raises(MeasurementError, match=message):
         Compile(mode=mode)._check_graphs(cuda, compilations)
 
 
 def test_skipped_graphs_are_looked_for_before_and_after_timing(tiny, monkeypatch):
-    """An input that changes its place makes inductor give a graph up later."""
+    """Inductor may discard a graph later, when an input's address changes."""
     checked = []
     monkeypatch.setattr(Compile, "_check_graphs", lambda _self, device, _compilations: checked.append(device.type))
     with measuring_conditions(), Compile(**TRACED).open(tiny, prompt(tiny), 4, HostClock()) as opened:
@@ -152,13 +152,13 @@ def test_skipped_graphs_are_looked_for_before_and_after_timing(tiny, monkeypatch
 
 
 def test_compiling_nothing_is_an_error(tiny):
-    """Decode ran eagerly, which is not what was asked for."""
-    with pytest.raises(MeasurementError, match=r"torch.compile compiled nothing, so that decode ran eagerly"):
+    """Decode ran eagerly, which was not requested."""
+    with pytest.raises(MeasurementError, match=r"torch.compile compiled nothing, so decode ran eagerly"):
         measured(tiny, Compile(**TRACED, dynamo={"disable": True}))
 
 
 def test_what_dynamo_cannot_trace_is_one_line(tiny):
-    """A graph break where none is allowed, with what it is about."""
+    """A graph break with ``fullgraph`` is an error with its cause."""
     handle = tiny.register_forward_hook(lambda *_: dynamo.graph_break("mine"))
     try:
         with pytest.raises(MeasurementError, match=r"^torch.compile: .*graph_break.*$"):
@@ -168,7 +168,7 @@ def test_what_dynamo_cannot_trace_is_one_line(tiny):
 
 
 class Growing:
-    """Compiles something in each request."""
+    """Compiles something in every request."""
 
     reasons = ()
 
@@ -177,7 +177,7 @@ class Growing:
 
 
 def test_compiling_without_end_is_an_error(monkeypatch):
-    """Rather than a number that holds some of it."""
+    """Times would include compilation."""
     counts = Growing()
 
     def time_request(_run, _clock):
@@ -185,7 +185,7 @@ def test_compiling_without_end_is_an_error(monkeypatch):
         return RequestTimes(1.0, [1.0], 2.0), None
 
     monkeypatch.setattr(torch_compile, "time_request", time_request)
-    with pytest.raises(MeasurementError, match=r"torch.compile still compiles in request 6: reason 4"):
+    with pytest.raises(MeasurementError, match=r"torch.compile was still compiling in request 6: reason 4"):
         torch_compile._settle(None, HostClock(), counts)
 
 
@@ -196,7 +196,7 @@ def test_compiling_without_end_is_an_error(monkeypatch):
         ({"matmul_precision": "low"}, "matmul_precision 'low' is unknown: expected one of highest, high, medium"),
         ({"backend": "gcc"}, "compile: backend 'gcc' is unknown: expected one of .*eager.*inductor"),
         ({"dynamo": {"warp": 1}}, "dynamo setting 'warp' is unknown"),
-        ({"dynamo": {"recompile_limit": True}}, "dynamo setting recompile_limit=True: expected a value of type int"),
+        ({"dynamo": {"recompile_limit": True}}, "dynamo setting recompile_limit=True: expected type int"),
     ],
 )
 def test_wrong_settings_are_named(arguments, message):
@@ -211,11 +211,11 @@ def test_wrong_settings_are_named(arguments, message):
         ("--llmperf-compile-mode=fast", "*compile: mode 'fast' is unknown*"),
         ("--llmperf-dynamo=warp=1", "*dynamo setting 'warp' is unknown: expected one of torch._dynamo.config*"),
         ("--llmperf-dynamo=recompile_limit", "*--llmperf-dynamo 'recompile_limit': expected NAME=VALUE*"),
-        ("--llmperf-dynamo=recompile_limit=many", "*recompile_limit='many': expected a value of type int*"),
+        ("--llmperf-dynamo=recompile_limit=many", "*recompile_limit='many': expected type int*"),
     ],
 )
 def test_wrong_options_end_collection(project, option, message):
-    """With exit code 4."""
+    """The exit code is 4."""
     project.write()
     result = project.run(option)
     assert result.ret == 4
@@ -224,7 +224,7 @@ def test_wrong_options_end_collection(project, option, message):
 
 @needs_whole_steps
 def test_the_suite_measures_eager_and_compiled_and_their_ratio(project):
-    """By the real compiler: three workloads of one test, with mode and settings of dynamo from the command line."""
+    """With real inductor; mode and dynamo settings come from the command line."""
     result = project.run(
         "--pyargs", "pytest_llmperf.suite.speedup", "--llmperf-quantization=fp32", "--llmperf-batch-sizes=1",
         "--llmperf-execution=loop,compile", "--llmperf-compile-mode=max-autotune-no-cudagraphs",
@@ -263,7 +263,7 @@ compiled.next_token = lambda *args: right(*args) ^ 1
 
 
 def test_tokens_unlike_the_loops_are_told(project):
-    """And do not fail the test."""
+    """They are counted and do not fail the test."""
     project.write(WITH_DYNAMO, conftest=FAKE_CLOCK + GOES_WRONG)
     result = project.run()
     result.assert_outcomes(passed=1)
@@ -272,7 +272,7 @@ def test_tokens_unlike_the_loops_are_told(project):
 
 @needs_whole_steps
 def test_a_new_graph_break_turns_the_test_red(project):
-    """An exact figure that gates."""
+    """The number of breaks is judged exactly and gates."""
     project.write(WITH_DYNAMO)
     project.record(1.0, 1.0)
     breaks = """
@@ -294,7 +294,7 @@ compiled.next_token = broken
 
 
 def test_without_a_compiler_the_test_is_skipped(project, monkeypatch):
-    """With the reason, and nothing is measured in its stead."""
+    """The skip has a reason, and nothing else is measured instead."""
     obstacle.cache_clear()
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-compiler"))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
