@@ -160,7 +160,7 @@ def test_record_stops_at_a_failing_run_and_says_what_was_recorded(project):
         sys.executable, "-m", "pytest_llmperf", "record", "--runs", "3", "--llmperf-device=cpu"
     )
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs recorded before it"])
+    result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs recorded before"])
 
 
 def test_help_teaches_the_first_steps(capsys):

@@ -89,7 +89,7 @@ def test_accepting_a_test_accepts_all_that_is_judged_and_twice_is_once(recorded,
     assert {"tpot_ms", "ttft_ms", "operators_per_token", "token_digest"} <= {epoch["metric"] for epoch in first}
     assert not {"load_ms", "itl_p50_ms"} & {epoch["metric"] for epoch in first}
     code, out = command("accept", "test_dec*", "--reason", "second")
-    assert (code, "were accepted before and have no run since" in out) == (0, True)
+    assert (code, "were accepted before, have no run since, and keep their reason" in out) == (0, True)
     assert stored(recorded)["epochs"] == first
 
 
@@ -99,13 +99,13 @@ def test_accepting_a_test_accepts_all_that_is_judged_and_twice_is_once(recorded,
         (["accept", "test_decod", "--reason", "x"], f"no test 'test_decod' in this baseline; did you mean {DECODE}"),
         (["accept", "nothing*", "--reason", "x"], "no test 'nothing*'"),
         (["accept", DECODE, "tpto", "--reason", "x"], "unknown metric 'tpto' (did you mean 'tpot'?)"),
-        (["accept", DECODE, "load", "--reason", "x"], "load explains the others and is never judged"),
-        (["accept", DECODE, "--reason", " "], "--reason: expected some words"),
+        (["accept", DECODE, "load", "--reason", "x"], "load is informative and never judged"),
+        (["accept", DECODE, "--reason", " "], "--reason: expected a text"),
         (["accept", DECODE, "--reason", "x", "--record", "0"], "--record 0: expected a whole number"),
         (["accept", DECODE, "--reason", "x", "--devise=cpu"], "unexpected '--devise=cpu'"),
         (["accept", DECODE, "--reason", "x", "--device-key", "gpu"], "no baseline gpu.json under baselines: found cpu"),
         (["accept", DECODE, "--reason", "x", "--baselines", "no"], "no baseline *.json under no: found none"),
-        (["prune"], "expected what is to go"),
+        (["prune"], "no criterion given"),
         (["prune", "test_gone"], "no test 'test_gone'"),
         (["prune", "--run", "r\x1b"], "no run 'r\\x1b'"),
         (["prune", "--session", "session 9"], "no session 'session 9' in this baseline; did you mean session 4"),

@@ -136,7 +136,10 @@ def test_an_engine_that_cannot_be_had_is_tried_once(project):
     [
         (["--llmperf-engine=nobody"], "unknown engine 'nobody': expected one of transformers, own"),
         (["--llmperf-engine=own"], "--llmperf-engine own needs --llmperf-base-url"),
-        (["--llmperf-base-url=http://here"], "--llmperf-base-url http://here: engine 'transformers' has no address*"),
+        (
+            ["--llmperf-base-url=http://here"],
+            "--llmperf-base-url http://here: engine 'transformers' does not use a server*",
+        ),
         (["--llmperf-schedulers=naive,eager"], "--llmperf-schedulers 'eager': expected some of naive, offline, online"),
         (["--llmperf-rate=0"], "--llmperf-rate '0': expected requests a second, a number above 0"),
         (["--llmperf-rate=nan"], "--llmperf-rate 'nan': expected requests a second, a number above 0"),

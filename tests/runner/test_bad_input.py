@@ -17,13 +17,13 @@ import pytest
         (["--llmperf-model=synthetic:2b"], "*synthetic:2b*expected*synthetic:32m*"),
         (["--llmperf-model=./nowhere"], "*nowhere*"),
         (["--llmperf-gate=tpto"], "*unknown metric 'tpto' (did you mean 'tpot'?)*"),
-        (["--llmperf-gate=load"], "*load explains the others and is never judged*"),
+        (["--llmperf-gate=load"], "*load is informative and never judged*"),
         (["--llmperf-tolerate=much"], "*tolerate='much': expected a share such as 3% or 0.03*"),
         (["--llmperf-tolerate=tpot:9%", "--llmperf-catch=tpot:1%"], "*tpot: catch=0.01 is less than tolerate=0.09*"),
         (["--llmperf-inject=tpot"], "*--llmperf-inject 'tpot': expected METRIC:+N%*"),
-        (["--llmperf-inject=token_digest:+5%"], "*token_digest*expected a metric that is a number*"),
-        (["--llmperf-inject=tpot:+5%", "--llmperf-update"], "*injected numbers never enter a baseline*"),
-        (["--llmperf-inject=tpot:+5%", "--llmperf-measure-only"], "*nothing can turn red*"),
+        (["--llmperf-inject=token_digest:+5%"], "*token_digest*expected a numeric metric*"),
+        (["--llmperf-inject=tpot:+5%", "--llmperf-update"], "*a baseline must not contain injected regressions*"),
+        (["--llmperf-inject=tpot:+5%", "--llmperf-measure-only"], "*a run that compares nothing cannot fail*"),
         (["--llmperf-update", "--llmperf-update-new-only"], "*choose one*"),
         (["--llmperf-explain=maybe"], "*--llmperf-explain 'maybe': expected on or off*"),
         (["--llmperf-force-update"], "*--llmperf-force-update needs --llmperf-update*"),
@@ -31,7 +31,7 @@ import pytest
         (["--llmperf-output-tokens=many"], "*--llmperf-output-tokens 'many': expected a whole number*"),
         (["--llmperf-timeout=soon"], "*--llmperf-timeout 'soon': expected a number of seconds, or 0 for no limit*"),
         (["--llmperf-batch-sizes="], "*--llmperf-batch-sizes '': expected at least one name*"),
-        (["-n2"], "*2 workers would measure on one device at once*"),
+        (["-n2"], "*2 workers for one device *"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -203,7 +203,7 @@ def test_a_folder_that_cannot_be_made_stops_the_run(project):
     (project.path / "file").write_text("")
     result = project.run("--llmperf-json=file/cells")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --llmperf-json: cannot make */file/cells: Not a directory"])
+    result.stderr.fnmatch_lines(["ERROR: --llmperf-json: cannot create */file/cells: Not a directory"])
 
 
 def test_a_run_that_cannot_be_kept_goes_on_and_says_so(project):
@@ -239,7 +239,7 @@ def test_a_failed_test_keeps_the_baseline_as_it_was(project):
             assert False
     """)
     result = project.run("--llmperf-update")
-    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; what was measured is kept in *.jsonl"])
+    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; the results are in *.jsonl"])
     assert not (project.path / "baselines").exists()
 
 

@@ -71,7 +71,7 @@ def test_a_regression_that_fresh_runs_confirm_fails_once(recorded, workers):
     result.stdout.fnmatch_lines(["confirmation: 2 tests measured again in fresh processes, * s"])
     assert junit_outcomes(recorded.path / "out.xml") == ["failure", "failure"]
     if not workers:
-        result.stdout.fnmatch_lines(["llmperf: measuring again 2 tests that looked slower: fresh run 2 of 2"])
+        result.stdout.fnmatch_lines(["llmperf: measuring 2 possible regressions again: fresh run 2 of 2"])
 
 
 def test_a_slow_first_run_that_fresh_runs_clear_passes(recorded):
@@ -102,7 +102,9 @@ def test_a_fresh_run_that_fails_is_an_error_and_not_a_pass(recorded):
     result = recorded.run("--llmperf-confirm=1", step_ms=1.5)
     assert result.ret == 1
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["it looks slower, and fresh run 1 of 1 did not measure it: *no device*1.log*"])
+    result.stdout.fnmatch_lines(
+        ["possible regression, not confirmed: fresh run 1 of 1 did not measure it: *no device*1.log*"]
+    )
 
 
 def test_a_suspect_whose_teardown_fails_is_confirmed_too(recorded):
@@ -123,7 +125,7 @@ def test_fresh_runs_that_cannot_be_made_are_an_error(recorded):
     result = recorded.run("--llmperf-confirm=1", step_ms=1.5)
     assert result.ret == 1
     result.assert_outcomes(failed=2)
-    result.stdout.fnmatch_lines(["it looks slower, and fresh runs cannot be made: *"])
+    result.stdout.fnmatch_lines(["possible regression, not confirmed: cannot start fresh runs: *"])
 
 
 def test_a_run_that_ends_early_reports_what_it_held_as_undecided(recorded):
@@ -132,7 +134,7 @@ def test_a_run_that_ends_early_reports_what_it_held_as_undecided(recorded):
     recorded.monkeypatch.setenv("STEP_MS", "1.5")
     result = recorded.pytester.runpytest_subprocess(*QUICK, "--llmperf-confirm=1")
     assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.stdout.fnmatch_lines(["inconclusive: 2 cells of 2 tests (tpot): it looks slower, and the run ended before*"])
+    result.stdout.fnmatch_lines(["inconclusive: 2 cells of 2 tests (tpot): possible regression, *: the run ended*"])
 
 
 def test_injected_numbers_are_injected_in_fresh_runs_too(recorded):
@@ -141,7 +143,7 @@ def test_injected_numbers_are_injected_in_fresh_runs_too(recorded):
     assert result.ret == 1
     result.stdout.fnmatch_lines(["TPOT ×1.*: 1.50 ms*runs now: 1.50 ms, 1.50 ms) [[]injected tpot:+50%[]]"])
     (journal,) = (recorded.path / ".llmperf" / "confirm").glob("*/1.jsonl")
-    with pytest.raises(BaselineError, match="changed by --llmperf-inject"):
+    with pytest.raises(BaselineError, match="injected regressions"):
         load_baseline(journal)
 
 

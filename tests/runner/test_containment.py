@@ -274,7 +274,7 @@ def test_a_process_that_does_not_end_is_killed(project):
     project.write(three_tests(), conftest=FAKE_CLOCK + NEVER + hang)
     result = project.run("--llmperf-isolate")
     result.assert_outcomes(passed=3)
-    told = "llmperf: a process was killed that had not ended 3 s after its last test (see *isolate*1.log)"
+    told = "llmperf: killed a process that did not end within 3 s of its last test (see *isolate*1.log)"
     result.stdout.fnmatch_lines([f"*{told}*"])
 
 
@@ -284,4 +284,4 @@ def test_a_process_that_does_not_start_is_an_error_of_each_test(project):
     project.write(three_tests(), conftest=crash + FAKE_CLOCK)
     result = project.run("--llmperf-isolate")
     result.assert_outcomes(errors=3)
-    result.stdout.fnmatch_lines(["error: *did not come to it: exit code *no device*"])
+    result.stdout.fnmatch_lines(["error: *its process ended before the test: exit code *no device*"])

@@ -75,7 +75,7 @@ EXPECTED = """
     with pytest.raises(RuntimeError):
         raise RuntimeError("CUDA error: device-side assert triggered")
 """
-DIED = "cpu is dead since test_perf.py::test_kills[[]fp32[]]: RuntimeError: CUDA error: device-side assert triggered"
+DIED = "cpu died in test_perf.py::test_kills[[]fp32[]]: RuntimeError: CUDA error: device-side assert triggered"
 VERDICTS = "--llmperf-verdicts=verdicts.json"
 
 
@@ -103,7 +103,7 @@ def test_a_dead_device_is_told_once_and_nothing_more_is_tried(dying, kills):
         [
             f"failed: {DIED}; tests not run: 2 (--llmperf-isolate goes on in another process)",
             "llmperf: 2 tests, *",
-            "!!!*cpu is dead !!!*",
+            "!!!*cpu died !!!*",
         ]
     )
     assert "could not be released" not in result.stdout.str()
@@ -121,7 +121,7 @@ def test_whoever_asked_for_the_journal_reads_which_tests_were_not_run(dying):
     notes = [json.loads(line) for line in (project.path / "journal.jsonl").read_text().splitlines()[1:]]
     told = {note["test"]: note["error"] for note in notes if note.get("error")}
     assert [*told] == [f"test_perf.py::test_{name}[fp32]" for name in ("kills", "after", "last")]
-    assert told["test_perf.py::test_last[fp32]"].startswith("not run: cpu is dead since test_perf.py::test_kills[fp32]")
+    assert told["test_perf.py::test_last[fp32]"].startswith("not run: cpu died in test_perf.py::test_kills[fp32]")
 
 
 def test_a_worker_tells_that_its_device_died(dying):
@@ -136,7 +136,7 @@ def test_under_isolation_the_next_process_goes_on(dying):
     result = dying().run("--llmperf-isolate")
     assert result.ret == 1
     result.assert_outcomes(passed=3, failed=1)
-    assert "is dead" not in "\n".join(line for line in result.outlines if line.startswith("failed:"))
+    assert "died" not in "\n".join(line for line in result.outlines if line.startswith("failed:"))
 
 
 def test_fresh_runs_that_lose_the_device_confirm_nothing(dying):
@@ -145,7 +145,7 @@ def test_fresh_runs_that_lose_the_device_confirm_nothing(dying):
     project.record(1.0, 1.01, 0.99, 1.0, 1.005)
     result = project.run("--llmperf-confirm=1", step_ms=9.0)
     assert result.ret == 1
-    told = "*test_after*fresh run 1 of 1 did not measure it: not run: cpu is dead since test_perf.py::test_kills*"
+    told = "*test_after*fresh run 1 of 1 did not measure it: not run: cpu died in test_perf.py::test_kills*"
     result.stdout.fnmatch_lines([told])
 
 

@@ -100,4 +100,4 @@ def test_workers_of_xdist_measure_on_it(project):
     project.write()
     result = project.run("-n1", "--llmperf-measure-only")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["llmperf workers: one each on cpu"])
+    result.stdout.fnmatch_lines(["llmperf: one worker on each of cpu"])

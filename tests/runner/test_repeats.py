@@ -204,7 +204,7 @@ def test_repetitions_of_another_kind_are_refused(project):
     project.write(conftest=FAKE_CLOCK + REPEAT.format(name="__again", order="trylast=True"))
     result = project.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: test_perf.py::test_decode*: a plugin repeats this test, *__again; *"])
+    result.stderr.fnmatch_lines(["ERROR: test_perf.py::test_decode*: a plugin repeats this test with *__again; *"])
 
 
 def test_an_option_that_perf_tests_do_not_follow_is_told(project):

@@ -81,7 +81,7 @@ def test_each_worker_is_a_run_on_a_device_of_its_own(two_devices):
     assert result.ret == 0, result.outlines
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(
-        ["llmperf workers: one each on cuda:0, cuda:1", "baseline updated: * holds 2 runs of 1 session"]
+        ["llmperf: one worker on each of cuda:0, cuda:1", "baseline updated: * holds 2 runs of 1 session"]
     )
     models = [{f"test_perf.py::test_decode[{model}-{size}]" for size in (1, 2)} for model in ("fp32", "bf16")]
     found = sorted(devices_of(two_devices.baseline()))
@@ -112,7 +112,7 @@ def test_a_worker_that_dies_is_replaced_on_its_device(two_devices):
     result = two_devices.run(*ON_BOTH, "--llmperf-update")
     assert result.ret == 1
     result.assert_outcomes(passed=5, failed=1)
-    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; what was measured is kept in *.jsonl, *.jsonl*"])
+    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; the results are in *.jsonl, *.jsonl*"])
     journals = [devices_of(path) for path in (two_devices.path / ".llmperf" / "runs").glob("*.jsonl")]
     of_model = [(device, test) for ((device, tests),) in journals for test in tests if "bf16" in test]
     assert sorted(test for _, test in of_model) == [f"test_perf.py::test_decode[bf16-{number}]" for number in (1, 3)]
@@ -123,10 +123,10 @@ def test_a_worker_that_dies_is_replaced_on_its_device(two_devices):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--device=cuda", "-n3"], "3 workers would measure on 2 devices at once (cuda:0, cuda:1); *: use -n2"),
-        (["--device=cuda:1", "-n2"], "2 workers would measure on one device at once (cuda:1); *: use -n1"),
-        (["--device=cuda", "--dist=load", "--tx=3*popen"], "3 workers would measure on 2 devices at once *"),
-        (["--device=cuda", "-n2", "--llmperf-journal=one.jsonl"], "a journal is of one run, and 2 workers *"),
+        (["--device=cuda", "-n3"], "3 workers for 2 devices (cuda:0, cuda:1); *: use -n2"),
+        (["--device=cuda:1", "-n2"], "2 workers for one device (cuda:1); *: use -n1"),
+        (["--device=cuda", "--dist=load", "--tx=3*popen"], "3 workers for 2 devices *"),
+        (["--device=cuda", "-n2", "--llmperf-journal=one.jsonl"], "one file for 2 workers; *"),
         (["--device=cuda:1,cuda:2", "-n2"], "device 'cuda:2' is not here: *"),
         (["--device=cuda:0,xpu:1", "-n2"], "unknown device 'cuda:0,xpu:1': expected *cuda:0,cuda:2*"),
     ],
