@@ -163,7 +163,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
         ([], "llmperf.serve(engine, rate=-1)", "rate=-1: expected requests a second*"),
         ([], "llmperf.serve(engine, input_tokens=9000)", "9000 input and 4 output tokens of one request*8192*"),
         ([], "llmperf.serve(engine, top_p=2)", "top_p=2: expected a share*"),
-        (["--llmperf-inject=work:+15%"], "llmperf.serve(engine)", "--llmperf-inject work:+15%: what serves*"),
+        (["--llmperf-inject=work:+15%"], "llmperf.serve(engine)", "--llmperf-inject work:+15%: served requests*"),
     ],
 )
 def test_a_wrong_call_is_one_line(project, arguments, call, line):
