@@ -127,7 +127,7 @@ def test_an_ending_of_several_tests_and_a_folder_of_several_devices_are_refused(
     text = recorded.baseline().read_text()
     recorded.baseline().write_text(text.replace(OTHER, f"sub/{DECODE}"))
     code, out = command("accept", "test_decode[fp32]", "--reason", "x")
-    assert (code, "names 2 tests" in out) == (4, True)
+    assert (code, "matches 2 tests" in out) == (4, True)
     (recorded.path / "baselines" / "other.json").write_text(text)
     code, out = command("accept", DECODE, "--reason", "x")
     assert (code, "baselines of 2 devices: choose one with --device-key" in out) == (4, True)
