@@ -1,4 +1,4 @@
-"""What the tests of this repository share."""
+"""pytest configuration of this repository: unit tests and perf tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PERF_TESTS = TESTS / "perf"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Measuring needs nothing that only the unit tests need: with ``--llmperf`` these are not even imported."""
+    """Skip the unit tests with ``--llmperf``, so that measuring does not need their dependencies."""
     measuring = config.getoption("--llmperf", default=False)
     is_unit_test = collection_path.parent == TESTS and collection_path != PERF_TESTS
     return True if measuring and is_unit_test else None

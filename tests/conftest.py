@@ -1,4 +1,4 @@
-"""A project of a user's own, as the tests of the plugin see it."""
+"""Fixtures of the plugin's tests: a user's project, and a cache of synthetic models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
 
 
 class Project:
-    """A folder with perf tests, run with a tiny model and a clock that ticks ``STEP_MS`` a stamp."""
+    """A folder with perf tests, run with a tiny model and a clock that advances ``STEP_MS`` at each stamp."""
 
     def __init__(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pytester = pytester
@@ -48,7 +48,7 @@ class Project:
         return self.pytester.runpytest_inprocess(*QUICK, *arguments)
 
     def record(self, *steps_ms: float) -> None:
-        """One run a step, each a session of its own. What was recorded once is copied from then on."""
+        """Record one run per step, each in a session of its own. Later calls copy the recorded baseline."""
         source = (self.path / "test_perf.py").read_text()
         if (source, steps_ms) not in _recorded:
             self._record(steps_ms)
@@ -71,7 +71,7 @@ class Project:
 
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Synthetic models of the tests, away from the user's own."""
+    """Keep the tests' synthetic models out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("models")
         patch.setenv("LLMPERF_CACHE", str(folder))
@@ -80,7 +80,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def _imported(model_cache: Path) -> None:
-    """Load and measure once, so that all is imported: inner runs forget what they import, and numpy loads only once."""
+    """Measure once, so that everything is imported: inner runs forget their imports, and numpy loads only once."""
     import pandas as pd  # noqa: F401
 
     for name in ("pyarrow", "ruptures"):  # a GPU machine may lack them, and the tests that need them say so
@@ -101,7 +101,7 @@ def _imported(model_cache: Path) -> None:
 
 @pytest.fixture
 def _own_modules(_imported: None) -> Iterator[None]:
-    """An inner run shares this process: what its conftest put into our modules is gone before the next test."""
+    """Undo changes that an inner run's conftest made to our modules, because inner runs share this process."""
     before = [(module, dict(vars(module))) for name, module in sys.modules.items() if name.startswith("pytest_llmperf")]
     yield
     for module, names in before:

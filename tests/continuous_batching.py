@@ -1,4 +1,4 @@
-"""Whether the installed transformers has continuous batching."""
+"""Skip mark for tests that need continuous batching in transformers."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""``torch.xpu`` with two devices and ``torch.mps`` with its one, behind what torch documents of events and memory.
+"""Fakes of ``torch.xpu`` with two devices and ``torch.mps`` with one: the documented functions for events and memory.
 
-Each device does its work in order; time passes on it, in milliseconds, as work is done and while the host sleeps.
+Each device does its work in order. Its time advances, in milliseconds, with work and while the host sleeps.
 """
 
 from __future__ import annotations
 
 
 class FakeXpuEvent:
-    """Belongs to the device whose stream records it, and tells no time before that device was waited for."""
+    """Belongs to the device of its stream; it has no time until that device is synchronized."""
 
     def __init__(self, xpu: FakeXpu, *, enable_timing: bool) -> None:
         self.xpu, self.timed, self.device, self.time = xpu, enable_timing, None, None
@@ -28,7 +28,7 @@ class FakeXpuEvent:
 
 
 class FakeXpu:
-    """Stands for ``torch.xpu``; its streams are the numbers of their devices."""
+    """Fakes ``torch.xpu``; a stream is the number of its device."""
 
     __name__ = "torch.xpu"
 
@@ -71,7 +71,7 @@ class FakeXpu:
         return FakeXpuEvent(self, enable_timing=enable_timing)
 
     def empty_cache(self) -> None:
-        """Nothing is kept that is not in use."""
+        """Do nothing: there is no cache."""
 
     def reset_peak_memory_stats(self, device: str | None = None) -> None:
         self.peak[self.current_stream(device)] = self.allocated[self.current_stream(device)]
@@ -88,7 +88,7 @@ def index(device: str) -> int:
 
 
 class FakeMpsEvent:
-    """Its time is that of a callback, which comes late, the first of two later than the second."""
+    """Its time is that of a delayed callback; the first of two events is delayed more than the second."""
 
     def __init__(self, mps: FakeMps, *, enable_timing: bool) -> None:
         self.mps, self.timed, self.asked = mps, enable_timing, False
@@ -109,7 +109,7 @@ class FakeMpsEvent:
 
 
 class FakeMps:
-    """Stands for ``torch.mps``: no function is told a device, and there is no peak of memory."""
+    """Fakes ``torch.mps``, whose functions take no device and which has no peak of memory."""
 
     __name__ = "torch.mps"
 
@@ -124,7 +124,7 @@ class FakeMps:
         self.now += milliseconds
 
     def synchronize(self) -> None:
-        """Nothing is done behind the host's back."""
+        """Do nothing: work completes at once."""
 
     def Event(self, enable_timing: bool = False) -> FakeMpsEvent:  # noqa: N802  # torch's name
         return FakeMpsEvent(self, enable_timing=enable_timing)

@@ -1,6 +1,6 @@
-"""A CUDA device whose work takes as long as it is told to, behind what torch documents of events, streams and graphs.
+"""Fake of a CUDA device whose work takes a given time, with torch's documented events, streams and graphs.
 
-The device does its work in order. Time passes on it, in milliseconds, as work is done; the host takes none.
+The device does its work in order. Its time advances, in milliseconds, with work only; the host takes no time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 SYNCHRONIZES = "called a synchronizing CUDA operation"
 WORKSPACE = 32 << 20
-"""On Hopper, for each handle and stream."""
+"""Bytes of a cuBLAS workspace on Hopper, per handle and stream."""
 BROKEN = "CUDA error: operation failed due to a previous error during capture"
 
 
@@ -21,7 +21,7 @@ class FakeGraph:
         self.work: list[float] = []
         self.ended = False
         self.has_workspace = False
-        """In its pool."""
+        """Whether the graph's pool holds a workspace."""
 
     def capture_begin(self, *, pool: str) -> None:
         assert self.cuda.stream_name != "default", "CUDA graphs must be captured on a non-default stream."
@@ -57,7 +57,7 @@ class FakeGraph:
 
 
 class FakeGenerator:
-    """Its state is an object that copies are made of, as in torch."""
+    """Copies of its state share one object, as in torch."""
 
     def __init__(self, state: dict | None = None) -> None:
         self.state = state or {"capturing": False}
@@ -73,7 +73,7 @@ class FakeGenerator:
 
 
 class FakeCuda:
-    """Stands for ``torch.cuda``."""
+    """Fakes ``torch.cuda``."""
 
     __name__ = "torch.cuda"
 
@@ -86,7 +86,7 @@ class FakeCuda:
         self.captures_underway = 0
         self.pools_in_use = 0
         self.ends_allocation = False
-        """Also where ending a capture fails: since torch 2.12 (pytorch#180395)."""
+        """Whether a capture whose end fails ends its allocation too, as since torch 2.12 (pytorch#180395)."""
         self.sync_mode: int | str = 0
         self.eager: list[float] = []
         self.replays: list[int] = []
@@ -96,10 +96,10 @@ class FakeCuda:
         self.released: list[tuple] = []
         self.streams_made = 0
         self.workspaces: dict[object, FakeGraph | None] = {}
-        """By stream, the graph in whose pool it lies; none where it lies outside of pools."""
+        """By stream: the graph whose pool holds the workspace; ``None`` if no pool does."""
 
     def multiply(self, milliseconds: float) -> None:
-        """A product of matrices, which needs a workspace; a replay writes where the capture did."""
+        """Launch a matrix product, which needs a workspace; a replay writes to the workspace of the capture."""
         self.launch(milliseconds)
         lies_in = self.workspaces.setdefault(self.stream_name, self.capturing)
         if self.capturing:
@@ -107,7 +107,7 @@ class FakeCuda:
             self.capturing.has_workspace = True
 
     def clear_workspaces(self) -> None:
-        """Stands for ``torch._C._cuda_clearCublasWorkspaces``."""
+        """Fake ``torch._C._cuda_clearCublasWorkspaces``."""
         assert self.capturing is None, "the memory of a capture cannot be freed while it goes on"
         self.workspaces.clear()
 
@@ -115,7 +115,7 @@ class FakeCuda:
         return len(self.workspaces) * WORKSPACE
 
     def launch(self, milliseconds: float) -> None:
-        """A kernel."""
+        """Launch a kernel."""
         if self.capturing:
             self.capturing.work.append(milliseconds)
         else:
@@ -123,13 +123,13 @@ class FakeCuda:
             self.now += milliseconds
 
     def read_back(self) -> None:
-        """A copy to the host, as ``.item()`` makes one."""
+        """Copy to the host, as ``.item()`` does."""
         if self.sync_mode == "error":
             raise RuntimeError(SYNCHRONIZES)
         self.fail_if_capturing()
 
     def fail_if_capturing(self) -> None:
-        """What torch does not know beforehand that it cannot be captured."""
+        """Fail during a capture, as operations do whose failure torch cannot predict."""
         if self.capturing:
             self.capture_is_broken = True
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore")
@@ -175,7 +175,7 @@ class FakeCuda:
         return SimpleNamespace(L2_cache_size=50 << 20, uuid="0", name="Fake")
 
     def end_allocate(self, device: int, pool: str) -> None:
-        """The allocator's own: it must be told once, and once alone."""
+        """Fake the allocator's function, which must be called exactly once."""
         if not self.captures_underway:
             raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
         self.captures_underway = 0
@@ -188,7 +188,7 @@ class FakeCuda:
 
     @property
     def is_as_before(self) -> bool:
-        """Whether nothing is left of a capture."""
+        """Whether no capture left anything behind."""
         return (
             self.capturing is None
             and not self.captures_underway

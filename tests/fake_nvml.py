@@ -1,4 +1,4 @@
-"""Of NVML, what is asked about a device: it answers what a test says, and refuses the rest as a driver does."""
+"""Fake of NVML: it answers the questions that a test gives answers for, and refuses all others as a driver does."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class FakeNvml:
         pass
 
     def __init__(self, **told) -> None:
-        """``told`` by the question's name without ``nvmlDeviceGet``; a list is answered one by one, the last stays."""
+        """``told``: answers by function name without ``nvmlDeviceGet``. A list is consumed; its last answer repeats."""
         self.told = {"IsMig": False, **told}
         self.started = 1
 
     @contextmanager
     def handle(self, _device: str):
-        """Stands for ``nvml_handle``."""
+        """Fake ``nvml_handle``."""
         self.started += 1
         yield self, INSTANCE if self.told["IsMig"] else GPU
         self.started -= 1

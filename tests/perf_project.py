@@ -1,4 +1,4 @@
-"""The perf tests, the clock and the options that the tests of the plugin run in a project of a user."""
+"""Perf tests, fake clocks and options of the user projects that the plugin's tests run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real servers of OpenAI's protocol on loopback, started as a user would."""
+"""Real servers with OpenAI's protocol on loopback, started as a user starts them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STOP_S = 20.0
 
 @contextmanager
 def real_server(command: Sequence[str], log: Path, **environment: str) -> Iterator[str]:
-    """The base URL of ``command --host HOST --port PORT`` once its /health answers; ended with the block."""
+    """Yield the base URL of ``command --host HOST --port PORT`` once /health answers; end the server afterwards."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     listening = [*command, "--host", "127.0.0.1", "--port", str(port)]
@@ -29,7 +29,7 @@ def real_server(command: Sequence[str], log: Path, **environment: str) -> Iterat
 
 
 def free_port() -> int:
-    """One that nobody listens on at the moment."""
+    """Return a port on which no process listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: Sequence[str], log: Path, *, ready: Callable[[], bool], **how: Any) -> Iterator[None]:
-    """A server from when it is ready to the block's end; ``how`` goes to `subprocess.Popen`."""
+    """Run a server inside the block, from when it is ready; ``how`` is passed to `subprocess.Popen`."""
     with log.open("wb") as output:
         # vllm serve has processes of its own: they are ended together
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **how)
@@ -61,7 +61,7 @@ def _is_healthy(url: str) -> bool:
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Asked first: torchrun has workers in groups of their own, and ends them itself."""
+    """Terminate the process first: torchrun's workers are in process groups of their own, and it ends them itself."""
     for kind in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, kind)

@@ -1,7 +1,7 @@
-"""CUDA graphs on a CPU: what is captured is recorded operator by operator, and a replay does that again, no more.
+"""CUDA graphs on a CPU: a capture records each operator, and a replay repeats exactly these operators.
 
-So what a real graph would freeze is frozen here: Python does not run again, numbers of the host stay as they were, and
-every result lands in the memory that it had when it was captured.
+What a real graph freezes is frozen here too: Python code does not run again, numbers of the host keep their values, and
+each result is written to the memory that it had during the capture.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class RecordedGraph(FakeGraph):
 
 
 class RecordingCuda(FakeCuda):
-    """Stands for ``torch.cuda`` where the tensors are a CPU's; what it lacks is the real one's."""
+    """Fakes ``torch.cuda`` for CPU tensors; everything else is the real module's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,11 +90,11 @@ class RecordingCuda(FakeCuda):
         pass
 
     def memory_reserved(self, _device: str) -> int:
-        """A megabyte a graph, on top of ten and of what cuBLAS has."""
+        """Return ten megabytes, plus one per graph, plus cuBLAS's workspaces."""
         return ((10 + len(self.captured)) << 20) + self.memory_allocated()
 
     def mem_get_info(self, _device: str) -> tuple[int, int]:
-        """The driver takes three for each."""
+        """Return free and total memory; the driver uses three megabytes per graph."""
         return (100 - 3 * len(self.captured)) << 20, 100 << 20
 
     def current_stream(self) -> SimpleNamespace:

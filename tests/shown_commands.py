@@ -1,6 +1,6 @@
-"""Every command that the documentation shows is run, in order, in a project such as it speaks of: ``nox -s commands``.
+"""Run every command of the documentation, in order, in a matching project: ``nox -s commands``.
 
-It takes minutes, so plain ``pytest`` does not collect it. The tutorial is run by ``test_tutorial.py``.
+It takes minutes, so plain ``pytest`` does not collect it. ``test_tutorial.py`` runs the tutorial.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ git switch --quiet --create work
 
 
 def shown(page: Path) -> list[str]:
-    """Commands in blocks of code, in workflows, and in tables whose last column is one."""
+    """Return the commands in code blocks, in workflows, and in tables whose last column is a command."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     blocks = [
@@ -104,7 +104,7 @@ RUN = [page for page in PAGES if page.name != "tutorial.md" and any(map(runs_her
 
 @pytest.fixture(scope="module")
 def environment(model_cache, tmp_path_factory) -> dict[str, str]:
-    """A user's, with what a step of GitHub's has, too."""
+    """A user's environment, plus the variables of a step in GitHub Actions."""
     temporary = tmp_path_factory.mktemp("runner")
     return user_environment(
         MODEL=str(prepare("synthetic:tiny")),
@@ -115,7 +115,7 @@ def environment(model_cache, tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def prepared(environment, tmp_path_factory) -> Path:
-    """A project with a baseline, verdicts, a model of its own, and a branch beside ``main``."""
+    """A project with a baseline, verdicts, its own model, and a branch besides ``main``."""
     folder = tmp_path_factory.mktemp("prepared")
     (folder / "tests" / "perf").mkdir(parents=True)
     (folder / "tests" / "perf" / "test_perf.py").write_text(TESTS, encoding="utf-8")
@@ -132,20 +132,20 @@ def project(prepared, tmp_path) -> Path:
 
 
 def run(script: str, folder: Path, environment: dict[str, str]) -> None:
-    """It has to end well."""
+    """Run a command, which must succeed."""
     ended = run_script(script, folder, environment)
     assert ended.returncode == 0, f"{script}\n{ended.stdout}\n{ended.stderr}"
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_the_commands_of_a_page_end_well(page, project, environment):
-    """In the order in which they stand."""
+    """They run in the order of the page."""
     for command in filter(runs_here, shown(page)):
         run(as_typed(command), project, environment)
 
 
 def servers() -> list[tuple[str, str]]:
-    """Each server on one machine, with the command that measures it: the next on the page, or else the last."""
+    """Return each server on one machine, with the command that measures it: the next on the page, or else the last."""
     commands = shown(ROOT / "docs" / "scale.md")
     clients = {at: one for at, one in enumerate(commands) if re.match(r"pytest .*127\.0\.0\.1", one)}
     starts = {at: one for at, one in enumerate(commands) if re.match(r"transformers serve|torchrun", one)}
@@ -154,7 +154,7 @@ def servers() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("server", "client"), servers(), ids=lambda command: command.split()[0])
 def test_a_server_is_measured_as_the_page_shows(server, client, project, environment):
-    """On a port that is free."""
+    """The server uses a free port."""
     port = free_port()
     (project / "docs").symlink_to(ROOT / "docs")
     server, client = (as_typed(command).replace("8000", str(port)) for command in (server, client))
@@ -172,6 +172,6 @@ def answers(port: int) -> bool:
 
 
 def test_what_does_not_run_here_is_shown():
-    """An exception that nothing needs any more is removed."""
+    """Each listed exception is still on a page."""
     commands = [command for page in PAGES for command in shown(page)]
     assert [pattern for pattern in NOT_HERE if not any(re.match(pattern, command) for command in commands)] == []

@@ -1,4 +1,4 @@
-"""A clock that ticks once a stamp."""
+"""A clock that advances by a fixed step at each stamp."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 
 class TickingClock:
-    """One millisecond a stamp."""
+    """Advances by one millisecond at each stamp."""
 
     name = "ticking"
 

@@ -1,4 +1,4 @@
-"""Commands as a user types them into a shell."""
+"""Run commands as a user types them into a shell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def user_environment(**more: str) -> dict[str, str]:
-    """In no CI and under no xdist, with this environment's programs before others."""
+    """Return an environment without CI and xdist variables, with this environment's programs first in ``PATH``."""
     names = ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID", "LLMPERF_SESSION_ID", "PYTEST_XDIST_WORKER")
     kept = {name: value for name, value in os.environ.items() if name not in names}
     author = {f"GIT_{role}_{what}": "a@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -17,6 +17,6 @@ def user_environment(**more: str) -> dict[str, str]:
 
 
 def run_script(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """By the shell, up to the first command that fails."""
+    """Run a shell script, which stops at the first command that fails."""
     command = ["bash", "-euo", "pipefail", "-c", script]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

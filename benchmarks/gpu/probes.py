@@ -314,9 +314,9 @@ SHORT = ("--llmperf-model=synthetic:tiny", "--llmperf-input-tokens=8", "--llmper
 def dead_device(place: Place, results: Results) -> None:
     """A device-side assert in the second of three tests: the run ends with a summary, and says once what happened."""
     code, said = _kill_the_device(place)
-    told = [line for line in said.splitlines() if "is dead" in line and "not run" in line]
+    told = [line for line in said.splitlines() if "died in" in line and "not run" in line]
     _check_ending(results, code, said)
-    results.compare("lines that say 'is dead' and 'not run'", expected=1, found=len(told))
+    results.compare("lines that say 'died in' and 'not run'", expected=1, found=len(told))
     results.measured("what is said", "; ".join(told) or "nothing")
 
 

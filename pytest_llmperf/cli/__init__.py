@@ -26,12 +26,12 @@ first steps:
   llmperf record --runs 5             measure five times, into baselines/: commit it
   pytest --llmperf                    measure once more and compare; a regression fails its test
   pytest --llmperf --llmperf-inject 'work:+15%'
-                                      prove that your gate turns red
-  llmperf gate                        in a pull request: the same, and decide what is left open
-  llmperf accept TEST --reason WHY    a step is right: compare with later runs only
+                                      check that a regression fails your tests
+  llmperf gate                        in a pull request: compare, then decide possible regressions by A/B runs
+  llmperf accept TEST --reason WHY    accept a change of level: compare with later runs only
 
-Exit codes: 0, what pytest returned (1 for a regression), 2 when interrupted, 4 for what you have to mend.
-Completion in the shell, as for pytest: pip install argcomplete; eval "$(register-python-argcomplete llmperf)"
+Exit codes: 0; pytest's own (1 for a regression); 2 if interrupted; 4 for a wrong option or an unusable file.
+Shell completion, as for pytest: pip install argcomplete; eval "$(register-python-argcomplete llmperf)"
 """
 
 
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmperf: {error}", file=sys.stderr)  # noqa: T201  # a command prints
         return USAGE_ERROR
     except OSError as error:  # such as a full disk
-        print(f"llmperf: {error.filename or 'cannot go on'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201  # same
+        print(f"llmperf: {error.filename or 'system error'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201  # same
         return USAGE_ERROR
     except KeyboardInterrupt:
         goes_on = "" if options.command == "selftest" else "; the same command goes on where it stopped"

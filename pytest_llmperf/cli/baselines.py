@@ -24,11 +24,13 @@ def _add_files(commands: Any) -> None:
     show = commands.add_parser("show", help="print baselines as a table")
     show.add_argument("paths", nargs="*", type=Path, default=[DEFAULT_BASELINES], metavar="FILE_OR_FOLDER",
                       help="(default: baselines)")  # fmt: skip
-    show.add_argument("--all", action="store_true", help="every metric, not only those that gate by default")
+    show.add_argument("--all", action="store_true", help="show every metric, not only those that gate by default")
     show.set_defaults(run=_show)
 
-    merge = commands.add_parser("merge", help="join baselines and kept runs of one device")
-    merge.add_argument("paths", nargs="+", type=Path, metavar="FILE", help="a baseline, or a journal of .llmperf/runs")
+    merge = commands.add_parser("merge", help="merge baselines and journals of one device")
+    merge.add_argument(
+        "paths", nargs="+", type=Path, metavar="FILE", help="a baseline, or a journal from .llmperf/runs"
+    )
     merge.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="baseline to write")
     merge.set_defaults(run=_merge)
 
@@ -37,12 +39,16 @@ def _add_files(commands: Any) -> None:
         help="run the perf tests in fresh processes and append every run to the baseline",
         description="Arguments that are not listed here are passed on to pytest.",
     )
-    record.add_argument("--runs", type=int, default=5, metavar="N", help="fresh processes (default: 5)")
+    record.add_argument(
+        "--runs", type=int, default=5, metavar="N", help="number of runs, each in a fresh process (default: 5)"
+    )
     record.set_defaults(run=_record, passes_on="all")
 
     export = commands.add_parser("export", help="write every cell of every run as CSV or Parquet")
-    export.add_argument("source", type=Path, metavar="FILE_OR_FOLDER", help="baselines, or journals")
-    export.add_argument("target", type=Path, metavar="OUT.csv|OUT.parquet", help="its ending says which")
+    export.add_argument("source", type=Path, metavar="FILE_OR_FOLDER", help="baselines or journals")
+    export.add_argument(
+        "target", type=Path, metavar="OUT.csv|OUT.parquet", help="file to write; its suffix selects the format"
+    )
     export.set_defaults(run=_export)
 
     schema = commands.add_parser("schema", help="print the JSON Schema of baseline or verdict files")
@@ -55,18 +61,20 @@ def _add_files(commands: Any) -> None:
 def _add_life(commands: Any) -> None:
     place = argparse.ArgumentParser(add_help=False)
     place.add_argument("--baselines", type=Path, default=DEFAULT_BASELINES, metavar="DIR", help="(default: baselines)")
-    place.add_argument("--device-key", metavar="KEY", help="whose file, where the folder holds several")
+    place.add_argument("--device-key", metavar="KEY", help="device of the baseline, if the folder holds several")
 
     accept = commands.add_parser(
         "accept",
         parents=[place],
         allow_abbrev=False,  # --device is pytest's, not short for --device-key
-        help="accept a step: only later runs are compared",
+        help="accept a change of level: compare with later runs only",
         description="With --record, arguments that are not listed here are passed on to pytest.",
     )
     accept.add_argument("test", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
     accept.add_argument("metric", nargs="?", metavar="METRIC", help="one metric (default: all that are judged)")
-    accept.add_argument("--reason", required=True, metavar="TEXT", help="why the new level is right; it is stored")
+    accept.add_argument(
+        "--reason", required=True, metavar="TEXT", help="why the new level is accepted; stored in the baseline"
+    )
     accept.add_argument("--record", type=int, metavar="N", help="then record the new level in N fresh processes")
     accept.set_defaults(run=_accept, passes_on="all")
 
@@ -74,7 +82,7 @@ def _add_life(commands: Any) -> None:
         "prune",
         parents=[place],
         help="remove tests that are gone, or bad runs, from a baseline",
-        description="What is removed fits everything that is given.",
+        description="Remove the records that match every given criterion.",
     )
     prune.add_argument("tests", nargs="*", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
     prune.add_argument(
@@ -89,15 +97,19 @@ def _add_life(commands: Any) -> None:
         help="only this session; may be repeated",
     )
     prune.add_argument("--before", default="", metavar="DATE", help="only runs that started before it (UTC)")
-    prune.add_argument("--dry-run", action="store_true", help="say what would go, and leave the file alone")
+    prune.add_argument(
+        "--dry-run", action="store_true", help="print what would be removed, and leave the file unchanged"
+    )
     prune.set_defaults(run=_prune)
 
-    history = commands.add_parser("history", help="where levels changed, over all runs of the baselines")
+    history = commands.add_parser("history", help="show where levels changed, over all runs of the baselines")
     history.add_argument("test", nargs="?", metavar="TEST", help="name of a test, its end, or a pattern with * or ?")
     history.add_argument("metric", nargs="?", metavar="METRIC", help="one metric (default: those that gate)")
     history.add_argument("--baselines", type=Path, default=DEFAULT_BASELINES, metavar="FILE_OR_FOLDER")
-    history.add_argument("--all", action="store_true", help="every metric that is judged")
-    history.add_argument("--plot", type=Path, metavar="OUT.svg|OUT.png|OUT.html", help="draw them as well")
+    history.add_argument("--all", action="store_true", help="show every judged metric")
+    history.add_argument(
+        "--plot", type=Path, metavar="OUT.svg|OUT.png|OUT.html", help="plot the history to this file too"
+    )
     history.set_defaults(run=_history)
 
 
@@ -137,7 +149,7 @@ def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -
         say(f"llmperf {command}: run {number} of {runs}")
         code = run_perf_tests(arguments).exit_code
         if code:
-            kept = f"{plural(number - 1, 'run')} recorded before it"
+            kept = f"{plural(number - 1, 'run')} recorded before"
             say(f"llmperf {command}: run {number} ended with exit code {code}; {kept}")
             return code
     return 0
@@ -155,7 +167,7 @@ def _accept(options: argparse.Namespace, rest: list[str]) -> int:
         _refuse_no_runs(options.record, "--record")
     elif rest:
         raise UsageError(
-            f"llmperf accept: unexpected {rest[0]!r}: only with --record are arguments passed on to pytest"
+            f"llmperf accept: unexpected {rest[0]!r}: arguments are passed on to pytest only with --record"
         )
     path = maintenance_commands.only_file(options.baselines, options.device_key)
     accepted = maintenance_commands.accept(path, options.test, options.metric, reason=options.reason)
@@ -165,7 +177,7 @@ def _accept(options: argparse.Namespace, rest: list[str]) -> int:
     arguments = [*rest, f"--llmperf-baselines={options.baselines}", *maintenance_commands.selecting(accepted.tests)]
     code = _record_runs("accept", options.record, arguments, option="--record")
     if code:
-        say("llmperf accept: the step stays accepted; record its level with llmperf record once that is mended")
+        say("llmperf accept: the change stays accepted; fix the failure, then record the new level with llmperf record")
     return code
 
 

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 def add_commands(commands: Any) -> None:
     """Declare the command."""
-    doctor = commands.add_parser("doctor", help="print what this machine can measure, and why not the rest")
+    doctor = commands.add_parser(
+        "doctor", help="print what this machine can measure, and why it cannot measure the rest"
+    )
     doctor.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N, xpu, xpu:N or mps")
     doctor.set_defaults(run=_doctor)
 
@@ -27,7 +29,7 @@ def _doctor(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _finding_lines(findings: Iterable[Finding]) -> Iterator[str]:
-    """Yield a table of what a machine can measure, and why not the rest."""
+    """Yield a table of what a machine can measure, and why it cannot measure the rest."""
     from rich.text import Text
 
     from pytest_llmperf.report.baseline_table import table_width

@@ -38,7 +38,7 @@ class Accepted:
             names = ", ".join(METRICS[epoch.metric].name for epoch in epochs)
             yield printable(f"{self.path}: accepted {names} of {test}: only later runs are compared from now on")
         if known := len(self.epochs) - self.new:
-            yield f"{known} of {len(self.epochs)} cells were accepted before and have no run since: their reason stays"
+            yield f"{known} of {len(self.epochs)} cells were accepted before, have no run since, and keep their reason"
 
 
 def only_file(folder: Path, device_key: str | None) -> Path:
@@ -56,7 +56,9 @@ def only_file(folder: Path, device_key: str | None) -> Path:
     chosen = device_key or next(iter(known), "")
     if chosen not in known:
         found = f"found {_all(known)}" if known else "found none"
-        raise BaselineError(f"no baseline {printable(chosen) or '*'}.json under {folder}: {found}. See --baselines")
+        raise BaselineError(
+            f"no baseline {printable(chosen) or '*'}.json under {folder}: {found}. Choose the folder with --baselines"
+        )
     return baseline_path(folder, chosen)
 
 
@@ -68,7 +70,7 @@ def accept(path: Path, pattern: str, metric: str | None, *, reason: str) -> Acce
         BaselineError: the file cannot be read, trusted or written.
     """
     if not reason.strip() or len(reason) > LONGEST_REASON:
-        raise UsageError(f"--reason: expected some words, at most {LONGEST_REASON} characters, found {len(reason)}")
+        raise UsageError(f"--reason: expected a text of 1 to {LONGEST_REASON} characters, found {len(reason)}")
     chosen = find_metric(metric) if metric else None
     commit = head_commit(Path.cwd())
     accepted: list[Accepted] = []
@@ -91,7 +93,7 @@ def prune(path: Path, condemned: Condemned, *, dry_run: bool) -> str:
         BaselineError: the file cannot be read, trusted or written.
     """
     if not (condemned.tests or condemned.runs or condemned.sessions or condemned.before):
-        raise UsageError("llmperf prune: expected what is to go: TEST, --run, --session or --before")
+        raise UsageError("llmperf prune: no criterion given; expected TEST, --run, --session or --before")
     before = load_baseline(path)
     after = condemned.removed_from(before) if dry_run else _update(path, condemned.removed_from)
     gone = [
@@ -154,7 +156,7 @@ def moment(text: str) -> str:
 def _update(path: Path, change: Callable[[Baseline], Baseline]) -> Baseline:
     def change_present(baseline: Baseline | None) -> Baseline:
         if baseline is None:
-            raise BaselineError(f"{path} is gone: somebody removed it just now")
+            raise BaselineError(f"{path} no longer exists: another process removed it")
         return change(baseline)
 
     return update_baseline(path, change_present)

@@ -34,16 +34,20 @@ STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
 
 def add_commands(commands: Any) -> None:
     """Declare the command."""
-    report = commands.add_parser("report", help="tell the verdicts of a run in the form that another tool takes")
-    report.add_argument("verdicts", type=Path, metavar="VERDICTS", help="file of --llmperf-verdicts or gate --verdicts")
+    report = commands.add_parser("report", help="convert the verdicts of a run to the format of another tool")
+    report.add_argument(
+        "verdicts", type=Path, metavar="VERDICTS", help="file from --llmperf-verdicts or llmperf gate --verdicts"
+    )
     report.add_argument("--format", choices=FORMATS, default="github", help="(default: github)")
     target = report.add_mutually_exclusive_group()
     target.add_argument("-o", "--output", type=Path, metavar="OUT", help="file to write (default: standard output)")
     target.add_argument("--summary", action="store_true", help=f"append it to ${STEP_SUMMARY}, with --format github")
-    html = report.add_argument_group("--format html", "what the page shows beside the verdicts")
+    html = report.add_argument_group("--format html", "what the page shows in addition to the verdicts")
     html.add_argument("--journal", type=Path, metavar="FILE",
-                      help="what the run measured (default: what .llmperf/runs kept of it)")  # fmt: skip
-    html.add_argument("--baselines", type=Path, metavar="DIR", help="history (default: baselines, where it is there)")
+                      help="the run's journal (default: the one in .llmperf/runs)")  # fmt: skip
+    html.add_argument(
+        "--baselines", type=Path, metavar="DIR", help="baselines for the history (default: baselines, if it exists)"
+    )
     report.set_defaults(run=_report)
 
 
@@ -72,7 +76,7 @@ def _summary_file(wanted: str) -> Path:
     if wanted != "github":
         raise UsageError(f"--summary: the summary of a step is of --format github, not {wanted}: leave out --format")
     if not name:
-        raise UsageError(f"--summary: {STEP_SUMMARY} is not set, as it is in a step of GitHub Actions: give -o FILE")
+        raise UsageError(f"--summary: {STEP_SUMMARY} is not set; expected a step of GitHub Actions: or give -o FILE")
     return Path(name)
 
 

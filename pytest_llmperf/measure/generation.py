@@ -239,7 +239,7 @@ def _time_requests(
 
 def _count_and_follow(
     prepared: PreparedExecution, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
-) -> tuple[Counts, dict[str, Peak]]:
+) -> tuple[Counts, dict[str, PeakMemory]]:
     """Make one untimed request; count its operators and trace memory by phase.
 
     The request's output, including its KV cache, is freed on return.

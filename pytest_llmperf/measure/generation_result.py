@@ -119,7 +119,7 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("weights_bytes", facts.weights_bytes)
     kv_bytes = measured.counts.kv_cache_bytes
     yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "unknown kind of KV cache")
-    no_decode = Peak(None, None, None, NO_DECODE)
+    no_decode = PeakMemory(None, None, None, NO_DECODE)
     for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
         yield from memory_figures(phase, peak)
 

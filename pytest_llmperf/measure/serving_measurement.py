@@ -200,7 +200,7 @@ def _released(engine: Engine) -> Iterator[None]:
 def _follow_memory(serve: Callable[[], object], device: str | None) -> PeakMemory:
     if device is None:
         serve()
-        return Peak(None, None, None, "the engine runs in another process")
+        return PeakMemory(None, None, None, "the engine runs in another process")
     with trace_memory(device, SERVING) as trace:
         serve()
     return trace.peaks[SERVING]

@@ -64,7 +64,7 @@ class Factor:
         metric = find_metric(found[1])
         factor = 1 + float(found[2]) / 100
         if metric.kind is Kind.IDENTITY or factor <= 0:
-            raise UsageError(f"--llmperf-inject {text!r}: expected a metric that is a number, and more than -100%")
+            raise UsageError(f"--llmperf-inject {text!r}: expected a numeric metric and a change above -100%")
         return cls(metric, factor)
 
 
@@ -98,7 +98,7 @@ class LimitRule:
         try:
             compiled = re.compile(pattern.strip())
         except re.error as error:
-            raise UsageError(f"{LIMIT_RULES_INI}: {pattern.strip()!r} is no regular expression: {error}") from error
+            raise UsageError(f"{LIMIT_RULES_INI}: {pattern.strip()!r} is not a regular expression: {error}") from error
         return cls(pattern=compiled, layer=parse_layer(**words))
 
 
@@ -181,8 +181,8 @@ class Options:
         """
         if len(self.attentions) > 1:
             raise UsageError(
-                f"--llmperf-attention {','.join(self.attentions)}: a test that parametrizes llm without an attention "
-                "needs one name; expected one, or ModelSpec(attention=...) in the test"
+                f"--llmperf-attention {','.join(self.attentions)}: ambiguous for a test that parametrizes llm without "
+                "an attention; expected one name: or set ModelSpec(attention=...) in the test"
             )
         return next(iter(self.attentions), None)
 
@@ -299,19 +299,19 @@ class Options:
     def _refuse_contradictions(self) -> None:
         contradictions = {
             "--llmperf-update and --llmperf-update-new-only: choose one": self.update and self.update_new_only,
-            "--llmperf-inject: injected numbers never enter a baseline: leave out --llmperf-update": (
+            "--llmperf-inject: a baseline must not contain injected regressions: leave out --llmperf-update": (
                 self.updates and self.injections
             ),
-            "--llmperf-inject with --llmperf-measure-only: nothing is compared, so nothing can turn red": (
+            "--llmperf-inject with --llmperf-measure-only: a run that compares nothing cannot fail: leave out one": (
                 self.measure_only and self.injections and not self.journal
             ),
-            "--llmperf-baseline-ref: a baseline of another revision is read and never written: leave out "
+            "--llmperf-baseline-ref: the baseline of another revision is read-only: leave out "
             "--llmperf-update": self.updates and self.baseline_ref and not self.measure_only,
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
             "--llmperf-profile: a profiled run is no measurement: add --llmperf-measure-only, and leave out "
             "--llmperf-update": self.profile and (self.updates or not self.measure_only),
-            f"--llmperf-base-url {self.base_url}: engine {self.engine!r} has no address: choose a server with "
-            "--llmperf-engine": self.base_url and self.loads_models,
+            f"--llmperf-base-url {self.base_url}: engine {self.engine!r} does not use a server: choose one that "
+            "does with --llmperf-engine": self.base_url and self.loads_models,
         }
         for message, found in contradictions.items():
             if found:
@@ -411,7 +411,7 @@ def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:
         # A wider tolerance raises the default of catch by as much.
         catch = tolerate + metric.catch - metric.tolerate
     if catch < tolerate:
-        raise UsageError(f"{metric.name}: catch={catch:g} is less than tolerate={tolerate:g}: expected it to be larger")
+        raise UsageError(f"{metric.name}: catch={catch:g} is less than tolerate={tolerate:g}: expected at least that")
     return Limit(tolerate=tolerate, catch=catch, floor=metric.floor, gates=gates)
 
 
@@ -450,7 +450,7 @@ def _gate(text: str) -> frozenset[str]:
 def _gating_metric(name: str) -> Metric:
     metric = find_metric(name)
     if metric.kind is Kind.INFORMATIVE:
-        raise UsageError(f"gate: {metric.name} explains the others and is never judged; choose another metric")
+        raise UsageError(f"gate: {metric.name} is informative and never judged; choose another metric")
     return metric
 
 

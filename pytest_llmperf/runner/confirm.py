@@ -28,7 +28,8 @@ from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.model import CellKey
 from pytest_llmperf.verdict.outcome import Entry, conclude, entry_of
 
-ENDED_EARLY = "it looks slower, and the run ended before fresh runs could confirm it"
+NOT_CONFIRMED = "possible regression, not confirmed"
+ENDED_EARLY = f"{NOT_CONFIRMED}: the run ended before fresh runs could measure it again"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Confirmer(Protocol):
             self._workplace.release()
             replicas = [self._replica(number, rounds) for number in range(1, rounds + 1)]
         except (OSError, RuntimeError, LlmperfError) as error:
-            self._conclude([_as_error(held.entry, f"fresh runs cannot be made: {error}") for held in self._held])
+            self._conclude([_as_error(held.entry, f"cannot start fresh runs: {error}") for held in self._held])
             return
         seconds = sum(replica.ended.seconds for replica in replicas) / len(self._held)
         entries = [_with_errors(held.entry, replicas) for held in self._held]
@@ -140,8 +141,8 @@ class Confirmer(Protocol):
         log_reports(held.item, held.reports)
 
     def _replica(self, number: int, rounds: int) -> Replica:
-        slower = f"{plural(len(self._held), 'test')} that looked slower"
-        write_now(self._config, f"llmperf: measuring again {slower}: fresh run {number} of {rounds}")
+        suspects = plural(len(self._held), "possible regression")
+        write_now(self._config, f"llmperf: measuring {suspects} again: fresh run {number} of {rounds}")
         folder = run_folder(self._config.rootpath, "confirm", self._workplace.run.run_id)
         journal, tests = folder / f"{number}.jsonl", [held.entry.test for held in self._held]
         ended = run_replica(self._config, tests, journal, session_id=self._workplace.run.session_id)
@@ -168,9 +169,10 @@ def _if_sound(first: Entry, confirmed: Entry, replicas: Sequence[Replica]) -> En
     """Return the confirmed entry, or an inconclusive one if a subprocess was disturbed: that settles nothing."""
     for number, replica in enumerate(replicas, start=1):
         if not confirmed.error and (why := replica.why_invalid(first.test)):
-            return first.suspended(f"it looks slower, and fresh run {number} of {len(replicas)} was disturbed: {why}")
+            disturbed = f"fresh run {number} of {len(replicas)} was disturbed"
+            return first.suspended(f"{NOT_CONFIRMED}: {disturbed}: {why}")
     return confirmed
 
 
 def _as_error(entry: Entry, why: str) -> Entry:
-    return entry.model_copy(update={"error": f"it looks slower, and {why}", "verdicts": []})
+    return entry.model_copy(update={"error": f"{NOT_CONFIRMED}: {why}", "verdicts": []})

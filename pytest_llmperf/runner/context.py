@@ -97,7 +97,7 @@ class Workplace:
             ENGINES[options.engine].check(self._engine_options)
         if any(self._timeouts.values()) and not (options.isolate or options.tell or can_interrupt()):
             raise UsageError(
-                "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave it out"
+                "--llmperf-timeout: this system has no timer signal: add --llmperf-isolate, or leave out the timeout"
             )
         self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
@@ -141,7 +141,7 @@ class Workplace:
             return TransformersEngine(self.load(param))
         if param not in self.options.served:
             raise UsageError(
-                f"engine {param!s}: {self.options.engine} serves the one model it has: expected a test that does not "
+                f"engine {param!s}: {self.options.engine} serves one model only; expected a test that does not "
                 "parametrize engine"
             )
         return self._bench.own_engine(ENGINES[self.options.engine], self._engine_options)
@@ -151,8 +151,8 @@ class Workplace:
         serving = TransformersEngine(engine) if isinstance(engine, LoadedModel) else engine
         if self.options.request_injections:
             raise UsageError(
-                f"--llmperf-inject {self.options.request_injections[0]}: serving does not run one "
-                "forward of the model per step: multiply a metric instead, such as output:-15%"
+                f"--llmperf-inject {self.options.request_injections[0]}: served requests have no separate forwards to "
+                "slow down: multiply a metric instead, such as output:-15%"
             )
         return self.finished(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
 
@@ -271,7 +271,7 @@ class Workplace:
 
     def _note_death(self, test: str) -> None:
         if not self.dead and (why := why_dead(self.device)):
-            self.dead = f"{self.device} is dead since {test}: {why}"
+            self.dead = f"{self.device} died in {test}: {why}"
 
     def _judge(
         self,
@@ -330,7 +330,7 @@ class Workplace:
         if baseline and baseline.device_key != self.device_key:
             raise BaselineError(
                 f"{path}: device_key: expected {self.device_key!r}, found {baseline.device_key!r}. "
-                "Rename the file, or record this device's own"
+                "Rename the file, or record a baseline of this device"
             )
         return baseline
 
@@ -347,8 +347,8 @@ class Workplace:
         text = file_at(self._root, revision, path) if known else ""
         present = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         if present != text:
-            what = "differs from" if present and text else "is not in" if present else "lacks what is in"
-            self.edited = f"read from {revision}; the working tree's {path.name} {what} it"
+            what = "differs" if present and text else "is new" if present else "is missing"
+            self.edited = f"read from {revision}; {path.name} in the working tree {what}"
         return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
 
 

@@ -96,7 +96,7 @@ class Ending:
 
     def _finish(self, session: pytest.Session, running: Session) -> None:
         outcome = running.outcome
-        with running.noting("the run could not be finished"):
+        with running.noting("the baseline could not be updated"):
             failed = session.testsfailed > 0 or outcome.failed
             running.finish(failed=failed, interrupted=session.exitstatus not in _ENDED)
         if outcome.update:

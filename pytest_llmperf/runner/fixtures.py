@@ -174,12 +174,12 @@ class LlmPerf:
         __tracebackhide__ = True
         for given in (result, over):
             if given not in self.results:
-                raise UsageError(f"speedup: {given!r:.60}: expected what llmperf measured in this test")
+                raise UsageError(f"speedup: {given!r:.60}: expected a result that llmperf measured in this test")
         return self._keep(self._workplace.finished(speedup_of(result, over=over)))
 
     def _keep(self, measured: TestResult) -> TestResult:
         __tracebackhide__ = True
-        twice = f"{self._test} measured one workload twice; expected each once: parametrize it, or raise requests="
+        twice = f"{self._test} measured one workload twice; expected once: parametrize the test, or increase requests="
         return _add(self.results, measured, since=self._start, twice=twice)
 
     def _prompt(self, given: _Words | None, input_tokens: int | None) -> Prompt:
@@ -190,7 +190,7 @@ class LlmPerf:
         if given is None:
             return self._workplace.options.prompt if input_tokens is None else RANDOM
         if input_tokens is not None:
-            raise UsageError(f"input_tokens={input_tokens} beside a prompt of words, which has its own: leave out one")
+            raise UsageError(f"input_tokens={input_tokens} with a text prompt, which has its own length: leave out one")
         return Prompt.of(given)
 
 
@@ -217,12 +217,12 @@ class CallRecorder:
         __tracebackhide__ = True
         if self._workplace.options.request_injections:
             raise UsageError(
-                f"--llmperf-inject {self._workplace.options.request_injections[0]}: a callable has no "
-                "model forwards: multiply its metric instead, such as call:+15%"
+                f"--llmperf-inject {self._workplace.options.request_injections[0]}: a callable has no forwards to "
+                "slow down: multiply its metric instead, such as call:+15%"
             )
         guards = self._workplace.options.guards
         measured = call_result(timing, test=self._test, run_id=self._workplace.run.run_id, guards=guards)
-        twice = f"{self._test} timed {timing.name} twice with like arguments; expected each once: give name="
+        twice = f"{self._test} timed {timing.name} twice with the same arguments; expected once: set name="
         _add(self.results, self._workplace.finished(measured), since=self._start, twice=twice)
         self.lines.append(f"{timing.name}: {timing}")
 

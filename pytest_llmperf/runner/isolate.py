@@ -106,7 +106,7 @@ class Isolator:
         if watch.told.running == name:
             text = watch.why or f"{_how(ended)} {watch.moment}"
         else:
-            text = f"its process did not come to it: exit code {ended.exit_code}, {ended.last_words}"
+            text = f"its process ended before the test: exit code {ended.exit_code}, {ended.last_words}"
         entry = self._workplace.entry(self._tests[name].key, [], error=f"{text} (see {ended.log})")
         when = "setup" if watch.told.stage in (SETUP, LOAD) or watch.told.running != name else "call"
         failed = _report(item, when)
@@ -133,7 +133,7 @@ class _Watch:
         if limit_s is not None and spent_s > limit_s + GRACE_S:
             self.why = timed_out(limit_s, str(self.moment))
         elif self.told.between_tests and spent_s > ENDING_S:
-            self.why = f"a process was killed that had not ended {ENDING_S:g} s after its last test"
+            self.why = f"killed a process that did not end within {ENDING_S:g} s of its last test"
         return bool(self.why)
 
     @property
@@ -155,7 +155,7 @@ def _how(ended: Ended) -> str:
     number = -ended.exit_code
     known = number in {one.value for one in signal.Signals}
     name = signal.Signals(number).name if known else f"signal {number}"
-    hint = ", as systems do when memory runs out," if name == "SIGKILL" else ""
+    hint = " (probably out of memory)" if name == "SIGKILL" else ""
     return f"its process was killed by {name}{hint}"
 
 

@@ -53,7 +53,7 @@ class LiveLine:
         if times.tpot_ms is not None:
             self._tpots.append(times.tpot_ms)
         running = f", TPOT {median(self._tpots):.2f} ms" if self._tpots else ""
-        self._write(f"{self._tokens} tokens a sequence{running}")
+        self._write(f"{self._tokens} tokens per sequence{running}")
 
     def _write(self, text: str) -> None:
         writer = self._reporter._tw  # noqa: SLF001  # pytest has no public API for its width

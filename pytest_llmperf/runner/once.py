@@ -157,8 +157,8 @@ def is_repetition(item: pytest.Item) -> bool:
             return bool(value)
         if name.startswith("__"):
             raise UsageError(
-                f"{item.nodeid}: a plugin repeats this test, by its parameter {name}; a perf test runs once: leave "
-                "that plugin's option out"
+                f"{item.nodeid}: a plugin repeats this test with the parameter {name}; a perf test runs once: leave "
+                "out that plugin's option"
             )
     return False
 

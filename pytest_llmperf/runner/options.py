@@ -38,21 +38,21 @@ SETTINGS = (
     Option("revision", "REV", "", "Revision of the model on the hub"),
     Option("quantization", "NAMES", "nf4,int8,int8-decomp", "Quantizations of the llm fixture in tests that do "
            "not parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
-    Option("attention", "NAMES", "", "Attention implementation where a test names none: eager, sdpa, "
-           "flash_attention_2, flex_attention, ...; several, comma-separated, parametrize tests that do not "
+    Option("attention", "NAMES", "", "Attention implementation, unless a test sets it: eager, sdpa, "
+           "flash_attention_2, flex_attention, ...; several names, comma-separated, parametrize the tests that do not "
            "parametrize llm (default: the library's choice)"),
     Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
-    Option("input-tokens", "N", "64", "Prompt length where a test does not set it"),
-    Option("prompt", "PROMPT", "random", "Prompt where a test does not set it: random (ids), text:WORDS, file:PATH, "
-           "chat (a short one) or chat:PATH (JSON messages); chats use the tokenizer's template. All but random "
-           "determine their own length"),
-    Option("output-tokens", "N", "64", "Number of tokens to generate where a test does not set it"),
+    Option("input-tokens", "N", "64", "Prompt length, unless a test sets it"),
+    Option("prompt", "PROMPT", "random", "Prompt, unless a test sets it: random (token ids), text:WORDS, file:PATH, "
+           "chat (a short one) or chat:PATH (JSON messages); chats use the tokenizer's template. All except "
+           "random determine the prompt length"),
+    Option("output-tokens", "N", "64", "Number of tokens to generate, unless a test sets it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
-           "(replayed CUDA graphs over one)"),
-    Option("compile-mode", "MODE", "default", "Mode of torch.compile where execution is compile: default, "
+           "(CUDA graphs replayed over a static cache)"),
+    Option("compile-mode", "MODE", "default", "torch.compile mode of the execution compile: default, "
            "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
-    Option("dynamo", "SETTINGS", "", "Settings of torch._dynamo.config where execution is compile: "
+    Option("dynamo", "SETTINGS", "", "torch._dynamo.config settings of the execution compile: "
            "NAME=VALUE,... such as capture_dynamic_output_shape_ops=true"),
     Option("engine", "NAME", "transformers", "Engine that serves requests in tests that use the engine fixture: "
            "transformers, vllm (in this process), or openai (a server with the OpenAI protocol at --llmperf-base-url)"),
@@ -60,16 +60,18 @@ SETTINGS = (
            "/chat/completions selects chats. OPENAI_API_KEY is sent to it, if set"),
     Option("schedulers", "NAMES", "naive,offline,online", "Schedulers of pytest_llmperf.suite.serving: naive (one "
            "request after another), offline (all at once), online (continuous batching of a limited size)"),
-    Option("serve-requests", "N", "16", "Number of requests per scheduler where a test does not set it"),
-    Option("max-batch-size", "N", "8", "Largest number of concurrent requests of the online scheduler where a test "
-           "does not set it"),
+    Option("serve-requests", "N", "16", "Number of requests per scheduler, unless a test sets it"),
+    Option("max-batch-size", "N", "8", "Maximum number of concurrent requests of the online scheduler, unless a "
+           "test sets it"),
     Option("rate", "N", "", "Arrival rate of the online scheduler in pytest_llmperf.suite.serving: requests per "
            "second, Poisson (default: all at once)"),
-    Option("throughput-sequences", "N", "", "Sequences of the throughput test (default: 256; 32 on a CPU)"),
-    Option("throughput-lengths", "LOW-HIGH", "", "Lengths of its prompts and outputs, uniform (default: 100-1024; "
-           "16-64 on a CPU)"),
+    Option("throughput-sequences", "N", "", "Number of sequences in the throughput test of "
+           "pytest_llmperf.suite.serving (default: 256; 32 on a CPU)"),
+    Option("throughput-lengths", "LOW-HIGH", "", "Range of prompt and output lengths in the throughput test, "
+           "uniformly distributed (default: 100-1024; 16-64 on a CPU)"),
     Option("requests", "N", "10", "Timed requests per test and run"),
-    Option("warmup", "N", "10", "Most warm-up requests per test; warm-up ends earlier once times are steady"),
+    Option("warmup", "N", "10", "Maximum number of warm-up requests per test; warm-up ends earlier when times "
+           "are steady"),
     Option("guards", "NAMES", "all", "Guards that may make timed figures invalid, comma-separated: tenants, "
            "throttling, clocks, placement, load, disturbance; none only records the state of the machine"),
     Option("baselines", "DIR", "baselines", "Folder of the baseline files, one per device"),
@@ -82,28 +84,29 @@ SETTINGS = (
     Option("tolerate", "LIMITS", "", "Accepted slowdown or growth: 3%% for every timed metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be detected; a cell whose baseline cannot detect it is "
            "inconclusive"),
-    Option("confirm", "N", "2", "Number of fresh processes that measure a slower cell again before its test may fail; "
-           "0 lets it fail at once"),
+    Option("confirm", "N", "2", "Number of fresh processes that measure a possible regression again before its test "
+           "may fail; 0 lets it fail at once"),
     Option("timeout", "SECONDS", "", "Time limit for loading a model and for a test's body; 0 for no limit (default: "
            "for the body, ten times the slowest run of the baseline)"),
-    Option("explain", "on|off", "on", "Profile regressions to explain them, and recorded runs to compare them with; "
-           "each in a fresh process"),
-    Option("fail-on", "OUTCOMES", "", "More outcomes that fail a test, comma-separated: inconclusive, new, missing, "
-           "not_comparable, invalid, improved"),
+    Option("explain", "on|off", "on", "Profile regressions in a fresh process to explain them, and profile recorded "
+           "runs for comparison"),
+    Option("fail-on", "OUTCOMES", "", "Additional outcomes that fail a test, comma-separated: inconclusive, new, "
+           "missing, not_comparable, invalid, improved"),
     Option("baseline-ref", "REV", "", "Read the baseline from this git revision, so that a pull request cannot pass by "
            "editing it"),
 )  # fmt: skip
 
 PROCESS_OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "--llmperf-screen": ("A test that looks slower is inconclusive and does not fail: llmperf gate decides it",
+    "--llmperf-screen": ("A possible regression is inconclusive and does not fail; llmperf gate decides it",
                          {"action": "store_true"}),
     "--llmperf-only": ("Run only this perf test, by its name in the baseline; may be repeated",
                        {"metavar": "TEST", "action": "append", "default": []}),
-    "--llmperf-journal": ("Write the run's journal to this file, a JSON line a test", {"metavar": "FILE"}),
+    "--llmperf-journal": ("Write the run's journal to this file, one JSON line per test", {"metavar": "FILE"}),
     "--llmperf-profile": ("With --llmperf-measure-only: profile one more request of each workload into this folder",
                           {"metavar": "DIR"}),
-    "--llmperf-tell": ("Write phases and reports to this file as they come, for isolation", {"metavar": "FILE"}),
-    "--llmperf-measure-only": ("Compare nothing; with --llmperf-update, append the run as it is",
+    "--llmperf-tell": ("Write phases and reports to this file as they occur, for --llmperf-isolate",
+                       {"metavar": "FILE"}),
+    "--llmperf-measure-only": ("Compare nothing; with --llmperf-update, append the run without judging it",
                                {"action": "store_true"}),
 }  # fmt: skip
 """Options that one process of ours gives to another, and what they mean: ``--help`` leaves them out."""
@@ -136,12 +139,12 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
     group.addoption("--llmperf-device", metavar="DEVICE", default=None,
                     help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto); several, "
-                         "as cuda:0,cuda:2, are for an xdist worker each")  # fmt: skip
+                         "such as cuda:0,cuda:2, get one xdist worker each")  # fmt: skip
     parser.addini("llmperf_device", "Device to measure on", default="auto")
     for option in SETTINGS:
         group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)
         parser.addini(option.ini, option.help.replace("%%", "%"), default=option.default)
-    parser.addini(LIMIT_RULES_INI, "Limits by test, one a line: REGEX => gate=tpot tolerate=tpot:3% catch=8%",
+    parser.addini(LIMIT_RULES_INI, "Limits by test, one per line: REGEX => gate=tpot tolerate=tpot:3% catch=8%",
                   type="linelist", default=[])  # fmt: skip
     _add_actions(group)
 
@@ -169,7 +172,7 @@ def add_device_option(parser: pytest.Parser) -> None:
     group = parser.getgroup("llmperf")
     with suppress(ValueError, argparse.ArgumentError):
         group.addoption(DEVICE, dest="llmperf_short_device", metavar="DEVICE", default=None,
-                        help="The same as --llmperf-device, unless another plugin owns --device")  # fmt: skip
+                        help="The same as --llmperf-device, unless another plugin defines --device")  # fmt: skip
 
 
 def _is_unclaimed(parser: pytest.Parser, args: list[str]) -> bool:
@@ -201,11 +204,12 @@ def _add_actions(group: pytest.OptionGroup) -> None:
                     help="Append only cells that the baseline does not have")  # fmt: skip
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
     group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
-                    help="Inject a regression, to check that the gate can fail: multiply a figure ('tpot:+50%%'), or "
-                         "add real work to each forward: products ('work:+15%%'), a wait ('sleep:+15%%', 'sleep:2ms'), "
-                         "memory held during decode ('hold:64MiB'), smaller batches ('batch:-25%%')")  # fmt: skip
+                    help="Inject a regression, to check that the gate can fail: multiply a metric ('tpot:+50%%'), or "
+                         "slow down each forward: by matrix products ('work:+15%%'), a wait ('sleep:+15%%', "
+                         "'sleep:2ms'), memory held during decode ('hold:64MiB') or smaller batches "
+                         "('batch:-25%%')")  # fmt: skip
     group.addoption("--llmperf-strict", action="store_true",
-                    help="Fail on undecided cells: --llmperf-fail-on with all outcomes but improved")  # fmt: skip
+                    help="Fail on undecided cells: --llmperf-fail-on with all outcomes except improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
     group.addoption(
         "--llmperf-report", metavar="FILE.html", help="Write an HTML page with verdicts, charts and history"

@@ -111,7 +111,7 @@ def profiles_of(name: str, measured: ProcessResult, ended: Ended) -> Profiles:
         measured: its journal.
         ended: how it ended.
     """
-    died = f"exit code {ended.exit_code}, {ended.last_words}" if ended.exit_code else "it makes no request by itself"
+    died = f"exit code {ended.exit_code}, {ended.last_words}" if ended.exit_code else "the test makes no single request"
     errors = [f"{note.test}: {note.error}" for note in measured.notes.values() if note.error]
     return Profiles(name, measured.profiles, f"not profiled: {next(iter(errors), died)} (see {ended.log})")
 

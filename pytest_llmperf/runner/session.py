@@ -147,7 +147,7 @@ class Session:
         if self.outcome.unreported:
             return f"a worker died{self._where_kept()}"
         if not any(entry.results for entry in self.outcome.entries):
-            return "nothing was measured that a baseline keeps"
+            return "the run measured nothing that a baseline stores"
         if disturbed := self.outcome.disturbed:
             return f"the run was disturbed: {some([*disturbed], 3)}: {next(iter(disturbed.values()))}"
         invalid = sum(
@@ -157,7 +157,7 @@ class Session:
 
     def _where_kept(self) -> str:
         paths = [str(journal.path) for journal in self.journals.values()]
-        return f"; what was measured is kept in {some(paths, LONGEST_LIST)}" if paths else ""
+        return f"; the results are in {some(paths, LONGEST_LIST)}" if paths else ""
 
     def _appended(self, baseline: Baseline | None) -> Baseline:
         measured = [entry for entry in self.outcome.entries if entry.results]
@@ -193,22 +193,22 @@ def refuse_early(options: Options, *, environ: Mapping[str, str], workers: int, 
         try:
             options.json_folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"--llmperf-json: cannot make {options.json_folder}: {error.strerror}") from error
+            raise UsageError(f"--llmperf-json: cannot create {options.json_folder}: {error.strerror}") from error
     if workers > len(devices):
         found = f"{len(devices)} devices" if len(devices) > 1 else "one device"
         raise UsageError(
-            f"--llmperf: {workers} workers would measure on {found} at once ({', '.join(devices)}); expected one on "
-            f"each: use -n{len(devices)}"
+            f"--llmperf: {workers} workers for {found} ({', '.join(devices)}); expected one worker per device: use "
+            f"-n{len(devices)}"
         )
     if workers > 1 and options.journal:
         raise UsageError(
-            f"--llmperf-journal: a journal is of one run, and {workers} workers are as many: leave it out and find "
-            "theirs in .llmperf/runs"
+            f"--llmperf-journal: one file for {workers} workers; expected one worker, because a journal holds one run: "
+            "leave it out; the journals are in .llmperf/runs"
         )
     # The same test for CI that pytest uses.
     if options.updates and not options.force_update and (environ.get("CI") or environ.get("BUILD_NUMBER")):
         raise UsageError(
-            "--llmperf-update under CI: a gate must not move its own baseline; allow it with --llmperf-force-update"
+            "--llmperf-update under CI: a CI job must not change its own baseline; allow it with --llmperf-force-update"
         )
 
 

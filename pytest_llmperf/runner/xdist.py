@@ -41,7 +41,7 @@ class Controller:
 
     def pytest_report_header(self) -> str:
         """Show the workers' devices."""
-        return f"llmperf workers: one each on {', '.join(self._devices)}"
+        return f"llmperf: one worker on each of {', '.join(self._devices)}"
 
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Assign a free device to a worker, and pass on the run's arguments for the subprocesses that it starts.
@@ -80,7 +80,9 @@ class Controller:
         self._key_of[self._device_of[node]] = told["device_key"]
         if len(set(self._key_of.values())) > 1:
             found = ", ".join(f"{device} is {key}" for device, key in self._key_of.items())
-            self._refuse(f"workers on unlike devices: {found}; expected devices of one kind: name them with --device")
+            self._refuse(
+                f"workers on different devices: {found}; expected devices of one kind: name them with --device"
+            )
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Record that a test started. xdist forgets it after its body, even if its reports are held back."""

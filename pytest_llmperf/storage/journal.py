@@ -73,7 +73,9 @@ def read_journal(text: str, *, injected: bool = False) -> Baseline:
     """
     header, results = read_results(text)
     if header.injected and not injected:
-        raise ValueError("line 1: its numbers were changed by --llmperf-inject and never enter a baseline")
+        raise ValueError(
+            "line 1: the run has injected regressions (--llmperf-inject), which a baseline must not contain"
+        )
     return baseline_of(header.device_key, [header.run], results)
 
 

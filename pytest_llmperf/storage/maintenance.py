@@ -33,7 +33,7 @@ def find_tests(baseline: Baseline, pattern: str) -> list[str]:
         found = [name for name in names if name.endswith((f"::{pattern}", f"/{pattern}"))]
         if len(found) > 1:
             raise UsageError(
-                f"{pattern!r} names {len(found)} tests: {some(found, LONGEST_LIST)}; write more of the name"
+                f"{pattern!r} matches {len(found)} tests: {some(found, LONGEST_LIST)}; give a longer part of the name"
             )
     if not found:
         raise UsageError(f"no test {pattern!r} in this baseline; {_nearest(pattern, names)}")
@@ -122,10 +122,10 @@ def _metrics_of(test: str, metric: Metric | None, known: Collection[str]) -> Col
     if metric is None:
         return known
     if metric.kind is Kind.INFORMATIVE:
-        raise UsageError(f"{metric.name} explains the others and is never judged; choose another metric")
+        raise UsageError(f"{metric.name} is informative and never judged; choose another metric")
     if metric.key not in known:
         names = ", ".join(sorted(METRICS[name].name for name in known))
-        raise UsageError(f"no {metric.name} of {printable(test)} in this baseline; it has {names or 'nothing judged'}")
+        raise UsageError(f"no {metric.name} of {printable(test)} in this baseline; found {names or 'no judged metric'}")
     return [metric.key]
 
 
@@ -141,4 +141,4 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     near = list(dict.fromkeys(parts[part] for part in difflib.get_close_matches(name, parts)))
     if near:
         return f"did you mean {some(near, LONGEST_LIST)}?"
-    return f"expected one of {some(known, LONGEST_LIST)}" if known else "it holds none"
+    return f"expected one of {some(known, LONGEST_LIST)}" if known else "it has none"

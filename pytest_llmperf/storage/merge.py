@@ -26,7 +26,7 @@ def merge(first: Baseline, second: Baseline) -> Baseline:
     if first.device_key != second.device_key:
         raise BaselineError(
             f"cannot merge baselines of two devices: {first.device_key!r} and {second.device_key!r}. "
-            "Keep one file a device"
+            "Keep one file per device"
         )
     return Baseline(
         device_key=first.device_key,

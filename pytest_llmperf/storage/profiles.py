@@ -38,7 +38,7 @@ def parse_profiles(text: str, *, name: str) -> ProfileFile:
         return ProfileFile.model_validate_json(text)
     except ValidationError as error:
         raise BaselineError(
-            f"{name}: {first_problem(error)}. Delete it: the next recorded run makes it anew"
+            f"{name}: {first_problem(error)}. Delete it; the next recorded run creates it again"
         ) from error
 
 

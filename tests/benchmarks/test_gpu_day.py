@@ -1,4 +1,4 @@
-"""``benchmarks/gpu_day.py`` on a CPU: its lines, its limits and its exit codes, by steps that go wrong on purpose."""
+"""``benchmarks/gpu_day.py`` on a CPU: lines, limits and exit codes, with steps that fail on purpose."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def found(out):
 
 
 def still_running(out):
-    """Processes of a day's steps, which are told where its lines go."""
+    """Return the processes of a day's steps, found by the variable with the results file."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -43,7 +43,7 @@ def still_running(out):
 
 
 def test_what_goes_wrong_is_a_line_and_the_rest_goes_on(tmp_path):
-    """A step that hangs is killed with its children, and one that checked nothing is not ok."""
+    """A step that hangs is killed with its children; a step without checks fails."""
     done = day(tmp_path, "--only=mishaps", "--seconds=40")  # 12 each, so that a busy machine is no mishap
     assert done.returncode == 1
     states = found(tmp_path)
@@ -65,7 +65,7 @@ def test_what_goes_wrong_is_a_line_and_the_rest_goes_on(tmp_path):
 
 
 def test_what_needs_cuda_is_skipped_and_a_stage_that_runs_again_replaces_its_lines(tmp_path):
-    """Skipped is not ok, and fails nothing; stages that were not run again keep their lines."""
+    """Skipped steps are neither ok nor failed; stages that did not run again keep their lines."""
     for _ in range(2):
         done = day(tmp_path, "--only=processes")
         assert done.returncode == 0, done.stdout
@@ -79,7 +79,7 @@ def test_what_needs_cuda_is_skipped_and_a_stage_that_runs_again_replaces_its_lin
 
 @pytest.mark.parametrize("signal", ["kill", "terminate"])
 def test_a_day_that_is_cut_off_keeps_its_lines(tmp_path, signal):
-    """Those of the step that was running as well; and no process is left behind."""
+    """The running step's lines are kept too, and no process is left behind."""
     with subprocess.Popen(command(tmp_path, "--only=mishaps"), stdout=subprocess.DEVNULL) as process:
         hanging = tmp_path / "mishaps-hangs.running"
         deadline = time.monotonic() + 60
@@ -97,7 +97,7 @@ def test_a_day_that_is_cut_off_keeps_its_lines(tmp_path, signal):
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
-    """With the code of a wrong command line."""
+    """The exit code is that of a wrong command line."""
     done = day(tmp_path, "--only=processes,nonsense")
     assert done.returncode == 2
     assert "no stage nonsense" in done.stderr
@@ -105,7 +105,7 @@ def test_an_unknown_stage_is_refused(tmp_path):
 
 @pytest.fixture
 def budget(monkeypatch):
-    """A budget of 100 seconds by a clock that stands still."""
+    """A budget of 100 seconds with a clock that stands still."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
     from gpu.runner import Budget
 
@@ -115,5 +115,5 @@ def budget(monkeypatch):
 
 @pytest.mark.parametrize(("wanted", "of", "limit"), [(10, 60, 25), (10, 100, 15), (10, 200, 7.5), (10, 10, 100)])
 def test_a_limit_leaves_the_others_their_time(budget, wanted, of, limit):
-    """Half as much again as its share, and never more than is left."""
+    """The limit is 1.5 times the step's share, and at most the time left."""
     assert budget.limit_s(wanted, of=of) == limit

@@ -17,7 +17,7 @@ from pytest_llmperf.storage.dataframe import COLUMNS
 
 @pytest.fixture
 def recorded(project):
-    """A project with a baseline of three sessions, in its folder."""
+    """A project with a baseline of three sessions; its folder is the working directory."""
     project.write()
     project.record(1.00, 1.01, 0.99)
     project.monkeypatch.chdir(project.path)
@@ -25,7 +25,7 @@ def recorded(project):
 
 
 def test_show_prints_cells_runs_spread_and_what_the_baseline_can_find(recorded, capsys):
-    """One row a cell that gates; exact metrics show their limit."""
+    """One row per gating cell; exact metrics show their limit."""
     assert main(["show"]) == 0
     out = capsys.readouterr().out
     assert "3 runs in 3 sessions" in out
@@ -38,7 +38,7 @@ def test_show_prints_cells_runs_spread_and_what_the_baseline_can_find(recorded, 
 
 
 def test_show_fits_eighty_columns(recorded, capsys, monkeypatch):
-    """Each test is named once, above its metrics, which have a line each."""
+    """Each test is named once, above its metrics, which have one line each."""
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["show", "--all"]) == 0
     _, *lines = capsys.readouterr().out.splitlines()
@@ -49,7 +49,7 @@ def test_show_fits_eighty_columns(recorded, capsys, monkeypatch):
 
 
 def test_show_all_lists_every_judged_metric(recorded, capsys):
-    """``--all`` adds those that explain, the digest among them."""
+    """``--all`` adds the metrics that do not gate, such as the digest."""
     assert main(["show", "--all", str(recorded.baseline())]) == 0
     out = capsys.readouterr().out
     assert " ttft " in out
@@ -57,7 +57,7 @@ def test_show_all_lists_every_judged_metric(recorded, capsys):
 
 
 def test_merge_joins_two_files_and_kept_runs_in_any_order(recorded, capsys):
-    """The union by run id: what both hold is there once."""
+    """The result is the union by run id: a run of both files occurs once."""
     recorded.baseline().rename("one.json")
     recorded.run("--llmperf-update", session="another day")
     recorded.baseline().rename("two.json")
@@ -70,7 +70,7 @@ def test_merge_joins_two_files_and_kept_runs_in_any_order(recorded, capsys):
 
 
 def test_merging_two_devices_is_refused(recorded, capsys):
-    """One file a device."""
+    """A baseline file holds one device."""
     text = recorded.baseline().read_text()
     (recorded.path / "other.json").write_text(text.replace('"device_key": "', '"device_key": "other-'))
     assert main(["merge", str(recorded.baseline()), "other.json", "-o", "c.json"]) == 4
@@ -79,7 +79,7 @@ def test_merging_two_devices_is_refused(recorded, capsys):
 
 
 def test_export_writes_csv_and_parquet(recorded, capsys):
-    """Both hold one row a cell and run."""
+    """Both have one row per cell and run."""
     import pandas as pd
 
     assert main(["export", "baselines", "runs.csv"]) == 0
@@ -121,7 +121,7 @@ def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys):
     ],
 )
 def test_what_the_user_has_to_mend_is_one_line_and_exit_code_4(tmp_path, monkeypatch, capsys, arguments, message):
-    """No traceback, whatever the command."""
+    """No command prints a traceback."""
     (tmp_path / "baselines").mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 4
@@ -131,7 +131,7 @@ def test_what_the_user_has_to_mend_is_one_line_and_exit_code_4(tmp_path, monkeyp
 
 
 def test_record_runs_fresh_processes_and_appends_each(project):
-    """Two processes, two runs of one session, exit code 0; what follows compares."""
+    """Two processes give two runs of one session and exit code 0; the next run compares with them."""
     project.write()
     options = """
         [pytest]
@@ -154,17 +154,17 @@ def test_record_runs_fresh_processes_and_appends_each(project):
 
 
 def test_record_stops_at_a_failing_run_and_says_what_was_recorded(project):
-    """Pytest's exit code is passed on."""
+    """The exit code is pytest's."""
     project.write("def test_broken(llmperf): assert False")
     result = project.pytester.run(
         sys.executable, "-m", "pytest_llmperf", "record", "--runs", "3", "--llmperf-device=cpu"
     )
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs recorded before it"])
+    result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs recorded before"])
 
 
 def test_help_teaches_the_first_steps(capsys):
-    """Every command and option that it shows is one."""
+    """Every command and option in the help text exists."""
     with pytest.raises(SystemExit) as end:
         main(["--help"])
     assert end.value.code == 0
@@ -176,7 +176,7 @@ def test_help_teaches_the_first_steps(capsys):
 
 
 def test_the_shell_completes_commands():
-    """As it does for pytest: argcomplete asks, and reads the answer from descriptor 8."""
+    """As for pytest, argcomplete asks, and reads the answer from file descriptor 8."""
     pytest.importorskip("argcomplete")
     with tempfile.TemporaryFile("w+") as answer:
         asked = {"COMP_LINE": "llmperf acc", "COMP_POINT": "11", "_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "|"}

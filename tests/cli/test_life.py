@@ -1,4 +1,4 @@
-"""Accepting a step, banking an improvement and removing records, as a user types it."""
+"""Accepting a change of level, storing an improvement and removing records, as a user types the commands."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ SESSION = re.compile(r'("session_id": "session (\d)".*?"time": ")[^T]*', re.DOTA
 
 
 def days_apart(found):
-    """The first session's run is of the first day, whatever the order of runs of one second is in the file."""
+    """Date the sessions one day apart, because runs of the same second have no defined order in the file."""
     return f"{found[1]}2026-01-0{int(found[2]) + 1}"
 
 
 @pytest.fixture
 def recorded(project):
-    """Two tests in five sessions of long ago."""
+    """A project with two tests in five sessions of earlier days."""
     project.write(TWO_TESTS)
     project.record(*QUIET_MACHINE)
     project.baseline().write_text(SESSION.sub(days_apart, project.baseline().read_text()))
@@ -62,7 +62,7 @@ def command(capsys):
 
 
 def test_an_accepted_step_is_red_before_and_not_compared_after(recorded, command):
-    """The other test stays as it was; the file keeps the reason; the level's own run counts once it is merged."""
+    """The other test is unaffected; the file stores the reason; a run at the new level counts once it is merged."""
     slow = recorded.run(step_ms=1.5)
     slow.assert_outcomes(failed=2)
     code, out = command("accept", "test_decode[fp32]", "tpot", "--reason", "a safer kernel")
@@ -82,14 +82,14 @@ def test_an_accepted_step_is_red_before_and_not_compared_after(recorded, command
 
 
 def test_accepting_a_test_accepts_all_that_is_judged_and_twice_is_once(recorded, command):
-    """Nothing that explains is among it; until a run is added there is nothing more to accept."""
+    """Informative metrics are not accepted; without a new run, there is nothing more to accept."""
     assert command("accept", "test_dec*", "--reason", "first")[0] == 0
     first = stored(recorded)["epochs"]
     assert {epoch["test"] for epoch in first} == {DECODE}
     assert {"tpot_ms", "ttft_ms", "operators_per_token", "token_digest"} <= {epoch["metric"] for epoch in first}
     assert not {"load_ms", "itl_p50_ms"} & {epoch["metric"] for epoch in first}
     code, out = command("accept", "test_dec*", "--reason", "second")
-    assert (code, "were accepted before and have no run since" in out) == (0, True)
+    assert (code, "were accepted before, have no run since, and keep their reason" in out) == (0, True)
     assert stored(recorded)["epochs"] == first
 
 
@@ -99,13 +99,13 @@ def test_accepting_a_test_accepts_all_that_is_judged_and_twice_is_once(recorded,
         (["accept", "test_decod", "--reason", "x"], f"no test 'test_decod' in this baseline; did you mean {DECODE}"),
         (["accept", "nothing*", "--reason", "x"], "no test 'nothing*'"),
         (["accept", DECODE, "tpto", "--reason", "x"], "unknown metric 'tpto' (did you mean 'tpot'?)"),
-        (["accept", DECODE, "load", "--reason", "x"], "load explains the others and is never judged"),
-        (["accept", DECODE, "--reason", " "], "--reason: expected some words"),
+        (["accept", DECODE, "load", "--reason", "x"], "load is informative and never judged"),
+        (["accept", DECODE, "--reason", " "], "--reason: expected a text"),
         (["accept", DECODE, "--reason", "x", "--record", "0"], "--record 0: expected a whole number"),
         (["accept", DECODE, "--reason", "x", "--devise=cpu"], "unexpected '--devise=cpu'"),
         (["accept", DECODE, "--reason", "x", "--device-key", "gpu"], "no baseline gpu.json under baselines: found cpu"),
         (["accept", DECODE, "--reason", "x", "--baselines", "no"], "no baseline *.json under no: found none"),
-        (["prune"], "expected what is to go"),
+        (["prune"], "no criterion given"),
         (["prune", "test_gone"], "no test 'test_gone'"),
         (["prune", "--run", "r\x1b"], "no run 'r\\x1b'"),
         (["prune", "--session", "session 9"], "no session 'session 9' in this baseline; did you mean session 4"),
@@ -113,7 +113,7 @@ def test_accepting_a_test_accepts_all_that_is_judged_and_twice_is_once(recorded,
     ],
 )
 def test_what_the_user_has_to_mend_is_one_line_and_leaves_the_file(recorded, command, arguments, message):
-    """It names the thing and the nearest there is, with exit code 4."""
+    """It names the thing and the nearest valid name, with exit code 4."""
     before = recorded.baseline().read_text()
     code, out = command(*arguments)
     assert code == 4
@@ -123,11 +123,11 @@ def test_what_the_user_has_to_mend_is_one_line_and_leaves_the_file(recorded, com
 
 
 def test_an_ending_of_several_tests_and_a_folder_of_several_devices_are_refused(recorded, command):
-    """Neither is guessed."""
+    """An ambiguous name is an error."""
     text = recorded.baseline().read_text()
     recorded.baseline().write_text(text.replace(OTHER, f"sub/{DECODE}"))
     code, out = command("accept", "test_decode[fp32]", "--reason", "x")
-    assert (code, "names 2 tests" in out) == (4, True)
+    assert (code, "matches 2 tests" in out) == (4, True)
     (recorded.path / "baselines" / "other.json").write_text(text)
     code, out = command("accept", DECODE, "--reason", "x")
     assert (code, "baselines of 2 devices: choose one with --device-key" in out) == (4, True)
@@ -135,7 +135,7 @@ def test_an_ending_of_several_tests_and_a_folder_of_several_devices_are_refused(
 
 
 def test_prune_removes_tests_and_what_belongs_to_them(recorded, command):
-    """Cells, observations and workloads; a dry run says so and leaves the file alone."""
+    """It removes cells, observations and workloads; a dry run only prints what it would remove."""
     assert command("accept", "*", "--reason", "x")[0] == 0
     before = stored(recorded)
     code, out = command("prune", "test_other*", "--dry-run")
@@ -150,7 +150,7 @@ def test_prune_removes_tests_and_what_belongs_to_them(recorded, command):
 
 
 def test_prune_removes_a_bad_session_a_run_or_all_before_a_date(recorded, command):
-    """Whatever fits all that is given."""
+    """Records that match every criterion are removed."""
     assert "removed 1 of 5 runs" in command("prune", "--session", "session 3")[1]
     run_of = {run["session_id"]: run["run_id"] for run in stored(recorded)["runs"]}
     assert "removed 1 of 4 runs" in command("prune", "--run", run_of["session 4"])[1]
@@ -160,7 +160,7 @@ def test_prune_removes_a_bad_session_a_run_or_all_before_a_date(recorded, comman
 
 
 def test_an_improvement_is_banked_by_the_one_command_that_the_summary_names(recorded):
-    """It accepts the step and records the new level of that test, with the options of the run that showed it."""
+    """It accepts the change and records the new level of that test, with the options of the run that showed it."""
     result = recorded.run("-k", "decode", step_ms=0.5)
     (line,) = (line for line in result.outlines if line.startswith("improved: to make this the new level, run: "))
     command = line.partition("run: ")[2].replace("--record 5", "--record 2")
@@ -191,7 +191,7 @@ def test_an_improvement_is_banked_by_the_one_command_that_the_summary_names(reco
     ],
 )
 def test_a_file_that_is_gone_is_told_where_it_was_looked_for(recorded, arguments, told):
-    """A whole run or one of its folder names the command; a run of something else says nothing."""
+    """A run of everything or of that file's folder names the command to remove it; a run of other tests does not."""
     for folder in ("perf", "more"):
         (recorded.path / folder).mkdir()
     (recorded.path / "perf" / "test_perf.py").write_text(TWO_TESTS)

@@ -1,6 +1,6 @@
-"""Real models on a CUDA device that is made up: torch's fake tensors have a shape and a device, and no values.
+"""Real models on a fake CUDA device: torch's fake tensors have a shape and a device, but no values.
 
-A step takes the branches that transformers and bitsandbytes have for CUDA, and stops where it asks for a value.
+A step takes the CUDA branches of transformers and bitsandbytes, and stops where it reads a value.
 """
 
 from __future__ import annotations
@@ -31,37 +31,37 @@ from pytest_llmperf.hardware.clock import HostClock
 
 DEVICE = "cuda:0"
 KEPT_BY_WEIGHTS = "quant_state", "CB", "SCB"
-"""What bitsandbytes keeps in attributes of its quantized weights."""
+"""Attributes of bitsandbytes' quantized weights."""
 NEEDS_VALUES = DataDependentOutputException, DynamicOutputShapeException
 
 
 class ReadBackError(Exception):
-    """A step asks for a value, so that it cannot go on here; the message says which operator does, and where."""
+    """A step reads a value, which does not exist here; the message names the operator and the line of code."""
 
 
 @dataclass
 class Step:
-    """What was dispatched until a token was ready."""
+    """Operators dispatched for one token."""
 
     operators: list[str] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
-    """Copies between host and device for which the host waits: the operator, and where it was called."""
+    """Blocking copies between host and device: the operator and its caller."""
 
     def kernels(self) -> Counter[str]:
-        """How often each of bitsandbytes' operators and torch's matrix product were dispatched."""
+        """Count the dispatched operators of bitsandbytes and matrix products of torch."""
         names = (operator.removesuffix(".default") for operator in self.operators)
         return Counter(name for name in names if name == "aten.mm" or name.startswith("bitsandbytes."))
 
 
 class Watched(TorchDispatchMode):
-    """Notes the operators of a block, token by token."""
+    """Records the operators of a block, token by token."""
 
     def __init__(self) -> None:
         super().__init__()
         self.steps = [Step()]
 
     def token(self) -> None:
-        """A token is ready."""
+        """Begin the next token's step."""
         self.steps.append(Step())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -77,14 +77,14 @@ class Watched(TorchDispatchMode):
 
 
 def _copies_and_waits(func: Any, args: Any, kwargs: dict[str, Any], result: Any) -> bool:
-    """Memory of the host is pageable: a copy of it waits in either direction. Of nothing, nothing is copied."""
+    """Whether this is a blocking copy: host memory is pageable here, and empty tensors are not copied."""
     copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default) and result.numel() > 0
     kinds = {tensor.device.type for tensor in tree_leaves((args, result)) if isinstance(tensor, torch.Tensor)}
     return copies and len(kinds) > 1 and not kwargs.get("non_blocking", False)
 
 
 def caller() -> str:
-    """The file, line and text of the innermost code that is neither torch's nor this file's."""
+    """Return file, line and text of the innermost code outside torch and this file."""
     here, torch_folder = Path(__file__), Path(torch.__file__).parent
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
@@ -95,13 +95,13 @@ def caller() -> str:
 
 @contextmanager
 def fake_device() -> Iterator[None]:
-    """Tensors that are made in the block have no values, on any device."""
+    """Tensors created in the block have no values, on any device."""
     with FakeTensorMode(), torch.no_grad():
         yield
 
 
 def new_model(config: Any, attention: str = "sdpa") -> Any:
-    """A model of this config, in a fake device's block."""
+    """Create a model of this config, inside a fake device's block."""
     from transformers import AutoModelForCausalLM
 
     with torch.device(DEVICE):
@@ -109,7 +109,7 @@ def new_model(config: Any, attention: str = "sdpa") -> Any:
 
 
 def moved(model: Any) -> Any:
-    """A model of the host, put on the fake device with all that bitsandbytes keeps beside its weights."""
+    """Move a model from the host to the fake device, including the state that bitsandbytes keeps with its weights."""
     for module in model.modules():
         for tensors in (module._parameters, module._buffers):
             tensors.update({name: _moved(tensor) for name, tensor in tensors.items() if tensor is not None})
@@ -135,18 +135,18 @@ def prompt(batch_size: int = 3) -> torch.Tensor:
 
 
 def steps_of_loop(model: Any) -> list[Step]:
-    """Prefill and two steps of decode. The first request is another: models make some constants in it."""
+    """Return prefill and two decode steps. A first request is not recorded, because models create constants in it."""
     with Watched():
         greedy_loop(model, prompt(), 2, lambda: None)
     with Watched() as watched:
         greedy_loop(model, prompt(), 3, watched.token)
-    return watched.steps[:-1]  # behind the last token, they are put together
+    return watched.steps[:-1]  # the loop concatenates the tokens after the last one
 
 
 def steps_of_graph(model: Any, monkeypatch: Any) -> list[Step]:
-    """The steps that the execution captures for a batch of three: of four sequences, of two and of one.
+    """Return the steps that the execution captures for a batch of three: of four sequences, of two and of one.
 
-    In the place of capturing, each runs once, and a replay does nothing.
+    Instead of being captured, each step runs once; a replay does nothing.
     """
     steps: list[Step] = []
 

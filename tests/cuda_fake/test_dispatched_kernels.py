@@ -1,4 +1,4 @@
-"""Which kernels a decode step asks for on CUDA, by quantization: bitsandbytes' own, and torch's for what is dense."""
+"""Kernels that a decode step dispatches on CUDA, by quantization: bitsandbytes' own, and torch's for dense layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_llmperf.models.quantization import QUANTIZATIONS
 pytestmark = pytest.mark.skipif(torch.version.cuda is None, reason="this torch is no CUDA build: nox -s cuda-fake")
 
 PRODUCTS = 14
-"""Of `synthetic:tiny`: seven a layer. The head is never quantized, and is one more."""
+"""Matrix products of `synthetic:tiny`: seven per layer. The head, which is never quantized, is one more."""
 MM = "aten.mm"
 GEMM_4BIT = "bitsandbytes.gemm_4bit"
 QUANTIZE, SCALED_MM = "bitsandbytes.int8_vectorwise_quant", "bitsandbytes.int8_scaled_mm"
@@ -28,7 +28,7 @@ def tiny(quantization):
 
 @pytest.mark.parametrize("quantization", KERNELS)
 def test_the_kernels_of_a_step(model_cache, monkeypatch, quantization):
-    """No weight is dequantized first, also where its constants are quantized again; and nothing waits."""
+    """No weight is dequantized separately, even with double quantization, and no operator waits."""
     model, expected = tiny(quantization), KERNELS[quantization]
     with fake_device():
         moved(model)
@@ -38,12 +38,12 @@ def test_the_kernels_of_a_step(model_cache, monkeypatch, quantization):
 
 
 def test_outliers_are_counted_on_the_host(model_cache):
-    """LLM.int8() asks which columns hold some, in the first product."""
+    """LLM.int8() reads back the columns with outliers in its first product."""
     model = tiny("int8-decomp")
     with fake_device(), pytest.raises(ReadBackError, match=rf"{QUANTIZE}.default at bitsandbytes/functional\.py:\d+ "):
         steps_of_loop(moved(model))
 
 
 def test_every_quantization_is_here():
-    """A new one says what it runs."""
+    """A new quantization must list its kernels."""
     assert {*KERNELS, "int8-decomp"} == set(QUANTIZATIONS)

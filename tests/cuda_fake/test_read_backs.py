@@ -1,4 +1,4 @@
-"""Which models wait for the device in a decode step, and where: that is in TPOT, and no CUDA graph can hold it."""
+"""Models whose decode step waits for the device, and where: the wait is part of TPOT, and prevents CUDA graphs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def config(kind, shape):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", FREE)
 def test_nothing_waits(name, attention, monkeypatch):
-    """In a request of ``loop``, in the prefill of a static cache and in the steps that ``graph`` captures."""
+    """This covers a request of ``loop``, the prefill of a static cache, and the steps that ``graph`` captures."""
     with fake_device():
         model = new_model(config(*FREE[name]), attention)
         assert [step.waits for step in steps_of_loop(model)] == [[], [], []]
@@ -67,14 +67,14 @@ def test_nothing_waits(name, attention, monkeypatch):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_nothing_waits_in_a_synthetic_model(name):
-    """At its full size: without values it takes no memory."""
+    """The model has its full size: tensors without values take no memory."""
     with fake_device():
         model = new_model(config("llama", asdict(ARCHITECTURES[name])))
         assert [step.waits for step in steps_of_loop(model)] == [[], [], []]
 
 
 def test_dynamic_rope_reads_the_length_back():
-    """In prefill and in each step: whether the sequence has outgrown the frequencies."""
+    """Prefill and each step check whether the sequence is longer than the frequencies."""
     with (
         fake_device(),
         pytest.raises(ReadBackError, match=r"_local_scalar_dense.*modeling_rope_utils\.py:\d+ `if seq_len"),
@@ -84,7 +84,7 @@ def test_dynamic_rope_reads_the_length_back():
 
 @pytest.mark.parametrize("name", SLIDING)
 def test_a_sliding_window_waits_in_prefill_and_counts_on_the_host(name, monkeypatch):
-    """``loop`` copies the window's size to the device, once a layer; ``graph`` is refused."""
+    """``loop`` copies the window's size to the device once per layer; ``graph`` is refused."""
     with fake_device():
         model = new_model(config(*SLIDING[name]), "eager")
         first, *steps = steps_of_loop(model)
@@ -107,7 +107,7 @@ SLOWED = {
 
 @pytest.mark.parametrize("how", SLOWED)
 def test_a_hook_that_waits_is_seen(how, monkeypatch):
-    """Where it does so, in a step of ``loop`` and of ``graph``."""
+    """The wait and its line are found in a step of ``loop`` and of ``graph``."""
 
     def hook(_module, _args, output):
         SLOWED[how](output)
@@ -121,7 +121,7 @@ def test_a_hook_that_waits_is_seen(how, monkeypatch):
 
 
 def seen(steps):
-    """The first wait."""
+    """Return the first wait."""
     try:
         return next((wait for step in steps() for wait in step.waits), "none")
     except ReadBackError as error:

@@ -1,4 +1,4 @@
-"""The documentation names what there is, and all there is."""
+"""The documentation names only existing options, commands and metrics, and all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_and_command_that_is_named_exists(page):
-    """No page sends its reader to something that is not there."""
+    """No page names an option or command that does not exist."""
     text = page.read_text(encoding="utf-8")
     assert set(re.findall(r"--llmperf-[a-z-]+", text)) <= ACTIONS | {option.flag for option in SETTINGS}
     assert set(re.findall(r"`llmperf ([a-z]+)", text)) <= COMMANDS
@@ -36,7 +36,7 @@ def test_every_option_and_command_that_is_named_exists(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_llmperf_command_that_is_shown_can_be_typed(page):
-    """The command line takes it as it stands, its options and their number of words."""
+    """The argument parser accepts it with its options and number of arguments."""
     for line in re.findall(r"^ *(?:- run: |- )?(llmperf [a-z]+ .*)$", page.read_text(encoding="utf-8"), re.MULTILINE):
         own, _, rest = line.partition("  #")[0].partition(" -- ")
         options, more = cli_parser().parse_known_args(shlex.split(own)[1:])
@@ -46,20 +46,20 @@ def test_every_llmperf_command_that_is_shown_can_be_typed(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_yaml_that_is_shown_can_be_read(page):
-    """Workflows are copied."""
+    """Users copy workflows from the pages."""
     for text in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         assert isinstance(yaml.safe_load(text), dict | list)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_within_the_repository_leads_somewhere(page):
-    """Relative links are files."""
+    """Relative links are existing files."""
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
 def test_every_metric_and_outcome_is_explained():
-    """The reference of metrics and of verdicts is complete."""
+    """The references of metrics and of verdicts are complete."""
     measuring = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
     families = {
         re.sub(r"^(load|prefill|decode|serving)_peak", "peak", re.sub(r"itl_p\d+", "itl_p", m.name))
@@ -81,7 +81,7 @@ def test_the_metrics_that_gate_are_those_that_are_told():
 
 
 def test_the_blocking_fields_are_those_that_are_told():
-    """A field that blocks without the documentation saying so would surprise."""
+    """Every field that prevents a comparison is documented."""
     told = {"method", "device_name", "device_type", "device_memory_bytes", "compute_capability", "mig", "ecc",
             "power_limit_w", "driver", "runtime", "cpu_model", "cpu_count", "torch_threads", "tracing", "python",
             "cuda_launch_blocking", "cublas_workspace", "cuda_allocator", "fp32_precision",
@@ -90,6 +90,6 @@ def test_the_blocking_fields_are_those_that_are_told():
 
 
 def test_committed_baselines_can_be_read():
-    """Whatever lies in baselines/ is of the present schema."""
+    """Files in baselines/ match the current schema."""
     for path in (ROOT / "baselines").glob("*.json"):
         assert load_baseline(path).device_key == path.stem

@@ -1,4 +1,4 @@
-"""CONTRIBUTING's map of the house has every folder, and the layers that import-linter keeps are those folders."""
+"""CONTRIBUTING's list of folders is complete, and import-linter's layers are those folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGE = Path(pytest_llmperf.__file__).parent
 
 
 def layers() -> list[str]:
-    """The names in the contract, from the top."""
+    """Return the layers of the contract, from the top."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     (contract,) = settings["tool"]["importlinter"]["contracts"]
     return [name for line in contract["layers"] for name in line.split(" | ")]
@@ -28,14 +28,14 @@ def test_the_map_is_the_folders_and_fits_a_screen():
 
 
 def test_the_layers_are_all_there_is():
-    """The root holds what a user imports or pytest loads."""
+    """The root holds only modules that users import or pytest loads."""
     found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert found - {"__init__"} == set(layers())
     assert len([path for path in PACKAGE.glob("*.py") if path.stem != "__main__"]) <= 7
 
 
 def test_no_two_modules_and_no_two_classes_have_one_name():
-    """Whoever searches for one finds one."""
+    """A search for a name finds one definition."""
     modules = [path.stem for path in PACKAGE.rglob("*.py") if not path.stem.startswith("__")]
     assert len(modules) == len(set(modules))
     classes = re.findall(

@@ -1,4 +1,4 @@
-"""The reference that is made from the code holds all there is."""
+"""The generated reference is complete."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def page(name: str) -> str:
 
 
 def first_cells(text: str) -> set[str]:
-    """What the rows of its tables begin with."""
+    """Return the first cells of the rows of all tables."""
     return set(re.findall(r"^\| `?([^`|\s]+)", text, re.MULTILINE))
 
 
 class Declared:
-    """Stands for pytest's parser: takes down names."""
+    """Fakes pytest's parser: collects the names of options."""
 
     def __init__(self):
         self.names = set()
@@ -67,7 +67,7 @@ def test_every_fixture_is_there_with_its_docstring():
 
 
 def test_every_keyword_of_the_marker_is_there_with_its_meaning():
-    """In the order in which the marker's own line has them."""
+    """They are in the order of the marker's description."""
     text = page("fixtures")
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.MULTILINE))
     assert list(rows) == [one.name for one in fields(TestSettings)]
@@ -76,7 +76,7 @@ def test_every_keyword_of_the_marker_is_there_with_its_meaning():
 
 
 def test_every_command_is_there_with_its_options():
-    """As its help has them."""
+    """They are those of the command's help."""
     told = dict(re.findall(r"^## `llmperf (\w+)`\n(.*?)(?=^## |\Z)", page("commands"), re.MULTILINE | re.DOTALL))
     parsers = [parser for parser, _ in REFERENCE["command_parsers"]()]
     assert [f"llmperf {name}" for name in told] == [parser.prog for parser in parsers]
@@ -105,7 +105,7 @@ def test_every_file_is_there_with_its_schema():
 
 
 def test_what_is_made_by_mkdocs_is_in_its_navigation():
-    """Every page that is made, and none that is not."""
+    """The navigation has every generated page and no others."""
     told = set(re.findall(r"reference/([\w-]+)\.md", (ROOT / "mkdocs.yml").read_text()))
     assert told == set(REFERENCE["PAGES"])
     assert all(page(name).startswith("# ") for name in told)

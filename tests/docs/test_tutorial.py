@@ -1,4 +1,4 @@
-"""The tutorial does what it says: its files are written and its commands run, in order, in an empty folder."""
+"""The tutorial works: its files are written and its commands run, in order, in an empty folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def test_the_tutorial_does_what_it_says(model_cache, tmp_path):
-    """Each shell block ends with the exit code that it announces, 0 where it announces none."""
+    """Each shell block ends with the announced exit code, or 0."""
     # Other tests run beside this one: guards would see them, and so would every time.
     environment = user_environment(PYTEST_ADDOPTS="--llmperf-guards=none --llmperf-gate=operators_per_token")
     commands = 0

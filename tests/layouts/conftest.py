@@ -10,7 +10,7 @@ from layout import SLOW, Layout
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models are made once; comparisons of each layout are of commits of its own."""
+    """Models are created once; comparisons do not mix, because each layout has commits of its own."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -21,7 +21,7 @@ def layout(tmp_path: Path, cache: Path) -> Layout:
 
 @pytest.fixture
 def engine(layout: Layout) -> Layout:
-    """A package that is installed editable, and a branch on which it is slower."""
+    """A package installed as editable, and a branch on which it is slower."""
     layout.make_environment()
     layout.project()
     layout.begin()

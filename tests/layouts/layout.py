@@ -1,7 +1,7 @@
-"""A repository of a user's, with an environment of its own, and the real command line run in it.
+"""A user's repository with its own environment, in which the real command line runs.
 
-What is measured is counted alone: each source of the repository adds operators to a token, and a slower revision adds
-two more for each source that it changes.
+Only counted metrics are measured: each source of the repository adds operators per token, and a slower revision adds
+two more per source that it changes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ IDENTITY = {f"GIT_{role}_{field}": "a@b" for role in ("AUTHOR", "COMMITTER") for
 
 @dataclass(frozen=True)
 class Result:
-    """What a command said, and how it ended."""
+    """Exit code and output of a command."""
 
     code: int
     text: str
@@ -73,7 +73,7 @@ class Result:
 
 @dataclass
 class Layout:
-    """A repository below ``folder``, the environment of its user, and what the user's shell has set."""
+    """A repository below ``folder``, its user's environment, and the variables of the user's shell."""
 
     folder: Path
     cache: Path
@@ -86,7 +86,7 @@ class Layout:
         self.verdicts_file = self.folder / "verdicts.json"
 
     def make_environment(self, folder: Path | None = None) -> None:
-        """An environment of the user's own, over the one that runs the tests."""
+        """Create the user's environment, which falls back to the packages of the one that runs the tests."""
         self.environment = folder or self.environment
         if not self.environment.exists():
             subprocess.run([sys.executable, "-m", "venv", "--without-pip", self.environment], check=True)
@@ -113,7 +113,7 @@ class Layout:
             path.write_text(text)
 
     def project(self, *sources: str, folder: str = ".", settings: str = SETTINGS) -> None:
-        """A package ``engine`` with a perf test that asks each source, itself among them, how often to repeat."""
+        """Write a package ``engine`` with a perf test that asks each source (itself by default) how often to repeat."""
         names = ", ".join(sources or ("engine",))
         files = {
             "pyproject.toml": PACKAGE.format(name="engine") + settings,
@@ -123,7 +123,7 @@ class Layout:
         self.write({f"{folder}/{name}": text for name, text in files.items()})
 
     def plain_project(self, *sources: str, settings: str = SETTINGS) -> None:
-        """The same without a package."""
+        """Write the same test without a package."""
         self.write({"pyproject.toml": settings, "tests/test_perf.py": PERF_TEST.format(sources=", ".join(sources))})
 
     def git(self, *arguments: str, folder: Path | None = None) -> str:
@@ -134,7 +134,7 @@ class Layout:
         return done.stdout.strip()
 
     def begin(self, root: Path | None = None) -> None:
-        """The first commit, on ``main``."""
+        """Create the repository with a first commit on ``main``."""
         self.write({".gitignore": IGNORED}, root)
         self.git("init", "-q", "-b", "main", ".", folder=root)
         self.commit("base", root)
@@ -144,19 +144,19 @@ class Layout:
         self.git("commit", "-qm", message, folder=root)
 
     def branch(self, files: Mapping[str, str], name: str = "change") -> None:
-        """A pull request that writes these files."""
+        """Commit these files on a new branch, as a pull request does."""
         self.git("switch", "-qc", name)
         self.write(files)
         self.commit(name)
 
     def clone(self, *options: str) -> None:
-        """Put a clone of the repository in its place."""
+        """Replace the repository by a clone of it."""
         upstream = self.folder / "upstream"
         self.root.rename(upstream)
         self.git("clone", "-q", *options, f"file://{upstream}", str(self.root), folder=self.folder)
 
     def install(self, *what: str, dependencies: bool = False) -> None:
-        """Into the user's environment alone; with what it needs and the environment behind it lacks, if asked for."""
+        """Install into the user's environment, with missing dependencies if requested."""
         pip = [self.python, "-m", "pip", "install", "-q", *([] if dependencies else ["--no-deps"])]
         subprocess.run(
             [*pip, "--no-build-isolation", *what], cwd=self.root, env=self.shell, check=True, capture_output=True
@@ -189,21 +189,21 @@ class Layout:
 
     @property
     def more_operators(self) -> float:
-        """By how many operators a token head is above base."""
+        """The number of operators per token that head has more than base."""
         cells = [cell for test in self.verdicts.tests for cell in test.cells]
         (cell,) = (cell for cell in cells if cell.gates and cell.baseline is not None)
         return round(float(cell.value) - float(cell.baseline), 3)
 
 
 def assert_red(result: Result) -> None:
-    """A real slowdown fails, and says so."""
+    """Check that a real slowdown fails and is reported."""
     assert "Traceback" not in result.text, result.text
     assert result.code == 1, result.text
     assert re.search(r"^llmperf\b.*: 1 regressed", result.text, re.MULTILINE), result.text
 
 
 def assert_refused(result: Result, *words: str) -> None:
-    """One line that names what is wrong, and exit code 4: nothing was compared."""
+    """Check that one line names the problem, with exit code 4, and nothing was compared."""
     assert "Traceback" not in result.text, result.text
     assert result.code == 4, result.text
     for word in words:

@@ -1,4 +1,4 @@
-"""Each side runs with the dependencies that its own files ask for, or is refused: both never run with head's."""
+"""Each side runs with the dependencies of its own files, or is refused; base never runs with head's dependencies."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PYPROJECT = PACKAGE.format(name="engine").replace('"0.1"', '"0.1"\ndynamic = ["d
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory):
-    """Dependencies in two versions, of which the second repeats more often."""
+    """Dependencies in two versions; the second one repeats more often."""
     folder = tmp_path_factory.mktemp("wheels")
     for name, version in itertools.product(NAMES, (1, 2)):
         with zipfile.ZipFile(folder / f"{name}-{version}.0-py3-none-any.whl", "w") as wheel:
@@ -47,7 +47,7 @@ def wheels(tmp_path_factory):
 
 @pytest.fixture
 def offline(layout, wheels):
-    """An environment that installs from a folder alone."""
+    """An environment that installs packages from a folder only."""
     layout.variables |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
     layout.variables |= {"UV_FIND_LINKS": str(wheels), "UV_OFFLINE": "1"}
     layout.make_environment()
@@ -55,7 +55,7 @@ def offline(layout, wheels):
 
 
 def bump(layout, files):
-    """A pull request that bumps dependencies, which are installed as head asks for them."""
+    """Create a pull request that bumps dependencies, and install the versions of head."""
     layout.project("engine", *NAMES)
     layout.write(
         {"pyproject.toml": PYPROJECT} | {name: text.replace("{version}", "1.0") for name, text in files.items()}
@@ -68,7 +68,7 @@ def bump(layout, files):
 
 @pytest.mark.parametrize("tool", ["pip", "uv"])
 def test_a_pull_request_that_bumps_dependencies(layout, offline, tool):
-    """Base runs with what it asks for in a file of requirements, in a lock, and in what is built from it alone."""
+    """Base gets its own versions from a requirements file, from a lock file, and from the package's build metadata."""
     if tool == "uv":
         shutil.rmtree(layout.environment)
         uv = [sys.executable, "-m", "uv"]
@@ -82,7 +82,7 @@ def test_a_pull_request_that_bumps_dependencies(layout, offline, tool):
 
 
 def test_a_bump_that_cannot_be_followed(offline, tmp_path):
-    """Refused with the options that help; one of them says that it is meant so."""
+    """The error names the options that help; ``--same-environment`` says that the difference is intended."""
     bump(offline, {"requirements.txt": REQUIREMENTS})
     offline.variables["PIP_FIND_LINKS"] = str(tmp_path)
     assert_refused(offline.ab(), "base (", "required==1.0 (requirements.txt)", "--same-environment")
@@ -94,13 +94,13 @@ def test_a_bump_that_cannot_be_followed(offline, tmp_path):
 
 
 def test_a_file_of_another_tools(offline):
-    """Nothing of it can be installed by pip."""
+    """No package of it can be installed by pip."""
     bump(offline, {"environment.yml": "dependencies: [required={version}]\n"})
     assert_refused(offline.ab(), "base and head differ in environment.yml", "--same-environment")
 
 
 def test_blocks_are_of_one_environment(offline):
-    """After a package of the environment has changed, what was begun with the same two commits is not gone on with."""
+    """After a package of the environment changed, blocks of the same two commits are not reused."""
     bump(offline, {"setup.py": DOES_NOT_BUILD})
     assert_refused(offline.ab(), "does not build: RuntimeError: no compiler")
     assert "the environment has changed" not in offline.ab().text

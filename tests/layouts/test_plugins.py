@@ -1,4 +1,4 @@
-"""Other plugins in the user's environment: none of them turns a slowdown green, and none is disturbed by ours."""
+"""Other plugins in the user's environment: none of them hides a slowdown, and our plugin disturbs none of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from layout import Layout, assert_red
 
-# With the versions that these tests have seen.
+# Pinned to versions with which these tests pass.
 REPEATING = {
     "pytest-rerunfailures==16.7": ["--reruns=2"],
     "flaky==3.8.1": ["--force-flaky", "--max-runs=3"],
@@ -18,7 +18,7 @@ REPEATING = {
     "pytest-forked==1.7.5": ["--forked"],
     "pytest-retry==1.7.0": ["--retries=2"],
 }
-# Slower where it runs first, and never again.
+# Slower at its first run only.
 PERF_TEST_ONCE = """
 import pathlib
 import pytest
@@ -42,7 +42,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def recorded_project(tmp_path_factory, cache):
-    """A project with a baseline of its own; tests copy it."""
+    """A project with a baseline; tests copy it."""
     layout = Layout(tmp_path_factory.mktemp("recorded"), cache)
     layout.make_environment()
     layout.plain_project()
@@ -63,7 +63,7 @@ def recorded(recorded_project, layout):
 
 @pytest.fixture
 def beside(recorded):
-    """Returns a function that installs a plugin beside ours."""
+    """Return a function that installs another plugin into the project's environment."""
 
     def install(*plugins):
         recorded.install(*plugins, dependencies=True)
@@ -74,7 +74,7 @@ def beside(recorded):
 
 @pytest.mark.parametrize("plugin", REPEATING)
 def test_a_test_that_is_slower_once_stays_red(beside, plugin):
-    """Its first outcome is its outcome; where nothing else is asked, an update keeps one figure of each."""
+    """Its first outcome is final, and an update stores one value of each metric."""
     layout = beside(plugin)
     layout.write({"tests/flag": ""})
     options = [*REPEATING[plugin], "--llmperf-confirm=0", "--junitxml=junit.xml", "-q"]
@@ -94,7 +94,7 @@ def test_a_test_that_is_slower_once_stays_red(beside, plugin):
 
 
 def test_the_gate_is_red_where_a_screen_would_be_run_again(beside):
-    """What its last line says is its exit code."""
+    """Its last line agrees with its exit code."""
     layout = beside("pytest-rerunfailures==16.7")
     layout.git("switch", "-qc", "change")
     layout.write({"tests/flag": ""})
@@ -111,7 +111,7 @@ def test_codspeed_in_the_place_of_pytest_benchmark(beside):
 
 
 def test_coverage_that_the_baseline_had_not(beside):
-    """What is traced is not compared with what was not, and says why."""
+    """A traced run is not compared with untraced ones, and the reason is shown."""
     result = beside("pytest-cov==7.1.0").pytest("--llmperf", "--cov=tests", "--cov-report=", "-q")
     assert "1 not comparable" in result.text, result.text
     assert "tracing: none -> coverage" in result.text
@@ -119,7 +119,7 @@ def test_coverage_that_the_baseline_had_not(beside):
 
 @pytest.mark.parametrize("arguments", [[], ["--llmperf", "--llmperf-device=cpu"]], ids=["plain", "perf"])
 def test_a_conftest_that_has_an_option_of_our_name(recorded, arguments):
-    """It is loaded after our options were declared, and keeps its own."""
+    """The conftest is loaded after our options were declared, and keeps its own option."""
     recorded.write({"tests/gpu/conftest.py": LATE_OPTION, "tests/gpu/test_a.py": "def test_a(pytestconfig):\n"
                     "    assert pytestconfig.getoption('--device') == 'cpu'\n"})  # fmt: skip
     result = recorded.pytest(*arguments, "-q")
@@ -128,7 +128,7 @@ def test_a_conftest_that_has_an_option_of_our_name(recorded, arguments):
 
 
 def test_tests_that_a_run_did_not_look_for_are_not_missing(recorded):
-    """One failed: running it alone tells nothing of the others. Once the last test is gone, that is told."""
+    """Running one failed test alone misses no other. When the last test is gone, it is missing."""
     recorded.write({"tests/test_else.py": PERF_TEST_ONCE.replace("test_decode", "test_else")})
     assert recorded.llmperf("record", "--runs=1", "tests").code == 0
     assert recorded.pytest("--llmperf", "-q", "-k", "else", "--llmperf-inject=operators_per_token:+5%").code == 1
@@ -154,7 +154,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_what_breaks_at_the_end_hides_nothing(recorded, what):
-    """The summary is told and the verdict file written, and the exit code is not 0."""
+    """The summary is printed, the verdict file is written, and the exit code is not 0."""
     recorded.write({"tests/conftest.py": BROKEN[what]})
     result = recorded.pytest("--llmperf", "-q", f"--llmperf-verdicts={recorded.verdicts_file}")
     assert result.code != 0

@@ -1,4 +1,4 @@
-"""What cannot be compared is refused in one line, before or right after the first process; nothing reads as a pass."""
+"""Invalid comparisons are refused in one line, before or right after the first process; none of them passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from layout import FAST, SETTINGS, SLOW, assert_red, assert_refused
 
 @pytest.mark.parametrize("how", ["pythonpath", "conftest", "library"])
 def test_code_of_the_users_checkout_on_both_sides(layout, how):
-    """An absolute path, wherever it is written: module and file are named."""
+    """An absolute path makes both sides import the same file; the error names module and file."""
     layout.make_environment()
     layout.plain_project("engine")
     layout.write({"lib/engine.py": FAST})
@@ -30,7 +30,7 @@ def test_code_of_the_users_checkout_on_both_sides(layout, how):
 
 
 def test_one_environment_that_was_brought_for_both_sides(layout):
-    """It holds a copy of the package, so that both sides run the same code."""
+    """It has a copy of the package installed, so both sides would run the same code."""
     layout.make_environment()
     layout.project()
     layout.begin()
@@ -41,7 +41,7 @@ def test_one_environment_that_was_brought_for_both_sides(layout):
 
 
 def test_a_base_that_cannot_be_read(layout):
-    """Not 1, which would mean a regression."""
+    """The exit code is not 1, which would mean a regression."""
     layout.make_environment()
     layout.project()
     layout.write({"pyproject.toml": "garbage ["})
@@ -54,7 +54,7 @@ def test_a_base_that_cannot_be_read(layout):
 
 
 def test_a_base_that_raises(layout):
-    """When it is imported."""
+    """Its import fails."""
     layout.make_environment()
     layout.project()
     layout.write({"src/engine/__init__.py": "raise RuntimeError('broken')\n"})
@@ -71,7 +71,7 @@ def test_a_base_that_raises(layout):
     [("GITHUB_BASE_REF", "release"), ("SYSTEM_PULLREQUEST_TARGETBRANCH", "refs/heads/release")],
 )
 def test_a_target_branch_that_was_not_fetched(engine, variable, value):
-    """The merge base with another branch would be another question."""
+    """The merge base with another branch would give another comparison."""
     engine.variables |= {"CI": "true", variable: value}
     engine.git("remote", "add", "origin", "/nowhere")
     assert_refused(
@@ -81,7 +81,7 @@ def test_a_target_branch_that_was_not_fetched(engine, variable, value):
 
 
 def test_a_shallow_clone_without_the_base(engine):
-    """The command that brings it is told."""
+    """The error shows the command that fetches it."""
     base = engine.git("rev-parse", "main")
     engine.clone("--depth=1", "--branch=change")
     assert_refused(engine.ab(base=base), f"git fetch --depth=1 origin {base}")
@@ -89,7 +89,7 @@ def test_a_shallow_clone_without_the_base(engine):
 
 
 def test_a_repository_that_git_does_not_trust(engine):
-    """It is told, and not recorded as a run of no commit."""
+    """It is an error, not a recorded run without a commit."""
     config = engine.folder / "gitconfig"
     config.touch()
     engine.variables |= {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1", "GIT_CONFIG_GLOBAL": str(config)}
@@ -100,7 +100,7 @@ def test_a_repository_that_git_does_not_trust(engine):
 
 
 def test_counted_metrics_without_a_baseline_on_the_branch_itself(engine):
-    """The gate decides them beside the first parent, in one block."""
+    """The gate compares with the first parent, in one block."""
     engine.variables["GITHUB_BASE_REF"] = "main"
     engine.git("update-ref", "refs/remotes/origin/main", "HEAD")
     result = engine.gate()

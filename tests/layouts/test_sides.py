@@ -1,4 +1,4 @@
-"""Layouts of a repository in which a real slowdown must turn red, wherever the slower code is imported from."""
+"""Repository layouts in which a real slowdown must fail, wherever the slower code is imported from."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ def test_later(llm, llmperf):
 
 
 def package(folder, name, *, inside=""):
-    """Files of a package: in a folder ``src`` or beside its ``pyproject.toml``, which is imported by a finder."""
+    """Files of a package: below ``src``, or beside its ``pyproject.toml``, which an import finder serves."""
     return {f"{folder}/pyproject.toml": PACKAGE.format(name=name), f"{folder}/{inside}{name}/__init__.py": FAST}
 
 
 def test_every_way_into_a_repository(layout):
-    """Each side imports its own revision by all of them: packages that are installed editable, by path and by finder,
-    or copied, a ``.pth`` file, ``PYTHONPATH``, a conftest and a submodule. Seven sources, each of them slower by two.
+    """Each side imports its own revision, whichever way a source is imported.
 
-    A test that fails on base alone is new, and neither a pass nor a failure.
+    The sources are editable packages (by path and by import finder), a copied package, a ``.pth`` file, ``PYTHONPATH``,
+    a conftest and a submodule; each of the seven is slower by two operators. A test that fails only on base is new:
+    neither a pass nor a failure.
     """
     layout.make_environment()
     layout.variables |= GIT_FILES
@@ -77,9 +78,7 @@ def test_every_way_into_a_repository(layout):
 
 
 def test_a_sparse_working_tree_with_changes_in_a_submodule(layout):
-    """Not committed anywhere: neither in the submodule nor in the repository. Files that are not checked out are not
-    deleted.
-    """
+    """Changes of submodule and repository are uncommitted; files outside the sparse checkout are not deleted."""
     layout.make_environment()
     layout.variables |= GIT_FILES
     kernels = layout.folder / "kernels"
@@ -99,7 +98,7 @@ def test_a_sparse_working_tree_with_changes_in_a_submodule(layout):
 
 
 def test_a_partial_clone(layout):
-    """Git checks out what it has, and exits with 0: what it lacks is fetched."""
+    """``git`` exits with 0 although objects are missing: they are fetched."""
     layout.make_environment()
     layout.project()
     layout.begin()
@@ -112,7 +111,7 @@ def test_a_partial_clone(layout):
 
 
 def test_a_shallow_clone_with_changes(layout):
-    """As CI systems clone; what is compared is on no branch."""
+    """CI systems clone like this; the compared commit is on no branch."""
     layout.make_environment()
     layout.project()
     layout.begin()
@@ -124,7 +123,7 @@ def test_a_shallow_clone_with_changes(layout):
 
 
 def test_a_worktree_beside_what_is_installed(layout):
-    """Editable installs lead into the first working tree and into another clone, where nothing has changed."""
+    """Editable installs point to the first working tree and to another clone, both unchanged."""
     layout.make_environment()
     layout.project("engine", "finder")
     layout.write(package("finder", "finder"))
@@ -141,7 +140,7 @@ def test_a_worktree_beside_what_is_installed(layout):
 
 
 def test_an_environment_in_the_repository_that_sees_the_user_site(layout):
-    """It is no part of the revision, although git does not ignore it; the sides see what it sees."""
+    """It is not part of the revision, although git does not ignore it; both sides see the user site."""
     layout.make_environment(layout.root / ".venv")
     (layout.environment / ".gitignore").unlink(missing_ok=True)
     settings = layout.environment / "pyvenv.cfg"
@@ -161,7 +160,7 @@ def test_an_environment_in_the_repository_that_sees_the_user_site(layout):
 
 
 def test_a_package_that_moved_in_a_hook(layout):
-    """Base has it in another folder; the variables that git sets for a hook name the user's repository."""
+    """Base has it in another folder; git's variables for hooks point to the user's repository."""
     layout.make_environment()
     layout.plain_project("engine")
     layout.write({"old/pyproject.toml": PACKAGE.format(name="engine"), "old/src/engine/__init__.py": FAST})
@@ -176,7 +175,7 @@ def test_a_package_that_moved_in_a_hook(layout):
 
 
 def test_a_command_that_prepares(engine):
-    """It installs into the side's environment; what is installed editable in the user's does not shine through."""
+    """It installs into the side's environment; editable installs of the user's environment are not imported."""
     assert_red(engine.ab("--prepare", "pip install -q --no-deps --no-build-isolation -e ."))
     shown = engine.run(engine.python, "-c", "import engine; print(engine.__file__)").text
     assert shown.startswith(str(engine.root)), "the user's environment is only read"

@@ -103,7 +103,10 @@ def test_a_timing_does_not_stand_in_for_a_model(project):
     ("body", "message"),
     [
         ("cuda_timer(lambda: 1 / 0)", "ZeroDivisionError: division by zero"),
-        ("cuda_timer(sum, [1]); cuda_timer(sum, [1])", "*MeasurementError: * timed sum twice with like arguments; *"),
+        (
+            "cuda_timer(sum, [1]); cuda_timer(sum, [1])",
+            "*MeasurementError: * timed sum twice with the same arguments; *",
+        ),
         ("cuda_timer(sum, [1], name='')", "*UsageError: cuda_timer: name='': expected a non-empty string"),
         ("cuda_timer(sum, [1], repetitions=0)", "*UsageError: repetitions=0: expected a whole number of at least 1"),
     ],

@@ -77,7 +77,7 @@ def test_recording_ends_with_a_disturbed_run(busy, capfd, monkeypatch):
     assert main(["record", "--runs", "2", *QUICK[1:], LOAD]) == 1
     told = capfd.readouterr().out
     assert "baseline NOT updated: the run was disturbed" in told
-    assert "llmperf record: run 1 ended with exit code 1; 0 runs recorded before it" in told
+    assert "llmperf record: run 1 ended with exit code 1; 0 runs recorded before" in told
 
 
 def test_a_disturbed_fresh_run_confirms_and_clears_nothing(busy):
@@ -86,7 +86,7 @@ def test_a_disturbed_fresh_run_confirms_and_clears_nothing(busy):
     result = busy.run(LOAD, "--llmperf-confirm=1", step_ms=1.5)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
-        [f"inconclusive: 1 cell of 1 test (tpot): it looks slower, and fresh run 1 of 1 was disturbed: {WHY}"]
+        [f"inconclusive: 1 cell of 1 test (tpot): possible regression, *: fresh run 1 of 1 was disturbed: {WHY}"]
     )
 
 

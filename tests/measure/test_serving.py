@@ -136,7 +136,10 @@ def test_an_engine_that_cannot_be_had_is_tried_once(project):
     [
         (["--llmperf-engine=nobody"], "unknown engine 'nobody': expected one of transformers, own"),
         (["--llmperf-engine=own"], "--llmperf-engine own needs --llmperf-base-url"),
-        (["--llmperf-base-url=http://here"], "--llmperf-base-url http://here: engine 'transformers' has no address*"),
+        (
+            ["--llmperf-base-url=http://here"],
+            "--llmperf-base-url http://here: engine 'transformers' does not use a server*",
+        ),
         (["--llmperf-schedulers=naive,eager"], "--llmperf-schedulers 'eager': expected some of naive, offline, online"),
         (["--llmperf-rate=0"], "--llmperf-rate '0': expected requests a second, a number above 0"),
         (["--llmperf-rate=nan"], "--llmperf-rate 'nan': expected requests a second, a number above 0"),
@@ -160,7 +163,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
         ([], "llmperf.serve(engine, rate=-1)", "rate=-1: expected requests per second*"),
         ([], "llmperf.serve(engine, input_tokens=9000)", "9000 input and 4 output tokens of one request*8192*"),
         ([], "llmperf.serve(engine, top_p=2)", "top_p=2: expected a number above 0 and at most 1*"),
-        (["--llmperf-inject=work:+15%"], "llmperf.serve(engine)", "--llmperf-inject work:+15%: serving does not run*"),
+        (["--llmperf-inject=work:+15%"], "llmperf.serve(engine)", "--llmperf-inject work:+15%: served requests*"),
     ],
 )
 def test_a_wrong_call_is_one_line(project, arguments, call, line):

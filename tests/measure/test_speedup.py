@@ -44,7 +44,7 @@ def test_a_ratio_over_another_workload_is_another_figure(project):
     ("call", "message"),
     [
         ("llmperf.speedup(one, over=one)", "expected two different workloads with the same primary metric"),
-        ("llmperf.speedup(one, over=3)", "speedup: 3: expected what llmperf measured in this test"),
+        ("llmperf.speedup(one, over=3)", "speedup: 3: expected a result that llmperf measured in this test"),
     ],
 )
 def test_what_has_no_ratio_is_refused(project, call, message):

@@ -73,7 +73,7 @@ def test_an_attention_that_cannot_run_here_is_skipped_with_its_reason(project):
     [
         (["--llmperf-attention=quick"], "*attention 'quick' is unknown: expected one of eager, sdpa, *"),
         (["--llmperf-attention=org/kernel"], "*attention 'org/kernel' is code from the Hugging Face hub*"),
-        (["--llmperf-attention=eager,sdpa"], "*a test that parametrizes llm without an attention needs one name*"),
+        (["--llmperf-attention=eager,sdpa"], "*ambiguous for a test that parametrizes llm without an attention*"),
         (["--llmperf-prompt=hello"], "*prompt 'hello': expected random, text:WORDS, *"),
     ],
 )
@@ -90,7 +90,7 @@ def test_a_prompt_of_the_test_goes_before_that_of_the_run(project):
     project.write(PROMPTS)
     result = project.run("--llmperf-prompt=text:one two three", "--llmperf-json=out")
     result.assert_outcomes(passed=3, failed=1)
-    result.stdout.fnmatch_lines(["*input_tokens=5 beside a prompt of words*"])
+    result.stdout.fnmatch_lines(["*input_tokens=5 with a text prompt*"])
     found = {test: one["workload"] for test, one in written(project).items()}
     assert found["test_length[fp32]"]["input_tokens"] == 5
     assert len({one["prompt_sha256"] for one in found.values()}) == 3
@@ -122,8 +122,8 @@ def test_the_line_tells_tokens_and_the_running_median(capsys):
     line.enter("setup")
     assert reporter.written == [
         "\x1b7" + "timed requests" + "\x1b[K\x1b8",
-        "\x1b7" + "3 tokens a sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
-        "\x1b7" + "4 tokens a sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
+        "\x1b7" + "3 tokens per sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
+        "\x1b7" + "4 tokens per sequence, TPOT 3.00 ms" + "\x1b[K\x1b8",
         "\x1b7" + "prefill" + "\x1b[K\x1b8",
         "\x1b7\x1b[K\x1b8",
     ]
@@ -155,7 +155,7 @@ def test_on_a_real_terminal(project):
         os.close(follower)
         seen = _read_all(leader)
     assert process.returncode == 0, seen
-    assert "\x1b7" + "4 tokens a sequence, TPOT " in seen
+    assert "\x1b7" + "4 tokens per sequence, TPOT " in seen
     assert "PASSED" in seen.rpartition("\x1b8")[2]
 
 

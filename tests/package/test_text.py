@@ -1,4 +1,4 @@
-"""Names as they are shown and as files bear them, and text from outside."""
+"""Display names, file names, and escaping of untrusted text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_llmperf.text import printable, short_name, slug
     ],
 )
 def test_a_tests_short_name_keeps_its_parameters_whole(test, name):
-    """A kernel's name holds colons."""
+    """A kernel's name may contain colons."""
     assert short_name(test) == name
 
 
@@ -35,13 +35,13 @@ def test_a_tests_short_name_keeps_its_parameters_whole(test, name):
     ],
 )
 def test_a_devices_name_becomes_a_files_name(name, expected):
-    """Lower case, without marks and clock rates, and never a path."""
+    """It is lower case, without trademarks and clock rates, and never a path."""
     assert slug(name) == expected
 
 
 @pytest.mark.parametrize("text", ["\x1b[31mred", "two\nlines", "back\rward", "\u202eturned"])
 def test_text_from_outside_cannot_steer_a_terminal(text):
-    """Control characters are shown escaped; the rest stays as it is."""
+    """Control characters are escaped; other characters are unchanged."""
     shown = printable(text)
     assert shown.isprintable()
     assert printable("×1.5 µs ok") == "×1.5 µs ok"

@@ -1,4 +1,4 @@
-"""This repository's own perf tests: the ready-made suite, which `pytest --llmperf` runs here."""
+"""This repository's own perf tests: the ready-made suite, run by `pytest --llmperf`."""
 
 from pytest_llmperf.suite.test_quantization import pytest_generate_tests, test_generate
 

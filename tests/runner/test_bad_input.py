@@ -1,4 +1,4 @@
-"""Bad input: one line that names the thing, what was found and what was expected; exit code 4 where known early."""
+"""Bad input gives one line: the thing, what was found and what was expected; exit code 4 if known early."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
         (["--llmperf-model=synthetic:2b"], "*synthetic:2b*expected*synthetic:32m*"),
         (["--llmperf-model=./nowhere"], "*nowhere*"),
         (["--llmperf-gate=tpto"], "*unknown metric 'tpto' (did you mean 'tpot'?)*"),
-        (["--llmperf-gate=load"], "*load explains the others and is never judged*"),
+        (["--llmperf-gate=load"], "*load is informative and never judged*"),
         (["--llmperf-tolerate=much"], "*tolerate='much': expected a share such as 3% or 0.03*"),
         (["--llmperf-tolerate=tpot:9%", "--llmperf-catch=tpot:1%"], "*tpot: catch=0.01 is less than tolerate=0.09*"),
         (["--llmperf-inject=tpot"], "*--llmperf-inject 'tpot': expected METRIC:+N%*"),
-        (["--llmperf-inject=token_digest:+5%"], "*token_digest*expected a metric that is a number*"),
-        (["--llmperf-inject=tpot:+5%", "--llmperf-update"], "*injected numbers never enter a baseline*"),
-        (["--llmperf-inject=tpot:+5%", "--llmperf-measure-only"], "*nothing can turn red*"),
+        (["--llmperf-inject=token_digest:+5%"], "*token_digest*expected a numeric metric*"),
+        (["--llmperf-inject=tpot:+5%", "--llmperf-update"], "*a baseline must not contain injected regressions*"),
+        (["--llmperf-inject=tpot:+5%", "--llmperf-measure-only"], "*a run that compares nothing cannot fail*"),
         (["--llmperf-update", "--llmperf-update-new-only"], "*choose one*"),
         (["--llmperf-explain=maybe"], "*--llmperf-explain 'maybe': expected on or off*"),
         (["--llmperf-force-update"], "*--llmperf-force-update needs --llmperf-update*"),
@@ -31,12 +31,12 @@ import pytest
         (["--llmperf-output-tokens=many"], "*--llmperf-output-tokens 'many': expected a whole number*"),
         (["--llmperf-timeout=soon"], "*--llmperf-timeout 'soon': expected a number of seconds, or 0 for no limit*"),
         (["--llmperf-batch-sizes="], "*--llmperf-batch-sizes '': expected at least one name*"),
-        (["-n2"], "*2 workers would measure on one device at once*"),
+        (["-n2"], "*2 workers for one device *"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
-    """Nothing is measured, and the line says how to mend it."""
+    """Nothing is measured, and the line says how to fix the option."""
     project.write("def test_decode(llm, llmperf): llmperf.generate(llm)")
     result = project.run(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -45,7 +45,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
 
 
 def test_a_folder_that_pytest_takes_for_the_root_is_told(project, tmp_path_factory):
-    """It would read its settings from there, and name the tests and look for baselines from there."""
+    """Otherwise settings, test names and baselines would be relative to the model's folder."""
     project.write()
     model = tmp_path_factory.mktemp("model")
     wrong = project.pytester.runpytest_inprocess("--llmperf", "--llmperf-model", str(model))
@@ -56,7 +56,7 @@ def test_a_folder_that_pytest_takes_for_the_root_is_told(project, tmp_path_facto
 
 
 def test_a_device_that_is_not_here_is_named_with_what_is(project):
-    """Known only once torch is asked, still before anything is measured."""
+    """Only torch knows which devices exist; the run still stops before it measures."""
     import torch
 
     if torch.cuda.device_count() > 7:
@@ -79,7 +79,7 @@ def test_a_device_that_is_not_here_is_named_with_what_is(project):
 )
 @pytest.mark.parametrize("active", [True, False], ids=["with --llmperf", "without"])
 def test_a_wrong_marker_names_its_test(project, marker, line, active):
-    """Markers are checked when tests are collected, in every run."""
+    """Every run checks markers at collection."""
     project.write(f"import pytest\n\n@pytest.mark.llmperf({marker})\ndef test_decode(): pass")
     result = project.run() if active else project.pytester.runpytest()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -87,7 +87,7 @@ def test_a_wrong_marker_names_its_test(project, marker, line, active):
 
 
 def test_a_wrong_quantization_in_a_test_names_it(project):
-    """Known at collection, so the run does not start."""
+    """It is checked at collection, so the run does not start."""
     project.write("import pytest\n\n@pytest.mark.parametrize('llm', ['nf5'], indirect=True)\ndef test_a(llm): pass")
     result = project.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -95,7 +95,7 @@ def test_a_wrong_quantization_in_a_test_names_it(project):
 
 
 def test_an_option_that_does_something_needs_the_flag(project):
-    """Who forgets ``--llmperf`` hears of it."""
+    """Options that need ``--llmperf`` are errors without it."""
     project.write()
     result = project.pytester.runpytest("--llmperf-update")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -106,7 +106,7 @@ def test_an_option_that_does_something_needs_the_flag(project):
     ("package", "extra"), [("torch", "models"), ("transformers", "models"), ("bitsandbytes", "models")]
 )
 def test_a_missing_package_is_one_line_with_the_command_that_installs_it(project, monkeypatch, package, extra):
-    """The extras that a machine lacks are known before anything is measured."""
+    """Missing extras are reported before anything is measured."""
     find = importlib.util.find_spec
     for module in ("hardware.device", "models.load", "models.quantization"):
         monkeypatch.setattr(
@@ -121,7 +121,7 @@ def test_a_missing_package_is_one_line_with_the_command_that_installs_it(project
 
 
 def test_a_model_that_cannot_be_had_is_an_error_verdict_and_tried_once(project):
-    """A hub name is known to fail only when it is asked for; each test says so in one line."""
+    """A hub name fails only when it is loaded; each test reports it in one line, and loading is not tried again."""
     project.write("""
         import pytest
 
@@ -179,7 +179,7 @@ def test_a_model_that_cannot_be_had_is_an_error_verdict_and_tried_once(project):
     ],
 )
 def test_a_baseline_that_cannot_be_trusted_stops_the_run(project, damage, line):
-    """Neither red nor green may come of it; the line names the file and the place."""
+    """The run neither passes nor fails; the line names the file and the place."""
     project.write()
     project.record(1.0)
     project.baseline().write_text(damage(project.baseline().read_text()))
@@ -189,7 +189,7 @@ def test_a_baseline_that_cannot_be_trusted_stops_the_run(project, damage, line):
 
 
 def test_a_baseline_that_cannot_be_written_stops_an_update_before_it_measures(project):
-    """Minutes of measuring are not thrown away at the end."""
+    """Minutes of measuring are not lost at the end."""
     project.write()
     (project.path / "baselines").write_text("a file where the folder should be")
     result = project.run("--llmperf-update")
@@ -198,16 +198,16 @@ def test_a_baseline_that_cannot_be_written_stops_an_update_before_it_measures(pr
 
 
 def test_a_folder_that_cannot_be_made_stops_the_run(project):
-    """Before anything is measured."""
+    """The run stops before it measures."""
     project.write()
     (project.path / "file").write_text("")
     result = project.run("--llmperf-json=file/cells")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: --llmperf-json: cannot make */file/cells: Not a directory"])
+    result.stderr.fnmatch_lines(["ERROR: --llmperf-json: cannot create */file/cells: Not a directory"])
 
 
 def test_a_run_that_cannot_be_kept_goes_on_and_says_so(project):
-    """A read-only checkout is no reason not to measure."""
+    """A read-only checkout does not prevent measuring."""
     project.write()
     (project.path / ".llmperf").write_text("a file where the folder should be")
     result = project.run()
@@ -218,7 +218,7 @@ def test_a_run_that_cannot_be_kept_goes_on_and_says_so(project):
 
 @pytest.mark.parametrize("variable", ["CI", "BUILD_NUMBER"])
 def test_updating_under_ci_must_be_forced(project, monkeypatch, variable):
-    """A gate must not move its own baseline."""
+    """A CI job must not change its own baseline."""
     monkeypatch.setenv(variable, "1")
     project.write()
     result = project.run("--llmperf-update")
@@ -229,7 +229,7 @@ def test_updating_under_ci_must_be_forced(project, monkeypatch, variable):
 
 
 def test_a_failed_test_keeps_the_baseline_as_it_was(project):
-    """What was measured is kept beside it."""
+    """The journal holds the results."""
     project.write("""
         import pytest
 
@@ -239,12 +239,12 @@ def test_a_failed_test_keeps_the_baseline_as_it_was(project):
             assert False
     """)
     result = project.run("--llmperf-update")
-    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; what was measured is kept in *.jsonl"])
+    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; the results are in *.jsonl"])
     assert not (project.path / "baselines").exists()
 
 
 def test_update_new_only_leaves_what_is_known_alone(project):
-    """A new test joins the baseline without a new run of the others."""
+    """A new test enters the baseline without a new run of the other tests."""
     project.write()
     project.record(1.0)
     project.write(

@@ -1,4 +1,4 @@
-"""A test that runs out of memory, hangs or kills its process is an error of its own, and the others go on."""
+"""A test that runs out of memory, hangs or kills its process is an error, and the other tests still run."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def three_tests(trouble="pass", *, number=1):
 
 @pytest.mark.parametrize("error", ["torch.OutOfMemoryError('1 GiB is free')", "MemoryError('no room')"])
 def test_out_of_memory_is_an_error_of_its_own(project, error):
-    """In the test's body and while measuring: the line names phase and memory, and the others go on."""
+    """In the test's body and while measuring: the line names phase and memory, and the other tests run."""
     project.write(three_tests(f"raise {error}"))
     result = project.run()
     result.assert_outcomes(passed=2, failed=1)
@@ -72,7 +72,7 @@ def test_out_of_memory_is_an_error_of_its_own(project, error):
 
 
 def test_a_model_that_does_not_fit_names_the_memory_that_was_in_use(project):
-    """Nothing is tried again for the other tests of that model."""
+    """The model's other tests do not load it again."""
     conftest = """
         import pytest_llmperf.models.load as loading
 
@@ -89,7 +89,7 @@ def test_a_model_that_does_not_fit_names_the_memory_that_was_in_use(project):
 
 @pytest.mark.parametrize("hang", ["time.sleep(60)", "while True: pass"])
 def test_a_hang_is_interrupted(project, hang):
-    """In the phase that hangs; the others go on."""
+    """The error names the phase that hangs; the other tests run."""
     project.write(three_tests(), conftest=FAKE_CLOCK + IN_THE_MODEL.format(trouble=hang))
     result = project.run("--llmperf-timeout=5")
     result.assert_outcomes(passed=2, failed=1)
@@ -97,7 +97,7 @@ def test_a_hang_is_interrupted(project, hang):
 
 
 def test_a_time_limit_that_is_swallowed_is_told_again(monkeypatch):
-    """Python drops what is raised in a callback of the garbage collector, where a signal may well arrive."""
+    """Python drops an exception raised in a garbage collector's callback, where the signal may arrive."""
     monkeypatch.setattr(timeout, "REMIND_S", 0.05)
 
     swallowed = []
@@ -121,7 +121,7 @@ def test_a_time_limit_that_is_swallowed_is_told_again(monkeypatch):
 
 
 def test_the_baseline_says_what_is_too_long(project):
-    """Ten times its slowest run, where nobody says otherwise; a marker and 0 do."""
+    """The default limit is ten times the baseline's slowest run; a marker overrides it, and 0 disables it."""
     shortest = "\nimport pytest_llmperf.runner.context as workplace\nworkplace.SHORTEST_TIMEOUT_S = 0\n"
     project.write(three_tests(), conftest=FAKE_CLOCK)
     project.record(1.0)
@@ -138,13 +138,13 @@ def test_the_baseline_says_what_is_too_long(project):
 
 
 def rows(result):
-    """The table's first column and its verdict."""
+    """Return the table's first column and verdict of each row."""
     return [line for line in result.outlines if line.startswith("test_decode[")]
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
 def test_a_killed_process_takes_no_other_test_along(project, workers):
-    """The first of three kills its process: an error with phase and memory; the others are measured and kept."""
+    """The first of three tests kills its process: an error with phase and memory; the others are measured."""
     project.write(three_tests("os.kill(os.getpid(), 9)"))
     result = project.run("--llmperf-isolate", "--junitxml=out.xml", *workers)
     assert result.ret == 1
@@ -179,7 +179,7 @@ def test_is_known(llmperf):
 
 
 def test_isolation_changes_no_verdict(project):
-    """The same table, outcomes and baseline as in one process; each skip and failure is told once, with its output."""
+    """Table, outcomes and baseline equal those of one process; skips and failures appear once, with output."""
     project.write(MODELS_AND_OUTCOMES)
     project.run("--llmperf-measure-only", "--llmperf-update", "-k", "decode")
     plain, isolated = (project.run("-rs", *more, step_ms=1.0) for more in ((), ("--llmperf-isolate",)))
@@ -193,7 +193,7 @@ def test_isolation_changes_no_verdict(project):
 
 
 def test_isolated_tests_enter_the_baseline_as_one_run(project):
-    """Whatever process measured them."""
+    """The number of subprocesses does not matter."""
     project.write(three_tests())
     result = project.run("--llmperf-isolate", "--llmperf-update")
     assert result.ret == 0, result.outlines
@@ -203,7 +203,7 @@ def test_isolated_tests_enter_the_baseline_as_one_run(project):
 
 
 def test_isolated_tests_that_look_slower_are_confirmed(project):
-    """By fresh processes of their own."""
+    """Fresh subprocesses confirm them."""
     project.write(three_tests())
     project.record(1.0, 1.01, 0.99, 1.0, 1.005)
     result = project.run("--llmperf-isolate", "--llmperf-confirm=1", step_ms=1.5)
@@ -216,7 +216,7 @@ STUCK = "__import__('signal').pthread_sigmask(0, [14]) or time.sleep(60)"
 
 @pytest.mark.parametrize("hang", ["time.sleep(60)", STUCK], ids=["interruptible", "stuck"])
 def test_an_isolated_hang_ends(project, hang):
-    """By its own alarm, or by the process that waits for it where no signal reaches it."""
+    """The subprocess's own timer ends it, or its parent does if no signal reaches it."""
     grace = "\nimport pytest_llmperf.runner.isolate as isolate\nisolate.GRACE_S = 1\n"
     project.write(three_tests(hang), conftest=FAKE_CLOCK + grace)
     result = project.run("--llmperf-isolate", "--llmperf-timeout=8")
@@ -261,7 +261,7 @@ bench.Bench.measure = measure
 
 
 def test_an_isolated_event_that_never_completes_ends(project):
-    """The next process goes on where it stood."""
+    """The next subprocess runs the remaining tests."""
     project.write(three_tests(), conftest=FAKE_CLOCK + NEVER + AN_EVENT)
     result = project.run("--llmperf-isolate", "--llmperf-timeout=8")
     result.assert_outcomes(passed=2, failed=1)
@@ -269,19 +269,19 @@ def test_an_isolated_event_that_never_completes_ends(project):
 
 
 def test_a_process_that_does_not_end_is_killed(project):
-    """Its tests have ended: what they measured counts."""
+    """Its tests have ended, so their results count."""
     hang = "\n\ndef pytest_unconfigure(config):\n    if config.getoption('llmperf_tell'):\n        never()\n"
     project.write(three_tests(), conftest=FAKE_CLOCK + NEVER + hang)
     result = project.run("--llmperf-isolate")
     result.assert_outcomes(passed=3)
-    told = "llmperf: a process was killed that had not ended 3 s after its last test (see *isolate*1.log)"
+    told = "llmperf: killed a process that did not end within 3 s of its last test (see *isolate*1.log)"
     result.stdout.fnmatch_lines([f"*{told}*"])
 
 
 def test_a_process_that_does_not_start_is_an_error_of_each_test(project):
-    """And not a pass, nor tried for ever."""
+    """No test passes, and the start is not repeated forever."""
     crash = "import sys\nif any('--llmperf-tell' in word for word in sys.argv):\n    raise RuntimeError('no device')\n"
     project.write(three_tests(), conftest=crash + FAKE_CLOCK)
     result = project.run("--llmperf-isolate")
     result.assert_outcomes(errors=3)
-    result.stdout.fnmatch_lines(["error: *did not come to it: exit code *no device*"])
+    result.stdout.fnmatch_lines(["error: *its process ended before the test: exit code *no device*"])

@@ -1,6 +1,6 @@
-"""A device that dies in a test: told once, the other tests not tried in that process, and nothing lost that was known.
+"""A device that dies in a test is reported once; the process runs no other tests, and keeps all earlier results.
 
-A process's CPU stands for the device: what waits for it raises from a moment on, as every call of CUDA does then.
+The CPU stands for the device: from some moment on, every synchronization raises, as every CUDA call does then.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ EXPECTED = """
     with pytest.raises(RuntimeError):
         raise RuntimeError("CUDA error: device-side assert triggered")
 """
-DIED = "cpu is dead since test_perf.py::test_kills[[]fp32[]]: RuntimeError: CUDA error: device-side assert triggered"
+DIED = "cpu died in test_perf.py::test_kills[[]fp32[]]: RuntimeError: CUDA error: device-side assert triggered"
 VERDICTS = "--llmperf-verdicts=verdicts.json"
 
 
 @pytest.fixture
 def dying(project, monkeypatch):
-    """A project whose second test kills the device, in this way."""
+    """A project whose second test kills the device, in the given way."""
     for name in ("synchronize", "empty_cache", "is_initialized"):
         monkeypatch.setattr(torch.cpu, name, getattr(torch.cpu, name, bool), raising=False)
 
@@ -94,7 +94,7 @@ def dying(project, monkeypatch):
 
 @pytest.mark.parametrize("kills", [RAISES, SILENT, EXPECTED], ids=["raises", "silent", "expected"])
 def test_a_dead_device_is_told_once_and_nothing_more_is_tried(dying, kills):
-    """Also where the test itself had passed: its kernels failed behind it."""
+    """This holds too if the test passed and its kernels failed afterwards."""
     project = dying(kills)
     result = project.run(VERDICTS)
     assert result.ret == 1
@@ -103,7 +103,7 @@ def test_a_dead_device_is_told_once_and_nothing_more_is_tried(dying, kills):
         [
             f"failed: {DIED}; tests not run: 2 (with --llmperf-isolate the run continues in another process)",
             "llmperf: 2 tests, *",
-            "!!!*cpu is dead !!!*",
+            "!!!*cpu died !!!*",
         ]
     )
     assert "could not be released" not in result.stdout.str()
@@ -115,42 +115,42 @@ def test_a_dead_device_is_told_once_and_nothing_more_is_tried(dying, kills):
 
 
 def test_whoever_asked_for_the_journal_reads_which_tests_were_not_run(dying):
-    """A gate's process among them: what was not measured is no missing line."""
+    """A requested journal, such as that of a gate's process, lists the tests that were not run."""
     project = dying()
     project.run("--llmperf-journal=journal.jsonl", "--llmperf-measure-only")
     notes = [json.loads(line) for line in (project.path / "journal.jsonl").read_text().splitlines()[1:]]
     told = {note["test"]: note["error"] for note in notes if note.get("error")}
     assert [*told] == [f"test_perf.py::test_{name}[fp32]" for name in ("kills", "after", "last")]
-    assert told["test_perf.py::test_last[fp32]"].startswith("not run: cpu is dead since test_perf.py::test_kills[fp32]")
+    assert told["test_perf.py::test_last[fp32]"].startswith("not run: cpu died in test_perf.py::test_kills[fp32]")
 
 
 def test_a_worker_tells_that_its_device_died(dying):
-    """The run ends with 1, as where no worker stands between."""
+    """The exit code is 1, as without xdist."""
     result = dying().run("-n1", VERDICTS)
     assert result.ret == 1
     result.stdout.fnmatch_lines([f"failed: {DIED}; tests not run: 2 (*"])
 
 
 def test_under_isolation_the_next_process_goes_on(dying):
-    """What follows the test that killed its process's device is measured."""
+    """The next subprocess measures the remaining tests."""
     result = dying().run("--llmperf-isolate")
     assert result.ret == 1
     result.assert_outcomes(passed=3, failed=1)
-    assert "is dead" not in "\n".join(line for line in result.outlines if line.startswith("failed:"))
+    assert "died" not in "\n".join(line for line in result.outlines if line.startswith("failed:"))
 
 
 def test_fresh_runs_that_lose_the_device_confirm_nothing(dying):
-    """A test that looked slower is an error, which says what happened there."""
+    """A possible regression becomes an error, which names the cause."""
     project = dying("llmperf.generate(llm)\n    if '--llmperf-journal' in ' '.join(__import__('sys').argv): kill()")
     project.record(1.0, 1.01, 0.99, 1.0, 1.005)
     result = project.run("--llmperf-confirm=1", step_ms=9.0)
     assert result.ret == 1
-    told = "*test_after*fresh run 1 of 1 did not measure it: not run: cpu is dead since test_perf.py::test_kills*"
+    told = "*test_after*fresh run 1 of 1 did not measure it: not run: cpu died in test_perf.py::test_kills*"
     result.stdout.fnmatch_lines([told])
 
 
 class Module:
-    """Of torch, for a device that answers so often with an error."""
+    """Fakes torch; synchronizing the device raises the given number of times."""
 
     def __init__(self, *, initialized=True, errors=0):
         self.is_initialized = lambda: initialized
@@ -174,14 +174,14 @@ class Module:
     ids=["works", "an error that is told once", "every call fails", "not used"],
 )
 def test_a_device_is_dead_if_every_call_fails(monkeypatch, module, why):
-    """One that this process has not used is not asked: that alone would make a context."""
+    """A device that this process has not used is not checked, because that would create a context."""
     monkeypatch.setattr(torch, "cuda", module)
     monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index == 1, raising=False)
     assert why_dead("cuda:1") == why
 
 
 def test_a_device_without_a_context_here_is_not_asked(monkeypatch):
-    """As where a server does the work; waiting for it would make one."""
+    """A server does the work; synchronizing here would create a context."""
     monkeypatch.setattr(torch, "cuda", Module(errors=9))
     monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: index != 1, raising=False)
     assert why_dead("cuda:1") == ""
@@ -189,7 +189,7 @@ def test_a_device_without_a_context_here_is_not_asked(monkeypatch):
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_who_interrupts_does_not_wait_for_the_device(monkeypatch, kind):
-    """It may hang."""
+    """The device may hang."""
     workplace = SimpleNamespace(_note_death=lambda test: pytest.fail("asked"))
     with pytest.raises(kind), Workplace._noticing_death(workplace, "test"):
         raise kind

@@ -1,4 +1,4 @@
-"""``--device`` is ours only where nobody else has it."""
+"""``--device`` is our option unless a plugin or a conftest defines it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADER = "llmperf: device cpu,*"
 
 @pytest.fixture
 def with_a_late_conftest(project):
-    """Pytest reads a conftest below the folder that it starts in when it collects that folder."""
+    """A project with a conftest in a subfolder, which pytest reads when it collects that folder."""
     project.write(conftest="")
     folder = project.path / "unit" / "gpu"
     folder.mkdir(parents=True)
@@ -24,7 +24,7 @@ def with_a_late_conftest(project):
 
 
 def test_a_conftest_that_is_read_late_may_declare_it(with_a_late_conftest):
-    """In a run of ours as well, where the option is given to us."""
+    """This holds in a perf run too, where ``--device`` is ours."""
     pytester = with_a_late_conftest.pytester
     pytester.runpytest("-q").assert_outcomes(passed=1, deselected=1)
     for given in ("--device=cpu", "--llmperf-device=cpu"):
@@ -34,7 +34,7 @@ def test_a_conftest_that_is_read_late_may_declare_it(with_a_late_conftest):
 
 
 def test_without_the_flag_it_is_unknown(project):
-    """As if we were not installed."""
+    """Without ``--llmperf``, pytest rejects ``--device`` as if the plugin was not installed."""
     project.write(conftest="")
     result = project.pytester.runpytest("--device=cpu")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -48,7 +48,7 @@ def test_it_is_taken_in_each_form(project, arguments):
 
 
 def test_it_may_stand_wherever_arguments_come_from(project):
-    """The ini file, the environment, a file of arguments."""
+    """The ini file, the environment or a file of arguments may hold it."""
     project.write(conftest="")
     (project.path / "arguments").write_text("--device=cpu\n")
     collect = ("--llmperf", "--collect-only", ".")
@@ -69,7 +69,7 @@ def test_without_a_value_it_is_refused_in_a_line(project, arguments):
 
 
 def test_other_arguments_stay_as_they_are(project):
-    """Paths, values of options, and what stands behind two dashes."""
+    """Paths, values of options, and words after ``--`` are left unchanged."""
     project.write(conftest="")
     arguments = (
         "--llmperf",
@@ -89,7 +89,7 @@ def test_other_arguments_stay_as_they_are(project):
 
 
 def test_help_names_it(project):
-    """Unless it is somebody else's."""
+    """Help lists it unless another plugin defines it."""
     project.write(conftest="")
     project.pytester.runpytest("--llmperf", "--help").stdout.fnmatch_lines(["*--device=DEVICE*"])
     project.write(conftest=DECLARES)
@@ -100,4 +100,4 @@ def test_workers_of_xdist_measure_on_it(project):
     project.write()
     result = project.run("-n1", "--llmperf-measure-only")
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["llmperf workers: one each on cpu"])
+    result.stdout.fnmatch_lines(["llmperf: one worker on each of cpu"])

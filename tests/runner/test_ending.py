@@ -1,4 +1,4 @@
-"""The end of a run: what it found is written and told whatever goes wrong there, and its exit code says so."""
+"""At a run's end, results are written and reported whatever else fails, and the exit code reflects the verdicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ workplace.Bench = Broken
 
 @pytest.fixture
 def recorded(project):
-    """A project whose baseline knows a step to take 1 ms."""
+    """A project whose baseline has a step of 1 ms."""
     project.write()
     project.record(*QUIET_MACHINE)
     return project
@@ -36,14 +36,14 @@ def verdicts(project):
 
 
 def journal(project):
-    """Of the last run."""
+    """Return the last run's journal."""
     found = (project.path / ".llmperf" / "runs").glob("*.jsonl")
     return max(found, key=lambda path: path.stat().st_mtime_ns).read_text()
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
 def test_a_model_that_cannot_be_released_is_told_and_fails_the_run(recorded, workers):
-    """All that was measured is kept, and what was decided is told."""
+    """All results are stored, and all verdicts are shown."""
     recorded.write(conftest=FAKE_CLOCK + NOT_RELEASED)
     result = recorded.run(VERDICTS, *workers)
     assert result.ret == 1
@@ -84,7 +84,7 @@ HOOKS = {
 
 @pytest.mark.parametrize("hook", HOOKS.values(), ids=HOOKS)
 def test_a_hook_of_another_plugin_that_raises_keeps_nothing_from_being_told(recorded, hook):
-    """Summary, verdict file and journal are there, and the summary once."""
+    """Summary, verdict file and journal exist, and the summary is printed once."""
     recorded.write(conftest=FAKE_CLOCK + hook)
     result = recorded.run(VERDICTS)
     assert result.ret != 0
@@ -114,7 +114,7 @@ def pytest_sessionfinish(session):
     ],
 )
 def test_the_exit_code_follows_from_the_verdicts(recorded, order, before):
-    """Not from what another plugin sets, nor from what pytest counted."""
+    """Neither another plugin nor pytest's count of failures changes it."""
     recorded.write(conftest=FAKE_CLOCK + RESETS.format(order=order, before=before))
     assert recorded.run(step_ms=9.0).ret == 1
     assert recorded.run(step_ms=1.0).ret == 0
@@ -133,7 +133,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def test_a_report_that_another_plugin_made_pass_is_a_regression_all_the_same(recorded):
-    """Pytest counts no failure; the run fails, and its verdict file says so."""
+    """The run fails although pytest counts no failure, and the verdict file says so."""
     recorded.write(conftest=FAKE_CLOCK + FORGIVES)
     result = recorded.run(VERDICTS, step_ms=9.0)
     assert result.ret == 1
@@ -165,7 +165,7 @@ FULL_DISKS = {
 
 @pytest.mark.parametrize("what", FULL_DISKS)
 def test_a_disk_that_is_full_is_told_and_all_the_rest_is_written(project, what):
-    """Each of the files is written or not for itself, and one that is not fails the run."""
+    """Each file is written independently of the others; one that cannot be written fails the run."""
     module, name, line = FULL_DISKS[what]
     project.write(conftest=FAKE_CLOCK + FULL.format(module=module, name=name))
     result = project.run("--llmperf-update", "--llmperf-json=out", VERDICTS, "--llmperf-report=report.html")
@@ -193,7 +193,7 @@ def test_then(llmperf):
 
 
 def test_a_run_that_a_test_ended_tells_what_it_measured(recorded):
-    """Pytest itself prints no summary at an exit code of somebody's own."""
+    """The summary is printed although pytest prints none at a custom exit code."""
     recorded.write(EXITS)
     result = recorded.run(VERDICTS, "--llmperf-update")
     assert result.ret == 99

@@ -1,4 +1,4 @@
-"""A gate must not fail open: what is not known to be unchanged never reads as a pass, and fails where that is asked."""
+"""A gate must not fail open: undecided cells never read as a pass, and fail the run if an option says so."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def fallen_back():
 
 @pytest.fixture
 def recorded(project):
-    """A project whose baseline knows a step to take 1 ms."""
+    """A project whose baseline has a step of 1 ms."""
     project.write()
     project.record(*QUIET_MACHINE)
     return project
 
 
 def edit(project, change):
-    """Change the baseline by hand."""
+    """Edit the baseline by hand."""
     path = project.baseline()
     data = json.loads(path.read_text())
     change(data)
@@ -100,7 +100,7 @@ def other_driver(data):
     ids=["renamed", "skipped", "raises", "nan", "infinite", "fewer-tokens", "other-attention"],
 )
 def test_what_ran_otherwise_is_told_and_fails_where_that_is_asked(recorded, test, conftest, line):
-    """Nothing of it was compared: the summary says so, and ``--llmperf-strict`` makes it fail."""
+    """Nothing is compared: the summary says so, and ``--llmperf-strict`` makes the run fail."""
     recorded.write(test, conftest=conftest)
     result = recorded.run()
     result.stdout.fnmatch_lines([line])
@@ -117,7 +117,7 @@ def test_what_ran_otherwise_is_told_and_fails_where_that_is_asked(recorded, test
     ids=["one-sample", "another-machine"],
 )
 def test_a_baseline_that_cannot_decide_is_told_and_fails_where_that_is_asked(recorded, change, line):
-    """The run passes with a banner by default."""
+    """By default the run passes with a banner."""
     edit(recorded, change)
     result = recorded.run()
     assert result.ret == 0
@@ -128,14 +128,14 @@ def test_a_baseline_that_cannot_decide_is_told_and_fails_where_that_is_asked(rec
 
 
 def test_a_baseline_without_any_spread_still_needs_more_than_the_margin(recorded):
-    """Zero variance makes nothing infinitely sure."""
+    """Zero variance does not make a small change a regression."""
     edit(recorded, no_spread)
     assert recorded.run(step_ms=1.005).ret == 0
     assert recorded.run(step_ms=1.5).ret == 1
 
 
 def test_a_missing_test_is_told_under_xdist_too(recorded):
-    """The controller has collected nothing itself."""
+    """The controller itself collects no tests."""
     recorded.write(RENAMED)
     result = recorded.run("-n1", "--llmperf-fail-on=missing")
     assert result.ret == 1
@@ -143,7 +143,7 @@ def test_a_missing_test_is_told_under_xdist_too(recorded):
 
 
 def test_fail_on_chooses(recorded):
-    """A new test fails where new ones must not be; otherwise it does not."""
+    """``--llmperf-fail-on=new`` makes a new test fail; without it, the test passes."""
     recorded.write(DECODE_TEST + DECODE_TEST.replace("test_decode", "test_new"))
     assert recorded.run("--llmperf-fail-on=not_comparable").ret == 0
     result = recorded.run("--llmperf-fail-on=new,missing")
@@ -152,7 +152,7 @@ def test_fail_on_chooses(recorded):
 
 
 def test_a_wrong_outcome_is_refused(recorded):
-    """With what there is."""
+    """The error lists the valid outcomes."""
     result = recorded.run("--llmperf-fail-on=bad")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: --llmperf-fail-on 'bad': expected some of improved, inconclusive, new, *"])
@@ -165,7 +165,7 @@ def git(project, *arguments):
 
 @pytest.fixture
 def committed(recorded):
-    """The same, with its baseline committed."""
+    """The same project with its baseline committed."""
     git(recorded, "init", "-q", "-b", "main")
     git(recorded, "add", "-A")
     git(recorded, "commit", "-qm", "baseline")
@@ -173,22 +173,22 @@ def committed(recorded):
 
 
 def test_a_pull_request_cannot_excuse_itself(committed):
-    """Its own slower baseline counts for nothing, and is told on."""
+    """A slower baseline in the pull request is ignored and reported."""
     slower = re.sub(r'("metric": "tpot_ms".*?"value": )', r"\g<1>1", committed.baseline().read_text())
     committed.baseline().write_text(slower)
     assert committed.run(step_ms=1.5).ret == 0
     result = committed.run("--llmperf-baseline-ref=main", step_ms=1.5)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["baseline: read from main; the working tree's * differs from it"])
+    result.stdout.fnmatch_lines(["baseline: read from main; * in the working tree differs"])
 
 
 def test_a_baseline_that_is_not_at_the_revision_is_new(committed):
-    """A pull request that brings the first baseline is told on as well."""
+    """The first baseline of a project, brought by a pull request, is reported too."""
     git(committed, "rm", "-q", "--cached", "-r", "baselines")
     git(committed, "commit", "-qm", "without")
     result = committed.run("--llmperf-baseline-ref=HEAD", step_ms=1.5)
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["new: *", "baseline: read from HEAD; the working tree's * is not in it"])
+    result.stdout.fnmatch_lines(["new: *", "baseline: read from HEAD; * in the working tree is new"])
 
 
 @pytest.mark.parametrize(
@@ -200,14 +200,14 @@ def test_a_baseline_that_is_not_at_the_revision_is_new(committed):
     ],
 )
 def test_a_wrong_revision_is_refused(committed, arguments, line):
-    """In one line, before anything is measured."""
+    """One line reports it before anything is measured."""
     result = committed.run(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([line])
 
 
 def test_the_verdict_file_holds_the_evidence(recorded):
-    """Every cell, what it rests on, and the command that reproduces it."""
+    """It has every cell, its evidence, and the command that reproduces it."""
     assert recorded.run("--llmperf-verdicts=out/verdicts.json", step_ms=1.5).ret == 1
     found = read_verdicts(recorded.path / "out" / "verdicts.json")
     assert (found.exit_code, found.failed, found.decided, found.total) == (1, True, 6, 6)
@@ -223,7 +223,7 @@ def test_the_verdict_file_holds_the_evidence(recorded):
 
 
 def test_the_verdict_file_fits_its_schema(recorded, capsys):
-    """What ``llmperf schema verdicts`` prints."""
+    """The schema is that of ``llmperf schema verdicts``."""
     from pytest_llmperf.cli import main
 
     recorded.run("--llmperf-verdicts=verdicts.json", step_ms=1.5)
@@ -234,7 +234,7 @@ def test_the_verdict_file_fits_its_schema(recorded, capsys):
 
 
 def test_verdicts_that_cannot_be_written_fail_the_run(recorded):
-    """Whoever reads them later must not take an old file for this run's."""
+    """Otherwise a later reader could take an old file for this run's."""
     (recorded.path / "file").write_text("")
     result = recorded.run("--llmperf-verdicts=file/verdicts.json")
     assert result.ret == 1
@@ -242,7 +242,7 @@ def test_verdicts_that_cannot_be_written_fail_the_run(recorded):
 
 
 def test_a_run_that_measured_nothing_is_of_its_device_all_the_same(recorded):
-    """Its comment takes the place of what an earlier run said of that device."""
+    """Its comment replaces that of an earlier run on the same device."""
     recorded.write(SKIPPED)
     recorded.run("--llmperf-verdicts=verdicts.json")
     found = read_verdicts(recorded.path / "verdicts.json")
@@ -260,7 +260,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("more", "breach"), ENDS.values(), ids=ENDS)
 def test_a_run_that_failed_for_another_reason_never_reads_as_passed(recorded, more, breach):
-    """In the verdict file, and so in whatever is made from it."""
+    """The verdict file, and everything made from it, shows the failure."""
     recorded.write(f"{DECODE_TEST}\n\n{more}")
     with suppress(KeyboardInterrupt):
         assert recorded.run("--llmperf-verdicts=verdicts.json", step_ms=1.0).ret
@@ -285,7 +285,7 @@ session.update_baseline = full
 
 
 def test_a_baseline_that_cannot_be_written_fails_the_run(project):
-    """``llmperf record`` must not go on as if it had recorded."""
+    """``llmperf record`` must not continue as if it had recorded."""
     project.write(conftest=FAKE_CLOCK + FULL_DISK)
     result = project.run("--llmperf-update", "--llmperf-measure-only")
     assert result.ret == 1

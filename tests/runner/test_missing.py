@@ -1,4 +1,4 @@
-"""A test of the baseline is missing where this run would have found it, and nowhere else."""
+"""A test of the baseline is missing only if this run would have collected it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NO_PERF_TEST = "def test_other(): pass"
 
 @pytest.fixture
 def recorded(project):
-    """A project whose baseline knows two tests of one file."""
+    """A project whose baseline has two tests of one file."""
     project.write(TESTS)
     project.record(1.0)
     return project
@@ -51,7 +51,7 @@ def told(result):
     ids=" ".join,
 )
 def test_a_run_of_some_tests_does_not_miss_the_others(recorded, arguments):
-    """They are there, whoever left them out."""
+    """The deselected tests exist, whatever deselected them."""
     result = recorded.run(*arguments, "--llmperf-fail-on=missing")
     assert not told(result)
     assert result.ret in (0, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -59,7 +59,7 @@ def test_a_run_of_some_tests_does_not_miss_the_others(recorded, arguments):
 
 @pytest.mark.parametrize("option", ["--lf", "--sw"])
 def test_a_run_of_what_failed_does_not_miss_the_others(recorded, option):
-    """Pytest takes tests out before anybody sees them."""
+    """``--last-failed`` removes tests before any plugin sees them."""
     failing = TESTS.replace("    llmperf.generate", "    assert batch == 1\n    llmperf.generate")
     recorded.write(failing)
     assert recorded.run("--sw" if option == "--sw" else "-q").ret != 0
@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(config, items):
     ("order", "before"), [("tryfirst=True", ""), ("trylast=True", ""), ("wrapper=True, tryfirst=True", "yield\n    ")]
 )
 def test_a_plugin_that_takes_tests_out_is_heard(recorded, order, before):
-    """Before us or after us."""
+    """It may deselect tests before or after our hook runs."""
     recorded.write(TESTS, conftest=FAKE_CLOCK + DESELECTS.format(order=order, before=before))
     (recorded.path / "test_perf.py").write_text(TESTS.replace("def test_decode", "def test_renamed"))
     assert not told(recorded.run())
@@ -108,7 +108,7 @@ UNREADABLE = {"skipped": SKIPS, "import": "import nothing_like_it", "syntax": "d
 
 @pytest.mark.parametrize("source", UNREADABLE.values(), ids=UNREADABLE)
 def test_a_file_that_could_not_be_looked_through_misses_nothing(recorded, source):
-    """Its tests may be as they were."""
+    """A file that fails to import may still contain its tests."""
     recorded.write(source)
     (recorded.path / "test_more.py").write_text(ONE)
     assert not told(recorded.run("--continue-on-collection-errors"))
@@ -122,7 +122,7 @@ def test_a_file_that_a_conftest_ignores_misses_nothing(recorded):
 
 @pytest.mark.parametrize("arguments", [(), ("test_perf.py",), (".",), ("--ff",), ("--nf",), ("-n1",), ("-k", "decode")])
 def test_a_whole_run_misses_a_test_that_is_gone(recorded, arguments):
-    """Of a file that it read."""
+    """Its file was collected without it."""
     recorded.write(ONE)
     result = recorded.run(*arguments, "--llmperf-fail-on=missing")
     result.stdout.fnmatch_lines([f"missing: 1 test of the baseline*{GONE.replace('[', '[[]')}*llmperf prune *"])
@@ -131,7 +131,7 @@ def test_a_whole_run_misses_a_test_that_is_gone(recorded, arguments):
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
 def test_the_last_perf_test_of_a_project_is_missed_too(recorded, workers):
-    """The run fails as one that ran nothing does, or as one that misses tests, if it is to."""
+    """The exit code is that of a run without tests, or of missing tests if ``--llmperf-fail-on`` has them."""
     recorded.write(NO_PERF_TEST)
     result = recorded.run(*workers)
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
@@ -149,7 +149,7 @@ def test_the_last_file_of_a_project_is_missed_too(recorded):
 
 
 def test_a_run_without_perf_tests_and_without_a_baseline_imports_no_torch(pytester):
-    """There is nothing to ask."""
+    """There is nothing to compare."""
     pytester.makepyfile(NO_PERF_TEST)
     pytester.makeconftest("def pytest_unconfigure():\n    import sys\n    print('TORCH', 'torch' in sys.modules)")
     command = [sys.executable, "-m", "pytest", "--llmperf", "-p", "no:benchmark", "-s"]
@@ -166,7 +166,7 @@ def test_decode(llm, llmperf):
 
 
 def test_what_an_option_of_ours_leaves_out_this_time_is_not_missing(project):
-    """The function is there; with the options of then it would have had these parameters."""
+    """The function exists; other options would give it the parameters of the baseline."""
     project.write(BY_OPTIONS)
     assert project.run("--llmperf-quantization=fp32,bf16", "--llmperf-update").ret == 0
     assert not told(project.run("--llmperf-quantization=bf16"))

@@ -1,4 +1,4 @@
-"""Perf tests in pytest-benchmark's table and files, and its fixture by the device's clock."""
+"""Perf tests in pytest-benchmark's table and files, and its fixture with the device's clock."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def written(project, name="out.json"):
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["plain", "xdist"])
 def test_each_workload_that_has_times_is_a_benchmark(project, workers):
-    """In seconds, several to a test, told apart in words; a ratio has no rounds. xdist changes nothing."""
+    """Times are in seconds; labels tell a test's workloads apart; a ratio has no rounds. xdist changes nothing."""
     project.write(WORKLOADS)
     result = project.run("--benchmark-json=out.json", "--benchmark-group-by=group", *workers, step_ms=2.0)
     assert result.ret == 0
@@ -57,7 +57,7 @@ def test_each_workload_that_has_times_is_a_benchmark(project, workers):
 
 
 def test_what_was_saved_is_compared_with_the_next_run(project):
-    """By the other plugin, which fails by its own rule: ours compare nothing here."""
+    """pytest-benchmark compares and fails by its own rule; this run has no baseline of ours."""
     project.write()
     storage = ("--benchmark-storage=file://./saved", "--llmperf-measure-only")
     assert project.run("--benchmark-autosave", "--benchmark-save-data", *storage).ret == 0
@@ -71,7 +71,7 @@ def test_what_was_saved_is_compared_with_the_next_run(project):
 
 
 def test_another_workload_is_another_benchmark(project):
-    """More tokens are more work: its comparison would call that slower."""
+    """More tokens are more work, which pytest-benchmark would report as slower."""
     project.write()
     storage = ("--benchmark-storage=file://./saved", "--llmperf-measure-only")
     project.run("--benchmark-autosave", *storage)
@@ -89,7 +89,7 @@ def test_another_workload_is_another_benchmark(project):
     ids=["other", "columns", "sort"],
 )
 def test_its_table_is_small_unless_asked_otherwise(project, asked, heading, first):
-    """It stands above ours, which has the verdicts; without an option of its own there is none."""
+    """It is above our table, which has the verdicts; it is shown only with an option of pytest-benchmark."""
     project.write(WORKLOADS)
     found = project.run(*asked)
     found.stdout.fnmatch_lines([heading, "----*", first])
@@ -99,7 +99,7 @@ def test_its_table_is_small_unless_asked_otherwise(project, asked, heading, firs
 
 @pytest.mark.parametrize("how", ["ini", "environment"])
 def test_it_has_a_table_only_where_it_was_asked_for(project, how):
-    """On the command line, in the ini file's ``addopts`` or in ``PYTEST_ADDOPTS``: it is installed everywhere."""
+    """The option may be on the command line, in ``addopts`` or in ``PYTEST_ADDOPTS``."""
     project.write()
     project.run().stdout.no_fnmatch_line("*llmperf TPOT*")
     if how == "ini":
@@ -110,7 +110,7 @@ def test_it_has_a_table_only_where_it_was_asked_for(project, how):
 
 
 def test_quiet_runs_have_no_table_and_save_all_the_same(project):
-    """As ours has none."""
+    """Our table is left out as well."""
     project.write()
     storage = ("--benchmark-storage=file://./saved", "--llmperf-measure-only", "-q")
     found = project.run("--benchmark-autosave", *storage)
@@ -123,7 +123,7 @@ def test_quiet_runs_have_no_table_and_save_all_the_same(project):
 
 
 def test_a_histogram_is_drawn(project):
-    """With what that plugin needs for it."""
+    """It needs pytest-benchmark's optional dependencies."""
     project.write()
     assert project.run("--benchmark-histogram=drawn").ret == 0
     assert list(project.path.glob("drawn*.svg"))
@@ -133,7 +133,7 @@ def test_a_histogram_is_drawn(project):
     "argument", ["-pno:benchmark", "--benchmark-disable", "--benchmark-skip"], ids=["absent", "disabled", "skipping"]
 )
 def test_where_nobody_wants_benchmarks_there_are_none(project, argument):
-    """The perf tests run all the same."""
+    """The perf tests still run."""
     project.write()
     result = project.run(argument)
     result.assert_outcomes(passed=1)
@@ -141,7 +141,7 @@ def test_where_nobody_wants_benchmarks_there_are_none(project, argument):
 
 
 def test_benchmark_only_keeps_the_perf_tests(project):
-    """They have no fixture of that plugin, and are benchmarks."""
+    """They count as benchmarks, although they do not use pytest-benchmark's fixture."""
     project.write()
     result = project.run("--benchmark-only")
     result.assert_outcomes(passed=1)
@@ -174,7 +174,7 @@ def pytest_configure(config):
 
 
 def test_options_of_its_names_are_not_its_presence(project):
-    """Another plugin has the same, which would leave out every test that has none of its fixtures."""
+    """Another plugin has options of the same names, and deselects every test without its fixtures."""
     project.write(conftest=FAKE_CLOCK + LIKE_CODSPEED)
     result = project.run("-p", "no:benchmark")
     assert result.ret == 0, result.outlines
@@ -183,7 +183,7 @@ def test_options_of_its_names_are_not_its_presence(project):
 
 
 def test_where_another_plugin_blocked_it_perf_tests_run_without_it(project):
-    """Its module is loaded, and its part that has the rows is not."""
+    """Its module is imported, but its session, which holds the rows, does not exist."""
     blocks = "import pytest\n\n@pytest.hookimpl(tryfirst=True)\n"
     blocks += "def pytest_configure(config): config.pluginmanager.set_blocked('pytest-benchmark')\n"
     project.write(conftest=FAKE_CLOCK + blocks)
@@ -191,7 +191,7 @@ def test_where_another_plugin_blocked_it_perf_tests_run_without_it(project):
 
 
 def test_what_failed_has_no_row_and_what_was_injected_is_marked(project):
-    """As everywhere."""
+    """The same holds for our own table."""
     project.write(
         "import pytest\n\n"
         "@pytest.mark.parametrize('llm', ['fp32'], indirect=True)\n"
@@ -205,7 +205,7 @@ def test_what_failed_has_no_row_and_what_was_injected_is_marked(project):
 
 
 def test_a_benchmark_uses_the_device_clock_where_its_test_asks_for_it(pytester, monkeypatch):
-    """Without ``--llmperf``; a test that does not ask is left alone."""
+    """It works without ``--llmperf``; other benchmarks keep their timer."""
     monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     pytester.makepyfile("""
@@ -228,7 +228,7 @@ def test_a_benchmark_uses_the_device_clock_where_its_test_asks_for_it(pytester, 
 
 
 def test_the_device_timer_is_a_timer_that_the_command_line_can_name(pytester):
-    """``--benchmark-timer`` imports it by its dotted name; asking for it imports no torch."""
+    """``--benchmark-timer`` imports it by its dotted name, without importing torch."""
     statement = "import sys, pytest_llmperf; pytest_llmperf.device_timer; assert 'torch' not in sys.modules"
     assert pytester.run(sys.executable, "-c", statement).ret == 0
     pytester.makepyfile("def test_speed(benchmark): benchmark(sum, [1])")

@@ -1,4 +1,4 @@
-"""A perf test's first outcome is its outcome, whichever plugin repeats tests."""
+"""A perf test's first outcome is final, whichever plugin repeats tests."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ REPEATERS = {
 
 @pytest.fixture
 def recorded(project):
-    """A project whose baseline knows a step to take 1 ms."""
+    """A project whose baseline has a step of 1 ms."""
     project.write()
     project.record(*QUIET_MACHINE)
     return project
@@ -106,7 +106,7 @@ def recorded(project):
 @pytest.mark.parametrize("repeater", REPEATERS.values(), ids=REPEATERS)
 @pytest.mark.parametrize("test", [SLOW_ONCE, RAISES_ONCE], ids=["slow", "raises"])
 def test_what_was_bad_the_first_time_is_bad(recorded, test, repeater):
-    """It runs once, fails once, and fails the run."""
+    """The test runs once, fails once, and fails the run."""
     recorded.write(test, conftest=FAKE_CLOCK + repeater)
     result = recorded.run("--junitxml=out.xml", "--llmperf-verdicts=verdicts.json")
     assert result.ret == 1
@@ -116,7 +116,7 @@ def test_what_was_bad_the_first_time_is_bad(recorded, test, repeater):
     junit = (recorded.path / "out.xml").read_text()
     assert len(re.findall('name="tpot_ms"', junit)) == (test == SLOW_ONCE)
     assert len(re.findall("<testcase", junit)) == 1
-    if repeater != REPEATERS["inner-report"]:  # that one reports before anybody else knows
+    if repeater != REPEATERS["inner-report"]:  # it reports before other plugins can change the outcome
         result.stdout.fnmatch_lines([f"*{'bad luck' if test == RAISES_ONCE else 'TPOT'}*", "FAILED *"])
 
 
@@ -133,7 +133,7 @@ def pytest_collection_finish(session):
 
 @pytest.mark.parametrize("test", [SLOW_ONCE, RAISES_ONCE], ids=["slow", "raises"])
 def test_a_plugin_that_comes_after_ours_still_runs_nothing_twice(recorded, test):
-    """It owns the test, and gets an error where it would run it again."""
+    """A plugin that replaces the protocol gets an error when it runs a phase again."""
     recorded.write(test, conftest=FAKE_CLOCK + LATE_RERUNS)
     assert recorded.run().ret == 1
     assert (recorded.path / "runs").read_text() == "x"
@@ -141,7 +141,7 @@ def test_a_plugin_that_comes_after_ours_still_runs_nothing_twice(recorded, test)
 
 @pytest.mark.parametrize("repeater", REPEATERS.values(), ids=REPEATERS)
 def test_a_run_that_is_recorded_holds_each_cell_once(project, repeater):
-    """A test that was bad the first time is not recorded, and the others are once."""
+    """A test that failed at first is not recorded; the other tests are recorded once."""
     project.write(conftest=FAKE_CLOCK + repeater)
     assert project.run("--llmperf-update", "--llmperf-measure-only").ret == 0
     cells = [(cell["test"], cell["metric"]) for cell in json.loads(project.baseline().read_text())["cells"]]
@@ -186,7 +186,7 @@ def test_call(cuda_timer):
 
 @pytest.mark.parametrize("order", ["tryfirst=True", "trylast=True"])
 def test_of_repetitions_by_parameter_the_first_is_the_test(project, order):
-    """Under the name that it has without: it is compared, and no test is missing."""
+    """The test keeps the name that it has without repetition, so it is compared, and no test is missing."""
     project.write(PARAMETERS)
     project.record(1.0)
     known = {cell["test"] for cell in json.loads(project.baseline().read_text())["cells"]}
@@ -200,15 +200,15 @@ def test_of_repetitions_by_parameter_the_first_is_the_test(project, order):
 
 
 def test_repetitions_of_another_kind_are_refused(project):
-    """In one line that names the parameter, before anything is measured."""
+    """One line names the parameter before anything is measured."""
     project.write(conftest=FAKE_CLOCK + REPEAT.format(name="__again", order="trylast=True"))
     result = project.run()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: test_perf.py::test_decode*: a plugin repeats this test, *__again; *"])
+    result.stderr.fnmatch_lines(["ERROR: test_perf.py::test_decode*: a plugin repeats this test with *__again; *"])
 
 
 def test_an_option_that_perf_tests_do_not_follow_is_told(project):
-    """At the start, by the name that the user gave."""
+    """The header names the option as the user wrote it."""
     plugin = """
         import sys, types
         import pytest
@@ -227,7 +227,7 @@ def test_an_option_that_perf_tests_do_not_follow_is_told(project):
 
 
 def test_the_plain_way_is_pytests_own(project):
-    """Tests that are no perf tests may be repeated as ever."""
+    """Other tests may still be repeated."""
     project.write(RAISES_ONCE.replace("llm, llmperf", "llm"), conftest=REPEATERS["protocol"])
     (project.path / "test_perf.py").write_text(
         "import pathlib\nRUNS = pathlib.Path(__file__).with_name('runs')\n\ndef test_plain():\n"

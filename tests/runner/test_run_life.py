@@ -1,4 +1,4 @@
-"""A run's models, its end, and what is left of one that dies."""
+"""Models of a run, its end, and its journal if it dies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ bench.load = load
     "outcome", ["pass", "model = llm.model; local = [model]; assert False"], ids=["passing", "failing"]
 )
 def test_each_model_loads_once_and_the_old_one_is_gone_before_the_next(project, outcome):
-    """Two modules, three specs in mixed order: three loads, never two models at once, after failing tests too."""
+    """Two modules with three specs in mixed order: three loads, never two models at once, even after a failed test."""
     module = """
         import pytest
         from pytest_llmperf import ModelSpec
@@ -88,7 +88,7 @@ def test_a_run_that_dies_keeps_what_it_measured(project, death):
 
 
 def test_one_xdist_worker_measures_and_the_controller_writes(project):
-    """A cheap barrier against crashes; summary, verdicts and baseline are those of a plain run. A CPU is one device."""
+    """A crash ends only the worker; summary, verdicts and baseline equal those of a plain run. A CPU is one device."""
     project.write()
     result = project.run("-nauto", "--llmperf-update")
     assert result.ret == 0, result.outlines
@@ -99,7 +99,7 @@ def test_one_xdist_worker_measures_and_the_controller_writes(project):
 
 
 def test_json_holds_samples_and_is_named_after_its_parameters(project):
-    """One file a workload, with every request and every gap behind the figures."""
+    """One file per workload has every request and every inter-token latency."""
     project.write()
     assert project.run("--llmperf-json=out").ret == 0
     (written,) = (project.path / "out").glob("*.json")
@@ -110,7 +110,7 @@ def test_json_holds_samples_and_is_named_after_its_parameters(project):
 
 
 def test_the_suite_measures_a_local_folder_with_no_test_written(project):
-    """``--pyargs pytest_llmperf.suite`` from a folder without any test; keys do not hold where it is installed."""
+    """``--pyargs pytest_llmperf.suite`` needs no test files; test names do not contain the install path."""
     import shutil
 
     from pytest_llmperf.models import synthetic
@@ -129,7 +129,7 @@ def test_the_suite_measures_a_local_folder_with_no_test_written(project):
 
 
 def test_a_hub_name_loads_and_its_commit_is_the_revision(project):
-    """From the hub's own cache, as after a download."""
+    """It loads from the hub's cache, as after a download."""
     import shutil
 
     from pytest_llmperf.models import synthetic
@@ -152,7 +152,7 @@ def test_a_hub_name_loads_and_its_commit_is_the_revision(project):
 
 
 def test_both_executions_produce_the_same_tokens(project):
-    """The library's loop and the bare one do the same work."""
+    """``generate`` and ``loop`` do the same work."""
     project.write("""
         import pytest
 
@@ -165,7 +165,7 @@ def test_both_executions_produce_the_same_tokens(project):
 
 
 def test_a_user_asks_the_result_for_figures(project):
-    """By a metric's name; a wrong one is told with what there is."""
+    """By a metric's name; a wrong name lists the valid ones."""
     project.write("""
         import pytest
         from pytest_llmperf import UsageError
@@ -183,7 +183,7 @@ def test_a_user_asks_the_result_for_figures(project):
 
 
 def test_peak_memory_follows_a_block(project):
-    """64 MiB in the block are seen, to the byte."""
+    """It reports the 64 MiB of the block, to the byte."""
     project.write("""
         import torch
 
@@ -199,7 +199,7 @@ def test_peak_memory_follows_a_block(project):
 
 
 def test_the_plugin_lives_beside_pytest_benchmark(project):
-    """Both fixtures in one project; a perf run leaves the other plugin's tests out."""
+    """One project uses both fixtures; a perf run deselects the tests of pytest-benchmark."""
     pytest.importorskip("pytest_benchmark")
     project.write("def test_speed(benchmark): benchmark(sum, [1])\n\ndef test_perf(llmperf): pass")
     project.run().assert_outcomes(passed=1, deselected=1)

@@ -1,4 +1,4 @@
-"""Which tests run, and what a run without perf tests costs."""
+"""Selection of tests, and the cost of a run without perf tests."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_memory(peak_memory): pass
 
 
 def test_without_the_flag_perf_tests_are_deselected_and_nothing_heavy_is_imported(pytester):
-    """A project that has the plugin installed pays nothing for it."""
+    """The installed plugin costs other projects nothing."""
     pytester.makepyfile(ALL_KINDS)
     pytester.makeconftest(f"""
         import sys
@@ -51,13 +51,13 @@ def test_without_the_flag_perf_tests_are_deselected_and_nothing_heavy_is_importe
 
 
 def test_with_the_flag_only_perf_tests_run(project):
-    """Tests that carry the marker or use a fixture of the plugin are perf tests."""
+    """Tests with the marker or a fixture of the plugin are perf tests."""
     project.write(ALL_KINDS)
     project.run().assert_outcomes(passed=3, deselected=1)
 
 
 def test_measuring_this_repository_needs_nothing_that_only_its_unit_tests_need(tmp_path):
-    """`nox -s perf` installs no hypothesis: an import error there would stop the main job."""
+    """`nox -s perf` does not install hypothesis, so an import of it would stop the main job."""
     broken = tmp_path / "hypothesis" / "__init__.py"
     broken.parent.mkdir()
     broken.write_text("raise ImportError('not installed')", encoding="utf-8")
@@ -88,14 +88,14 @@ def test_importing_the_plugin_imports_nothing_heavy(pytester):
 
 
 def test_help_lists_the_options_under_one_heading(pytester):
-    """Options, and the ini settings beside them, explain themselves."""
+    """Options and ini settings have descriptions."""
     result = pytester.runpytest("--help")
     result.stdout.fnmatch_lines(["LLM inference performance regression:", "*--llmperf *", "*--device=DEVICE*"])
     result.stdout.fnmatch_lines(["*llmperf_limits (linelist):*"])
 
 
 def test_the_marker_is_listed(pytester):
-    """``pytest --markers`` shows what the marker takes."""
+    """``pytest --markers`` shows the marker's keywords."""
     pytester.runpytest("--markers").stdout.fnmatch_lines(["@pytest.mark.llmperf(*gate=None*"])
 
 
@@ -130,7 +130,7 @@ def test_both_device_options_serve(project, flag):
 
 
 def test_device_steps_aside_for_a_conftest_that_owns_it(project):
-    """Many projects of this field have a ``--device`` of their own."""
+    """Many ML projects have a ``--device`` option of their own."""
     project.write(conftest="def pytest_addoption(parser): parser.addoption('--device', default='theirs')")
     result = project.pytester.runpytest("--llmperf", "--device=tpu", "--llmperf-device=cpu", "--collect-only")
     assert result.ret == 0
@@ -138,7 +138,7 @@ def test_device_steps_aside_for_a_conftest_that_owns_it(project):
 
 
 def test_the_package_shows_its_public_names():
-    """What is listed is there, the lazy names too."""
+    """Every listed name exists, including the lazily imported ones."""
     import pytest_llmperf
 
     assert all(getattr(pytest_llmperf, name) for name in pytest_llmperf.__all__)
@@ -146,7 +146,7 @@ def test_the_package_shows_its_public_names():
 
 
 def test_a_fixture_of_the_same_name_makes_no_perf_test(project):
-    """A project's own engine is its own, as is a parameter of that name."""
+    """A project's own ``engine`` fixture or parameter does not make a test a perf test."""
     project.write("""
         import pytest
 

@@ -1,6 +1,6 @@
-"""On a device that lists its processes, those of the run itself are no strangers, and a stranger still is.
+"""Among a device's processes, those of the run are not tenants, and any other is.
 
-NVML is made up: every process that makes a clock has a context, until it ends, as on CUDA. The processes are real.
+NVML is faked: every process that creates a clock has a context until it ends, as on CUDA. The processes are real.
 """
 
 from __future__ import annotations
@@ -92,12 +92,12 @@ bench.clock_for, bench.watch = clock_for, watch
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
 GUARDED = [*(word for word in QUICK if "confirm" not in word), "--llmperf-guards=tenants", "-p", "no:hypothesispytest"]
 OF_THE_HOST = {"PID_SHIFT": "4000000"}
-"""As a container's driver may tell them: none is known to be ours."""
+"""Process ids of another namespace, as a driver may report in a container: none matches the run's."""
 
 
 @pytest.fixture
 def run(project, monkeypatch):
-    """Returns a function that runs pytest in a process of its own, in a project whose baseline knows a step of 1 ms."""
+    """Return a function that runs pytest in a process of its own, in a project whose baseline has a step of 1 ms."""
     project.write()
     project.record(*QUIET_MACHINE)
     project.write(conftest=CONTEXTS)
@@ -131,8 +131,8 @@ def test_a_parent_that_only_waits_has_no_context(run, project):
 
 
 def test_a_stranger_is_told(run, project):
-    """A slowdown beside it is none."""
-    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # it is this process's
+    """Beside another tenant, a slowdown is not a regression."""
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)  # no process of the run
     try:
         (project.path / "contexts").mkdir()
         (project.path / "contexts" / str(stranger.pid)).touch()
@@ -144,7 +144,7 @@ def test_a_stranger_is_told(run, project):
 
 
 def test_a_run_is_its_ancestors_and_what_the_outermost_has_started(monkeypatch):
-    """A sibling is one of the run's where the outermost has started it; a number of another process says nothing."""
+    """A sibling belongs to the run only if the variable names an ancestor, which started both."""
     sibling = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     ask = "from pytest_llmperf.system.run_processes import run_process_ids as ids; print(*ids())"
     try:
@@ -160,7 +160,7 @@ def test_a_run_is_its_ancestors_and_what_the_outermost_has_started(monkeypatch):
 
 
 def test_what_cannot_be_asked_leaves_this_process(monkeypatch):
-    """A process may end while it is asked."""
+    """A process may end while it is inspected."""
 
     def ended(*_args):
         raise psutil.NoSuchProcess(1)

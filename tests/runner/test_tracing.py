@@ -1,4 +1,4 @@
-"""What is traced is not compared with what was not."""
+"""Traced runs are not compared with untraced ones."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def stop():
 
 
 def hook(*_):
-    """Stands for a tracer."""
+    """A tracing function."""
 
 
 def test_each_way_to_trace_is_told_by_the_name_of_who_traces(monkeypatch):
-    """Of a function its module; of an object that of its type, which need not be a function's."""
+    """A tracing function is named by its module; another object by the module of its type."""
     before = tracing()
     seen = []
     monkeypatch.setattr(threading, "_trace_hook", hook)
@@ -81,14 +81,14 @@ def test_a_tool_of_pythons_monitoring_is_told_by_its_name():
 
 @pytest.fixture
 def recorded(project):
-    """A project whose baseline knows a step to take 1 ms."""
+    """A project whose baseline has a step of 1 ms."""
     project.write()
     project.record(1.0, 1.01, 0.99)
     return project
 
 
 def test_a_traced_run_is_not_comparable_with_others(recorded):
-    """However slow it is, and however its own are."""
+    """This holds however slow it is; traced runs are compared with each other."""
     recorded.write(conftest=FAKE_CLOCK + TRACED)
     result = recorded.run(step_ms=9.0)
     assert result.ret == 0
@@ -98,7 +98,7 @@ def test_a_traced_run_is_not_comparable_with_others(recorded):
 
 @pytest.mark.parametrize("guards", ["none", "placement"])
 def test_tracing_that_begins_in_a_test_makes_its_times_invalid(recorded, guards):
-    """No guard: the run's environment would be wrong about it. Counted figures are compared."""
+    """No guard is involved: the recorded environment would be wrong. Counted metrics are still compared."""
     recorded.write(IN_THE_TEST)
     result = recorded.run(f"--llmperf-guards={guards}", step_ms=9.0)
     assert result.ret == 0

@@ -1,7 +1,7 @@
-"""One xdist worker a device: who measures where, what becomes of it, and what is refused.
+"""One xdist worker per device: which device measures which test, how results are collected, and what is refused.
 
-Two devices are made up: torch is said to see two, and the CPU stands for each. What a run records of its device tells
-which of them its process was given.
+The two devices are faked: torch reports two, and the CPU stands for each. The recorded environment shows which device a
+process was given.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_decode(llm, llmperf, number):
     if number == 3 and llm.spec.quantization == "fp32":
         OTHER_ENDS.touch()
     if number == 2 and llm.spec.quantization == "bf16":
-        for _ in range(600):  # a minute: without it this test would hang where the other model never gets so far
+        for _ in range(600):  # at most a minute, in case the other model never starts
             if OTHER_ENDS.exists():
                 break
             time.sleep(0.1)  # a file is all that two workers share
@@ -63,7 +63,7 @@ ON_BOTH = ("--device=cuda", "-n2")
 
 
 def devices_of(path):
-    """Where each run of a file was made, and of which tests."""
+    """Return each run's device and tests."""
     stored = load_baseline(path)
     tests = {run.run_id: {cell.test for cell in stored.cells if cell.run == run.run_id} for run in stored.runs}
     return [(run.environment["device_uuid"], tests[run.run_id]) for run in stored.runs]
@@ -76,12 +76,12 @@ def two_devices(project):
 
 
 def test_each_worker_is_a_run_on_a_device_of_its_own(two_devices):
-    """Each model goes to one of them; the baseline gets two runs of one session, and each has a journal."""
+    """Each model goes to one worker; the baseline gets two runs of one session, and each has a journal."""
     result = two_devices.run(*ON_BOTH, "--llmperf-update")
     assert result.ret == 0, result.outlines
     result.assert_outcomes(passed=4)
     result.stdout.fnmatch_lines(
-        ["llmperf workers: one each on cuda:0, cuda:1", "baseline updated: * holds 2 runs of 1 session"]
+        ["llmperf: one worker on each of cuda:0, cuda:1", "baseline updated: * holds 2 runs of 1 session"]
     )
     models = [{f"test_perf.py::test_decode[{model}-{size}]" for size in (1, 2)} for model in ("fp32", "bf16")]
     found = sorted(devices_of(two_devices.baseline()))
@@ -92,7 +92,7 @@ def test_each_worker_is_a_run_on_a_device_of_its_own(two_devices):
 
 
 def test_fresh_runs_stay_on_their_workers_device(two_devices):
-    """Two suspects on two devices are each confirmed where they were measured."""
+    """Possible regressions on two devices are confirmed on the device that measured them."""
     two_devices.write(TWO_MODELS.replace("[1, 2]", "[1]"), conftest=FAKE_CLOCK + TWO_DEVICES)
     two_devices.record(1.0, 1.01, 0.99, 1.0, 1.005)
     result = two_devices.run(*ON_BOTH, "--llmperf-confirm=1", step_ms=1.5)
@@ -107,12 +107,12 @@ def test_fresh_runs_stay_on_their_workers_device(two_devices):
 
 
 def test_a_worker_that_dies_is_replaced_on_its_device(two_devices):
-    """The test that killed it fails once, what is left of its model is measured on the same device by another run."""
+    """The test that killed it fails once; a new run on the same device measures the model's other tests."""
     two_devices.write(ONE_KILLS, conftest=FAKE_CLOCK + TWO_DEVICES)
     result = two_devices.run(*ON_BOTH, "--llmperf-update")
     assert result.ret == 1
     result.assert_outcomes(passed=5, failed=1)
-    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; what was measured is kept in *.jsonl, *.jsonl*"])
+    result.stdout.fnmatch_lines(["baseline NOT updated: a test failed; the results are in *.jsonl, *.jsonl*"])
     journals = [devices_of(path) for path in (two_devices.path / ".llmperf" / "runs").glob("*.jsonl")]
     of_model = [(device, test) for ((device, tests),) in journals for test in tests if "bf16" in test]
     assert sorted(test for _, test in of_model) == [f"test_perf.py::test_decode[bf16-{number}]" for number in (1, 3)]
@@ -123,17 +123,17 @@ def test_a_worker_that_dies_is_replaced_on_its_device(two_devices):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--device=cuda", "-n3"], "3 workers would measure on 2 devices at once (cuda:0, cuda:1); *: use -n2"),
-        (["--device=cuda:1", "-n2"], "2 workers would measure on one device at once (cuda:1); *: use -n1"),
-        (["--device=cuda", "--dist=load", "--tx=3*popen"], "3 workers would measure on 2 devices at once *"),
-        (["--device=cuda", "-n2", "--llmperf-journal=one.jsonl"], "a journal is of one run, and 2 workers *"),
+        (["--device=cuda", "-n3"], "3 workers for 2 devices (cuda:0, cuda:1); *: use -n2"),
+        (["--device=cuda:1", "-n2"], "2 workers for one device (cuda:1); *: use -n1"),
+        (["--device=cuda", "--dist=load", "--tx=3*popen"], "3 workers for 2 devices *"),
+        (["--device=cuda", "-n2", "--llmperf-journal=one.jsonl"], "one file for 2 workers; *"),
         (["--device=cuda:1,cuda:2", "-n2"], "device 'cuda:2' is not available: *"),
         (["--device=cuda:0,xpu:1", "-n2"], "unknown device 'cuda:0,xpu:1': expected *cuda:0,cuda:2*"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_workers_that_do_not_fit_are_refused_at_once(two_devices, arguments, line):
-    """One line, exit code 4, and no worker is started."""
+    """One line, exit code 4, and no worker starts."""
     result = two_devices.run(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: *{line}"])
@@ -141,7 +141,7 @@ def test_workers_that_do_not_fit_are_refused_at_once(two_devices, arguments, lin
 
 
 def test_a_worker_that_dies_over_what_it_held_back_fails_the_run(project):
-    """Its suspects were neither confirmed nor cleared, and xdist knows of no test that it died of."""
+    """Its possible regressions were neither confirmed nor cleared, and xdist blames no test for the crash."""
     project.write()
     project.record(1.0, 1.01, 0.99, 1.0, 1.005)
     dies = "confirm.run_replica = lambda *_, **__: os.kill(os.getpid(), 9)\n"
@@ -157,7 +157,7 @@ def test_a_worker_that_dies_over_what_it_held_back_fails_the_run(project):
 
 
 def test_a_refusal_that_only_a_worker_can_make_is_one_line_too(project):
-    """Not an internal error, which xdist makes of it."""
+    """Without our forwarding, xdist would report an internal error."""
     project.write()
     result = project.run("-n1", "--llmperf-model=./nowhere")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
@@ -166,7 +166,7 @@ def test_a_refusal_that_only_a_worker_can_make_is_one_line_too(project):
 
 
 class FakeNode(SimpleNamespace):
-    """A worker as its controller sees it, before and after it has started."""
+    """A worker as its controller sees it, before and after its start."""
 
     def __init__(self, name: str) -> None:
         channel = SimpleNamespace(setcallback=lambda callback: setattr(self, "tell", callback))
@@ -203,7 +203,7 @@ def told(**changes):
 
 
 def test_a_replacement_gets_the_device_that_became_free(controller):
-    """Never one that another worker has, however often xdist tells that a worker is down; of two, its predecessor's."""
+    """It never gets a device in use, even if xdist reports a worker twice; of two, it gets its predecessor's."""
     first, second = (started(controller, name) for name in ("gw0", "gw1"))
     assert [node.workerinput["llmperf_device"] for node in (first, second)] == ["cuda:0", "cuda:2"]
     for _ in range(2):
@@ -217,7 +217,7 @@ def test_a_replacement_gets_the_device_that_became_free(controller):
 
 
 def test_what_workers_found_is_taken_in_once(controller):
-    """Their devices have differences of their own; a worker without a perf test tells nothing."""
+    """Each device has its own differences; a worker without a perf test sends nothing."""
     differences = {"gw0": "device_uuid: 1 -> 2", "gw1": "driver: 3 -> 4"}
     for name, difference in differences.items():
         node = started(controller, name)
@@ -230,7 +230,7 @@ def test_what_workers_found_is_taken_in_once(controller):
 
 
 def test_workers_on_unlike_devices_are_refused(controller):
-    """Which test lands where is nobody's choice, and a baseline is of one device."""
+    """A baseline belongs to one device, and the scheduler chooses which device runs a test."""
     first, second = (started(controller, name) for name in ("gw0", "gw1"))
     first.tell(told())
     second.tell(told(device_key="a100"))
@@ -243,7 +243,7 @@ def test_workers_on_unlike_devices_are_refused(controller):
 
 @pytest.fixture
 def scheduling(monkeypatch):
-    """Of a model with three tests, and of two with one."""
+    """Scheduling of three models: one with three tests, two with one test each."""
     for name in ("parse_tx_spec_config", "parse_spec_config"):  # the second one before xdist 3.7
         monkeypatch.setattr(f"xdist.scheduler.loadscope.{name}", lambda config: ["popen"], raising=False)
     config, log = SimpleNamespace(option=SimpleNamespace(loadscopereorder=True)), SimpleNamespace(loadscopesched=print)
@@ -262,7 +262,7 @@ def joined(scheduling, name):
 
 
 def test_what_a_lost_worker_had_left_is_given_out_without_what_killed_it(scheduling):
-    """The rest of the model's tests, once; a worker that has nothing left lost nothing."""
+    """The model's other tests are scheduled once; a worker without remaining tests loses nothing."""
     first = joined(scheduling, "gw0")
     assert first.sent == [0, 1, 2]
     scheduling.mark_test_complete(first, 0)
@@ -275,7 +275,7 @@ def test_what_a_lost_worker_had_left_is_given_out_without_what_killed_it(schedul
 
 
 def test_a_replacement_gets_two_tests_at_once(scheduling):
-    """A worker starts a test when it has the next: with one alone both sides would wait for each other."""
+    """A worker starts a test only when it has the next one; with a single test, both sides would wait forever."""
     first = joined(scheduling, "gw0")
     for index in (0, 1):
         scheduling.mark_test_complete(first, index)
@@ -298,5 +298,5 @@ def test_a_replacement_gets_two_tests_at_once(scheduling):
     ids=["short", "long", "both", "ini"],
 )
 def test_a_fresh_process_is_pinned_by_the_option_that_was_given(given, expected):
-    """Whoever owns ``--device``, and wherever the options stand: the two never contradict each other."""
+    """``--device`` and ``--llmperf-device`` never contradict each other, whoever defines ``--device``."""
     assert _pinned_to(SimpleNamespace(getoption=given.get), "cuda:1") == expected
