@@ -144,7 +144,7 @@ def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -
     from pytest_llmperf.system.pytest_process import run_perf_tests
 
     _refuse_no_runs(runs, option)
-    arguments = ["--llmperf-measure-only", "--llmperf-update", *rest]
+    arguments = ["--llmperf-measure-only", "--llmperf-update=all", *rest]
     for number in range(1, runs + 1):
         say(f"llmperf {command}: run {number} of {runs}")
         code = run_perf_tests(arguments).exit_code

@@ -132,8 +132,8 @@ class Options:
     guards: frozenset[str]
     baselines: Path
     anchor: str | None
-    update: bool
-    update_new_only: bool
+    update: str
+    """``all``, ``new`` or empty."""
     force_update: bool
     injections: tuple[Factor | Injection, ...]
     json_folder: Path | None
@@ -199,7 +199,7 @@ class Options:
     @property
     def updates(self) -> bool:
         """Whether this run is appended to the baseline."""
-        return self.update or self.update_new_only
+        return bool(self.update)
 
     @property
     def confirms(self) -> bool:
@@ -247,8 +247,7 @@ class Options:
             guards=parse_guards(value["guards"]),
             baselines=_baselines(config),
             anchor=value["anchor"] or None,
-            update=config.getoption("llmperf_update"),
-            update_new_only=config.getoption("llmperf_update_new_only"),
+            update=_update(config.getoption("llmperf_update")),
             force_update=config.getoption("llmperf_force_update"),
             injections=tuple(
                 parse_injection(text) or Factor.parse(text) for text in config.getoption("llmperf_inject")
@@ -298,7 +297,6 @@ class Options:
 
     def _refuse_contradictions(self) -> None:
         contradictions = {
-            "--llmperf-update and --llmperf-update-new-only: choose one": self.update and self.update_new_only,
             "--llmperf-inject: a baseline must not contain injected regressions: leave out --llmperf-update": (
                 self.updates and self.injections
             ),
@@ -471,6 +469,13 @@ def _share(name: str, given: object) -> float:
     if math.isnan(share):
         raise UsageError(f"{name}={given!r}: expected a share such as 3% or 0.03")
     return share
+
+
+def _update(text: str) -> str:
+    """Check the value of ``--llmperf-update``, which may be a path that follows the bare option."""
+    if text not in ("", "all", "new"):
+        raise UsageError(f"--llmperf-update {text}: expected all or new: write --llmperf-update=all {text}")
+    return text
 
 
 def _whole(name: str, given: object, *, at_least: int = 1) -> int:

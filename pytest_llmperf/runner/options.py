@@ -119,7 +119,6 @@ _ACTIONS = (
     "verdicts",
     "report",
     "update",
-    "update_new_only",
     "force_update",
     "inject",
     "only",
@@ -199,9 +198,9 @@ def forgotten_flag(config: pytest.Config) -> str:
 
 
 def _add_actions(group: pytest.OptionGroup) -> None:
-    group.addoption("--llmperf-update", action="store_true", help="Append this run to the device's baseline")
-    group.addoption("--llmperf-update-new-only", action="store_true",
-                    help="Append only cells that the baseline does not have")  # fmt: skip
+    group.addoption("--llmperf-update", nargs="?", const="all", default="", metavar="all|new",
+                    help="Append this run to the device's baseline; new: only cells that the baseline does not "
+                         "have (default: all)")  # fmt: skip
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
     group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
                     help="Inject a regression, to check that the gate can fail: multiply a metric ('tpot:+50%%'), or "

@@ -166,7 +166,7 @@ class Session:
         added = baseline_of(measured[0].device_key, list(runs.values()), results)
         if baseline is None:
             return added
-        return merge(baseline, only_new_cells(baseline, added) if self.options.update_new_only else added)
+        return merge(baseline, only_new_cells(baseline, added) if self.options.update == "new" else added)
 
     def _begin_journal(self, entry: Entry) -> Journal:
         """Open a journal. The first run gets the requested file; a worker that replaces a crashed one is a new run."""

@@ -25,7 +25,7 @@ LAST_WORDS_S = 1.0
 
 _WRITING_FLAGS = (
     *("--pdb", "--trace", "--no-cov", "--cov-append", "--benchmark-autosave", "--json-report"),
-    *("--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-isolate"),
+    *("--llmperf-force-update", "--llmperf-isolate"),
 )
 _WRITING_OPTIONS = (
     *("--junitxml", "--junit-xml", "--report-log", "--log-file", "--html", "--json-report-file", "--pastebin"),
@@ -34,7 +34,9 @@ _WRITING_OPTIONS = (
     *("--llmperf-json", "--llmperf-verdicts", "--llmperf-report", "--llmperf-confirm", "--llmperf-profile"),
     *("--llmperf-journal", "--llmperf-tell"),
 )
-_WRITING_WITH_OR_WITHOUT_A_NAME = ("--cov", "--debug", "--benchmark-histogram", "--benchmark-cprofile-dump")
+_WRITING_WITH_OR_WITHOUT_A_NAME = (
+    *("--cov", "--debug", "--benchmark-histogram", "--benchmark-cprofile-dump", "--llmperf-update"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pytest_llmperf.verdict.model import Outcome
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" / "README.md"]
-ACTIONS = {"--llmperf-update", "--llmperf-update-new-only", "--llmperf-force-update", "--llmperf-inject",
+ACTIONS = {"--llmperf-update", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
            "--llmperf-verdicts", "--llmperf-report", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
            "--llmperf-tell", "--llmperf-profile"}  # fmt: skip

@@ -55,7 +55,7 @@ def test_a_guard_that_is_left_out_only_reads(busy):
     assert observation["invalid"] == ""
 
 
-@pytest.mark.parametrize("update", ["--llmperf-update", "--llmperf-update-new-only"])
+@pytest.mark.parametrize("update", ["--llmperf-update", "--llmperf-update=new"])
 def test_a_disturbed_run_is_not_recorded(busy, update):
     """The exit code reports the failure."""
     before = busy.baseline().read_text()

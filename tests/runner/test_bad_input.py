@@ -24,7 +24,10 @@ import pytest
         (["--llmperf-inject=token_digest:+5%"], "*token_digest*expected a numeric metric*"),
         (["--llmperf-inject=tpot:+5%", "--llmperf-update"], "*a baseline must not contain injected regressions*"),
         (["--llmperf-inject=tpot:+5%", "--llmperf-measure-only"], "*a run that compares nothing cannot fail*"),
-        (["--llmperf-update", "--llmperf-update-new-only"], "*choose one*"),
+        (
+            ["--llmperf-update", "tests"],
+            "--llmperf-update tests: expected all or new: write --llmperf-update=all tests",
+        ),
         (["--llmperf-explain=maybe"], "*--llmperf-explain 'maybe': expected on or off*"),
         (["--llmperf-force-update"], "*--llmperf-force-update needs --llmperf-update*"),
         (["--llmperf-requests=0"], "*--llmperf-requests '0': expected a whole number of at least 1*"),
@@ -252,7 +255,7 @@ def test_update_new_only_leaves_what_is_known_alone(project):
         + "\n\n@pytest.mark.parametrize('llm', ['fp32'], indirect=True)\n"
         + "def test_more(llm, llmperf):\n    llmperf.generate(llm)\n"
     )
-    assert project.run("--llmperf-update-new-only").ret == 0
+    assert project.run("--llmperf-update=new").ret == 0
     cells = json.loads(project.baseline().read_text())["cells"]
     tpot = sorted(cell["test"].partition("::")[2] for cell in cells if cell["metric"] == "tpot_ms")
     assert tpot == ["test_decode[fp32]", "test_more[fp32]"]
