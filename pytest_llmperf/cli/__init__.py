@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llmperf: {error.filename or 'system error'}: {error.strerror or error}", file=sys.stderr)  # noqa: T201  # same
         return USAGE_ERROR
     except KeyboardInterrupt:
-        goes_on = "" if options.command == "selftest" else "; the same command goes on where it stopped"
+        goes_on = "" if options.command == "selftest" else "; run the same command again to continue"
         print(f"llmperf: interrupted{goes_on}", file=sys.stderr)  # noqa: T201  # same
         return INTERRUPTED
     return code

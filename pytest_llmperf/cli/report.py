@@ -74,7 +74,7 @@ def _report(options: argparse.Namespace, _rest: list[str]) -> int:
 def _summary_file(wanted: str) -> Path:
     name = os.environ.get(STEP_SUMMARY)
     if wanted != "github":
-        raise UsageError(f"--summary: the summary of a step is of --format github, not {wanted}: leave out --format")
+        raise UsageError(f"--summary: found --format {wanted}, expected github: leave out --format")
     if not name:
         raise UsageError(f"--summary: {STEP_SUMMARY} is not set; expected a step of GitHub Actions: or give -o FILE")
     return Path(name)

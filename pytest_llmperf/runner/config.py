@@ -306,7 +306,7 @@ class Options:
             "--llmperf-baseline-ref: the baseline of another revision is read-only: leave out "
             "--llmperf-update": self.updates and self.baseline_ref and not self.measure_only,
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
-            "--llmperf-profile: a profiled run is no measurement: add --llmperf-measure-only, and leave out "
+            "--llmperf-profile: times of a profiled run cannot be compared: add --llmperf-measure-only, and leave out "
             "--llmperf-update": self.profile and (self.updates or not self.measure_only),
             f"--llmperf-base-url {self.base_url}: engine {self.engine!r} does not use a server: choose one that "
             "does with --llmperf-engine": self.base_url and self.loads_models,
@@ -512,7 +512,7 @@ def _schedulers(text: str) -> tuple[str, ...]:
 def _rate(text: str) -> float:
     rate = _amount(text)
     if not rate > 0:
-        raise UsageError(f"--llmperf-rate {text!r}: expected requests a second, a number above 0")
+        raise UsageError(f"--llmperf-rate {text!r}: expected requests per second, above 0")
     return rate
 
 

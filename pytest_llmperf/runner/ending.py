@@ -102,7 +102,7 @@ class Ending:
         if outcome.update:
             from pytest_llmperf.runner.profiling import store_profiles
 
-            with running.noting("operator profiles NOT kept"):
+            with running.noting("operator profiles NOT stored"):
                 outcome.profiles = store_profiles(self._config, running)
         self._fail(session)
         if not self._config.option.collectonly:

@@ -33,7 +33,7 @@ from pytest_llmperf.text import plural, some
 from pytest_llmperf.verdict.explanation import Profiles, explanations, slower
 from pytest_llmperf.verdict.outcome import Entry
 
-NO_PROFILE = "no profile of it is stored; recording a run stores those of llmperf.generate"
+NO_PROFILE = "no profile is stored; recording a run stores profiles of llmperf.generate"
 LONGEST_LIST = 3
 
 
@@ -80,7 +80,7 @@ def store_profiles(config: pytest.Config, session: Session) -> str:
         return ""
     found, _ = profiled(config, wanted, run)
     if not found.found:
-        return f"operator profiles NOT kept: {found.why_not}"
+        return f"operator profiles NOT stored: {found.why_not}"
     keep_profiles(path, entries[0].device_key, run, found.found, of=of)
     return f"operator profiles of {plural(len(found.found), 'workload')} kept: {path}"
 
@@ -128,7 +128,7 @@ def _stored(config: pytest.Config, workplace: Workplace) -> Profiles:
     if file is None:
         return Profiles("baseline", why_not=NO_PROFILE)
     found = comparable(file, workplace.run.environment)
-    why = NO_PROFILE if found else "its profiles are of another environment"
+    why = NO_PROFILE if found else "its profiles are from another environment"
     return Profiles(f"baseline{_commits(file, found)}", found, why)
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.report.inputs import Evidence
 
 LONGEST_LIST = 3
-NOT_KEPT = "what was measured could not be kept"
+NOT_KEPT = "results could not be written"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
 """Errors of a place that is never writable, unlike a full disk."""
 

@@ -71,8 +71,8 @@ class Imported(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise UsageError(
-                "its process did not report where it imported the repository's modules from; expected an environment "
-                "with the pytest-llmperf that runs this command"
+                "its process wrote no report of its imports; expected an environment with the pytest-llmperf that runs "
+                "this command"
             ) from error
 
 

@@ -112,7 +112,7 @@ def test_the_same_tree_is_said_first_and_compared_all_the_same(repository, capfd
     ("raised", "ending"),
     [
         (OSError(28, "No space left on device", "0002"), (4, "llmperf: 0002: No space left on device\n")),
-        (KeyboardInterrupt(), (2, "llmperf: interrupted; the same command goes on where it stopped\n")),
+        (KeyboardInterrupt(), (2, "llmperf: interrupted; run the same command again to continue\n")),
     ],
     ids=["full-disk", "interrupted"],
 )

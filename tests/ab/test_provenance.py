@@ -135,7 +135,7 @@ def test_a_process_of_no_side_reports_nothing(monkeypatch, tmp_path):
 
 def test_a_process_that_reported_nothing_is_no_proof(tmp_path):
     """An older version of the plugin, say."""
-    with pytest.raises(UsageError, match="its process did not report where it imported"):
+    with pytest.raises(UsageError, match="its process wrote no report of its imports"):
         Imported.read(tmp_path / "report.json")
 
 

@@ -110,7 +110,7 @@ def test_a_file_that_is_none_is_one_line_and_exit_code_4(verdicts, capsys, text,
         (["verdicts.json", "--summary"], "--summary: GITHUB_STEP_SUMMARY is not set"),
         (
             ["verdicts.json", "--summary", "--format", "bencher"],
-            "--summary: the summary of a step is of --format github",
+            "--summary: found --format",
         ),
         (["verdicts.json", "-o", "nowhere/out"], "nowhere/out: No such file or directory"),
     ],

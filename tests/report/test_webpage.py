@@ -81,7 +81,7 @@ def test_a_report_that_cannot_be_written_fails_the_run_and_says_so(project):
     (project.path / "taken").write_text("")
     result = project.run("--llmperf-report=taken/report.html")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["what was measured could not be kept: cannot write report *taken/report.html: *"])
+    result.stdout.fnmatch_lines(["results could not be written: cannot write report *taken/report.html: *"])
 
 
 def test_the_command_finds_what_lies_beside_the_verdicts(folder):

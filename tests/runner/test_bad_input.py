@@ -215,7 +215,7 @@ def test_a_run_that_cannot_be_kept_goes_on_and_says_so(project):
     (project.path / ".llmperf").write_text("a file where the folder should be")
     result = project.run()
     assert result.ret == 0
-    result.stdout.fnmatch_lines(["what was measured could not be kept: */.llmperf/runs: *"])
+    result.stdout.fnmatch_lines(["results could not be written: */.llmperf/runs: *"])
     assert project.run("--llmperf-journal=.llmperf/run.jsonl").ret == 1, "somebody asked for this one"
 
 

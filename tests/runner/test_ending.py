@@ -152,14 +152,14 @@ def full(*_arguments, **_more):
 
 module.{name} = full
 """
-KEPT = "what was measured could not be kept: No space left on device"
+KEPT = "results could not be written: No space left on device"
 FULL_DISKS = {
     "journal": ("runner.session", "_next_journal", KEPT),
     "json": ("runner.session", "_write_json", KEPT),
     "baseline": ("runner.session", "update_baseline", "baseline NOT updated: No space left on device"),
     "verdicts": ("runner.session", "write_verdicts", KEPT),
     "report": ("report.html", "write_report", KEPT),
-    "profiles": ("runner.profiling", "store_profiles", "operator profiles NOT kept: No space left on device"),
+    "profiles": ("runner.profiling", "store_profiles", "operator profiles NOT stored: No space left on device"),
 }
 
 

@@ -238,7 +238,7 @@ def test_verdicts_that_cannot_be_written_fail_the_run(recorded):
     (recorded.path / "file").write_text("")
     result = recorded.run("--llmperf-verdicts=file/verdicts.json")
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["what was measured could not be kept: cannot write verdicts *"])
+    result.stdout.fnmatch_lines(["results could not be written: cannot write verdicts *"])
 
 
 def test_a_run_that_measured_nothing_is_of_its_device_all_the_same(recorded):

@@ -66,7 +66,7 @@ def test_a_regression_without_a_stored_profile_says_what_would_store_one(project
     assert result.ret == 1
     result.stdout.fnmatch_lines([
         "TPOT ×1.* [[]*[]]: 1.50 ms > 1.00 ms baseline, *",
-        "not explained: baseline: no profile of it is stored; recording a run *",
+        "not explained: baseline: no profile is stored; recording a run *",
     ])  # fmt: skip
     assert not (project.path / ".llmperf" / "traces").exists()
 
@@ -88,7 +88,9 @@ def test_a_profiled_run_is_never_taken_for_a_measurement(project, more):
     project.write()
     result = project.run("--llmperf-profile=traces", *more)
     assert result.ret == 4
-    result.stderr.fnmatch_lines(["*--llmperf-profile: a profiled run is no measurement: add --llmperf-measure-only*"])
+    result.stderr.fnmatch_lines(
+        ["*--llmperf-profile: times of a profiled run cannot be compared: add --llmperf-measure-only*"]
+    )
 
 
 def run(name="now", **more):
@@ -112,7 +114,7 @@ def test_the_stored_side_is_named_and_comes_from_a_like_environment(workplace, t
     stored = profiling._stored(config, workplace)
     assert (stored.name, list(stored.found)) == ("baseline of c", [("test", "w")])
     workplace.run = run(environment={"torch": "2.14"})
-    assert profiling._stored(config, workplace).why_not == "its profiles are of another environment"
+    assert profiling._stored(config, workplace).why_not == "its profiles are from another environment"
     workplace.path.write_text("{}")
     with pytest.raises(BaselineError):
         profiling._stored(config, workplace)
@@ -155,5 +157,5 @@ def test_a_profiled_process_that_dies_says_so_and_changes_no_verdict(project):
     result = project.run("--llmperf-update", "--llmperf-measure-only", "--llmperf-explain=on")
     assert result.ret == 0
     result.stdout.fnmatch_lines([
-        "baseline updated: *", "operator profiles NOT kept: not profiled: exit code 4, *no*profile.log)",
+        "baseline updated: *", "operator profiles NOT stored: not profiled: exit code 4, *no*profile.log)",
     ])  # fmt: skip
