@@ -61,11 +61,12 @@ class TransformersEngine:
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """Resolved settings of continuous batching, while it is set up; empty for ``generate``."""
+        """The model's settings, and while it is set up those of continuous batching."""
         if self._manager is None:
-            return {}
+            return self._loaded.settings
         resolved = self._manager.continuous_batching_config
         return {
+            **self._loaded.settings,
             "serving_attention": attention_of(self._loaded.model),
             "cache_blocks": resolved.num_blocks,
             "block_tokens": resolved.page_size,

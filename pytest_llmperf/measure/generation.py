@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from statistics import median
@@ -26,7 +26,7 @@ from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes,
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
-from pytest_llmperf.metrics import Figure
+from pytest_llmperf.metrics import Figure, Scalar
 from pytest_llmperf.storage.schema import PhaseProfile, Warmup
 from pytest_llmperf.validation import require_whole
 
@@ -84,6 +84,8 @@ class Measurement:
     """The execution's own figures, and those of the profiler."""
     profile: Mapping[str, PhaseProfile]
     """Profile by phase, if requested."""
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    """Settings of generation that change the work; part of the workload."""
 
 
 WARMUP_TOKENS = 16

@@ -67,7 +67,7 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         output_tokens=plan.output_tokens,
         sampling="greedy",
         prompt_sha256=measured.prompt_sha256,
-        settings=dict(execution.settings),
+        settings={**loaded.settings, **execution.settings, **measured.settings},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +19,7 @@ from pytest_llmperf.errors import (
     MissingDependency,
     ModelError,
 )
+from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
 from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
 from pytest_llmperf.models.quiet import quiet
@@ -43,6 +44,7 @@ class LoadedModel:
         dtype: The actual compute dtype, such as ``bfloat16``.
         attention: The actual attention implementation.
         device: The requested device.
+        settings: What else distinguishes this model from others of its name; part of the workload.
     """
 
     spec: ModelSpec
@@ -53,6 +55,7 @@ class LoadedModel:
     dtype: str
     attention: str
     device: str
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
 
     @property
     def closed(self) -> bool:
