@@ -14,7 +14,7 @@ from pytest_llmperf.measure.serving_plan import NAIVE
 from pytest_llmperf.metrics import Figure
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
-UNTOLD = "unknown"
+UNREPORTED = "unknown"
 _NO_DECODE = "no request has a second output token"
 _SEVERAL_AT_A_TIME = "several tokens arrived at a time: the gaps between them are unknown"
 
@@ -34,11 +34,11 @@ def _workload(measured: ServingMeasurement, engine: Engine) -> Workload:
     plan, model = measured.plan, engine.model
     return Workload(
         engine=engine.name,
-        model=model["model"] or UNTOLD,
+        model=model["model"] or UNREPORTED,
         revision=model["revision"],
-        quantization=model["quantization"] or UNTOLD,
-        dtype=model["dtype"] or UNTOLD,
-        attention=model["attention"] or UNTOLD,
+        quantization=model["quantization"] or UNREPORTED,
+        dtype=model["dtype"] or UNREPORTED,
+        attention=model["attention"] or UNREPORTED,
         execution=plan.scheduler,
         batch_size=plan.max_concurrency,
         input_tokens=measured.longest_input,
