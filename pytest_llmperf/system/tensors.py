@@ -34,12 +34,11 @@ def _parts(owner: object) -> Iterable[object]:
 
 def unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensors that hold a tensor's memory: itself, or the inner ones of a wrapper, as torch.compile finds them."""
-    if not hasattr(tensor, "__tensor_flatten__"):
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
         yield tensor
-        return
-    names: Iterable[str] = tensor.__tensor_flatten__()[0]
-    for name in names:
-        yield from unwrapped(getattr(tensor, name))
+    else:
+        yield from tensors_in([getattr(tensor, name) for name in flatten()[0]])
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
