@@ -46,8 +46,8 @@ class CacheSize:
 
     total_bytes: int
     growing_bytes: int
-    """Bytes of tensors with an entry for each position. Others, such as recurrent states and full sliding windows, have
-    the same size in each step."""
+    """Bytes of keys and values with an entry for each position. Recurrent states and full sliding windows have the same
+    size in each step."""
 
 
 def cache_size(cache: Any, positions: int, states: Iterable[torch.Tensor] = ()) -> CacheSize | None:
@@ -63,8 +63,19 @@ def cache_size(cache: Any, positions: int, states: Iterable[torch.Tensor] = ()) 
         if tensor.dim() and tensor.nbytes > getattr(found.get(key := _memory(tensor)), "nbytes", 0):
             found[key] = tensor
     total = sum(map(_own_bytes, found.values()))
-    growing = sum(_own_bytes(tensor) for tensor in found.values() if positions in tensor.shape[-2:-1])
-    return CacheSize(total, growing) if total else None
+    return CacheSize(total, _growing_bytes(cache, positions)) if total else None
+
+
+def _growing_bytes(cache: Any, positions: int) -> int:
+    """Bytes of keys and values: tensors of a cache's layers with an entry for each position, as transformers keeps them.
+
+    A layer keeps recurrent states one level deeper; their shapes may equal the number of positions by chance.
+    """
+    import torch
+
+    held = (value for layer in getattr(cache, "layers", ()) for value in vars(layer).values())
+    tensors = (value for value in held if isinstance(value, torch.Tensor) and value.shape[-2:-1] == (positions,))
+    return sum(map(_own_bytes, tensors))
 
 
 def _memory(tensor: torch.Tensor) -> Hashable:

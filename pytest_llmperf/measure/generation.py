@@ -150,7 +150,9 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
             warmup = _warm_up(request, plan, clock)
             enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
-        counts, peaks = _count_and_follow(model, prepared, plan, partial(request, plan.output_tokens), device, enter)
+        counts, peaks = _count_and_follow(
+            prepared, plan, partial(request, plan.output_tokens), device, states=NewStates(model), enter=enter
+        )
         activity = activity_figures(
             request,
             output_tokens=plan.output_tokens,
@@ -258,15 +260,14 @@ def _time_requests(
     return undisturbed(request, plan.requests)
 
 
-def _count_and_follow(  # noqa: PLR0913  # a request, its device, and a callback
-    model: Any, prepared: PreparedExecution, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
+def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is followed
+    prepared: PreparedExecution, plan: Plan, run: Run, device: str, *, states: NewStates, enter: Callable[[str], None]
 ) -> tuple[Counts, dict[str, PeakMemory]]:
     """Make one untimed request; count its operators and trace memory by phase.
 
     The request's output, including its KV cache, is freed on return.
     """
     seen: list[int] = []
-    states = NewStates(model)
     enter("prefill")
     counting = count_operators() if prepared.dispatches else nullcontext(OperatorCount())
     with trace_memory(device, "prefill") as trace, counting as count:
