@@ -88,6 +88,9 @@ class Limit:
 NO_DECODE = "one output token has no decode: ask for two or more"
 """Why a request with a single output token has no decode figures."""
 
+NO_CACHE = "the request kept no KV cache"
+"""Why a request has no size of the KV cache."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -246,7 +249,7 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _explaining_ms("capture", "capture time", "capturing and first replaying all CUDA graphs of decode"),
     _explaining_ms("lateness", "lateness", "from when a request was due to when it was sent, per request"),
     _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
-    _memory("kv_cache", "KV cache", "bytes of keys and values after the last token", gates=True),
+    _memory("kv_cache", "KV cache", "bytes of keys, values and recurrent states after the last token", gates=True),
     *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
     _memory(
         "graph_memory",

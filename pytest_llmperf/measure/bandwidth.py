@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.engines.executions.execution import is_encoder_decoder
+from pytest_llmperf.measure.counters import CacheSize
 from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
-from pytest_llmperf.metrics import NO_DECODE, Figure
+from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
 from pytest_llmperf.models.model_registry import free_memory
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.generation import Measurement
+    from pytest_llmperf.measure.generation import Measurement, Plan
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_EXPERTS = re.compile(r"(moe_)?(num|n)_(\w+_)?experts|(moe_)?experts?_num")
+"""Names of settings with the number of experts."""
 
 
 @cache
@@ -45,23 +49,31 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
         bandwidth: the device's copy bandwidth, in bytes per second.
     """
     tpots = [tpot for times in measured.requests if (tpot := times.tpot_ms)]
-    if reason := _why_not(model, measured, has_decode=bool(tpots), has_bandwidth=bool(bandwidth)):
-        return Figure("bandwidth_share", None, reason)
-    read = weights - _unread_bytes(model) + _mean_cache_bytes(measured)
+    size = measured.counts.cache
+    reason = _why_not(model, has_decode=bool(tpots), has_bandwidth=bool(bandwidth))
+    if reason or size is None:
+        return Figure("bandwidth_share", None, reason or NO_CACHE)
+    read = weights - _unread_bytes(model) + _mean_cache_bytes(size, measured.plan)
     return Figure("bandwidth_share", MS_PER_S * read / median(tpots) / (bandwidth or 1.0), count=len(tpots))
 
 
-def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwidth: bool) -> str:
-    config = model.config.get_text_config()
+def _why_not(model: Any, *, has_decode: bool, has_bandwidth: bool) -> str:
     reasons = {
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
-        "unknown kind of KV cache": measured.counts.kv_cache_bytes is None,
-        "a mixture of experts reads only some of its weights per token": any(
-            getattr(config, name, None) for name in _EXPERTS
-        ),
+        "a decode step of an encoder-decoder reads only the decoder's weights": is_encoder_decoder(model),
+        "a mixture of experts reads only some of its weights per token": has_experts(model),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def has_experts(model: Any) -> bool:
+    """Whether a model is a mixture of experts, by its config or by the names of its modules."""
+    settings = vars(model.config.get_text_config())
+    counts = (value for name, value in settings.items() if _EXPERTS.fullmatch(name))
+    return any(isinstance(count, int) and count > 1 for count in counts) or any(
+        name.rpartition(".")[2] == "experts" for name, _ in model.named_modules()
+    )
 
 
 def _unread_bytes(model: Any) -> int:
@@ -71,10 +83,12 @@ def _unread_bytes(model: Any) -> int:
     return 0 if tied else int(embedding.nbytes)
 
 
-def _mean_cache_bytes(measured: Measurement) -> float:
-    """Mean KV cache bytes that a step reads.
+def _mean_cache_bytes(size: CacheSize, plan: Plan) -> float:
+    """Mean cache bytes that a step reads.
 
-    Step i reads input + i positions, i from 1 to output - 1. The size is known after the last step.
+    Step i reads input + i positions, i from 1 to output - 1. The size is known after the last step. Recurrent states
+    have the same size in each step. So has a sliding window that was full at the end; if it filled up during decode,
+    the mean is too high by what was missing.
     """
-    plan, after = measured.plan, measured.counts.kv_cache_bytes or 0
-    return after * (plan.input_tokens + plan.output_tokens / 2) / (plan.input_tokens + plan.output_tokens - 1)
+    mean = (plan.input_tokens + plan.output_tokens / 2) / (plan.input_tokens + plan.output_tokens - 1)
+    return size.total_bytes - size.growing_bytes * (1 - mean)

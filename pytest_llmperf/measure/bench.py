@@ -146,12 +146,15 @@ class Bench:
 
     @contextmanager
     def _in_one_line(self, what: str) -> Iterator[None]:
-        """Turn errors of torch into a one-line MeasurementError; after an out-of-memory error, free memory first."""
+        """Turn what a model's code raises into a one-line MeasurementError; after an out-of-memory error, free memory.
+
+        Outcomes of pytest, such as a skip, are no Exceptions and pass.
+        """
         try:
             yield
         except LlmperfError:
             raise
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # each model and library raises its own
             message = f"measuring {what} failed: {one_line(error, self.progress)}"
             if is_out_of_memory(error):
                 give_back(error, self.device)

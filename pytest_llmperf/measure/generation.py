@@ -20,7 +20,7 @@ from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.garbage_collector import collector_paused
 from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 from pytest_llmperf.measure.contention import KeptRequests, undisturbed
-from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
+from pytest_llmperf.measure.counters import CacheSize, NewStates, OperatorCount, cache_size, count_operators
 from pytest_llmperf.measure.cuda_activity import activity_figures
 from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes, inject, reduced_batch_size
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
@@ -58,7 +58,8 @@ class Counts:
 
     token_digest: str
     operators_per_token: float | None
-    kv_cache_bytes: int | None
+    cache: CacheSize | None
+    """The KV cache or the recurrent states after the last token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     ).to(device)
     asked = replace(plan, input_tokens=prompt.shape[1])
     check_length(model.config, asked)
+    check_decoder(model)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
     clock = clock_of(execution, device, clock)
@@ -148,7 +150,9 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
             warmup = _warm_up(request, plan, clock)
             enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
-        counts, peaks = _count_and_follow(prepared, plan, partial(request, plan.output_tokens), device, enter)
+        counts, peaks = _count_and_follow(
+            prepared, plan, partial(request, plan.output_tokens), device, states=NewStates(model), enter=enter
+        )
         activity = activity_figures(
             request,
             output_tokens=plan.output_tokens,
@@ -196,6 +200,23 @@ def check_length(config: Any, plan: Plan) -> None:
         )
 
 
+def check_decoder(model: Any) -> None:
+    """Reject an encoder, in which each token attends to later ones, so that a cache makes its tokens wrong.
+
+    Raises:
+        UsageError: the model's config says that it is no decoder.
+    """
+    config = model.config
+    if config.is_encoder_decoder or config.get_text_config() is not config or getattr(config, "is_decoder", True):
+        return
+    # Up to transformers 4, configs of decoders without any encoder form say is_decoder=False too.
+    if any(getattr(module, "is_decoder", None) is False for module in model.modules()):
+        raise UsageError(
+            f"{type(model).__name__} is an encoder (is_decoder is false in its config.json), so its tokens attend to "
+            "later ones: expected a model that decodes, such as one with is_decoder true"
+        )
+
+
 def _check_injections(injections: Sequence[Injection], execution: Execution, prepared: PreparedExecution) -> None:
     """Reject injections into steps that are not single forwards of the model."""
     heavy = [injection for injection in injections if not isinstance(injection, SmallerBatch)]
@@ -239,8 +260,8 @@ def _time_requests(
     return undisturbed(request, plan.requests)
 
 
-def _count_and_follow(
-    prepared: PreparedExecution, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
+def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is followed
+    prepared: PreparedExecution, plan: Plan, run: Run, device: str, *, states: NewStates, enter: Callable[[str], None]
 ) -> tuple[Counts, dict[str, PeakMemory]]:
     """Make one untimed request; count its operators and trace memory by phase.
 
@@ -262,7 +283,7 @@ def _count_and_follow(
     counts = Counts(
         token_digest=digest(generated.tokens),
         operators_per_token=_each(seen) if prepared.dispatches else None,
-        kv_cache_bytes=cache_bytes(generated.cache),
+        cache=cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find()),
     )
     return counts, trace.peaks
 

@@ -12,7 +12,7 @@ from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.generation import Measurement
-from pytest_llmperf.metrics import NO_DECODE, Figure
+from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
 from pytest_llmperf.stats.summary import summarize
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
@@ -117,8 +117,8 @@ def _rates(measured: Measurement) -> Iterator[Figure]:
 
 def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("weights_bytes", facts.weights_bytes)
-    kv_bytes = measured.counts.kv_cache_bytes
-    yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "unknown kind of KV cache")
+    cache = measured.counts.cache
+    yield Figure("kv_cache_bytes", cache.total_bytes) if cache else Figure("kv_cache_bytes", None, NO_CACHE)
     no_decode = PeakMemory(None, None, None, NO_DECODE)
     for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
         yield from memory_figures(phase, peak)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.system.tensors import storage_bytes
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,9 +16,11 @@ _INT8_STATE = ("CB", "SCB")  # bitsandbytes, 8 bit: on the weight until the firs
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters, buffers and bitsandbytes quantization state; shared storage counts once."""
-    storages = (tensor.untyped_storage() for tensor in _tensors(model))
-    return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
+    """Bytes of a model's parameters, buffers and bitsandbytes quantization state.
+
+    Shared storage counts once, and a wrapper tensor counts by the tensors inside it.
+    """
+    return storage_bytes(_tensors(model))
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -32,8 +32,8 @@ def test_a_measurement_holds_every_request(tiny, execution):
     assert found.counts.operators_per_token > 50
     config = tiny.model.config
     per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    assert found.counts.kv_cache_bytes == 2 * (5 + 3) * per_position
-    assert found.peaks["decode"].allocated_bytes > found.counts.kv_cache_bytes
+    assert found.counts.cache.total_bytes == 2 * (5 + 3) * per_position
+    assert found.peaks["decode"].allocated_bytes > found.counts.cache.total_bytes
     assert found.peaks["prefill"].rss_bytes is None or found.peaks["prefill"].rss_bytes > 0
 
 

@@ -12,7 +12,8 @@ import torch
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import greedy_loop, library_generate
+from pytest_llmperf.engines.executions.execution import library_generate
+from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.injection import Delay, StepTimes, inject
 from pytest_llmperf.measure.operator_profile import (

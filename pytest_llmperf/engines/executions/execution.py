@@ -1,4 +1,4 @@
-"""Execution interface, and the eager executions: transformers' ``generate`` and a greedy loop."""
+"""Execution interface, and the execution ``generate`` of transformers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from pytest_llmperf.metrics import Figure, Scalar
 
 if TYPE_CHECKING:
     import torch
+
+CACHE_NAMES = ("past_key_values", "cache_params", "state")
+"""Names of the cache in a model's output, and of the argument that takes it back."""
 
 OnToken = Callable[[], object]
 """Called once per output token of the batch, when it is available."""
@@ -79,22 +82,6 @@ class Eager:
         yield PreparedExecution(partial(self.run, model, prompt))
 
 
-def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
-    """Prefill, then one forward per token, without synchronizing between tokens. EOS does not stop it."""
-    import torch
-
-    out = model(input_ids=prompt, use_cache=True, **last_logits_only(model))
-    token = greedy(out)
-    on_token()
-    tokens = [token]
-    for _ in range(output_tokens - 1):
-        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        token = greedy(out)
-        on_token()
-        tokens.append(token)
-    return Generated(torch.cat(tokens, dim=1), out.past_key_values)
-
-
 def library_generate(
     model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken, **chosen: Any
 ) -> Generated:
@@ -119,7 +106,18 @@ def library_generate(
             **{"do_sample": False, **chosen},
         ),
     )
-    return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)
+    before = 1 if is_encoder_decoder(model) else prompt.shape[1]
+    return Generated(out.sequences[:, before:], _last_cache(out))
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether an encoder reads the prompt, so that the output begins with a start token instead."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _last_cache(out: Any) -> Any:
+    """The cache in an output of ``generate``, under any of its names."""
+    return next((out[name] for name in CACHE_NAMES if out.get(name) is not None), None)
 
 
 def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_llmperf.engines.executions.execution import Eager, Execution, greedy_loop, library_generate
+from pytest_llmperf.engines.executions.execution import Eager, Execution, library_generate
 from pytest_llmperf.engines.executions.graph import Graph
+from pytest_llmperf.engines.executions.greedy_loop import GreedyLoop
 from pytest_llmperf.engines.executions.torch_compile import Compile
 from pytest_llmperf.errors import UsageError
 
 EXECUTIONS: Mapping[str, Execution] = {
-    one.name: one for one in (Eager("generate", library_generate), Eager("loop", greedy_loop), Compile(), Graph())
+    one.name: one for one in (Eager("generate", library_generate), GreedyLoop(), Compile(), Graph())
 }
 """Each execution with its default settings."""
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pytest_llmperf import ModelSpec
-from pytest_llmperf.engines.executions.execution import Generated, check_produced, greedy_loop, library_generate
+from pytest_llmperf.engines.executions.execution import Generated, check_produced, library_generate
+from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.measure.counters import count_operators
 from pytest_llmperf.measure.prompt import random_prompt
