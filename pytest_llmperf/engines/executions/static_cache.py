@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.engines.executions.execution import Generated, OnToken, greedy, greedy_loop, last_logits_only
+from pytest_llmperf.engines.executions.execution import (
+    Generated,
+    OnToken,
+    greedy,
+    greedy_loop,
+    last_logits_only,
+    unnoticed,
+)
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import Figure
 
@@ -72,7 +79,7 @@ class StaticRequest:
 
 def tokens_of_loop(model: Any, prompt: torch.Tensor, output_tokens: int) -> torch.Tensor:
     """Output tokens of the greedy loop; its KV cache is freed."""
-    return greedy_loop(model, prompt, output_tokens, lambda: None).tokens
+    return greedy_loop(model, prompt, output_tokens, unnoticed).tokens
 
 
 def unlike_loop(generated: Generated, expected: torch.Tensor) -> Figure:
