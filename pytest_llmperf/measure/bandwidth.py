@@ -56,15 +56,18 @@ def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwid
     reasons = {
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
-        "several tokens come at a time, so a step takes longer than TPOT": any(
-            times.several_at_a_time for times in measured.requests
-        ),
+        "assisted decoding: a step makes several tokens": _is_assisted(measured),
         "unknown kind of KV cache": measured.counts.kv_cache_bytes is None,
         "a mixture of experts reads only some of its weights per token": any(
             getattr(config, name, None) for name in _EXPERTS
         ),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _is_assisted(measured: Measurement) -> bool:
+    counted = any(figure.metric == "acceptance_share" for figure in measured.figures)
+    return counted or any(times.several_at_a_time for times in measured.requests)
 
 
 def _unread_bytes(model: Any) -> int:
