@@ -127,9 +127,10 @@ class GenerationSettings:
         """
         from transformers import GenerationConfig
 
-        before, config = model.generation_config, GenerationConfig(**{**self.ids, **self.kept, **chosen})
-        model.generation_config = config
+        before = model.generation_config
         try:
+            config = GenerationConfig(**{**self.ids, **self.kept, **chosen})
+            model.generation_config = config
             yield config
         except _UNUSABLE as error:
             if not self.kept:
@@ -145,6 +146,8 @@ class GenerationSettings:
 
 def _check_cache(kept: Mapping[str, Any], model: Any) -> None:
     kind = str(kept.get("cache_implementation", ""))
+    if kind == "paged":
+        raise UsageError("generation_config cache_implementation=paged is continuous batching: use llmperf.serve")
     if kind.startswith("offloaded") and model.device.type != "cuda":
         raise UsageError(
             f"generation_config cache_implementation={kind} keeps the cache outside of a CUDA device, found "
