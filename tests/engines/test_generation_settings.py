@@ -131,12 +131,11 @@ def test_assisted_decoding_of_a_batch_is_skipped(model, name):
     assert dict(measured(model, batch_size=1).settings) == {name: 1}
 
 
-@pytest.mark.parametrize("execution", ["loop"])
-def test_a_bare_loop_has_no_settings(model, execution):
+def test_a_bare_loop_has_no_settings(model):
     """It does not read the generation config."""
-    plain = measured(model, execution)
+    plain = measured(model, "loop")
     vars(model.generation_config).update(repetition_penalty=1.3, num_beams=4)
-    found = measured(model, execution)
+    found = measured(model, "loop")
     assert (found.counts, dict(found.settings)) == (plain.counts, {})
 
 

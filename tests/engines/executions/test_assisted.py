@@ -157,7 +157,7 @@ def test_a_batch_is_skipped(tiny, execution):
 def test_a_model_that_cannot_be_assisted_is_skipped(tiny, monkeypatch):
     """With transformers' reason."""
     monkeypatch.setattr(type(tiny.model), "_is_stateful", True)
-    with pytest.raises(ExecutionUnavailable, match="execution 'lookup' cannot run with LlamaForCausalLM: .*stateful"):
+    with pytest.raises(ExecutionUnavailable, match=r"execution 'lookup' cannot run with LlamaForCausalLM: .*stateful"):
         measured(tiny, "lookup")
 
 
