@@ -50,19 +50,20 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
     """
     tpots = [tpot for times in measured.requests if (tpot := times.tpot_ms)]
     size = measured.counts.cache
-    reason = _why_not(model, has_decode=bool(tpots), has_bandwidth=bool(bandwidth))
+    reason = _why_not(model, measured, has_decode=bool(tpots), has_bandwidth=bool(bandwidth))
     if reason or size is None:
         return Figure("bandwidth_share", None, reason or NO_CACHE)
     read = weights - _unread_bytes(model) + _mean_cache_bytes(size, measured.plan)
     return Figure("bandwidth_share", MS_PER_S * read / median(tpots) / (bandwidth or 1.0), count=len(tpots))
 
 
-def _why_not(model: Any, *, has_decode: bool, has_bandwidth: bool) -> str:
+def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwidth: bool) -> str:
     reasons = {
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
         "a decode step of an encoder-decoder reads only the decoder's weights": is_encoder_decoder(model),
         "a mixture of experts reads only some of its weights per token": has_experts(model),
+        "assisted decoding: a step makes several tokens": _is_assisted(measured),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
@@ -74,6 +75,11 @@ def has_experts(model: Any) -> bool:
     return any(isinstance(count, int) and count > 1 for count in counts) or any(
         name.rpartition(".")[2] == "experts" for name, _ in model.named_modules()
     )
+
+
+def _is_assisted(measured: Measurement) -> bool:
+    counted = any(figure.metric == "acceptance_share" for figure in measured.figures)
+    return counted or any(times.several_at_a_time for times in measured.requests)
 
 
 def _unread_bytes(model: Any) -> int:

@@ -67,7 +67,7 @@ def cache_size(cache: Any, positions: int, states: Iterable[torch.Tensor] = ()) 
 
 
 def _growing_bytes(cache: Any, positions: int) -> int:
-    """Bytes of keys and values: tensors of a cache's layers with an entry for each position, as transformers keeps them.
+    """Bytes of keys and values: tensors of a cache's layers with an entry for each position, as transformers has them.
 
     A layer keeps recurrent states one level deeper; their shapes may equal the number of positions by chance.
     """

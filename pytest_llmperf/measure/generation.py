@@ -11,7 +11,13 @@ from statistics import median
 from typing import Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import Execution, PreparedExecution, Request, check_produced
+from pytest_llmperf.engines.executions.execution import (
+    Execution,
+    Generated,
+    PreparedExecution,
+    Request,
+    check_produced,
+)
 from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.errors import UsageError
@@ -177,6 +183,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         dispatches=prepared.dispatches,
         figures=figures,
         profile=profiled,
+        settings=prepared.settings,
     )
 
 
@@ -235,7 +242,7 @@ def _step_times(request: Request, plan: Plan, clock: Clock) -> StepTimes:
     run = partial(request, min(WARMUP_TOKENS, plan.output_tokens))
     times = [time_request(run, clock)[0] for _ in range(_REQUESTS_TO_SETTLE + _REQUESTS_TO_SIZE)][_REQUESTS_TO_SETTLE:]
     return StepTimes(
-        prefill_ms=median(one.ttft_ms for one in times), decode_ms=median(one.tpot_ms or 0.0 for one in times)
+        prefill_ms=median(one.ttft_ms for one in times), decode_ms=median(one.step_ms or 0.0 for one in times)
     )
 
 
@@ -253,7 +260,7 @@ def _time_requests(
 
     def request() -> tuple[tuple[RequestTimes, int], float]:
         times, generated = time_request(run, clock)
-        check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
+        _check_produced(generated, plan, times.output_tokens)
         on_request(times)
         return (times, generated.tokens.numel()), times.wall_ms
 
@@ -267,22 +274,23 @@ def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is fo
 
     The request's output, including its KV cache, is freed on return.
     """
-    seen: list[int] = []
+    seen, tokens = list[int](), list[int]()
     enter("prefill")
     counting = count_operators() if prepared.dispatches else nullcontext(OperatorCount())
     with trace_memory(device, "prefill") as trace, counting as count:
 
-        def on_token() -> None:
+        def on_token(came: int = 1, /) -> None:
             seen.append(count.total)
-            if len(seen) == 1 and plan.output_tokens > 1:
+            tokens.append(came)
+            if len(seen) == 1 and plan.output_tokens > came:
                 enter("decode")
                 trace.enter("decode")
 
         generated = run(on_token)
-    check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
+    _check_produced(generated, plan, sum(tokens))
     counts = Counts(
         token_digest=digest(generated.tokens),
-        operators_per_token=_each(seen) if prepared.dispatches else None,
+        operators_per_token=_per_token(seen, tokens) if prepared.dispatches else None,
         cache=cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find()),
     )
     return counts, trace.peaks
@@ -293,6 +301,11 @@ def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:
     return median(tpots) if tpots else None
 
 
-def _each(seen: Sequence[int]) -> float | None:
-    """Mean growth of a count between consecutive tokens."""
-    return (seen[-1] - seen[0]) / (len(seen) - 1) if len(seen) > 1 else None
+def _per_token(seen: Sequence[int], tokens: Sequence[int]) -> float | None:
+    """Growth of a count after the first tokens, per token that came later; ``None`` if none did."""
+    later = sum(tokens[1:])
+    return (seen[-1] - seen[0]) / later if later else None
+
+
+def _check_produced(generated: Generated, plan: Plan, counted: int) -> None:
+    check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens, counted=counted)

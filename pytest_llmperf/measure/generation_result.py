@@ -12,7 +12,7 @@ from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.generation import Measurement
-from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
+from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure
 from pytest_llmperf.stats.summary import summarize
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
@@ -34,7 +34,7 @@ def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *,
     workload = _workload(measured, loaded)
     samples = _request_samples(measured.requests)
     figures = (
-        *(timed(metric, values, lacking=NO_DECODE) for metric, values in samples.items()),
+        *(timed(metric, values, lacking=_lacking(measured)) for metric, values in samples.items()),
         *_informative(measured, facts),
         *_memory(measured, facts),
         *_counted(measured),
@@ -97,11 +97,16 @@ def _request_samples(requests: list[RequestTimes]) -> dict[str, list[float]]:
     }
 
 
+def _lacking(measured: Measurement) -> str:
+    """Why a figure of decode, or of single tokens, is missing."""
+    return NO_DECODE if measured.plan.output_tokens == 1 else SEVERAL_AT_A_TIME
+
+
 def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("load_ms", facts.load_ms)
     yield from _rates(measured)
     gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
-    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=NO_DECODE)
+    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=_lacking(measured))
 
 
 def _rates(measured: Measurement) -> Iterator[Figure]:
@@ -112,7 +117,7 @@ def _rates(measured: Measurement) -> Iterator[Figure]:
     if decode:
         yield Figure("decode_tokens_per_s", summarize(decode).value, count=len(decode))
     else:
-        yield Figure("decode_tokens_per_s", None, NO_DECODE)
+        yield Figure("decode_tokens_per_s", None, _lacking(measured))
 
 
 def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
@@ -127,5 +132,5 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
 def _counted(measured: Measurement) -> Iterator[Figure]:
     operators = measured.counts.operators_per_token
     if operators is not None or measured.dispatches:
-        yield Figure("operators_per_token", operators, "" if operators is not None else NO_DECODE)
+        yield Figure("operators_per_token", operators, "" if operators is not None else _lacking(measured))
     yield Figure("token_digest", measured.counts.token_digest)

@@ -13,6 +13,14 @@ from pytest_llmperf.models.attention import check_attention
 from pytest_llmperf.models.spec import ModelSpec
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_DECIDING = (
+    "generation_config.json",
+    "adapter_config.json",
+    "hf_quant_config.json",
+    "quantization_config.json",
+    "quantize_config.json",
+)
+"""Files beside ``config.json`` that decide what a model does in a request. Tokenizers do not: prompts are hashed."""
 _LENGTH_BYTES = 8  # a safetensors file begins with its header's length, little-endian
 
 
@@ -131,8 +139,11 @@ def _cached_commit(model: str, revision: str | None) -> str | None:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Hash of the config and of each weight file's size and header: names, dtypes and shapes, but not values."""
+    """Hash of configs, of code, and of each weight file's size and header: names, dtypes and shapes, not values."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in sorted((*(folder / name for name in _DECIDING), *folder.glob("*.py"))):
+        if file.is_file():
+            digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
         digest.update(_header(file))

@@ -24,6 +24,7 @@ from pytest_llmperf.verdict.model import Outcome
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llmperf.engines.executions.assisted import Assisted
     from pytest_llmperf.engines.executions.execution import Execution
     from pytest_llmperf.engines.executions.torch_compile import Compile
 
@@ -119,6 +120,8 @@ class Options:
     executions: tuple[str, ...]
     compile: Compile
     """The execution that ``compile`` names."""
+    assisted: Assisted | None
+    """The execution that ``assisted`` names, if there is a draft model."""
     engine: str
     base_url: str | None
     schedulers: tuple[str, ...]
@@ -230,6 +233,7 @@ class Options:
             prompt=Prompt.parse(value["prompt"]),
             executions=_names("--llmperf-execution", value["execution"]),
             compile=_compile(value["compile-mode"], value["dynamo"]),
+            assisted=_assisted(value["assistant"]),
             engine=check_engine_name(value["engine"]),
             base_url=value["base-url"] or None,
             schedulers=_schedulers(value["schedulers"]),
@@ -283,11 +287,12 @@ class Options:
         """Return the execution of that name with this run's settings, or the one given.
 
         Raises:
-            UsageError: no execution has that name.
+            UsageError: no execution has that name, or it needs a draft model.
         """
         from pytest_llmperf.engines.executions.execution_registry import find_execution
 
-        return self.compile if given == self.compile.name else find_execution(given)
+        own = {one.name: one for one in (self.compile, self.assisted) if one}
+        return own.get(given) or find_execution(given) if isinstance(given, str) else given
 
     def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
         """Return each metric's limit for a test: marker over command line over ini rules over ini over definition."""
@@ -564,6 +569,12 @@ def _compile(mode: str, dynamo: str) -> Compile:
     from pytest_llmperf.engines.executions.torch_compile import Compile
 
     return Compile(mode=mode, dynamo=parse_settings(dynamo))
+
+
+def _assisted(assistant: str) -> Assisted | None:
+    from pytest_llmperf.engines.executions.assisted import Assisted
+
+    return Assisted(assistant) if assistant else None
 
 
 def _refuse_misled_root(config: pytest.Config, model: str | None) -> None:

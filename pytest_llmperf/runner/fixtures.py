@@ -62,7 +62,8 @@ class LlmPerf:
             prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch (default:
                 ``--llmperf-prompt``, which is random ids).
             execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
-                ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``.
+                ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``; ``lookup`` or a
+                ``Lookup``; ``assisted``, with the run's draft model, or an ``Assisted``.
             requests: requests to time (default: the marker's, else ``--llmperf-requests``).
             warmup: maximum of warm-up requests (default: the marker's, else ``--llmperf-warmup``).
             seed: of the random prompts.

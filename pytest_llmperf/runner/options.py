@@ -49,7 +49,10 @@ SETTINGS = (
     Option("output-tokens", "N", "64", "Number of tokens to generate, unless a test sets it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
-           "(CUDA graphs replayed over a static cache)"),
+           "(CUDA graphs replayed over a static cache), lookup (generate with tokens looked up in the sequence), "
+           "assisted (generate with the draft model of --llmperf-assistant)"),
+    Option("assistant", "MODEL", "", "Draft model of the execution assisted, in bf16: a hub name, a folder or "
+           "synthetic:NAME"),
     Option("compile-mode", "MODE", "default", "torch.compile mode of the execution compile: default, "
            "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
     Option("dynamo", "SETTINGS", "", "torch._dynamo.config settings of the execution compile: "
@@ -78,9 +81,9 @@ SETTINGS = (
     Option("anchor", "REVISION", "", "Compare also with the baseline at this git revision, so that small regressions "
            "cannot accumulate"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
-           "speedup, call, weights, kv_cache, graph_memory, the peaks of allocated memory, operators_per_token, "
-           "graph_breaks, unique_graphs and recompilations, and on CUDA kernel_launches_per_token and "
-           "syncs_per_token)"),
+           "speedup, call, weights, assistant_weights, kv_cache, graph_memory, the peaks of allocated memory, "
+           "operators_per_token, acceptance, tokens_per_step, graph_breaks, unique_graphs and recompilations, and on "
+           "CUDA kernel_launches_per_token and syncs_per_token)"),
     Option("tolerate", "LIMITS", "", "Accepted slowdown or growth: 3%% for every timed metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be detected; a cell whose baseline cannot detect it is "
            "inconclusive"),

@@ -143,7 +143,7 @@ def figures(monkeypatch):
 
     def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8", output_tokens=5):
         monkeypatch.setattr(torch.version, "cuda", version)
-        monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: profile())
+        monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: (profile(), 1))
         return activity_figures(
             lambda tokens, on_token: None, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device,
             clock=HostClock(), enter=lambda phase: None,
@@ -226,7 +226,8 @@ def test_a_profile_of_the_host_has_both_marks(monkeypatch):
             torch.ones(1).add_(1)
             on_token()
 
-    found = cuda_activity._profile(run, HostClock())
+    found, first = cuda_activity._profile(run, HostClock())
+    assert first == 1
     assert {event.correlation for event in found} != {0}
     assert activity_of(found) == Activity(kernels=0, syncs=0, busy_ms=0.0)
     mark = next(event for event in found if event.name == DECODE_MARK)

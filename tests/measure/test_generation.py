@@ -69,6 +69,20 @@ def test_a_model_that_stops_early_is_an_error(tiny, monkeypatch):
         measure_generation(tiny.model, plan(execution="generate"), device="cpu", clock=TickingClock())
 
 
+def test_tokens_without_a_stamp_are_an_error(tiny, monkeypatch):
+    """A streamer that hears of fewer tokens than there are would make times too long."""
+    real = tiny.model.generate
+
+    def loses(prompt, *, streamer, **kwargs):
+        put, calls = streamer.put, iter(range(1000))
+        monkeypatch.setattr(streamer, "put", lambda value: next(calls) % 2 or put(value))
+        return real(prompt, streamer=streamer, **kwargs)
+
+    monkeypatch.setattr(tiny.model, "generate", loses)
+    with pytest.raises(MeasurementError, match="produced 4 tokens for each prompt, and 2 were counted when they came"):
+        measure_generation(tiny.model, plan(execution="generate"), device="cpu", clock=TickingClock())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

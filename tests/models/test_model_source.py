@@ -148,6 +148,27 @@ def test_another_shape_is_another_identity(tiny: Path, tmp_path: Path) -> None:
     assert len({original, changed_config, identify(spec, CONFIG)}) == 3
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "adapter_config.json", "modeling_own.py"])
+def test_files_that_decide_what_a_request_does_are_part_of_the_identity(tiny: Path, tmp_path: Path, file: str) -> None:
+    """Whether they are new or changed."""
+    shutil.copytree(tiny, tmp_path / "mine")
+    spec, found = ModelSpec(str(tmp_path / "mine")), set()
+    for text in (None, "{}", '{"repetition_penalty": 1.1}'):
+        (tmp_path / "mine" / file).unlink(missing_ok=True)
+        if text:
+            (tmp_path / "mine" / file).write_text(text)
+        found.add(identify(spec, CONFIG))
+    assert len(found) == 3
+
+
+def test_the_tokenizer_is_no_part_of_the_identity(tiny: Path, tmp_path: Path) -> None:
+    """The ids of prompts are."""
+    shutil.copytree(tiny, tmp_path / "mine")
+    before = identify(ModelSpec(str(tmp_path / "mine")), CONFIG)
+    (tmp_path / "mine" / "tokenizer_config.json").write_text("{}")
+    assert identify(ModelSpec(str(tmp_path / "mine")), CONFIG) == before
+
+
 def test_the_default_model_suits_the_device():
     """Small on a CPU, larger on an accelerator."""
     assert default_model("cpu") == "synthetic:32m"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmperf.engines.executions.execution import Generated, OnToken, PreparedExecution
+from pytest_llmperf.engines.executions.execution import Generated, OnToken, PreparedExecution, unnoticed
 from pytest_llmperf.engines.executions.greedy_loop import Options
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.engines.executions.static_cache import (
@@ -75,7 +75,7 @@ class Graph:
         steps = GraphedSteps(model, cache, prompt, largest=sizes[0])
         with ExitStack() as stack:
             taken = steps.capture(sizes, stack, clock)
-            generated = steps.request(output_tokens, lambda: None)
+            generated = steps.request(output_tokens, unnoticed)
             yield PreparedExecution(steps.request, lambda: [*taken, unlike_loop(generated, expected)], dispatches=False)
 
     def _captured_sizes(self, batch_size: int) -> list[int]:

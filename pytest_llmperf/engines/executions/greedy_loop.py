@@ -18,6 +18,7 @@ from pytest_llmperf.engines.executions.execution import (
     greedy,
     is_encoder_decoder,
     last_logits_only,
+    unnoticed,
 )
 from pytest_llmperf.errors import ExecutionUnavailable
 from pytest_llmperf.hardware.clock import Clock
@@ -136,7 +137,7 @@ def find_new_cache(model: Any, prompt: torch.Tensor) -> Callable[[], Options]:
 def _check_cache(model: Any, prompt: torch.Tensor, new_cache: Callable[[], Options]) -> None:
     """Make a short request. Its cache must hold all tokens but the last, if it has a length."""
     short = prompt[:, :PROBED]
-    held = positions_held(greedy_loop(model, short, PROBED, lambda: None, new_cache=new_cache).cache)
+    held = positions_held(greedy_loop(model, short, PROBED, unnoticed, new_cache=new_cache).cache)
     expected = PROBED - 1 + (1 if is_encoder_decoder(model) else short.shape[1])
     if held not in (None, expected):
         raise ExecutionUnavailable(_unavailable(model, f"its cache holds {held} tokens after {expected}"))

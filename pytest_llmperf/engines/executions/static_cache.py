@@ -15,6 +15,7 @@ from pytest_llmperf.engines.executions.execution import (
     greedy,
     is_encoder_decoder,
     last_logits_only,
+    unnoticed,
 )
 from pytest_llmperf.engines.executions.greedy_loop import PROBED, Options, find_new_cache, greedy_loop
 from pytest_llmperf.errors import ExecutionUnavailable, UsageError
@@ -132,7 +133,7 @@ def tokens_of_loop(model: Any, prompt: torch.Tensor, output_tokens: int) -> torc
         ExecutionUnavailable: the model returns no cache, or one that lacks tokens.
     """
     new_cache = find_new_cache(model, prompt)
-    return greedy_loop(model, prompt, output_tokens, lambda: None, new_cache=new_cache).tokens
+    return greedy_loop(model, prompt, output_tokens, unnoticed, new_cache=new_cache).tokens
 
 
 def unlike_loop(generated: Generated, expected: torch.Tensor) -> Figure:
