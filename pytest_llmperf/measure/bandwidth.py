@@ -10,6 +10,7 @@ from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
 from pytest_llmperf.metrics import NO_DECODE, Figure
 from pytest_llmperf.models.model_registry import free_memory
+from pytest_llmperf.models.own_model import config_of
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement
@@ -52,10 +53,11 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
 
 
 def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwidth: bool) -> str:
-    config = model.config.get_text_config()
+    config = config_of(model).get_text_config()
     reasons = {
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
+        "which of the model's weights are its embedding is unknown": not hasattr(model, "get_output_embeddings"),
         "unknown kind of KV cache": measured.counts.kv_cache_bytes is None,
         "a mixture of experts reads only some of its weights per token": any(
             getattr(config, name, None) for name in _EXPERTS

@@ -27,6 +27,8 @@ from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.metrics import Figure, Scalar
+from pytest_llmperf.models.own_model import config_of
+from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.storage.schema import PhaseProfile, Warmup
 from pytest_llmperf.validation import require_whole
 
@@ -77,6 +79,8 @@ class Measurement:
     """Timed requests that CPU contention slowed; ``None`` where the system does not report it."""
     tokens_produced: int
     counts: Counts
+    weights_bytes: int
+    """Bytes of the model as it was measured."""
     peaks: dict[str, PeakMemory]
     dispatches: bool
     """Whether operators could be counted."""
@@ -107,7 +111,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     """Measure a loaded model.
 
     Args:
-        model: a causal language model of transformers, on ``device``.
+        model: a causal language model of transformers, or a module with its forward signature, on ``device``.
         plan: the shape, the execution and the number of requests.
         device: the device of the prompts and of the memory trace.
         clock: the device's clock.
@@ -121,16 +125,17 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         MeasurementError: fewer tokens were produced than requested.
         UsageError: prompt and output exceed the model's limit, or its tokenizer cannot make the prompt.
     """
+    config = config_of(model)
     prompt = prompt_ids(
         plan.prompt,
-        model.config,
+        config,
         tokenizer,
         batch_size=plan.batch_size,
         input_tokens=plan.input_tokens,
         seed=plan.seed,
     ).to(device)
     asked = replace(plan, input_tokens=prompt.shape[1])
-    check_length(model.config, asked)
+    check_length(config, asked)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
     clock = clock_of(execution, device, clock)
@@ -169,6 +174,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         disturbed=timed.disturbed,
         tokens_produced=sum(tokens for _, tokens in timed.requests),
         counts=counts,
+        weights_bytes=weights_bytes(model),
         peaks=peaks,
         dispatches=prepared.dispatches,
         figures=figures,

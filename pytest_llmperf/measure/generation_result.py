@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadFacts:
-    """Time and memory of loading a model, measured once per run."""
+    """Time and memory of loading a model, measured once per run; ``peak.reason`` says why one is ``None``."""
 
-    load_ms: float
-    weights_bytes: int
+    load_ms: float | None
     peak: PeakMemory
+
+
+NOT_LOADED = LoadFacts(None, PeakMemory(reason="the test built the model itself"))
+"""Facts of a model that was not loaded here."""
 
 
 def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
@@ -58,7 +61,7 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         engine="transformers",
         model=loaded.name,
         revision=loaded.revision,
-        quantization=loaded.spec.quantization,
+        quantization=loaded.quantization,
         dtype=loaded.dtype,
         attention=loaded.attention,
         execution=execution.name,
@@ -82,7 +85,7 @@ def _observation(
         requests=len(measured.requests),
         disturbed_requests=measured.disturbed,
         tokens_produced=measured.tokens_produced,
-        attention_requested=loaded.spec.attention,
+        attention_requested=loaded.spec.attention if loaded.spec else None,
         warmup=measured.warmup,
     )
 
@@ -98,7 +101,7 @@ def _request_samples(requests: list[RequestTimes]) -> dict[str, list[float]]:
 
 
 def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
-    yield Figure("load_ms", facts.load_ms)
+    yield Figure("load_ms", facts.load_ms, "" if facts.load_ms is not None else facts.peak.reason)
     yield from _rates(measured)
     gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
     yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=NO_DECODE)
@@ -116,7 +119,7 @@ def _rates(measured: Measurement) -> Iterator[Figure]:
 
 
 def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
-    yield Figure("weights_bytes", facts.weights_bytes)
+    yield Figure("weights_bytes", measured.weights_bytes)
     kv_bytes = measured.counts.kv_cache_bytes
     yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "unknown kind of KV cache")
     no_decode = PeakMemory(None, None, None, NO_DECODE)
