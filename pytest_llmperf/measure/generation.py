@@ -8,10 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import Execution, PreparedExecution, Request, check_produced
+from pytest_llmperf.engines.executions.execution import (
+    Execution,
+    Generated,
+    OnToken,
+    PreparedExecution,
+    Request,
+    check_produced,
+)
 from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.errors import UsageError
@@ -24,13 +31,17 @@ from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_op
 from pytest_llmperf.measure.cuda_activity import activity_figures
 from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes, inject, reduced_batch_size
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
-from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
+from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids, random_prompt
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.metrics import Figure, Scalar
+from pytest_llmperf.models.experts import experts_implementation, has_experts
 from pytest_llmperf.models.own_model import config_of
 from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.storage.schema import PhaseProfile, Warmup
 from pytest_llmperf.validation import require_whole
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,8 @@ class Counts:
     token_digest: str
     operators_per_token: float | None
     kv_cache_bytes: int | None
+    data_dependent: str = ""
+    """Why operators are not counted although they could be: their number depends on the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +147,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         input_tokens=plan.input_tokens,
         seed=plan.seed,
     ).to(device)
+    prompt_sha256 = digest(prompt)
     asked = replace(plan, input_tokens=prompt.shape[1])
     check_length(config, asked)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
@@ -154,8 +168,14 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
             enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(prepared, plan, partial(request, plan.output_tokens), device, enter)
+        other = None
+        if has_experts(model):  # which of them run, and how many, depends on the prompt
+            request, other = _with_each_prompt(request, prompt, config, seed=plan.seed)
+            if prepared.dispatches:
+                counts = _checked_on(partial(other, plan.output_tokens), counts, model)
         activity = activity_figures(
             request,
+            other=other,
             output_tokens=plan.output_tokens,
             tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
             device=device,
@@ -168,7 +188,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         plan=asked,
         batch_size=plan.batch_size,
         clock=clock.name,
-        prompt_sha256=digest(prompt),
+        prompt_sha256=prompt_sha256,
         warmup=warmup,
         requests=[times for times, _ in timed.requests],
         disturbed=timed.disturbed,
@@ -271,6 +291,39 @@ def _count_and_follow(
         kv_cache_bytes=cache_bytes(generated.cache),
     )
     return counts, trace.peaks
+
+
+def _with_each_prompt(request: Request, prompt: torch.Tensor, config: Any, *, seed: int) -> tuple[Request, Request]:
+    """The request with its own prompt, and with another random one of the same shape.
+
+    Every execution reads the prompt when a request begins, so it is replaced in place: nothing is set up again.
+    """
+    batch_size, input_tokens = prompt.shape
+    random = random_prompt(config, batch_size=batch_size, input_tokens=input_tokens, seed=seed + 1)
+
+    def with_ids(ids: torch.Tensor) -> Request:
+        def made(output_tokens: int, on_token: OnToken) -> Generated:
+            prompt.copy_(ids)
+            return request(output_tokens, on_token)
+
+        return made
+
+    return with_ids(prompt.clone()), with_ids(random.to(prompt.device))
+
+
+def _checked_on(run: Run, counts: Counts, model: Any) -> Counts:
+    """The counts, without operators if another prompt has a different number of them."""
+    seen: list[int] = []
+    with count_operators() as count:
+        run(lambda: seen.append(count.total))
+    first, second = counts.operators_per_token, _each(seen)
+    if first is None or first == second:
+        return counts
+    reason = (
+        f"depends on the data: {first:.10g} and {second:.10g} operators with two prompts "
+        f"(experts implementation {experts_implementation(model)})"
+    )
+    return replace(counts, operators_per_token=None, data_dependent=reason)
 
 
 def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:

@@ -130,5 +130,6 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
 def _counted(measured: Measurement) -> Iterator[Figure]:
     operators = measured.counts.operators_per_token
     if operators is not None or measured.dispatches:
-        yield Figure("operators_per_token", operators, "" if operators is not None else NO_DECODE)
+        reason = measured.counts.data_dependent or NO_DECODE
+        yield Figure("operators_per_token", operators, "" if operators is not None else reason)
     yield Figure("token_digest", measured.counts.token_digest)

@@ -32,6 +32,7 @@ def adopt(given: Any, *, name: str | None, revision: str | None, device: str) ->
     """
     import torch
 
+    __tracebackhide__ = True
     if isinstance(given, LoadedModel):
         if name is not None or revision is not None:
             raise UsageError(
@@ -70,6 +71,7 @@ def check_execution(loaded: LoadedModel, execution: str) -> None:
     Raises:
         UsageError: a plain torch module has no ``generate``, or no config to make a static cache of.
     """
+    __tracebackhide__ = True
     if execution in ("generate", "compile", "graph"):
         check_generates(loaded, f"execution {execution!r}")
 
@@ -85,6 +87,7 @@ def check_generates(loaded: LoadedModel, purpose: str) -> None:
     Raises:
         UsageError: it is a plain torch module; ``purpose`` says what needs more than that.
     """
+    __tracebackhide__ = True
     if not can_generate(loaded.model):
         raise UsageError(
             f"{purpose} needs a transformers model; model {loaded.name!r} is a plain {type(loaded.model).__name__}: "
@@ -116,6 +119,7 @@ def _vocabulary(model: Any) -> int:
     """The number of rows of the only embedding of a module: of several, which one holds tokens is unknown."""
     import torch
 
+    __tracebackhide__ = True
     found = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     if len(found) != 1:
         raise UsageError(
@@ -126,6 +130,7 @@ def _vocabulary(model: Any) -> int:
 
 
 def _check_name(model: Any, name: str | None) -> None:
+    __tracebackhide__ = True
     if name is None:
         raise UsageError(f"{type(model).__name__} has no name to compare it by: add name=, such as name='my-model'")
     if not isinstance(name, str) or not name.strip():
@@ -134,6 +139,7 @@ def _check_name(model: Any, name: str | None) -> None:
 
 def _check_fit(model: Any, named: str, device: str) -> None:
     """Check that a model can be measured where and as it is."""
+    __tracebackhide__ = True
     if wrong := misplaced(model, device):
         raise UsageError(f"{named} has {wrong}: move it with model.to({device!r}); llmperf.device is the run's device")
     training = next((name for name, module in model.named_modules() if module.training), None)
@@ -149,6 +155,7 @@ def _check_fit(model: Any, named: str, device: str) -> None:
 
 
 def _check_signature(model: Any, named: str) -> None:
+    __tracebackhide__ = True
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
     lacking = [name for name in TAKEN if name not in parameters]

@@ -154,6 +154,7 @@ class Workplace:
         Raises:
             UsageError: the model cannot be served.
         """
+        __tracebackhide__ = True
         if name is None and hasattr(given, "serve_one"):
             engine: Engine = given
             return engine
@@ -176,6 +177,7 @@ class Workplace:
         Raises:
             UsageError: it cannot be measured.
         """
+        __tracebackhide__ = True
         return adopt(given, name=name, revision=revision, device=self.device)
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
