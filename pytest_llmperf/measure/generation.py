@@ -282,6 +282,7 @@ def _count_and_follow(
             if len(seen) == 1 and plan.output_tokens > 1:
                 enter("decode")
                 trace.enter("decode")
+                seen[0] = count.total  # marking the phase dispatches operators of its own
 
         generated = run(on_token)
     check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
