@@ -19,7 +19,7 @@ def mixtral(implementation: str) -> MixtralForCausalLM:
         vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
     )  # fmt: skip
-    config._experts_implementation = implementation  # noqa: SLF001  # as from_pretrained sets it
+    config._experts_implementation = implementation  # as from_pretrained sets it
     model = MixtralForCausalLM(config).eval()
     with torch.no_grad():
         for layer in model.model.layers:

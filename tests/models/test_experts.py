@@ -28,5 +28,5 @@ def test_the_implementation_is_recorded(tmp_path: Path) -> None:
     folder = ZOO["mixtral"].build(tmp_path / "mixtral")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, experts_implementation="eager")
     assert experts_implementation(model) == "eager"
-    del model.config._experts_implementation_internal  # noqa: SLF001  # as in transformers before it had a choice
+    del model.config._experts_implementation_internal  # as in transformers before it had a choice
     assert experts_implementation(model) in ("unknown", "eager")

@@ -65,7 +65,6 @@ def cast(model) -> None:
     model.half()
 
 
-
 def shortened(model) -> None:
     del model.model.layers[1]
 
