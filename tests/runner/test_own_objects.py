@@ -127,7 +127,7 @@ def test_a_torch_module_is_measured_by_the_loop(project):
     assert found["bandwidth_share"].value is None
 
 
-@pytest.mark.parametrize("how", [(), ("-n1",), ("--llmperf-isolate",)], ids=["plain", "xdist", "isolated"])
+@pytest.mark.parametrize("how", [(), ("-n1", "--llmperf-isolate")], ids=["plain", "workers"])
 def test_its_regression_is_confirmed_in_fresh_processes(project, how):
     """They build the model again."""
     project.write(ONE)
