@@ -91,7 +91,7 @@ class LoadedModel:
 def as_it_is(loaded: LoadedModel) -> LoadedModel:
     """The handle with what its model is now: a test may have changed it since it was loaded.
 
-    A model of another structure gets the setting ``changed``, so that it is not compared with the model of that name.
+    A model of other weights gets the setting ``changed``, so that it is not compared with the model of that name.
     """
     found = structure_digest(loaded.model)
     present = replace(loaded, attention=attention_of(loaded.model))

@@ -1,4 +1,4 @@
-"""Structure of a model in memory: what it is made of, without reading its weights."""
+"""Structure of a model in memory: which weights it has, without reading them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SHOWN_DIGITS = 12
 
 
 def structure_digest(model: torch.nn.Module) -> str:
-    """Digest of the names and classes of all modules, and of the shape and dtype of what they store.
+    """Digest of the names, classes, shapes and dtypes of a model's parameters and buffers.
 
-    It reads no weights, and running the model does not change it. Therefore it leaves out buffers that are not
-    persistent, because a model makes them anew as it runs, and the form of bitsandbytes weights, because their first
-    forward packs them.
+    It reads no weights and no code: a layer of the same weights that computes them otherwise is what tests compare.
+    Running the model does not change it. Therefore it leaves out buffers that are not persistent, because a model makes
+    them anew as it runs, and the form of bitsandbytes weights, because their first forward packs them.
 
     Returns:
         The first 12 hexadecimal digits of a SHA-256.
@@ -28,9 +28,8 @@ def structure_digest(model: torch.nn.Module) -> str:
 
 def _lines(name: str, module: torch.nn.Module) -> Iterator[str]:
     kind = type(module)
-    yield f"{name} {kind.__module__}.{kind.__qualname__}"
     if kind.__module__.startswith("bitsandbytes"):
-        yield module.extra_repr()
+        yield f"{name} {kind.__qualname__} {module.extra_repr()}"
         return
     passing = module._non_persistent_buffers_set  # noqa: SLF001  # torch has no public API for it
     for kept in (module._parameters, module._buffers):  # noqa: SLF001  # the public ones leave out tied weights

@@ -141,13 +141,17 @@ def test_the_echo_of_an_annotation_on_the_device_is_no_work():
 def figures(monkeypatch):
     """Figures of a request of 5 tokens at 4 ms each, with the given profile."""
 
-    def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8", output_tokens=5, other=None):
+    def of(profile, *, version="12.8", **changes):
         monkeypatch.setattr(torch.version, "cuda", version)
         monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: profile())
-        return activity_figures(
-            lambda tokens, on_token: None, other=other, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device,
-            clock=HostClock(), enter=lambda phase: None,
-        )  # fmt: skip
+        base = {
+            "output_tokens": 5,
+            "tpot_ms": 4.0,
+            "device": "cuda:0",
+            "clock": HostClock(),
+            "enter": lambda phase: None,
+        }
+        return activity_figures(lambda tokens, on_token: None, **base | changes)
 
     return of
 
