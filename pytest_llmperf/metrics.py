@@ -271,7 +271,7 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _explaining_ms("cold_ttft", "cold TTFT", "TTFT of the first request of a compiled decode"),
     _explaining_ms("capture", "capture time", "capturing and first replaying all CUDA graphs of decode"),
     _explaining_ms("lateness", "lateness", "from when a request was due to when it was sent, per request"),
-    _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
+    _memory("weights", "weights", "bytes of parameters, buffers and quantization state, as measured", gates=True),
     _memory("assistant_weights", "assistant's weights", "the same of the draft model of assisted decoding", gates=True),
     _memory("kv_cache", "KV cache", "bytes of keys, values and recurrent states after the last token", gates=True),
     *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
@@ -292,7 +292,8 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _counted(
         "operators_per_token",
         "operators / token",
-        "operators dispatched during decode / (output tokens - 1), from one untimed request",
+        "operators dispatched during decode / (output tokens - 1), from one untimed request; from two with different "
+        "prompts that agree, where the model has experts",
         gates=True,
     ),
     _counted("graph_breaks", "graph breaks", "places at which dynamo had to split what it compiles", gates=True),

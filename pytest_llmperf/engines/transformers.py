@@ -19,7 +19,7 @@ from pytest_llmperf.engines.generation_settings import GenerationSettings
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of
-from pytest_llmperf.models.load import check_whole
+from pytest_llmperf.models.load import as_it_is, check_whole
 from pytest_llmperf.system.interrupts import uninterrupted
 from pytest_llmperf.text import first_line
 
@@ -51,23 +51,24 @@ class TransformersEngine:
     @property
     def model(self) -> Mapping[str, str | None]:
         """The model as loaded; an attention switched to for serving is part of the settings."""
-        loaded = self._loaded
+        loaded = as_it_is(self._loaded)
         return {
             "model": loaded.name,
             "revision": loaded.revision,
-            "quantization": loaded.spec.quantization,
+            "quantization": loaded.quantization,
             "dtype": loaded.dtype,
-            "attention": loaded.attention,
+            "attention": self._loaded.attention,
         }
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
         """The model's settings, and those of ``generate``, or while it is set up those of continuous batching."""
+        settings = as_it_is(self._loaded).settings
         if self._manager is None:
-            return {**self._loaded.settings, **self._generation.recorded}
+            return {**settings, **self._generation.recorded}
         resolved = self._manager.continuous_batching_config
         return {
-            **self._loaded.settings,
+            **settings,
             "serving_attention": attention_of(self._loaded.model),
             "cache_blocks": resolved.num_blocks,
             "block_tokens": resolved.page_size,
@@ -222,7 +223,7 @@ class _SetUp:
         except (AttributeError, NotImplementedError, ValueError) as error:
             reason = first_line(error).rstrip(".")
             raise UsageError(
-                f"transformers {version('transformers')} cannot serve {loaded.spec} with continuous batching: "
+                f"transformers {version('transformers')} cannot serve {loaded.title} with continuous batching: "
                 f"{reason}: use the naive scheduler or another attention"
             ) from error
 

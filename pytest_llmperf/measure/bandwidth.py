@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,11 @@ from pytest_llmperf.measure.counters import CacheSize
 from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
+from pytest_llmperf.models.experts import has_experts
 from pytest_llmperf.models.model_registry import free_memory
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement, Plan
-
-_EXPERTS = re.compile(r"(moe_)?(num|n)_(\w+_)?experts|(moe_)?experts?_num")
-"""Names of settings with the number of experts."""
 
 
 @cache
@@ -61,20 +58,12 @@ def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwid
     reasons = {
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
+        "which of the model's weights are its embedding is unknown": not hasattr(model, "get_output_embeddings"),
         "a decode step of an encoder-decoder reads only the decoder's weights": is_encoder_decoder(model),
         "a mixture of experts reads only some of its weights per token": has_experts(model),
         "assisted decoding: a step makes several tokens": _is_assisted(measured),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
-
-
-def has_experts(model: Any) -> bool:
-    """Whether a model is a mixture of experts, by its config or by the names of its modules."""
-    settings = vars(model.config.get_text_config())
-    counts = (value for name, value in settings.items() if _EXPERTS.fullmatch(name))
-    return any(isinstance(count, int) and count > 1 for count in counts) or any(
-        name.rpartition(".")[2] == "experts" for name, _ in model.named_modules()
-    )
 
 
 def _is_assisted(measured: Measurement) -> bool:

@@ -23,10 +23,6 @@ FIRST_CLEAN_CUDA = (12, 6)
 """First CUDA version whose profiling library can be detached while graphs exist. With earlier ones, later measurements
 are 10 to 20 % slower (pytorch/pytorch#146604)."""
 
-PROFILES = 2
-"""Number of profiled requests. CUPTI loses records (pytorch/pytorch#192021, pytorch/kineto#1165): a count is valid if
-each launch has its records and both requests agree."""
-
 MOST_TOKENS = 17
 """Most output tokens of a profiled request. Sixteen steps suffice; a profile of a thousand takes minutes and gigabytes.
 """
@@ -113,6 +109,7 @@ def _check_launches(calls: Sequence[ProfiledEvent], kernels: Sequence[ProfiledEv
 def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to compare with
     request: Callable[[int, OnToken], object],
     *,
+    other: Callable[[int, OnToken], object] | None = None,
     output_tokens: int,
     tpot_ms: float | None,
     device: str,
@@ -121,9 +118,13 @@ def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to c
 ) -> list[Figure]:
     """Kernels and synchronizations per token, and the host's share of a step; empty except on CUDA.
 
+    Two requests are profiled. CUPTI loses records (pytorch/pytorch#192021, pytorch/kineto#1165): a count is valid if
+    each launch has its records and both requests agree.
+
     Args:
         request: makes one request with a number of output tokens, already warmed up, and calls its second argument with
             the tokens that came.
+        other: makes the second request, with another prompt, if the work may depend on the prompt.
         output_tokens: output tokens of the timed requests; at most `MOST_TOKENS` are profiled.
         tpot_ms: TPOT of the timed requests, because profiling slows the host but not the device.
         device: the torch device.
@@ -139,12 +140,13 @@ def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to c
         return _none(reason)
     enter("profiled requests")
     try:
-        recorded = [_profile(partial(request, tokens), clock) for _ in range(PROFILES)]
+        recorded = [_profile(partial(one, tokens), clock) for one in (request, other or request)]
         profiles = [activity_of(events) for events, _ in recorded]
     except (RuntimeError, ValueError) as error:
         return _none(f"torch's profiler: {first_line(error)}")
     later = tokens - recorded[0][1]
-    if reason := _why_not_counted(profiles) or ("" if later else SEVERAL_AT_A_TIME):
+    requests = "requests with two prompts" if other else "identical requests"
+    if reason := _why_not_counted(profiles, requests) or ("" if later else SEVERAL_AT_A_TIME):
         return _none(reason)
     busy_ms = sum(found.busy_ms for found in profiles) / len(profiles)
     host_share = max(0.0, 1 - busy_ms / later / tpot_ms)
@@ -152,12 +154,12 @@ def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to c
     return [Figure(metric, value) for metric, value in zip(FIGURES, values, strict=True)]
 
 
-def _why_not_counted(profiles: Sequence[Activity]) -> str:
+def _why_not_counted(profiles: Sequence[Activity], requests: str) -> str:
     """Why the profiles give no counts; empty if they agree and contain kernels."""
     for name in ("kernels", "syncs"):
         counts = [getattr(found, name) for found in profiles]
         if len(set(counts)) > 1:
-            return f"torch's profiler: identical requests have {' and '.join(map(str, counts))} {name}"
+            return f"torch's profiler: {requests} have {' and '.join(map(str, counts))} {name}"
     return "" if profiles[0].kernels else "torch's profiler recorded no kernel: is this process allowed to use CUPTI?"
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions.execution import (
     Execution,
     Generated,
+    OnToken,
     PreparedExecution,
     Request,
     check_produced,
@@ -30,11 +31,17 @@ from pytest_llmperf.measure.counters import CacheSize, NewStates, OperatorCount,
 from pytest_llmperf.measure.cuda_activity import activity_figures
 from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes, inject, reduced_batch_size
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
-from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
+from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids, random_prompt
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.metrics import Figure, Scalar
+from pytest_llmperf.models.experts import experts_implementation, has_experts
+from pytest_llmperf.models.own_model import config_of
+from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.storage.schema import PhaseProfile, Warmup
 from pytest_llmperf.validation import require_whole
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,8 @@ class Counts:
     operators_per_token: float | None
     cache: CacheSize | None
     """The KV cache or the recurrent states after the last token."""
+    data_dependent: str = ""
+    """Why operators are not counted although they could be: their number depends on the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +93,8 @@ class Measurement:
     """Timed requests that CPU contention slowed; ``None`` where the system does not report it."""
     tokens_produced: int
     counts: Counts
+    weights_bytes: int
+    """Bytes of the model as it was measured."""
     peaks: dict[str, PeakMemory]
     dispatches: bool
     """Whether operators could be counted."""
@@ -114,7 +125,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     """Measure a loaded model.
 
     Args:
-        model: a causal language model of transformers, on ``device``.
+        model: a causal language model of transformers, or a module with its forward signature, on ``device``.
         plan: the shape, the execution and the number of requests.
         device: the device of the prompts and of the memory trace.
         clock: the device's clock.
@@ -128,17 +139,19 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         MeasurementError: fewer tokens were produced than requested.
         UsageError: prompt and output exceed the model's limit, or its tokenizer cannot make the prompt.
     """
+    config = config_of(model)
     prompt = prompt_ids(
         plan.prompt,
-        model.config,
+        config,
         tokenizer,
         batch_size=plan.batch_size,
         input_tokens=plan.input_tokens,
         seed=plan.seed,
     ).to(device)
+    prompt_sha256 = digest(prompt)
     asked = replace(plan, input_tokens=prompt.shape[1])
-    check_length(model.config, asked)
-    check_decoder(model)
+    check_length(config, asked)
+    check_decoder(config, model)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
     clock = clock_of(execution, device, clock)
@@ -159,8 +172,14 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         counts, peaks = _count_and_follow(
             prepared, plan, partial(request, plan.output_tokens), device, states=NewStates(model), enter=enter
         )
+        other = None
+        if has_experts(model):  # which of them run, and how many, depends on the prompt
+            request, other = _with_each_prompt(request, prompt, config, seed=plan.seed)
+            if prepared.dispatches:
+                counts = _checked_on(partial(other, plan.output_tokens), counts, model)
         activity = activity_figures(
             request,
+            other=other,
             output_tokens=plan.output_tokens,
             tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
             device=device,
@@ -173,12 +192,13 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         plan=asked,
         batch_size=plan.batch_size,
         clock=clock.name,
-        prompt_sha256=digest(prompt),
+        prompt_sha256=prompt_sha256,
         warmup=warmup,
         requests=[times for times, _ in timed.requests],
         disturbed=timed.disturbed,
         tokens_produced=sum(tokens for _, tokens in timed.requests),
         counts=counts,
+        weights_bytes=weights_bytes(model),
         peaks=peaks,
         dispatches=prepared.dispatches,
         figures=figures,
@@ -207,14 +227,17 @@ def check_length(config: Any, plan: Plan) -> None:
         )
 
 
-def check_decoder(model: Any) -> None:
+def check_decoder(config: Any, model: Any) -> None:
     """Reject an encoder, in which each token attends to later ones, so that a cache makes its tokens wrong.
 
     Raises:
         UsageError: the model's config says that it is no decoder.
     """
-    config = model.config
-    if config.is_encoder_decoder or config.get_text_config() is not config or getattr(config, "is_decoder", True):
+    if (
+        getattr(config, "is_encoder_decoder", False)
+        or config.get_text_config() is not config
+        or getattr(config, "is_decoder", True)
+    ):
         return
     # Up to transformers 4, configs of decoders without any encoder form say is_decoder=False too.
     if any(getattr(module, "is_decoder", None) is False for module in model.modules()):
@@ -285,6 +308,7 @@ def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is fo
             if len(seen) == 1 and plan.output_tokens > came:
                 enter("decode")
                 trace.enter("decode")
+                seen[0] = count.total  # marking the phase dispatches operators of its own
 
         generated = run(on_token)
     _check_produced(generated, plan, sum(tokens))
@@ -294,6 +318,44 @@ def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is fo
         cache=cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find()),
     )
     return counts, trace.peaks
+
+
+def _with_each_prompt(request: Request, prompt: torch.Tensor, config: Any, *, seed: int) -> tuple[Request, Request]:
+    """The request with its own prompt, and with another random one of the same shape.
+
+    Every execution reads the prompt when a request begins, so it is replaced in place: nothing is set up again.
+    """
+    batch_size, input_tokens = prompt.shape
+    random = random_prompt(config, batch_size=batch_size, input_tokens=input_tokens, seed=seed + 1)
+
+    def with_ids(ids: torch.Tensor) -> Request:
+        def made(output_tokens: int, on_token: OnToken) -> Generated:
+            prompt.copy_(ids)
+            return request(output_tokens, on_token)
+
+        return made
+
+    return with_ids(prompt.clone()), with_ids(random.to(prompt.device))
+
+
+def _checked_on(run: Run, counts: Counts, model: Any) -> Counts:
+    """The counts, without operators if another prompt has a different number of them."""
+    seen, tokens = list[int](), list[int]()
+
+    def on_token(came: int = 1, /) -> None:
+        seen.append(count.total)
+        tokens.append(came)
+
+    with count_operators() as count:
+        run(on_token)
+    first, second = counts.operators_per_token, _per_token(seen, tokens)
+    if first is None or first == second:
+        return counts
+    reason = (
+        f"depends on the data: {first:.10g} and {second:.10g} operators with two prompts "
+        f"(experts implementation {experts_implementation(model)})"
+    )
+    return replace(counts, operators_per_token=None, data_dependent=reason)
 
 
 def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:

@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadFacts:
-    """Time and memory of loading a model, measured once per run."""
+    """Time and memory of loading a model, measured once per run; ``peak.reason`` says why one is ``None``."""
 
-    load_ms: float
-    weights_bytes: int
+    load_ms: float | None
     peak: PeakMemory
+
+
+NOT_LOADED = LoadFacts(None, PeakMemory(reason="the test built the model itself"))
+"""Facts of a model that was not loaded here."""
 
 
 def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
@@ -58,7 +61,7 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         engine="transformers",
         model=loaded.name,
         revision=loaded.revision,
-        quantization=loaded.spec.quantization,
+        quantization=loaded.quantization,
         dtype=loaded.dtype,
         attention=loaded.attention,
         execution=execution.name,
@@ -82,7 +85,7 @@ def _observation(
         requests=len(measured.requests),
         disturbed_requests=measured.disturbed,
         tokens_produced=measured.tokens_produced,
-        attention_requested=loaded.spec.attention,
+        attention_requested=loaded.spec.attention if loaded.spec else None,
         warmup=measured.warmup,
     )
 
@@ -103,7 +106,7 @@ def _lacking(measured: Measurement) -> str:
 
 
 def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
-    yield Figure("load_ms", facts.load_ms)
+    yield Figure("load_ms", facts.load_ms, "" if facts.load_ms is not None else facts.peak.reason)
     yield from _rates(measured)
     gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
     yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=_lacking(measured))
@@ -121,7 +124,7 @@ def _rates(measured: Measurement) -> Iterator[Figure]:
 
 
 def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
-    yield Figure("weights_bytes", facts.weights_bytes)
+    yield Figure("weights_bytes", measured.weights_bytes)
     cache = measured.counts.cache
     yield Figure("kv_cache_bytes", cache.total_bytes) if cache else Figure("kv_cache_bytes", None, NO_CACHE)
     no_decode = PeakMemory(None, None, None, NO_DECODE)
@@ -132,5 +135,6 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
 def _counted(measured: Measurement) -> Iterator[Figure]:
     operators = measured.counts.operators_per_token
     if operators is not None or measured.dispatches:
-        yield Figure("operators_per_token", operators, "" if operators is not None else _lacking(measured))
+        reason = measured.counts.data_dependent or _lacking(measured)
+        yield Figure("operators_per_token", operators, "" if operators is not None else reason)
     yield Figure("token_digest", measured.counts.token_digest)

@@ -39,7 +39,7 @@ def known_attentions() -> list[str]:
 
 def attention_of(model: Any) -> str:
     """The attention implementation that a loaded model uses."""
-    return getattr(model.config, "_attn_implementation", None) or "unknown"
+    return getattr(getattr(model, "config", None), "_attn_implementation", None) or "unknown"
 
 
 def check_loaded(spec: ModelSpec, model: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,9 +22,11 @@ from pytest_llmperf.errors import (
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
 from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
+from pytest_llmperf.models.quantized_weights import quantization_label
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model
 from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.models.structure import structure_digest
 from pytest_llmperf.models.synthetic import is_synthetic
 
 if TYPE_CHECKING:
@@ -36,26 +38,35 @@ class LoadedModel:
     """A handle to a model in memory: the value of the ``llm`` fixture.
 
     Attributes:
-        spec: The requested spec.
+        spec: The requested spec; None for a model that the test built.
         model: The ``PreTrainedModel``, in evaluation mode; reading it after ``close`` raises ModelError.
         tokenizer: Its tokenizer, or None if the model has none.
         name: The display name, never an absolute path.
-        revision: Identifies the weights.
+        revision: Identifies the weights; None if that is unknown.
+        quantization: The name of its quantization.
         dtype: The actual compute dtype, such as ``bfloat16``.
         attention: The actual attention implementation.
         device: The requested device.
         settings: What else distinguishes this model from others of its name; part of the workload.
+        structure: Digest of its structure when it was loaded.
     """
 
-    spec: ModelSpec
+    spec: ModelSpec | None
     model: Any = field(repr=False)
     tokenizer: Any | None = field(repr=False)
     name: str
-    revision: str
+    revision: str | None
+    quantization: str
     dtype: str
     attention: str
     device: str
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+    structure: str = ""
+
+    @property
+    def title(self) -> str:
+        """The model in messages."""
+        return str(self.spec) if self.spec else self.name
 
     @property
     def closed(self) -> bool:
@@ -71,10 +82,27 @@ class LoadedModel:
         def __getattr__(self, name: str) -> Any:
             if name == "model":
                 raise ModelError(
-                    f"model {str(self.spec)!r} was released to make room for the next one: "
+                    f"model {self.title!r} was released to make room for the next one: "
                     "use the llm fixture only in the test that requested it"
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def as_it_is(loaded: LoadedModel) -> LoadedModel:
+    """The handle with what its model is now: a test may have changed it since it was loaded.
+
+    A model of other weights gets the setting ``changed``, so that it is not compared with the model of that name.
+    """
+    found = structure_digest(loaded.model)
+    present = replace(loaded, attention=attention_of(loaded.model))
+    if found == loaded.structure:
+        return present
+    return replace(
+        present,
+        quantization=quantization_label(loaded.model),
+        dtype=dtype_of(loaded.model),
+        settings={**loaded.settings, "changed": found},
+    )
 
 
 def load(spec: ModelSpec, device: str) -> LoadedModel:
@@ -172,9 +200,11 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
         tokenizer=_load_tokenizer(spec, source),
         name=name,
         revision=revision,
-        dtype=_dtype(model),
+        quantization=spec.quantization,
+        dtype=dtype_of(model),
         attention=attention_of(model),
         device=device,
+        structure=structure_digest(model),
     )
 
 
@@ -275,8 +305,10 @@ def _is_on(found: torch.device, device: str) -> bool:
     return found.type == kind and index in ("", str(found.index))
 
 
-def _dtype(model: Any) -> str:
+def dtype_of(model: Any) -> str:
     """The compute dtype: that of a 4-bit model's config, else the dtype of unquantized weights."""
-    quantization: Any = getattr(model.config, "quantization_config", None)
-    is_4bit = getattr(quantization, "load_in_4bit", False)
-    return str(quantization.bnb_4bit_compute_dtype if is_4bit else model.dtype).removeprefix("torch.")
+    quantization: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    if getattr(quantization, "load_in_4bit", False):
+        return str(quantization.bnb_4bit_compute_dtype).removeprefix("torch.")
+    weights = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    return str(getattr(model, "dtype", None) or next(weights, "unknown")).removeprefix("torch.")

@@ -147,7 +147,7 @@ class Assisted:
         return {
             "assistant": draft.name,
             "assistant_revision": draft.revision,
-            "assistant_quantization": draft.spec.quantization,
+            "assistant_quantization": draft.quantization,
             "assistant_dtype": draft.dtype,
             "assistant_attention": draft.attention,
             "confidence_adapts": bool(self.confidence and is_sklearn_available()),
