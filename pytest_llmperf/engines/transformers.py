@@ -54,7 +54,7 @@ class TransformersEngine:
         return {
             "model": loaded.name,
             "revision": loaded.revision,
-            "quantization": loaded.spec.quantization,
+            "quantization": loaded.quantization,
             "dtype": loaded.dtype,
             "attention": loaded.attention,
         }

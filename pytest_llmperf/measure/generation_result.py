@@ -58,7 +58,7 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         engine="transformers",
         model=loaded.name,
         revision=loaded.revision,
-        quantization=loaded.spec.quantization,
+        quantization=loaded.quantization,
         dtype=loaded.dtype,
         attention=loaded.attention,
         execution=execution.name,

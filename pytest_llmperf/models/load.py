@@ -21,7 +21,9 @@ from pytest_llmperf.errors import (
 )
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
-from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
+from pytest_llmperf.models.bitsandbytes_layers import check_layers, kept_dense, quantize_experts
+from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, Quantization, check_available, compute_dtype
+from pytest_llmperf.models.quantized_weights import verify
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model
 from pytest_llmperf.models.spec import ModelSpec
@@ -44,6 +46,7 @@ class LoadedModel:
         dtype: The actual compute dtype, such as ``bfloat16``.
         attention: The actual attention implementation.
         device: The requested device.
+        quantization: The form of its weights, such as ``nf4``; what was requested unless that is ``stored``.
         settings: What else distinguishes this model from others of its name; part of the workload.
     """
 
@@ -55,7 +58,11 @@ class LoadedModel:
     dtype: str
     attention: str
     device: str
+    quantization: str = ""
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.quantization = self.quantization or self.spec.quantization
 
     @property
     def closed(self) -> bool:
@@ -100,8 +107,8 @@ def prepare(spec: ModelSpec, device: str) -> None:
     """
     check_source(spec)
     _check_packages(spec)
-    check_available(QUANTIZATIONS[spec.quantization], device.partition(":")[0])
-    with _one_line_errors(spec):
+    check_available(QUANTIZATIONS[spec.quantization], device)
+    with _one_line_errors(spec), quiet():
         _import_all(spec, locate(spec))
 
 
@@ -114,10 +121,25 @@ def _import_all(spec: ModelSpec, source: str) -> None:
     from accelerate import dispatch_model  # noqa: F401  # accessing its attributes imports its parts
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes:
-        import_module("transformers.integrations.bitsandbytes")
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
     MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking up a model's class imports its module
+    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes:
+        import_module("transformers.integrations.bitsandbytes")
+        _kept_dense(spec, source)
+
+
+@cache
+def _kept_dense(spec: ModelSpec, source: str) -> tuple[str, ...]:
+    """Names of the modules that bitsandbytes must leave dense, of a model without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    if getattr(config, "quantization_config", None) is not None:
+        return ()
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    return tuple(kept_dense(skeleton))
 
 
 @contextmanager
@@ -166,6 +188,7 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
     source = locate(spec)
     model = _load_weights(spec, source, device)
     name, revision = identify(spec, model.config)
+    verified = verify(model, spec.quantization, name=named_model(spec))
     return LoadedModel(
         spec=spec,
         model=model.eval(),
@@ -175,6 +198,8 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
         dtype=_dtype(model),
         attention=attention_of(model),
         device=device,
+        quantization=verified.label,
+        settings=verified.settings,
     )
 
 
@@ -194,6 +219,8 @@ def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
     if wrong := misplaced(model, device):
         raise ModelError(f"model {spec.model!r} has {wrong}")
     check_loaded(spec, model)
+    quantize_experts(model, QUANTIZATIONS[spec.quantization])
+    check_layers(model, device, name=named_model(spec))
     return model
 
 
@@ -215,13 +242,25 @@ def _dtype_options(spec: ModelSpec, source: str, device: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     quantization = QUANTIZATIONS[spec.quantization]
-    dtype = compute_dtype(quantization, device)
     stored = getattr(AutoConfig.from_pretrained(source, **_hub_options(spec)), "quantization_config", None)
-    if stored is not None:
+    if spec.quantization == STORED:
+        _check_is_stored(spec, stored)
+        return {"dtype": "auto"}
+    dtype = compute_dtype(quantization, device)
+    if stored is not None:  # transformers ignores another config with a warning, and treats None as one
         _check_stored_quantization(spec, quantization, stored)
-    # With a stored quantization config, transformers ignores another one with a warning, and treats None as one.
-    config = quantization.transformers_config(dtype) if stored is None else None
+        return {"dtype": dtype}
+    kept = _kept_dense(spec, source) if quantization.needs_bitsandbytes else ()
+    config = quantization.transformers_config(dtype, kept=kept)
     return {"dtype": dtype} if config is None else {"dtype": dtype, "quantization_config": config}
+
+
+def _check_is_stored(spec: ModelSpec, stored: Any | None) -> None:
+    if stored is None:
+        raise ModelError(
+            f"model {spec.model!r} is not quantized, and 'stored' takes the quantization of a checkpoint: expected a "
+            "quantization_config in its config.json; choose another quantization, such as bf16 or nf4"
+        )
 
 
 def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any) -> None:
@@ -230,9 +269,10 @@ def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any
     if not asked.describes(found):
         names = [quantization.name for quantization in QUANTIZATIONS.values() if quantization.describes(found)]
         method = names[0] if names else found.get("quant_method", "unknown")
-        remedy = f"request {method!r}" if names else "use the original checkpoint"
+        names = [*names, STORED]
         raise ModelError(
-            f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: {remedy}"
+            f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: "
+            f"request {' or '.join(map(repr, names))} (--llmperf-quantization={names[-1]})"
         )
 
 

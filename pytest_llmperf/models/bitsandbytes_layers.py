@@ -1,0 +1,102 @@
+"""What bitsandbytes can do with a model's layers, beyond what transformers asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from pytest_llmperf.errors import ModelError
+from pytest_llmperf.models.quantization import Quantization
+from pytest_llmperf.models.quantized_weights import expert_stacks, is_router
+
+if TYPE_CHECKING:
+    import torch
+
+_ROWS, _COLUMNS = 32, 64
+"""On CPUs with AVX512-BF16, 4-bit weights are repacked in blocks of so many rows and columns."""
+_READ_AS_THEY_ARE = {"MambaMixer": "dt_proj"}
+"""Layers whose weight the model multiplies itself, so that it must be dense."""
+
+
+def kept_dense(skeleton: torch.nn.Module) -> list[str]:
+    """Names of the modules to leave dense, for ``llm_int8_skip_modules``; empty if transformers' own choice is right.
+
+    These are routers and gates, which transformers quantizes where they are linear layers, and layers whose weight
+    the model reads.
+
+    Args:
+        skeleton: The model without its weights.
+    """
+    import torch
+    from transformers.quantizers.base import HfQuantizer
+
+    linear = (name for name, module in skeleton.named_modules() if isinstance(module, torch.nn.Linear))
+    kept = [name for name in linear if is_router(name) or _is_read(skeleton, name)]
+    return [*HfQuantizer.get_modules_to_not_convert(skeleton), *kept] if kept else []
+
+
+def quantize_experts(model: torch.nn.Module, quantization: Quantization) -> None:
+    """Quantize the experts of a mixture to 4 bit, which transformers leaves dense, if bitsandbytes can.
+
+    Each use dequantizes a layer's whole stack: this saves memory, not time.
+    """
+    if "load_in_4bit" not in quantization.bitsandbytes or find_spec("bitsandbytes.nn.parametrize") is None:
+        return
+    from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+    options = quantization.bitsandbytes
+    for module, name in [*expert_stacks(model)]:
+        replace_parameter_4bit(
+            module,
+            name,
+            quant_type=options["bnb_4bit_quant_type"],
+            compress_statistics=options["bnb_4bit_use_double_quant"],
+        )
+
+
+def check_layers(model: torch.nn.Module, device: str, *, name: str) -> None:
+    """Check that bitsandbytes can run the layers that it quantized.
+
+    Raises:
+        ModelError: It cannot run one on this device; the message names the layer and the rule.
+    """
+    if device == "cpu" and (obstacle := next(_obstacles(model), "")):
+        raise ModelError(
+            f"model {name!r} cannot run on 'cpu' with bitsandbytes: {obstacle}; choose a dense quantization such as "
+            "bf16, torchao-int8wo or another device"
+        )
+
+
+def _obstacles(model: torch.nn.Module) -> Iterator[str]:
+    repacks = _repacks()
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        if kind == "Linear4bit" and repacks and _is_odd(module):
+            yield (
+                f"layer {name!r} has {module.out_features} rows and {module.in_features} columns, expected multiples "
+                f"of {_ROWS} and {_COLUMNS} on a CPU with AVX512-BF16"
+            )
+        if kind == "Linear8bitLt" and name.endswith("kv_b_proj") and hasattr(_parent(model, name), "expand_kv"):
+            yield f"layer {name!r} has a four-dimensional input, and int8 takes three dimensions at most"
+
+
+def _is_odd(module: Any) -> bool:
+    return bool(module.out_features % _ROWS or module.in_features % _COLUMNS)
+
+
+def _repacks() -> bool:
+    """Whether bitsandbytes repacks 4-bit weights on this CPU."""
+    if find_spec("bitsandbytes") is None:
+        return False
+    from bitsandbytes import functional
+
+    return bool(getattr(functional, "has_avx512bf16", bool)())
+
+
+def _is_read(model: torch.nn.Module, name: str) -> bool:
+    return _READ_AS_THEY_ARE.get(type(_parent(model, name)).__name__) == name.rpartition(".")[2]
+
+
+def _parent(model: torch.nn.Module, name: str) -> torch.nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
