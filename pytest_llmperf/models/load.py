@@ -21,11 +21,11 @@ from pytest_llmperf.errors import (
 )
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
-from pytest_llmperf.models.bitsandbytes_layers import check_layers, kept_dense, quantize_experts
 from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, Quantization, check_available, compute_dtype
-from pytest_llmperf.models.quantized_weights import verify
+from pytest_llmperf.models.quantized_layers import check_layers, kept_dense, quantize_experts
+from pytest_llmperf.models.quantized_weights import Verified, method_of, verify
 from pytest_llmperf.models.quiet import quiet
-from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model
+from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model, stored_config
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.models.synthetic import is_synthetic
 
@@ -123,14 +123,16 @@ def _import_all(spec: ModelSpec, source: str) -> None:
 
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
     MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking up a model's class imports its module
-    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes:
+    stored = getattr(config, "quantization_config", None)
+    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes or (stored and method_of(stored) == "bitsandbytes"):
         import_module("transformers.integrations.bitsandbytes")
+    if QUANTIZATIONS[spec.quantization].replaces_layers:
         _kept_dense(spec, source)
 
 
 @cache
 def _kept_dense(spec: ModelSpec, source: str) -> tuple[str, ...]:
-    """Names of the modules that bitsandbytes must leave dense, of a model without its weights."""
+    """Names of the modules that must not be quantized, found in a model without its weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -188,7 +190,7 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
     source = locate(spec)
     model = _load_weights(spec, source, device)
     name, revision = identify(spec, model.config)
-    verified = verify(model, spec.quantization, name=named_model(spec))
+    verified = _verified(spec, model)
     return LoadedModel(
         spec=spec,
         model=model.eval(),
@@ -201,6 +203,15 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
         quantization=verified.label,
         settings=verified.settings,
     )
+
+
+def _verified(spec: ModelSpec, model: Any) -> Verified:
+    try:
+        return verify(model, spec.quantization)
+    except ModelError as error:
+        stored = stored_config(named_model(spec), spec.revision) if spec.quantization == STORED else None
+        method = f" is stored as {method_of(stored)!r}, and" if stored else ":"
+        raise ModelError(f"model {spec.model!r}{method} {error}") from None
 
 
 def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
@@ -250,7 +261,7 @@ def _dtype_options(spec: ModelSpec, source: str, device: str) -> dict[str, Any]:
     if stored is not None:  # transformers ignores another config with a warning, and treats None as one
         _check_stored_quantization(spec, quantization, stored)
         return {"dtype": dtype}
-    kept = _kept_dense(spec, source) if quantization.needs_bitsandbytes else ()
+    kept = _kept_dense(spec, source) if quantization.replaces_layers else ()
     config = quantization.transformers_config(dtype, kept=kept)
     return {"dtype": dtype} if config is None else {"dtype": dtype, "quantization_config": config}
 
@@ -268,7 +279,7 @@ def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any
     found = stored if isinstance(stored, dict) else stored.to_dict()
     if not asked.describes(found):
         names = [quantization.name for quantization in QUANTIZATIONS.values() if quantization.describes(found)]
-        method = names[0] if names else found.get("quant_method", "unknown")
+        method = names[0] if names else method_of(found)
         names = [*names, STORED]
         raise ModelError(
             f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: "

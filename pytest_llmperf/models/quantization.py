@@ -19,6 +19,8 @@ DENSE: Mapping[str, str] = MappingProxyType({"bf16": "bfloat16", "fp16": "float1
 """Dtypes of unquantized weights, by the quantization's name."""
 STORED = "stored"
 """The quantization of a checkpoint that is quantized already."""
+DEFAULTS = ("nf4", "int8", "int8-decomp")
+"""Quantizations that are measured unless others are named."""
 FOUR_BIT = ("nf4", "nf4-dq")
 """Quantizations that bitsandbytes does for experts too."""
 DEFAULT_THRESHOLD = 6.0
@@ -50,15 +52,20 @@ class Quantization:
         """Whether loading needs the bitsandbytes package."""
         return bool(self.bitsandbytes)
 
+    @property
+    def replaces_layers(self) -> bool:
+        """Whether linear layers are quantized while the model is loaded."""
+        return self.needs_bitsandbytes or bool(self.torchao)
+
     def transformers_config(self, compute_dtype: torch.dtype, *, kept: Sequence[str] = ()) -> Any | None:
         """The ``BitsAndBytesConfig`` or ``TorchAoConfig`` to load with, or None for dense and stored weights.
 
         Args:
             compute_dtype: The dtype of activations.
-            kept: Names of the modules that bitsandbytes leaves dense, the head included; empty is its own choice.
+            kept: Names of the modules that stay dense, the head included; empty for transformers' own choice.
         """
         if self.torchao:
-            return self._torchao_config()
+            return self._torchao_config([*kept] or None)
         if not self.needs_bitsandbytes:
             return None
         from transformers import BitsAndBytesConfig
@@ -66,11 +73,11 @@ class Quantization:
         compute = {"bnb_4bit_compute_dtype": compute_dtype} if "load_in_4bit" in self.bitsandbytes else {}
         return BitsAndBytesConfig(**self.bitsandbytes, **compute, llm_int8_skip_modules=[*kept] or None)
 
-    def _torchao_config(self) -> Any:
+    def _torchao_config(self, kept: list[str] | None) -> Any:
         from transformers import TorchAoConfig
 
         kind = getattr(import_module("torchao.quantization"), self.torchao)
-        return TorchAoConfig(kind(**self.torchao_options))
+        return TorchAoConfig(kind(**self.torchao_options), modules_to_not_convert=kept)
 
     def describes(self, stored: Mapping[str, Any]) -> bool:
         """Whether a checkpoint's own ``quantization_config`` matches this quantization."""

@@ -66,13 +66,12 @@ def quantized_share(model: Any, form: str) -> float:
     return _share(linear_weights(model), form)
 
 
-def verify(model: Any, asked: str, *, name: str) -> Verified:
+def verify(model: Any, asked: str) -> Verified:
     """Check that a model's weights have the form that was asked for.
 
     Args:
         model: The loaded model.
         asked: A quantization's name; ``stored`` is whichever quantized form most of the weights have.
-        name: What the message calls the model.
 
     Raises:
         ModelError: No weight has that form; the message names the reason.
@@ -81,7 +80,7 @@ def verify(model: Any, asked: str, *, name: str) -> Verified:
     form = _stored_form(weights) if asked == STORED else asked
     share = _share(weights, form)
     if weights and not share:
-        raise ModelError(f"model {name!r}: {_why_not(weights, asked)}")
+        raise ModelError(_why_not(weights, asked))
     partial = {"quantized_share": round(share, 3)} if weights and share < 1 else {}
     return Verified(form, {**partial, **dict(_of_experts(model, weights))})
 
@@ -229,8 +228,13 @@ def _nbytes(tensor: torch.Tensor) -> int:
 def _method(model: Any) -> str:
     """The name of the method by which another library quantized the model, from its config; empty if it has none."""
     config = getattr(getattr(model, "config", None), "quantization_config", None)
+    return method_of(config) if config else ""
+
+
+def method_of(config: Any) -> str:
+    """The method that a ``quantization_config`` names, such as ``gptq``; ``unknown`` if it names none."""
     found = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
-    return str(getattr(found, "value", found) or "")
+    return str(getattr(found, "value", found) or "unknown")
 
 
 def _bytes_by_form(weights: Iterator[LinearWeight] | list[LinearWeight]) -> dict[str, int]:
@@ -257,7 +261,10 @@ def _why_not(weights: list[LinearWeight], asked: str) -> str:
     found = _bytes_by_form(weights)
     total, dense = sum(found.values()), " and ".join(found)
     if asked == STORED:
-        return f"its quantization was removed while loading: all {total:,} bytes of linear weights are {dense}"
+        return (
+            f"was converted to {dense} while loading (all {total:,} bytes of linear weights): choose a device that "
+            f"computes with the stored weights, or a dense checkpoint as {dense}"
+        )
     return (
         f"{asked!r} was not applied: 0 of {total:,} bytes of linear weights are {asked}, all are {dense}"
         f"{_cause(weights)}; choose {dense} or another quantization"
@@ -265,10 +272,5 @@ def _why_not(weights: list[LinearWeight], asked: str) -> str:
 
 
 def _cause(weights: list[LinearWeight]) -> str:
-    import torch
-
-    own = {weight.layer for weight in weights if issubclass(weight.layer, torch.nn.Linear)} - {torch.nn.Linear}
-    if not own:
-        return ""
-    name = min(layer.__name__ for layer in own)
-    return f"; {name} is a subclass of nn.Linear that transformers does not replace"
+    names = sorted({weight.layer.__name__ for weight in weights} - {"Linear"})
+    return f"; transformers quantizes layers of class nn.Linear, and these are {', '.join(names)}" if names else ""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.models.quantized_weights import quant_state_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -15,8 +17,17 @@ _INT8_STATE = ("CB", "SCB")  # bitsandbytes, 8 bit: on the weight until the firs
 
 def weights_bytes(model: torch.nn.Module) -> int:
     """Bytes of a model's parameters, buffers and bitsandbytes quantization state; shared storage counts once."""
-    storages = (tensor.untyped_storage() for tensor in _tensors(model))
+    storages = (part.untyped_storage() for tensor in _tensors(model) for part in _unwrapped(tensor))
     return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
+
+
+def _unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that hold the data of one whose class wraps others (torchao, quanto); it has no storage itself."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _unwrapped(getattr(tensor, name))
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
@@ -25,10 +36,14 @@ def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
         weight = getattr(module, "weight", None)
         yield from _attributes(weight, _INT8_STATE)
         yield from _attributes(getattr(module, "state", None), _INT8_STATE)
-        quant_state = getattr(weight, "quant_state", None)
-        while quant_state is not None:  # double quantization nests a second state
-            yield from _attributes(quant_state, _QUANT_STATE)
-            quant_state = getattr(quant_state, "state2", None)
+        yield from _of_state(getattr(weight, "quant_state", None))
+        yield from _of_state(quant_state_of(module))
+
+
+def _of_state(quant_state: Any) -> Iterator[torch.Tensor]:
+    while quant_state is not None:  # double quantization nests a second state
+        yield from _attributes(quant_state, _QUANT_STATE)
+        quant_state = getattr(quant_state, "state2", None)
 
 
 def _attributes(owner: Any, names: tuple[str, ...]) -> Iterator[torch.Tensor]:

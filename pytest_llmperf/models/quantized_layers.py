@@ -1,4 +1,4 @@
-"""What bitsandbytes can do with a model's layers, beyond what transformers asks of it."""
+"""What quantizing libraries can do with a model's layers, beyond what transformers asks of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     import torch
 
 _ROWS, _COLUMNS = 32, 64
-"""On CPUs with AVX512-BF16, 4-bit weights are repacked in blocks of so many rows and columns."""
+"""On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in blocks of so many rows and columns."""
 _READ_AS_THEY_ARE = {"MambaMixer": "dt_proj"}
 """Layers whose weight the model multiplies itself, so that it must be dense."""
 
 
 def kept_dense(skeleton: torch.nn.Module) -> list[str]:
-    """Names of the modules to leave dense, for ``llm_int8_skip_modules``; empty if transformers' own choice is right.
+    """Names of the modules that must not be quantized, the head included; empty if transformers' own choice is right.
 
     These are routers and gates, which transformers quantizes where they are linear layers, and layers whose weight
     the model reads.
@@ -56,33 +56,51 @@ def quantize_experts(model: torch.nn.Module, quantization: Quantization) -> None
 
 
 def check_layers(model: torch.nn.Module, device: str, *, name: str) -> None:
-    """Check that bitsandbytes can run the layers that it quantized.
+    """Check that the quantized layers can run.
 
     Raises:
-        ModelError: It cannot run one on this device; the message names the layer and the rule.
+        ModelError: One cannot run on this device; the message names the layer and the rule.
     """
-    if device == "cpu" and (obstacle := next(_obstacles(model), "")):
-        raise ModelError(
-            f"model {name!r} cannot run on 'cpu' with bitsandbytes: {obstacle}; choose a dense quantization such as "
-            "bf16, torchao-int8wo or another device"
-        )
+    if obstacle := next(_obstacles(model, device), ""):
+        raise ModelError(f"model {name!r} cannot run quantized on {device!r}: {obstacle}; choose bf16, fp16 or fp32")
 
 
-def _obstacles(model: torch.nn.Module) -> Iterator[str]:
-    repacks = _repacks()
+def _obstacles(model: torch.nn.Module, device: str) -> Iterator[str]:
+    repacks = device == "cpu" and _repacks()
     for name, module in model.named_modules():
         kind = type(module).__name__
         if kind == "Linear4bit" and repacks and _is_odd(module):
             yield (
-                f"layer {name!r} has {module.out_features} rows and {module.in_features} columns, expected multiples "
-                f"of {_ROWS} and {_COLUMNS} on a CPU with AVX512-BF16"
+                f"layer {name!r} has {module.out_features} rows and {module.in_features} columns, and bitsandbytes "
+                f"needs multiples of {_ROWS} and {_COLUMNS} on a CPU with AVX512-BF16"
             )
-        if kind == "Linear8bitLt" and name.endswith("kv_b_proj") and hasattr(_parent(model, name), "expand_kv"):
-            yield f"layer {name!r} has a four-dimensional input, and int8 takes three dimensions at most"
+        if kind == "Linear8bitLt" and device == "cpu" and _takes_four_dimensions(model, name):
+            yield f"layer {name!r} has a four-dimensional input, and bitsandbytes' int8 takes at most three on a CPU"
+        if hasattr(module, "_bnb_4bit_dequantize_and_rescale") and _is_four_bit(module):
+            yield f"transformers converts layers of {kind} from nf4 to fp4 at the first request"
+        if _multiplies_itself(module):
+            yield f"layer {name!r} is a {kind}, which does not use torch's product, the only one that torchao has"
+
+
+def _is_four_bit(module: torch.nn.Module) -> bool:
+    return any(type(part).__name__ == "Linear4bit" for part in module.modules())
 
 
 def _is_odd(module: Any) -> bool:
     return bool(module.out_features % _ROWS or module.in_features % _COLUMNS)
+
+
+def _takes_four_dimensions(model: torch.nn.Module, name: str) -> bool:
+    """Whether the layer expands a compressed cache of DeepSeek's attention, which has a dimension of heads."""
+    return name.endswith("kv_b_proj") and hasattr(_parent(model, name), "expand_kv")
+
+
+def _multiplies_itself(module: Any) -> bool:
+    """Whether a linear layer with a weight of torchao has a product of its own."""
+    import torch
+
+    is_torchao = type(getattr(module, "weight", None)).__module__.partition(".")[0] == "torchao"
+    return is_torchao and getattr(type(module), "forward", None) is not torch.nn.Linear.forward
 
 
 def _repacks() -> bool:
