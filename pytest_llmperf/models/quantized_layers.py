@@ -76,14 +76,19 @@ def _obstacles(model: torch.nn.Module, device: str) -> Iterator[str]:
             )
         if kind == "Linear8bitLt" and device == "cpu" and _takes_four_dimensions(model, name):
             yield f"layer {name!r} has a four-dimensional input, and bitsandbytes' int8 takes at most three on a CPU"
-        if hasattr(module, "_bnb_4bit_dequantize_and_rescale") and _is_four_bit(module):
-            yield f"transformers converts layers of {kind} from nf4 to fp4 at the first request"
+        if hasattr(module, "_bnb_4bit_dequantize_and_rescale") and _cannot_be_rescaled(module):
+            yield f"transformers rescales the weights of {kind} at the first request, which changes their quantization"
         if _multiplies_itself(module):
             yield f"layer {name!r} is a {kind}, which does not use torch's product, the only one that torchao has"
 
 
-def _is_four_bit(module: torch.nn.Module) -> bool:
-    return any(type(part).__name__ == "Linear4bit" for part in module.modules())
+def _cannot_be_rescaled(module: torch.nn.Module) -> bool:
+    """Whether a part has weights in 4 bit, which become fp4, or of torchao, which cannot be changed."""
+    return any(type(part).__name__ == "Linear4bit" or _is_torchao(part) for part in module.modules())
+
+
+def _is_torchao(module: Any) -> bool:
+    return type(getattr(module, "weight", None)).__module__.partition(".")[0] == "torchao"
 
 
 def _is_odd(module: Any) -> bool:
@@ -99,8 +104,7 @@ def _multiplies_itself(module: Any) -> bool:
     """Whether a linear layer with a weight of torchao has a product of its own."""
     import torch
 
-    is_torchao = type(getattr(module, "weight", None)).__module__.partition(".")[0] == "torchao"
-    return is_torchao and getattr(type(module), "forward", None) is not torch.nn.Linear.forward
+    return _is_torchao(module) and type(module).forward is not torch.nn.Linear.forward
 
 
 def _repacks() -> bool:
