@@ -233,11 +233,8 @@ def check_decoder(config: Any, model: Any) -> None:
     Raises:
         UsageError: the model's config says that it is no decoder.
     """
-    if (
-        getattr(config, "is_encoder_decoder", False)
-        or config.get_text_config() is not config
-        or getattr(config, "is_decoder", True)
-    ):
+    is_whole = config.get_text_config() is config and not getattr(config, "is_encoder_decoder", False)
+    if not is_whole or getattr(config, "is_decoder", True):
         return
     # Up to transformers 4, configs of decoders without any encoder form say is_decoder=False too.
     if any(getattr(module, "is_decoder", None) is False for module in model.modules()):

@@ -21,10 +21,11 @@ from pytest_llmperf.errors import (
 )
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
-from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
-from pytest_llmperf.models.quantized_weights import quantization_label
+from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, Quantization, check_available, compute_dtype
+from pytest_llmperf.models.quantized_layers import check_layers, kept_dense, quantize_experts
+from pytest_llmperf.models.quantized_weights import Verified, method_of, quantization_label, verify
 from pytest_llmperf.models.quiet import quiet
-from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model
+from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model, stored_config
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.models.structure import structure_digest
 from pytest_llmperf.models.synthetic import is_synthetic
@@ -43,10 +44,10 @@ class LoadedModel:
         tokenizer: Its tokenizer, or None if the model has none.
         name: The display name, never an absolute path.
         revision: Identifies the weights; None if that is unknown.
-        quantization: The name of its quantization.
         dtype: The actual compute dtype, such as ``bfloat16``.
         attention: The actual attention implementation.
         device: The requested device.
+        quantization: The form of its weights, such as ``nf4``; what was requested unless that is ``stored``.
         settings: What else distinguishes this model from others of its name; part of the workload.
         structure: Digest of its structure when it was loaded.
     """
@@ -128,8 +129,8 @@ def prepare(spec: ModelSpec, device: str) -> None:
     """
     check_source(spec)
     _check_packages(spec)
-    check_available(QUANTIZATIONS[spec.quantization], device.partition(":")[0])
-    with _one_line_errors(spec):
+    check_available(QUANTIZATIONS[spec.quantization], device)
+    with _one_line_errors(spec), quiet():
         _import_all(spec, locate(spec))
 
 
@@ -142,10 +143,27 @@ def _import_all(spec: ModelSpec, source: str) -> None:
     from accelerate import dispatch_model  # noqa: F401  # accessing its attributes imports its parts
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes:
-        import_module("transformers.integrations.bitsandbytes")
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
     MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking up a model's class imports its module
+    stored = getattr(config, "quantization_config", None)
+    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes or (stored and method_of(stored) == "bitsandbytes"):
+        import_module("transformers.integrations.bitsandbytes")
+    if QUANTIZATIONS[spec.quantization].replaces_layers:
+        _kept_dense(spec, source)
+
+
+@cache
+def _kept_dense(spec: ModelSpec, source: str) -> tuple[str, ...]:
+    """Names of the modules that must not be quantized, found in a model without its weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    if getattr(config, "quantization_config", None) is not None:
+        return ()
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    return tuple(kept_dense(skeleton))
 
 
 @contextmanager
@@ -194,18 +212,29 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
     source = locate(spec)
     model = _load_weights(spec, source, device)
     name, revision = identify(spec, model.config)
+    verified = _verified(spec, model)
     return LoadedModel(
         spec=spec,
         model=model.eval(),
         tokenizer=_load_tokenizer(spec, source),
         name=name,
         revision=revision,
-        quantization=spec.quantization,
         dtype=dtype_of(model),
         attention=attention_of(model),
         device=device,
+        quantization=verified.label,
+        settings=verified.settings,
         structure=structure_digest(model),
     )
+
+
+def _verified(spec: ModelSpec, model: Any) -> Verified:
+    try:
+        return verify(model, spec.quantization)
+    except ModelError as error:
+        stored = stored_config(named_model(spec), spec.revision) if spec.quantization == STORED else None
+        method = f" is stored as {method_of(stored)!r}, and" if stored else ":"
+        raise ModelError(f"model {spec.model!r}{method} {error}") from None
 
 
 def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
@@ -224,6 +253,8 @@ def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
     if wrong := misplaced(model, device):
         raise ModelError(f"model {spec.model!r} has {wrong}")
     check_loaded(spec, model)
+    quantize_experts(model, QUANTIZATIONS[spec.quantization])
+    check_layers(model, device, name=named_model(spec))
     return model
 
 
@@ -245,13 +276,25 @@ def _dtype_options(spec: ModelSpec, source: str, device: str) -> dict[str, Any]:
     from transformers import AutoConfig
 
     quantization = QUANTIZATIONS[spec.quantization]
-    dtype = compute_dtype(quantization, device)
     stored = getattr(AutoConfig.from_pretrained(source, **_hub_options(spec)), "quantization_config", None)
-    if stored is not None:
+    if spec.quantization == STORED:
+        _check_is_stored(spec, stored)
+        return {"dtype": "auto"}
+    dtype = compute_dtype(quantization, device)
+    if stored is not None:  # transformers ignores another config with a warning, and treats None as one
         _check_stored_quantization(spec, quantization, stored)
-    # With a stored quantization config, transformers ignores another one with a warning, and treats None as one.
-    config = quantization.transformers_config(dtype) if stored is None else None
+        return {"dtype": dtype}
+    kept = _kept_dense(spec, source) if quantization.replaces_layers else ()
+    config = quantization.transformers_config(dtype, kept=kept)
     return {"dtype": dtype} if config is None else {"dtype": dtype, "quantization_config": config}
+
+
+def _check_is_stored(spec: ModelSpec, stored: Any | None) -> None:
+    if stored is None:
+        raise ModelError(
+            f"model {spec.model!r} is not quantized, and 'stored' takes the quantization of a checkpoint: expected a "
+            "quantization_config in its config.json; choose another quantization, such as bf16 or nf4"
+        )
 
 
 def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any) -> None:
@@ -259,10 +302,11 @@ def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any
     found = stored if isinstance(stored, dict) else stored.to_dict()
     if not asked.describes(found):
         names = [quantization.name for quantization in QUANTIZATIONS.values() if quantization.describes(found)]
-        method = names[0] if names else found.get("quant_method", "unknown")
-        remedy = f"request {method!r}" if names else "use the original checkpoint"
+        method = names[0] if names else method_of(found)
+        names = [*names, STORED]
         raise ModelError(
-            f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: {remedy}"
+            f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: "
+            f"request {' or '.join(map(repr, names))} (--llmperf-quantization={names[-1]})"
         )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,21 @@ def locate(spec: ModelSpec) -> str:
     return str(Path(model).expanduser()) if is_local(model) else model
 
 
+def stored_config(model: str, revision: str | None = None) -> dict[str, Any] | None:
+    """The ``quantization_config`` of a checkpoint, without the network: from its folder, or from the hub's cache.
+
+    Returns:
+        None if the checkpoint has none, or its ``config.json`` is not here.
+    """
+    if synthetic.is_synthetic(model):
+        return None
+    file = Path(model).expanduser() / "config.json" if is_local(model) else _cached_config(model, revision)
+    with suppress(OSError, ValueError):
+        found = json.loads(file.read_text(encoding="utf-8")) if file else None
+        return found.get("quantization_config") if isinstance(found, dict) else None
+    return None
+
+
 def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
     """A loaded model's display name and revision, without absolute paths.
 
@@ -130,12 +147,21 @@ def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
 
 def _cached_commit(model: str, revision: str | None) -> str | None:
     """The commit of a branch or tag in the hub's cache, from which the model was loaded; else the revision as given."""
-    if find_spec("huggingface_hub") is None:
-        return revision
-    from huggingface_hub import try_to_load_from_cache
+    config = _cached_config(model, revision)
+    return config.parent.name if config else revision
 
-    config = try_to_load_from_cache(model, "config.json", revision=revision)
-    return Path(config).parent.name if isinstance(config, str) else revision
+
+def _cached_config(model: str, revision: str | None) -> Path | None:
+    """The ``config.json`` of a model in the hub's cache; None if it is not there."""
+    if find_spec("huggingface_hub") is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    with suppress(HFValidationError):  # reported when the model is loaded
+        config = try_to_load_from_cache(model, "config.json", revision=revision)
+        return Path(config) if isinstance(config, str) else None
+    return None
 
 
 def _fingerprint(folder: Path) -> str:

@@ -17,6 +17,8 @@ from pytest_llmperf.measure.prompt import Prompt
 from pytest_llmperf.measure.serving_plan import SCHEDULERS
 from pytest_llmperf.metrics import Kind, Limit, Metric, find_metric
 from pytest_llmperf.models.attention import check_attention
+from pytest_llmperf.models.quantization import DEFAULTS, STORED
+from pytest_llmperf.models.source import stored_config
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.runner.options import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.verdict.model import Outcome
@@ -223,7 +225,7 @@ class Options:
             device=given_device(config),
             model=value["model"] or None,
             revision=value["revision"] or None,
-            quantization=_names("--llmperf-quantization", value["quantization"]),
+            quantization=_quantizations(value),
             attentions=_names("--llmperf-attention", value["attention"]) if value["attention"] else (),
             batch_sizes=tuple(
                 _whole("--llmperf-batch-sizes", size) for size in _names("--llmperf-batch-sizes", value["batch-sizes"])
@@ -543,6 +545,13 @@ def _names(name: str, text: str) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"{name} {text!r}: expected at least one name, comma-separated")
     return names
+
+
+def _quantizations(value: Mapping[str, str]) -> tuple[str, ...]:
+    """The quantizations that were named; else that of a quantized checkpoint, or the default ones."""
+    if value["quantization"]:
+        return _names("--llmperf-quantization", value["quantization"])
+    return (STORED,) if value["model"] and stored_config(value["model"], value["revision"] or None) else DEFAULTS
 
 
 def _resolve(config: pytest.Config, option: Option) -> str:

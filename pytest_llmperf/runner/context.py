@@ -329,7 +329,7 @@ class Workplace:
         for test in tests:
             if test.spec is not None:
                 spec = self._complete(test.spec)
-                check_available(QUANTIZATIONS[spec.quantization], self._bench.device.partition(":")[0])
+                check_available(QUANTIZATIONS[spec.quantization], self._bench.device)
                 check_source(spec)
 
     def _count_family(self, tests: Sequence[PlannedTest]) -> None:

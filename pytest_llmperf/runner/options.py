@@ -36,8 +36,10 @@ SETTINGS = (
     Option("model", "NAME", "", "Model to measure: a hub name, a folder with safetensors, or synthetic:NAME "
            "(default: synthetic:32m on a CPU, synthetic:1b on an accelerator)"),
     Option("revision", "REV", "", "Revision of the model on the hub"),
-    Option("quantization", "NAMES", "nf4,int8,int8-decomp", "Quantizations of the llm fixture in tests that do "
-           "not parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
+    Option("quantization", "NAMES", "", "Quantizations of the llm fixture in tests that do not parametrize it, "
+           "comma-separated: bf16, fp16, fp32; nf4, nf4-dq, int8, int8-decomp of bitsandbytes; torchao-int8wo, "
+           "torchao-int8dq, torchao-fp8wo, torchao-fp8dq, torchao-int4wo; or stored, that of a checkpoint which is "
+           "quantized already (default: stored for such a checkpoint, else nf4,int8,int8-decomp)"),
     Option("attention", "NAMES", "", "Attention implementation, unless a test sets it: eager, sdpa, "
            "flash_attention_2, flex_attention, ...; several names, comma-separated, parametrize the tests that do not "
            "parametrize llm (default: the library's choice)"),
