@@ -54,7 +54,7 @@ class Adapter:
         if self.is_merged and getattr(model, "hf_quantizer", None) is not None:
             raise ModelError(
                 f"adapter {self.folder.name!r} cannot be merged into {self.base.quantization!r} weights, because "
-                "merging would round them again: use adapter='attached', or merge it into the 16-bit model and save that"
+                "merging would round them again: use adapter='attached', or merge it into 16-bit weights"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random
@@ -89,8 +89,9 @@ def find_adapter(spec: ModelSpec, source: str) -> Adapter | None:
         return None
     check_adapter(spec, folder)
     config = adapter_config(folder)
-    base = replace(spec, model=config["base_model_name_or_path"], revision=config.get("revision"), adapter=None)
-    return Adapter(folder, base, is_merged=spec.adapter == MERGED)
+    base = config["base_model_name_or_path"]
+    revision = None if Path(base).exists() else config.get("revision")
+    return Adapter(folder, replace(spec, model=base, revision=revision, adapter=None), spec.adapter == MERGED)
 
 
 def check_no_adapter(spec: ModelSpec) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.models import synthetic
+from pytest_llmperf.models.adapter import CONFIG, adapter_config, check_adapter, check_no_adapter, is_adapter
 from pytest_llmperf.models.attention import check_attention
+from pytest_llmperf.models.hub_snapshot import hub_snapshot
 from pytest_llmperf.models.spec import ModelSpec
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -35,13 +38,15 @@ def check_source(spec: ModelSpec) -> None:
 
     Raises:
         UsageError: No model, an unknown synthetic model, a folder without safetensors, an invalid hub name, a revision
-            that would be ignored (of a folder), or foreign code without consent.
+            that would be ignored (of a folder), an adapter without base, or foreign code without consent.
+        MissingDependency: The model is an adapter, and peft is not installed.
     """
     model = named_model(spec)
     if synthetic.is_synthetic(model):
         synthetic.architecture(model)
+        check_no_adapter(spec)
     elif is_local(model):
-        _check_folder(model)
+        _check_folder(spec, model)
     else:
         _check_hub_name(model)
     _check_revision(spec)
@@ -59,11 +64,15 @@ def named_model(spec: ModelSpec) -> str:
     return spec.model
 
 
-def _check_folder(model: str) -> None:
+def _check_folder(spec: ModelSpec, model: str) -> None:
     folder = Path(model).expanduser()
     wanted = "expected a folder with config.json and *.safetensors"
     if not folder.is_dir():
         raise UsageError(f"model {model!r} {'is a file' if folder.exists() else 'does not exist'}: {wanted}")
+    if is_adapter(folder):
+        check_adapter(spec, folder)
+        return
+    check_no_adapter(spec)
     if not (folder / "config.json").is_file():
         raise UsageError(f"model {model!r} has no config.json: {wanted}")
     if not any(folder.glob("*.safetensors")):
@@ -116,7 +125,7 @@ def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
         return model, synthetic.revision(model)
     if is_local(model):
         folder = Path(model).expanduser().resolve()
-        return folder.name, _fingerprint(folder)
+        return hub_snapshot(folder) or (folder.name, _fingerprint(folder))
     return model, getattr(config, "_commit_hash", None) or _cached_commit(model, spec.revision) or "unknown"
 
 
@@ -132,11 +141,19 @@ def _cached_commit(model: str, revision: str | None) -> str | None:
 
 def _fingerprint(folder: Path) -> str:
     """Hash of the config and of each weight file's size and header: names, dtypes and shapes, but not values."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256(_config(folder))
     for file in sorted(folder.glob("*.safetensors")):
         digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
         digest.update(_header(file))
     return f"sha256:{digest.hexdigest()}"
+
+
+def _config(folder: Path) -> bytes:
+    """A folder's config; that of an adapter without its base's name, which may be a path of this machine."""
+    if not is_adapter(folder):
+        return (folder / "config.json").read_bytes()
+    config = {**adapter_config(folder), "base_model_name_or_path": None}
+    return f"{CONFIG}\0{json.dumps(config, sort_keys=True)}".encode()
 
 
 def _header(file: Path) -> bytes:

@@ -119,7 +119,8 @@ def library_generate(
             **{"do_sample": False, **chosen},
         ),
     )
-    return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)
+    begin = 1 if model.config.is_encoder_decoder else prompt.shape[1]  # a decoder begins with a start token alone
+    return Generated(out.sequences[:, begin:], out.past_key_values)
 
 
 def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:
