@@ -30,7 +30,7 @@ def longest_request(config: Any) -> int | None:
 
     The last output token is never fed back, so it needs no position.
     """
-    limit = None if config.is_encoder_decoder else position_limit(config)
+    limit = None if _is_encoder_decoder(config) else position_limit(config)
     return None if limit is None else limit + 1
 
 
@@ -43,7 +43,7 @@ def check_fits(config: Any, *, input_tokens: int, output_tokens: int) -> None:
     Raises:
         UsageError: the request is longer than the model's limit.
     """
-    if config.is_encoder_decoder:
+    if _is_encoder_decoder(config):
         text = config.get_text_config()
         _check("input", input_tokens, _limit(text, (*_ENCODER, *_NAMES)))
         _check("output", output_tokens, _limit(text, (*_DECODER, *_NAMES)))
@@ -66,3 +66,7 @@ def _limit(config: Any, names: tuple[str, ...]) -> int | None:
         return None
     found = (getattr(config, name, None) for name in names)
     return next((value for value in found if isinstance(value, int) and value > 0), None)
+
+
+def _is_encoder_decoder(config: Any) -> bool:
+    return getattr(config, "is_encoder_decoder", False)
