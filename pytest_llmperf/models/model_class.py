@@ -78,9 +78,10 @@ def _classes(config: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_encoder(config: Any) -> bool:
     """Whether a model of both kinds, such as BERT, is set up to encode: its attention looks at later tokens."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
+    from transformers.models.auto import modeling_auto as auto
 
-    is_either = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    has_decoder = type(config) in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING  # its class for text sets what it needs
+    is_either = type(config) in auto.MODEL_FOR_MASKED_LM_MAPPING and not has_decoder
     return is_either and not getattr(config, "is_decoder", False)
 
 

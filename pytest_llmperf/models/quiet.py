@@ -19,7 +19,7 @@ _LOGGERS = (
 )
 
 # Where warnings are errors, a deprecation inside these libraries would look like a failure to load the model.
-_WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|torch|transformers)(\.|$)"
+_WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|peft|torch|transformers)(\.|$)"
 
 
 @contextmanager
