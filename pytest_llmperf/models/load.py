@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -177,7 +177,8 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
     source = locate(spec)
     adapter = find_adapter(spec, source)
     model, left_out = _load_weights(*_whole(spec, source, adapter), device)
-    name, revision = identify(spec, model.config)
+    named = replace(spec, model=str(adapter.folder)) if adapter else spec  # its folder in the hub's cache has a name
+    name, revision = identify(named, model.config)
     settings = _adapter_settings(adapter, model.config) if adapter else {}
     if adapter:
         model = adapter.apply(model, device)

@@ -112,6 +112,18 @@ def test_an_adapter_is_attached_or_merged(project: Any, folder: Path) -> None:
     assert its_figures["operators_per_token"] > figures["operators_per_token"]
 
 
+def test_an_adapter_on_the_hub(project: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its revision is its own commit, not that of its base."""
+    pytest.importorskip("peft")
+    snapshot = shutil.copytree(
+        checkpoint("adapter", folder), tmp_path / "models--org--lora" / "snapshots" / "8b1c0ffee"
+    )
+    monkeypatch.setattr("pytest_llmperf.models.adapter._hub_adapter", lambda _name, _revision: snapshot)
+    workload, _ = measured(project, "org/lora")
+    assert (workload["model"], workload["revision"]) == ("org/lora", "8b1c0ffee")
+    assert workload["settings"]["base_revision"].startswith("sha256:")
+
+
 def test_an_adapter_of_a_quantized_base(project: Any, folder: Path) -> None:
     """It is attached; merging would round the weights once more."""
     pytest.importorskip("peft")
