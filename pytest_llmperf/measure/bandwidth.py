@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_READ_BY_PREFILL_ALONE = ("is_encoder_decoder", "vision_config", "audio_config")
 
 
 @cache
@@ -59,6 +60,9 @@ def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwid
         "unknown kind of KV cache": measured.counts.kv_cache_bytes is None,
         "a mixture of experts reads only some of its weights per token": any(
             getattr(config, name, None) for name in _EXPERTS
+        ),
+        "a decode step does not read the weights of an encoder": any(
+            getattr(model.config, name, None) for name in _READ_BY_PREFILL_ALONE
         ),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")

@@ -64,6 +64,7 @@ def test_an_encoder_decoder_model_is_measured_as_a_whole(name: str, project: Any
     workload, figures = measured(project, checkpoint(name, folder))
     assert (workload["model"], workload["output_tokens"]) == (name, 4)
     assert figures["weights_bytes"] == ZOO[name].weights
+    assert figures["bandwidth_share"] is None  # decode does not read the encoder
 
 
 def test_a_vision_language_model_is_measured_by_text_alone(project: Any, folder: Path) -> None:
@@ -72,6 +73,7 @@ def test_a_vision_language_model_is_measured_by_text_alone(project: Any, folder:
     workload, figures = measured(project, model)
     stored = (model / "model.safetensors").stat().st_size
     assert workload["model"] == "llava"
+    assert figures["bandwidth_share"] is None
     assert 0 <= stored - figures["weights_bytes"] < 0.2 * stored  # a header, but for buffers
 
 
