@@ -20,6 +20,7 @@ from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of
 from pytest_llmperf.models.load import as_it_is, check_whole
+from pytest_llmperf.models.position_limit import check_fits, longest_request
 from pytest_llmperf.system.interrupts import uninterrupted
 from pytest_llmperf.text import first_line
 
@@ -89,9 +90,8 @@ class TransformersEngine:
 
     @property
     def longest(self) -> int | None:
-        """The model's position limit."""
-        limit = getattr(self._text_config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        """As many as fit the model's positions."""
+        return longest_request(self._loaded.model.config)
 
     @property
     def _generation(self) -> GenerationSettings:
@@ -103,11 +103,13 @@ class TransformersEngine:
 
         Raises:
             MeasurementError: another number of tokens was produced.
-            UsageError: the model's generation config asks for what cannot be measured.
+            UsageError: the model's generation config asks for what cannot be measured, or the request exceeds the
+                model's limit.
         """
         import torch
 
         check_whole(self._loaded.model)
+        check_fits(self._loaded.model.config, input_tokens=len(request.prompt), output_tokens=request.output_tokens)
         self.release()
         stamps: list[tuple[float, int]] = []
         settings = self._generation

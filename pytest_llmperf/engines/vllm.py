@@ -264,6 +264,7 @@ def _load(spec: ModelSpec, device: str) -> Any:
     arguments = EngineArgs(
         model=locate(spec),
         revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
         load_format="safetensors",  # pickled weights can run code
         enforce_eager=on_cpu,
         enable_prefix_caching=False,

@@ -6,16 +6,18 @@ from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.engines.executions.execution import is_encoder_decoder
 from pytest_llmperf.measure.counters import CacheSize
 from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
 from pytest_llmperf.models.experts import has_experts
 from pytest_llmperf.models.model_registry import free_memory
+from pytest_llmperf.models.own_model import config_of
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement, Plan
+
+_READ_BY_PREFILL_ALONE = ("is_encoder_decoder", "vision_config", "audio_config")
 
 
 @cache
@@ -59,7 +61,9 @@ def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwid
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
         "which of the model's weights are its embedding is unknown": not hasattr(model, "get_output_embeddings"),
-        "a decode step of an encoder-decoder reads only the decoder's weights": is_encoder_decoder(model),
+        "a decode step does not read the weights of an encoder": any(
+            getattr(config_of(model), name, None) for name in _READ_BY_PREFILL_ALONE
+        ),
         "a mixture of experts reads only some of its weights per token": has_experts(model),
         "assisted decoding: a step makes several tokens": _is_assisted(measured),
     }

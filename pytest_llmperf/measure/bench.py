@@ -94,6 +94,7 @@ class Bench:
                 device=self.device,
                 clock=self.clock,
                 tokenizer=loaded.tokenizer,
+                tokenizer_error=loaded.tokenizer_error,
                 enter=self.progress.enter,
                 on_request=self.progress.tell_request,
                 injections=injections,

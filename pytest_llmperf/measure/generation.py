@@ -36,6 +36,7 @@ from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.metrics import Figure, Scalar
 from pytest_llmperf.models.experts import experts_implementation, has_experts
 from pytest_llmperf.models.own_model import config_of
+from pytest_llmperf.models.position_limit import check_fits
 from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.storage.schema import PhaseProfile, Warmup
 from pytest_llmperf.validation import require_whole
@@ -117,6 +118,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     device: str,
     clock: Clock,
     tokenizer: Any | None = None,
+    tokenizer_error: str = "",
     enter: Callable[[str], None] = lambda _phase: None,
     on_request: Callable[[RequestTimes], None] = lambda _times: None,
     injections: Sequence[Injection] = (),
@@ -125,11 +127,12 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     """Measure a loaded model.
 
     Args:
-        model: a causal language model of transformers, or a module with its forward signature, on ``device``.
+        model: a model of transformers that generates text, or a module with its forward signature, on ``device``.
         plan: the shape, the execution and the number of requests.
         device: the device of the prompts and of the memory trace.
         clock: the device's clock.
         tokenizer: the model's tokenizer; random prompts need none.
+        tokenizer_error: why there is none.
         enter: called with each phase as it begins, outside timed code.
         on_request: called with each timed request after it ends.
         injections: what to inject into each request.
@@ -147,10 +150,11 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         batch_size=plan.batch_size,
         input_tokens=plan.input_tokens,
         seed=plan.seed,
+        tokenizer_error=tokenizer_error,
     ).to(device)
     prompt_sha256 = digest(prompt)
     asked = replace(plan, input_tokens=prompt.shape[1])
-    check_length(config, asked)
+    check_fits(config, input_tokens=asked.input_tokens, output_tokens=asked.output_tokens)
     check_decoder(config, model)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
@@ -210,21 +214,6 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
 def clock_of(execution: Execution, device: str, clock: Clock) -> Clock:
     """The clock for an execution's tokens: the device's, unless tokens are handed over late."""
     return ArrivalClock(clock.synchronize) if device == "mps" and execution.name == "generate" else clock
-
-
-def check_length(config: Any, plan: Plan) -> None:
-    """Reject a request that is longer than the model's position limit.
-
-    Raises:
-        UsageError: input and output together exceed the model's limit.
-    """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    wanted = plan.input_tokens + plan.output_tokens
-    if limit is not None and wanted > limit:
-        raise UsageError(
-            f"{plan.input_tokens} input and {plan.output_tokens} output tokens exceed the model's limit of "
-            f"{limit} positions: use fewer"
-        )
 
 
 def check_decoder(config: Any, model: Any) -> None:

@@ -249,5 +249,5 @@ def _check_fits(requests: Sequence[EngineRequest], longest: int | None) -> None:
     if len(request.prompt) + request.output_tokens > longest:
         raise UsageError(
             f"{len(request.prompt)} input and {request.output_tokens} output tokens of one request exceed the "
-            f"model's limit of {longest} positions: use fewer"
+            f"engine's limit of {longest} tokens: use fewer"
         )

@@ -66,5 +66,5 @@ def _check_consent(spec: ModelSpec) -> None:
     if not spec.trust_remote_code:
         raise UsageError(
             f"attention {spec.attention!r} is code from the Hugging Face hub: expected a built-in one such as eager or "
-            "sdpa, or trust_remote_code=True"
+            "sdpa, --llmperf-trust-remote-code or trust_remote_code=True"
         )

@@ -21,7 +21,7 @@ _LOGGERS = (
 )
 
 # Where warnings are errors, a deprecation inside these libraries would look like a failure to load the model.
-_WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|torch|torchao|transformers)(\.|$)"
+_WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|peft|torch|torchao|transformers)(\.|$)"
 
 
 @contextmanager

@@ -11,7 +11,9 @@ from typing import Any
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.models import synthetic
+from pytest_llmperf.models.adapter import CONFIG, adapter_config, check_adapter, check_no_adapter, is_adapter
 from pytest_llmperf.models.attention import check_attention
+from pytest_llmperf.models.hub_snapshot import hub_snapshot
 from pytest_llmperf.models.spec import ModelSpec
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -45,13 +47,15 @@ def check_source(spec: ModelSpec) -> None:
 
     Raises:
         UsageError: No model, an unknown synthetic model, a folder without safetensors, an invalid hub name, a revision
-            that would be ignored (of a folder), or foreign code without consent.
+            that would be ignored (of a folder), an adapter without base, or foreign code without consent.
+        MissingDependency: The model is an adapter, and peft is not installed.
     """
     model = named_model(spec)
     if synthetic.is_synthetic(model):
         synthetic.architecture(model)
+        check_no_adapter(spec)
     elif is_local(model):
-        _check_folder(model)
+        _check_folder(spec, model)
     else:
         _check_hub_name(model)
     _check_revision(spec)
@@ -69,11 +73,15 @@ def named_model(spec: ModelSpec) -> str:
     return spec.model
 
 
-def _check_folder(model: str) -> None:
+def _check_folder(spec: ModelSpec, model: str) -> None:
     folder = Path(model).expanduser()
     wanted = "expected a folder with config.json and *.safetensors"
     if not folder.is_dir():
         raise UsageError(f"model {model!r} {'is a file' if folder.exists() else 'does not exist'}: {wanted}")
+    if is_adapter(folder):
+        check_adapter(spec, folder)
+        return
+    check_no_adapter(spec)
     if not (folder / "config.json").is_file():
         raise UsageError(f"model {model!r} has no config.json: {wanted}")
     if not any(folder.glob("*.safetensors")):
@@ -141,7 +149,7 @@ def identify(spec: ModelSpec, config: Any) -> tuple[str, str]:
         return model, synthetic.revision(model)
     if is_local(model):
         folder = Path(model).expanduser().resolve()
-        return folder.name, _fingerprint(folder)
+        return hub_snapshot(folder) or (folder.name, _fingerprint(folder))
     return model, getattr(config, "_commit_hash", None) or _cached_commit(model, spec.revision) or "unknown"
 
 
@@ -166,7 +174,7 @@ def _cached_config(model: str, revision: str | None) -> Path | None:
 
 def _fingerprint(folder: Path) -> str:
     """Hash of configs, of code, and of each weight file's size and header: names, dtypes and shapes, not values."""
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256(_config(folder))
     for file in sorted((*(folder / name for name in _DECIDING), *folder.glob("*.py"))):
         if file.is_file():
             digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
@@ -174,6 +182,14 @@ def _fingerprint(folder: Path) -> str:
         digest.update(f"\0{file.name}\0{file.stat().st_size}\0".encode())
         digest.update(_header(file))
     return f"sha256:{digest.hexdigest()}"
+
+
+def _config(folder: Path) -> bytes:
+    """A folder's config; that of an adapter without its base's name, which may be a path of this machine."""
+    if not is_adapter(folder):
+        return (folder / "config.json").read_bytes()
+    config = {**adapter_config(folder), "base_model_name_or_path": None}
+    return f"{CONFIG}\0{json.dumps(config, sort_keys=True)}".encode()
 
 
 def _header(file: Path) -> bytes:

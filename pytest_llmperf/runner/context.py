@@ -93,7 +93,11 @@ class Workplace:
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
         self._engine_options = EngineOptions(
-            model=options.model, revision=options.revision, base_url=options.base_url, device=self._bench.device
+            model=options.model,
+            revision=options.revision,
+            base_url=options.base_url,
+            device=self._bench.device,
+            trust_remote_code=options.trust_remote_code,
         )
         if not options.loads_models:
             ENGINES[options.engine].check(self._engine_options)
@@ -323,6 +327,8 @@ class Workplace:
             model=self.options.model or default_model(self._bench.device),
             revision=self.options.revision,
             attention=spec.attention or self.options.attention,
+            trust_remote_code=self.options.trust_remote_code,
+            adapter=self.options.adapter,
         )
 
     def _check_specs(self, tests: Sequence[PlannedTest]) -> None:

@@ -36,6 +36,8 @@ SETTINGS = (
     Option("model", "NAME", "", "Model to measure: a hub name, a folder with safetensors, or synthetic:NAME "
            "(default: synthetic:32m on a CPU, synthetic:1b on an accelerator)"),
     Option("revision", "REV", "", "Revision of the model on the hub"),
+    Option("adapter", "MODE", "", "How to load a model that is a PEFT adapter: attached to its base model, or merged "
+           "into it (default: attached)"),
     Option("quantization", "NAMES", "", "Quantizations of the llm fixture in tests that do not parametrize it, "
            "comma-separated: bf16, fp16, fp32; nf4, nf4-dq, int8, int8-decomp of bitsandbytes; torchao-int8wo, "
            "torchao-int8dq, torchao-fp8wo, torchao-fp8dq, torchao-int4wo; or stored, that of a checkpoint which is "
@@ -207,6 +209,8 @@ def _add_actions(group: pytest.OptionGroup) -> None:
                     help="Append this run to the device's baseline; new: only cells that the baseline does not "
                          "have (default: all)")  # fmt: skip
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
+    group.addoption("--llmperf-trust-remote-code", action="store_true",
+                    help="Run code that comes with the model of --llmperf-model")  # fmt: skip
     group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
                     help="Inject a regression, to check that the gate can fail: multiply a metric ('tpot:+50%%'), or "
                          "slow down each forward: by matrix products ('work:+15%%'), a wait ('sleep:+15%%', "

@@ -21,7 +21,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" /
 ACTIONS = {"--llmperf-update", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
            "--llmperf-verdicts", "--llmperf-report", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
-           "--llmperf-tell", "--llmperf-profile"}  # fmt: skip
+           "--llmperf-tell", "--llmperf-profile", "--llmperf-trust-remote-code"}  # fmt: skip
 COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history", "ab", "gate",
             "selftest", "report"}  # fmt: skip
 

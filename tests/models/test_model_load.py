@@ -12,7 +12,6 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -296,8 +295,8 @@ def test_trust_is_off_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(kind, "from_pretrained", from_pretrained)
 
     model = load(TINY, "cpu").model
-    record(transformers.AutoConfig, SimpleNamespace)
-    record(transformers.AutoModelForCausalLM, lambda: (model, {"missing_keys": set()}))
+    record(transformers.AutoConfig, transformers.LlamaConfig)
+    record(transformers.AutoModelForCausalLM, lambda: (model, {"missing_keys": set(), "unexpected_keys": set()}))
     record(transformers.AutoTokenizer, lambda: None)
     loaded = load(ModelSpec("org/name", revision="v1"), "cpu")
     assert isinstance(loaded, LoadedModel)
