@@ -79,16 +79,16 @@ class LlmPerf:
         from pytest_llmperf.measure.generation import Plan
 
         __tracebackhide__ = True
-        options = self._workplace.options
+        options, words = self._workplace.options, self._prompt(prompt, input_tokens)
         plan = Plan(
             batch_size=batch_size,
-            input_tokens=_first(input_tokens, options.input_tokens),
+            input_tokens=self._length(input_tokens, words),
             output_tokens=_first(output_tokens, options.output_tokens),
             execution=options.execution(execution),
             requests=_first(requests, self._settings.requests, options.requests),
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,
-            prompt=self._prompt(prompt, input_tokens),
+            prompt=words,
         )
         return self._keep(self._workplace.measure(llm, plan, test=self._test))
 
@@ -182,13 +182,22 @@ class LlmPerf:
         twice = f"{self._test} measured one workload twice; expected once: parametrize the test, or increase requests="
         return _add(self.results, measured, since=self._start, twice=twice)
 
+    def _length(self, given: int | None, prompt: Prompt) -> int:
+        """Return the test's length of a random prompt, else the run's; other prompts have their own length."""
+        __tracebackhide__ = True
+        options = self._workplace.options
+        if given is not None:
+            return given
+        return options.input_tokens if prompt.is_random else options.input_lengths[0]
+
     def _prompt(self, given: _Words | None, input_tokens: int | None) -> Prompt:
         """Return the test's prompt, else the run's; a test that sets a length uses random ids."""
         from pytest_llmperf.measure.prompt import RANDOM, Prompt
 
         __tracebackhide__ = True
         if given is None:
-            return self._workplace.options.prompt if input_tokens is None else RANDOM
+            configured = self._workplace.options.prompt
+            return configured if input_tokens is None or configured.is_random else RANDOM
         if input_tokens is not None:
             raise UsageError(f"input_tokens={input_tokens} with a text prompt, which has its own length: leave out one")
         return Prompt.of(given)

@@ -42,7 +42,8 @@ SETTINGS = (
            "flash_attention_2, flex_attention, ...; several names, comma-separated, parametrize the tests that do not "
            "parametrize llm (default: the library's choice)"),
     Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
-    Option("input-tokens", "N", "64", "Prompt length, unless a test sets it"),
+    Option("input-tokens", "LENGTHS", "64", "Prompt length, unless a test sets it; several, comma-separated, are an "
+           "axis of the ready-made suite"),
     Option("prompt", "PROMPT", "random", "Prompt, unless a test sets it: random (token ids), text:WORDS, file:PATH, "
            "chat (a short one) or chat:PATH (JSON messages); chats use the tokenizer's template. All except "
            "random determine the prompt length"),
