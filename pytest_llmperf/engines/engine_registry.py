@@ -25,6 +25,8 @@ class EngineOptions:
     base_url: str | None
     device: str
     """The torch device."""
+    prefix_caching: bool = False
+    """Whether an engine in this process may keep the KV cache of prompts for later ones."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def _check_vllm(options: EngineOptions) -> None:
 def _vllm(options: EngineOptions) -> Engine:
     from pytest_llmperf.engines.vllm import VllmEngine
 
-    return VllmEngine(_spec(options), options.device)
+    return VllmEngine(_spec(options), options.device, prefix_caching=options.prefix_caching)
 
 
 def _spec(options: EngineOptions) -> ModelSpec:

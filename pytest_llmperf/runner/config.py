@@ -125,6 +125,7 @@ class Options:
     schedulers: tuple[str, ...]
     serve_requests: int
     max_batch_size: int
+    shared_prefix: int
     rate: float | None
     throughput_sequences: int | None
     throughput_lengths: tuple[int, int] | None
@@ -261,6 +262,7 @@ class Options:
             schedulers=_schedulers(value["schedulers"]),
             serve_requests=_whole("--llmperf-serve-requests", value["serve-requests"]),
             max_batch_size=_whole("--llmperf-max-batch-size", value["max-batch-size"]),
+            shared_prefix=_whole("--llmperf-shared-prefix", value["shared-prefix"], at_least=0),
             rate=_rate(value["rate"]) if value["rate"] else None,
             throughput_sequences=(
                 _whole("--llmperf-throughput-sequences", value["throughput-sequences"])

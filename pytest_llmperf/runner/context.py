@@ -91,7 +91,11 @@ class Workplace:
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
         self._engine_options = EngineOptions(
-            model=options.model, revision=options.revision, base_url=options.base_url, device=self._bench.device
+            model=options.model,
+            revision=options.revision,
+            base_url=options.base_url,
+            device=self._bench.device,
+            prefix_caching=options.shared_prefix > 0,
         )
         if not options.loads_models:
             ENGINES[options.engine].check(self._engine_options)

@@ -101,6 +101,7 @@ class LlmPerf:
         max_batch_size: int | None = None,
         input_tokens: int | tuple[int, int] | None = None,
         output_tokens: int | tuple[int, int] | None = None,
+        shared_prefix: int | None = None,
         rate: float | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -120,6 +121,8 @@ class LlmPerf:
             input_tokens: length of each prompt, or bounds of uniformly drawn ones (default:
                 ``--llmperf-input-tokens``).
             output_tokens: tokens to generate for each, in the same forms (default: ``--llmperf-output-tokens``).
+            shared_prefix: number of tokens that all prompts begin with; the rest of each prompt is new in every pass,
+                so that a prefix cache can only find the shared part (default: ``--llmperf-shared-prefix``, which is 0).
             rate: Poisson arrivals per second at the online scheduler; all at once by default.
             temperature: of sampling; greedy at 0.
             top_k: number of most likely tokens to sample from (default: all).
@@ -147,6 +150,7 @@ class LlmPerf:
             input_tokens=options.input_tokens if input_tokens is None else input_tokens,
             output_tokens=options.output_tokens if output_tokens is None else output_tokens,
             sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            shared_prefix=_first(shared_prefix, options.shared_prefix),
             rate=rate,
             seed=seed,
             repeats=repeats,

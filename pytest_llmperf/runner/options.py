@@ -64,6 +64,8 @@ SETTINGS = (
     Option("serve-requests", "N", "16", "Number of requests per scheduler, unless a test sets it"),
     Option("max-batch-size", "N", "8", "Maximum number of concurrent requests of the online scheduler, unless a "
            "test sets it"),
+    Option("shared-prefix", "N", "0", "Number of tokens that all prompts of a serving test begin with, unless a test "
+           "sets it; the rest of each prompt is new in every pass"),
     Option("rate", "N", "", "Arrival rate of the online scheduler in pytest_llmperf.suite.serving: requests per "
            "second, Poisson (default: all at once)"),
     Option("throughput-sequences", "N", "", "Number of sequences in the throughput test of "

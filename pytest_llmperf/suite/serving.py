@@ -48,5 +48,6 @@ def test_throughput(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Confi
         requests=options.throughput_sequences or (CPU_SEQUENCES if small else SEQUENCES),
         input_tokens=lengths,
         output_tokens=lengths,
+        shared_prefix=0,
         temperature=0.6,
     )
