@@ -329,7 +329,7 @@ class Options:
 
     def _refuse_contradictions(self) -> None:
         contradictions = {
-            f"--llmperf-input-tokens {self._lengths} with a text prompt, which has its own length: leave out one": (
+            f"--llmperf-input-tokens {self._lengths} with a prompt that has its own length: leave out one": (
                 len(self.input_lengths) > 1 and not self.prompt.is_random
             ),
             "--llmperf-inject: a baseline must not contain injected regressions: leave out --llmperf-update": (

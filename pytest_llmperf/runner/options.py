@@ -45,8 +45,8 @@ SETTINGS = (
     Option("input-tokens", "LENGTHS", "64", "Prompt length, unless a test sets it; several, comma-separated, are an "
            "axis of the ready-made suite"),
     Option("prompt", "PROMPT", "random", "Prompt, unless a test sets it: random (token ids), text:WORDS, file:PATH, "
-           "chat (a short one) or chat:PATH (JSON messages); chats use the tokenizer's template. All except "
-           "random determine the prompt length"),
+           "chat (a short one), chat:PATH (JSON messages) or ids:PATH (JSON lists of token ids); chats use the "
+           "tokenizer's template. All except random determine the prompt length"),
     Option("output-tokens", "N", "64", "Number of tokens to generate, unless a test sets it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "

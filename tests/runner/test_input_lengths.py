@@ -80,7 +80,7 @@ def test_a_test_that_sets_no_length_is_refused_in_one_line(project):
         (["--llmperf-input-tokens=4,long"], "--llmperf-input-tokens 'long': expected a whole number of at least 1"),
         (
             [LENGTHS, "--llmperf-prompt=chat"],
-            "--llmperf-input-tokens 4,8,16 with a text prompt, which has its own length: leave out one",
+            "--llmperf-input-tokens 4,8,16 with a prompt that has its own length: leave out one",
         ),
     ],
 )
