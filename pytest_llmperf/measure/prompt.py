@@ -190,7 +190,7 @@ def _json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UsageError(f"prompt file {name}: line {error.lineno}: {error.msg}; expected JSON messages") from error
+        raise UsageError(f"prompt file {name}: line {error.lineno}: {error.msg}; expected JSON") from error
 
 
 def _messages(value: Any, name: str) -> tuple[Message, ...]:

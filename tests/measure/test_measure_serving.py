@@ -312,3 +312,26 @@ def test_a_prefix_that_cannot_be_shared(given, message):
     """Each prompt needs a rest of its own."""
     with pytest.raises(UsageError, match=message):
         plan(**given)
+
+
+def test_given_prompts_are_served_in_order():
+    """They have their own lengths, which are part of the workload."""
+    engine, given = FakeEngine(), ((1, 2, 3), (4,), (5, 6))
+    result = measure(engine, prompts=given, requests=2)
+    assert [request.prompt for request in engine.served[-1]] == [*given[:2]]
+    assert result.workload.input_tokens == 3
+    assert result.workload.settings["input_lengths"] == "1-3"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": ((1, 2),)}, "a prompt of 1 sequences for 4 requests: expected one for each"),
+        ({"prompts": ((1, 2),) * 4, "shared_prefix": 1}, "shared_prefix=1 with a prompt: expected random ids"),
+        ({"prompts": ((1, 50),) * 4}, "the prompt has token id 50: expected ids below the vocabulary of 50"),
+    ],
+)
+def test_prompts_that_cannot_be_served(given, message):
+    """Each request needs one of its own."""
+    with pytest.raises(UsageError, match=message):
+        measure(**given)
