@@ -342,6 +342,14 @@ _DEFINITIONS: tuple[Metric, ...] = (
         better=Better.LARGER,
     ),
     Metric(
+        name="prefix_hit",
+        unit="share",
+        title="prefix hits",
+        definition="prompt tokens that the engine took from its prefix cache / prompt tokens, over the timed passes",
+        kind=Kind.INFORMATIVE,
+        better=Better.LARGER,
+    ),
+    Metric(
         name="energy",
         unit="mj_per_token",
         title="energy / token",

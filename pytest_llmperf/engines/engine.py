@@ -45,6 +45,9 @@ class EngineRequest:
     output_tokens: int
     arrival_s: float = 0.0
     """Seconds since the schedule began."""
+    shared_prefix: int = 0
+    """Tokens that the other prompts begin with as well: an engine may take them from a prefix cache. Where it is 0, no
+    token may come from a cache, because every pass repeats the same prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,8 @@ class EngineResponse:
     """Output tokens that came first, at ``first_s``."""
     gaps_s: tuple[float, ...] | None = None
     """Gaps between consecutive tokens; ``None`` where several tokens came at a time."""
+    cached_tokens: int | None = None
+    """Tokens of the prompt that came from a prefix cache; ``None`` if the engine does not report them."""
 
 
 class Engine(Protocol):

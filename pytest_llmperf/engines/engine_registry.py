@@ -29,6 +29,8 @@ class EngineOptions:
     """The torch device."""
     trust_remote_code: bool = False
     """Whether code that comes with the model may run."""
+    prefix_caching: bool = False
+    """Whether an engine in this process may keep the KV cache of prompts for later ones."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _check_vllm(options: EngineOptions) -> None:
 def _vllm(options: EngineOptions) -> Engine:
     from pytest_llmperf.engines.vllm import VllmEngine
 
-    return VllmEngine(_spec(options), options.device)
+    return VllmEngine(_spec(options), options.device, prefix_caching=options.prefix_caching)
 
 
 def _spec(options: EngineOptions) -> ModelSpec:

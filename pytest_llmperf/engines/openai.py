@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pytest_llmperf.engines.engine import EngineRequest, EngineResponse, Sampling
 from pytest_llmperf.engines.openai_dialects import LETTERS, RequestFormat, check_base_url, request_formats
@@ -26,6 +26,15 @@ _MOST_BYTES_A_TOKEN = 2**16
 _PROBE = EngineRequest(prompt=(5, 6, 7, 8), output_tokens=2)
 
 _Found = TypeVar("_Found")
+
+
+class Usage(NamedTuple):
+    """A server's token counts of one request."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int | None
+    """Of the input tokens; ``None`` if the server does not report them."""
 
 
 class OpenAIEngine:
@@ -183,8 +192,8 @@ class OpenAIEngine:
             session, url, body, self._limits, most_bytes=_MOST_BYTES_A_TOKEN * (request.output_tokens + 1)
         )
         self._served.check(events)
-        input_tokens = _check_usage(events, request, request_format, url)
-        return _response(events, request, input_tokens, sent_s=sent_s, start_s=start_s)
+        usage = _check_usage(events, request, request_format, url)
+        return _response(events, request, usage, sent_s=sent_s, start_s=start_s)
 
 
 def check_server(base_url: str, model: str | None) -> None:
@@ -202,11 +211,11 @@ def check_server(base_url: str, model: str | None) -> None:
 
 def _check_usage(
     events: Sequence[ServerSentEvent], request: EngineRequest, request_format: RequestFormat, url: str
-) -> int:
-    """Number of prompt tokens, as counted by the server.
+) -> Usage:
+    """Token counts, as reported by the server.
 
     Raises:
-        MeasurementError: the stream has no usage, other token counts than requested, or no text.
+        MeasurementError: the stream has no usage, impossible or other token counts than requested, or no text.
     """
     found = next((usage for event in reversed(events) if (usage := _usage(event))), None)
     if found is None:
@@ -214,22 +223,26 @@ def _check_usage(
             f"{url}: the stream ended after {len(events)} events without usage; expected usage, which has the "
             "token counts"
         )
-    input_tokens, output_tokens = found
+    input_tokens, output_tokens, cached_tokens = found
     if output_tokens != request.output_tokens:
         raise MeasurementError(
             f"{url}: {output_tokens} output tokens, expected {request.output_tokens}: other lengths are not comparable"
         )
     if request_format.prompt == "ids" and input_tokens != len(request.prompt):
         raise MeasurementError(f"{url}: the server counts {input_tokens} prompt tokens, expected {len(request.prompt)}")
+    if cached_tokens is not None and not 0 <= cached_tokens <= input_tokens:
+        raise MeasurementError(
+            f"{url}: the server counts {cached_tokens} cached tokens, expected 0 to the {input_tokens} prompt tokens"
+        )
     if not any(map(_has_text, events)):
         raise MeasurementError(
             f"{url}: the server reported {output_tokens} output tokens but sent no text; expected text to time them by"
         )
-    return input_tokens
+    return found
 
 
 def _response(
-    events: Sequence[ServerSentEvent], request: EngineRequest, input_tokens: int, *, sent_s: float, start_s: float
+    events: Sequence[ServerSentEvent], request: EngineRequest, usage: Usage, *, sent_s: float, start_s: float
 ) -> EngineResponse:
     """Build a response; its times are those of events that carry text."""
     moments = [event.moment_s - start_s for event in events if _has_text(event)]
@@ -239,9 +252,10 @@ def _response(
         sent_s=sent_s - start_s,
         first_s=moments[0],
         last_s=moments[-1],
-        input_tokens=input_tokens,
+        input_tokens=usage.input_tokens,
         output_tokens=request.output_tokens,
         gaps_s=gaps if one_by_one else None,
+        cached_tokens=usage.cached_tokens,
     )
 
 
@@ -254,10 +268,14 @@ def _has_text(event: ServerSentEvent) -> bool:
     return isinstance(part, dict) and any(part.get(name) for name in names)
 
 
-def _usage(event: ServerSentEvent) -> tuple[int, int] | None:
-    """Prompt and completion tokens, if the event reports usage."""
+def _usage(event: ServerSentEvent) -> Usage | None:
+    """Token counts, if the event reports usage."""
     usage = event.data.get("usage")
     if not isinstance(usage, dict):
         return None
     prompt, output = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    return (prompt, output) if isinstance(prompt, int) and isinstance(output, int) else None
+    if not isinstance(prompt, int) or not isinstance(output, int):
+        return None
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    return Usage(prompt, output, cached if isinstance(cached, int) else None)

@@ -79,7 +79,8 @@ def check_base_url(base_url: str) -> tuple[str, tuple[str, ...]]:
 
 def _ignore_eos(request: EngineRequest, sampling: Sampling) -> dict[str, Any]:
     """Fields of vLLM's extension. The salt prevents prefix cache hits for repeated prompts."""
-    fixed = {"ignore_eos": True, "min_tokens": request.output_tokens, "cache_salt": uuid.uuid4().hex}
+    salt = {} if request.shared_prefix else {"cache_salt": uuid.uuid4().hex}
+    fixed = {"ignore_eos": True, "min_tokens": request.output_tokens, **salt}
     return fixed | _given(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 

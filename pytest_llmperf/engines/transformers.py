@@ -76,6 +76,7 @@ class TransformersEngine:
             "step_tokens": resolved.max_batch_tokens,
             "graphs": any(resolved.cuda_graph_booleans),
             "async_batching": resolved.use_async_batching,
+            **self._sharing(),
         }
 
     @property
@@ -164,6 +165,12 @@ class TransformersEngine:
     def _text_config(self) -> Any:
         return self._loaded.model.config.get_text_config()
 
+    def _sharing(self) -> dict[str, Scalar]:
+        """Whether blocks are in fact shared, where prompts have a shared prefix: some models' caches cannot."""
+        if self._set_up is None or not self._set_up.sharing:
+            return {}
+        return {"block_sharing": getattr(self._manager, "_use_prefix_sharing", None)}
+
     def _prepare(self, wanted: _SetUp) -> None:
         """Start continuous batching, unless the running one has enough capacity."""
         if self._set_up is None or not self._set_up.serves(wanted):
@@ -194,27 +201,31 @@ class _SetUp:
     sampling: Sampling
     lengths: tuple[int, ...]
     """Prompt and output tokens of the longest requests that may run concurrently, longest first."""
+    sharing: bool = False
+    """Whether prompts share a prefix, whose cache they may share as well."""
 
     @classmethod
     def of(cls, requests: Sequence[EngineRequest], max_concurrency: int, sampling: Sampling) -> _SetUp:
         lengths = sorted((len(request.prompt) + request.output_tokens for request in requests), reverse=True)
-        return cls(max_concurrency, sampling, tuple(lengths[:max_concurrency]))
+        sharing = any(request.shared_prefix for request in requests)
+        return cls(max_concurrency, sampling, tuple(lengths[:max_concurrency]), sharing)
 
     def serves(self, other: _SetUp) -> bool:
-        same = (self.max_concurrency, self.sampling) == (other.max_concurrency, other.sampling)
+        mine, others = ((one.max_concurrency, one.sampling, one.sharing) for one in (self, other))
         pairs = zip_longest(self.lengths, other.lengths, fillvalue=0)
-        return same and all(mine >= theirs for mine, theirs in pairs)
+        return mine == others and all(length >= wanted for length, wanted in pairs)
 
     def manager(self, loaded: LoadedModel) -> Any:
         """Create a manager whose cache just fits the longest requests that may run concurrently.
 
-        By default the cache takes most of the free memory, which differs between runs. Prefix sharing is off, because
-        every pass repeats the same prompts. The requested attention is kept, where it supports batching.
+        By default the cache takes most of the free memory, which differs between runs. Blocks are shared only where
+        prompts have a shared prefix, because otherwise every pass repeats the same prompts. The requested attention is
+        kept, where it supports batching.
         """
         batching, generation = _library(loaded)
         config = batching(
             max_requests_per_batch=self.max_concurrency,
-            allow_block_sharing=False,
+            allow_block_sharing=self.sharing,
             auto_switch_to_flash=False,
             safety_margin=0.0,
         )

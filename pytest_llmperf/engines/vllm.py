@@ -38,12 +38,13 @@ _STALL_S = 60.0
 class VllmEngine:
     """Serves requests with vLLM, which loads the model when the engine is created.
 
-    Prefix caching is off, because repeated prompts would hit the cache. On a CPU nothing is compiled
+    Prefix caching is off by default, because repeated prompts would hit the cache. On a CPU nothing is compiled
     (``enforce_eager``).
 
     Args:
         spec: the model and its revision; vLLM uses the dtype and quantization of the checkpoint.
         device: such as ``cpu`` or ``cuda``.
+        prefix_caching: whether prompts may share the cache of a prefix.
 
     Raises:
         UsageError: vLLM is not installed or is built for other devices, or the model does not exist.
@@ -53,10 +54,10 @@ class VllmEngine:
     name = "vllm"
     device = None  # vLLM preallocates most of its memory, so a peak would not depend on the served requests
 
-    def __init__(self, spec: ModelSpec, device: str) -> None:
+    def __init__(self, spec: ModelSpec, device: str, *, prefix_caching: bool = False) -> None:
         check_vllm(spec, device)
         with _conditions(), _one_line(ModelError, f"model {spec.model!r} could not be loaded by vLLM"):
-            self._engine = _load(spec, device)
+            self._engine = _load(spec, device, prefix_caching=prefix_caching)
         config = self._engine.vllm_config.model_config
         name, revision = identify(spec, config.hf_config)
         dtype = str(config.dtype).removeprefix("torch.")
@@ -105,7 +106,9 @@ class VllmEngine:
 
         Raises:
             MeasurementError: vLLM failed, stalled, or produced another number of tokens.
+            UsageError: the prompts share a prefix, and vLLM was loaded without prefix caching.
         """
+        self._check_caching(requests)
         one_pass = _Pass(self._engine, requests, max_concurrency, sampling)
         try:
             with _one_line(MeasurementError, "vLLM failed"):
@@ -114,6 +117,17 @@ class VllmEngine:
             with suppress(Exception):  # a dead engine has nothing to abort
                 self._engine.abort_request(list(one_pass.running))
             raise
+
+    def _check_caching(self, requests: Sequence[EngineRequest]) -> None:
+        """Let prompts hit the cache only where they share a prefix: others come again in every pass."""
+        shared, caching = requests[0].shared_prefix, self.settings["prefix_caching"]
+        if shared and not caching:
+            raise UsageError(
+                f"shared_prefix={shared}: vLLM was loaded without prefix caching: give --llmperf-shared-prefix, which "
+                "loads it with prefix caching"
+            )
+        if caching and not shared:
+            self._engine.reset_prefix_cache()
 
     def release(self) -> None:
         """Do nothing: no state is specific to a measurement."""
@@ -181,6 +195,7 @@ class _Pass:
             one = self.running[output.request_id]
             one.counts.append(len(output.outputs[0].token_ids))
             one.moments.append(moment_s)
+            one.cached_tokens = output.num_cached_tokens
             if output.finished:
                 self._responses[one.place] = self.running.pop(output.request_id).response()
 
@@ -212,6 +227,7 @@ class _Running:
     """Times of the steps that produced its tokens."""
     counts: list[int] = field(default_factory=list)
     """Number of tokens from each of these steps."""
+    cached_tokens: int | None = None
 
     def response(self) -> EngineResponse:
         """The response of a finished request.
@@ -232,6 +248,7 @@ class _Running:
             input_tokens=len(self.request.prompt),
             output_tokens=self.request.output_tokens,
             gaps_s=gaps if set(self.counts) == {1} else None,
+            cached_tokens=self.cached_tokens,
         )
 
 
@@ -254,7 +271,7 @@ def check_vllm(spec: ModelSpec, device: str) -> None:
     check_source(spec)
 
 
-def _load(spec: ModelSpec, device: str) -> Any:
+def _load(spec: ModelSpec, device: str, *, prefix_caching: bool) -> Any:
     from vllm import EngineArgs, LLMEngine
     from vllm.platforms import current_platform
 
@@ -267,7 +284,7 @@ def _load(spec: ModelSpec, device: str) -> Any:
         trust_remote_code=spec.trust_remote_code,
         load_format="safetensors",  # pickled weights can run code
         enforce_eager=on_cpu,
-        enable_prefix_caching=False,
+        enable_prefix_caching=prefix_caching,
         kv_cache_memory_bytes=_CPU_CACHE_BYTES if on_cpu and not os.environ.get("VLLM_CPU_KVCACHE_SPACE") else None,
         disable_log_stats=True,
         use_tqdm_on_load=False,

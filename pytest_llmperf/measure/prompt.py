@@ -1,4 +1,4 @@
-"""Reproducible prompts: seeded random token ids, a text, or a chat through the tokenizer's template."""
+"""Reproducible prompts: seeded random or given token ids, a text, or a chat through the tokenizer's template."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Message = tuple[str, str]
 """Role and content."""
 
-FORMS = "random, text:WORDS, file:PATH, chat or chat:PATH"
+FORMS = "random, text:WORDS, file:PATH, chat, chat:PATH or ids:PATH"
 
 _CHAT: tuple[Message, ...] = (
     ("system", "You are a helpful assistant who explains things step by step."),
@@ -28,15 +28,17 @@ _CHAT: tuple[Message, ...] = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """The prompt of a batch: random ids for each sequence, or the same text or chat for all."""
+    """The prompt of a batch: random or given ids for each sequence, or the same text or chat for all."""
 
     text: str | None = None
     chat: tuple[Message, ...] | None = None
+    ids: tuple[tuple[int, ...], ...] | None = None
+    """Token ids of each sequence, all of one length."""
 
     @property
     def is_random(self) -> bool:
         """Whether the prompt is random ids, of any requested length."""
-        return self.text is None and self.chat is None
+        return self.text is None and self.chat is None and self.ids is None
 
     @classmethod
     def parse(cls, text: str) -> Prompt:
@@ -48,25 +50,30 @@ class Prompt:
         kind, colon, rest = text.partition(":")
         if text in ("random", "chat"):
             return cls() if text == "random" else cls(chat=_CHAT)
-        if not colon or not rest or kind not in ("text", "file", "chat"):
+        if not colon or not rest or kind not in ("text", "file", "chat", "ids"):
             raise UsageError(f"prompt {text!r}: expected {FORMS}")
         if kind == "text":
             return cls(text=rest)
         words = _read(Path(rest))
+        if kind == "ids":
+            return cls(ids=token_ids(_json(words, rest), rest, equal=True))
         return cls(text=words) if kind == "file" else cls(chat=_messages(_json(words, rest), rest))
 
     @classmethod
-    def of(cls, value: str | Path | Sequence[Mapping[str, str]]) -> Prompt:
-        """Create a prompt from a test's value: a text, a text file, or chat messages with ``role`` and ``content``.
+    def of(cls, value: str | Path | Sequence[Mapping[str, str]] | Sequence[Sequence[int]]) -> Prompt:
+        """Create a prompt from a test's value: a text, a text file, token ids of each sequence, or chat messages with
+        ``role`` and ``content``.
 
         Raises:
-            UsageError: a file cannot be read, the text is empty, or messages are malformed.
+            UsageError: a file cannot be read, the text is empty, or ids or messages are malformed.
         """
         if isinstance(value, str | Path):
             text = _read(value) if isinstance(value, Path) else value
             if not text:
                 raise UsageError("prompt '': expected some text")
             return cls(text=text)
+        if isinstance(value, Sequence) and value and all(isinstance(part, Sequence) for part in value):
+            return cls(ids=token_ids(value, "prompt", equal=True))
         return cls(chat=_messages(value, "prompt"))
 
 
@@ -98,12 +105,15 @@ def prompt_ids(  # noqa: PLR0913  # the parts of a batch
         Shape ``(batch_size, tokens)``.
 
     Raises:
-        UsageError: the model has no tokenizer or no chat template, or the prompt has no tokens.
+        UsageError: the model has no tokenizer or no chat template, or the prompt has no tokens, too few sequences, or
+            ids beyond the vocabulary.
     """
     if prompt.is_random:
         return random_prompt(config, batch_size=batch_size, input_tokens=input_tokens, seed=seed)
     import torch
 
+    if prompt.ids is not None:
+        return torch.tensor(_first_sequences(prompt.ids, batch_size, config.get_text_config().vocab_size))
     return torch.tensor([_tokenized(prompt, tokenizer, tokenizer_error)]).expand(batch_size, -1).contiguous()
 
 
@@ -126,12 +136,39 @@ def random_prompt(config: Any, *, batch_size: int, input_tokens: int, seed: int)
     return ordinary[torch.randint(len(ordinary), (batch_size, input_tokens), generator=generator)]
 
 
+def token_ids(value: Any, name: str, *, equal: bool = False) -> tuple[tuple[int, ...], ...]:
+    """Check token ids of several sequences; ``equal`` requires one length for all.
+
+    Raises:
+        UsageError: the value has another form.
+    """
+    expected = f"expected a list of sequences{' of one length' if equal else ''}, each a list of token ids"
+    if not isinstance(value, Sequence) or not value or not all(map(_are_ids, value)):
+        raise UsageError(f"{name}: {expected}, such as [[5, 6], [7, 8]]")
+    if equal and len(set(map(len, value))) > 1:
+        raise UsageError(f"{name}: found sequences of {min(map(len, value))} to {max(map(len, value))} ids, {expected}")
+    return tuple(map(tuple, value))
+
+
 def digest(tokens: torch.Tensor) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of token ids of any shape."""
     import torch
 
     ids = tokens.to(device="cpu", dtype=torch.int64).contiguous()
     return hashlib.sha256(ids.numpy().tobytes()).hexdigest()[:16]
+
+
+def _are_ids(value: Any) -> bool:
+    whole = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    return whole and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in value)
+
+
+def _first_sequences(ids: Sequence[Sequence[int]], wanted: int, vocabulary: int) -> Sequence[Sequence[int]]:
+    if len(ids) < wanted:
+        raise UsageError(f"a prompt of {len(ids)} sequences for a batch of {wanted}: expected at least as many")
+    if (largest := max(map(max, ids))) >= vocabulary:
+        raise UsageError(f"the prompt has token id {largest}: expected ids below the vocabulary of {vocabulary}")
+    return ids[:wanted]
 
 
 def _tokenized(prompt: Prompt, tokenizer: Any | None, tokenizer_error: str) -> list[int]:
@@ -162,7 +199,7 @@ def _json(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UsageError(f"prompt file {name}: line {error.lineno}: {error.msg}; expected JSON messages") from error
+        raise UsageError(f"prompt file {name}: line {error.lineno}: {error.msg}; expected JSON") from error
 
 
 def _messages(value: Any, name: str) -> tuple[Message, ...]:

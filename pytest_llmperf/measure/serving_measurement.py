@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import count, repeat
 
 from pytest_llmperf.engines.engine import Engine, EngineRequest, EngineResponse
 from pytest_llmperf.engines.executions.request import RequestTimes
@@ -85,6 +87,12 @@ class Pass:
         """Prompt tokens, as counted by the engine."""
         return sum(one.response.input_tokens for one in self.requests)
 
+    @property
+    def cached_tokens(self) -> int | None:
+        """Prompt tokens from a prefix cache; ``None`` if the engine reports none. Servers omit a count of 0."""
+        known = [one.response.cached_tokens for one in self.requests if one.response.cached_tokens is not None]
+        return sum(known) if known else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServingMeasurement:
@@ -94,7 +102,7 @@ class ServingMeasurement:
     longest_input: int
     longest_output: int
     prompt_sha256: str
-    """Digest of all prompts and output lengths."""
+    """Digest of all prompts and output lengths of the first pass."""
     settings: dict[str, Scalar]
     """The engine's settings while it served."""
     warmup: Warmup
@@ -115,7 +123,8 @@ def measure_serving(
     """Measure how an engine serves requests.
 
     The first pass is untimed: the engine does its setup, and its memory is traced. Then short passes warm up until
-    steady.
+    steady. Each pass has the same prompts. With a shared prefix, only the prefix is the same, even in another run: a
+    server may keep its cache from one run to the next.
 
     Args:
         engine: the engine.
@@ -129,16 +138,20 @@ def measure_serving(
         UsageError: a prompt and its output exceed the model's limit.
     """
     requests = make_requests(plan, engine.vocabulary)
+    renewals = map("{}-{}".format, repeat(uuid.uuid4().hex), count())
+
+    def renewed() -> list[EngineRequest]:
+        return make_requests(plan, engine.vocabulary, renewal=next(renewals)) if plan.shared_prefix else requests
+
     _check_fits(requests, engine.longest)
     serve = _Scheduler(engine, plan, now)
     with _released(engine), collector_paused():
         enter(SERVING)
         peak = _follow_memory(lambda: serve(requests), engine.device)
         enter("warm-up")
-        short = _shortened(requests[: plan.max_concurrency])
-        warmup = warm_up(lambda: serve(short).elapsed_s, cap=plan.warmup_cap)
+        warmup = warm_up(lambda: serve(_shortened(renewed()[: plan.max_concurrency])).elapsed_s, cap=plan.warmup_cap)
         enter(TIMED_REQUESTS)
-        timed = undisturbed(lambda: _timed(serve, requests, on_request), plan.repeats)
+        timed = undisturbed(lambda: _timed(serve, renewed(), on_request), plan.repeats)
         settings = dict(engine.settings)
     return ServingMeasurement(
         plan=plan,

@@ -39,8 +39,12 @@ class ServingPlan:
     requests: int
     input_tokens: Length
     output_tokens: Length
+    prompts: tuple[tuple[int, ...], ...] | None = None
+    """Token ids of the requests, which have their own length; random ids otherwise."""
     max_batch_size: int = 8
     """Most concurrent requests of the online scheduler."""
+    shared_prefix: int = 0
+    """Tokens that all prompts begin with; the rest of each prompt is drawn anew for every pass."""
     sampling: Sampling = GREEDY
     rate: float | None = None
     """Poisson arrivals per second of the online scheduler; ``None`` for all at once."""
@@ -56,6 +60,9 @@ class ServingPlan:
         require_whole("warmup_cap", self.warmup_cap, at_least=0)
         for name in ("input_tokens", "output_tokens"):
             _check_length(name, getattr(self, name))
+        if self.prompts is not None:
+            self._check_prompts(self.prompts)
+        self._check_prefix()
         if self.rate is not None:
             self._check_rate(self.rate)
 
@@ -67,9 +74,28 @@ class ServingPlan:
     @property
     def settings(self) -> dict[str, Scalar]:
         """The workload's settings in addition to the fields that every workload has."""
-        lengths = {"input_lengths": self.input_tokens, "output_lengths": self.output_tokens}
+        given = list(map(len, (self.prompts or ())[: self.requests]))
+        inputs = (min(given), max(given)) if given else self.input_tokens
+        lengths = {"input_lengths": inputs, "output_lengths": self.output_tokens}
         told: dict[str, Scalar] = {name: "{}-{}".format(*_bounds(length)) for name, length in lengths.items()}
-        return {"requests": self.requests, "rate_per_s": self.rate, **told}
+        shared = {"shared_prefix": self.shared_prefix} if self.shared_prefix else {}
+        return {"requests": self.requests, "rate_per_s": self.rate, **told, **shared}
+
+    def _check_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        if len(prompts) < self.requests:
+            raise UsageError(
+                f"a prompt of {len(prompts)} sequences for {self.requests} requests: expected one for each"
+            )
+        if self.shared_prefix:
+            raise UsageError(f"shared_prefix={self.shared_prefix} with a prompt: expected random ids: leave out one")
+
+    def _check_prefix(self) -> None:
+        require_whole("shared_prefix", self.shared_prefix, at_least=0)
+        shortest = _bounds(self.input_tokens)[0]
+        if self.shared_prefix >= shortest:
+            raise UsageError(
+                f"shared_prefix={self.shared_prefix}: expected fewer than the {shortest} tokens of the shortest prompt"
+            )
 
     def _check_rate(self, rate: float) -> None:
         if self.scheduler != ONLINE:
@@ -80,23 +106,37 @@ class ServingPlan:
             raise UsageError(f"rate={rate!r}: expected requests per second, above 0, or None for all at once")
 
 
-def make_requests(plan: ServingPlan, vocabulary: int) -> list[EngineRequest]:
+def make_requests(plan: ServingPlan, vocabulary: int, *, renewal: str = "") -> list[EngineRequest]:
     """Create a plan's requests, with random ids below ``vocabulary``; the same in every run.
 
-    The arrival rate changes only the arrival times.
+    The arrival rate changes only the arrival times. With a shared prefix, another ``renewal`` changes what follows it:
+    a prefix cache would find prompts that come again as a whole.
     """
     draw = random.Random(plan.seed)  # noqa: S311  # not used for security
     inputs, outputs = (
         [draw.randint(*_bounds(length)) for _ in range(plan.requests)]
         for length in (plan.input_tokens, plan.output_tokens)
     )
-    prompts = [tuple(draw.choices(range(vocabulary), k=length)) for length in inputs]
+    prefix, rest = draw.choices(range(vocabulary), k=plan.shared_prefix), draw
+    if plan.shared_prefix:
+        rest = random.Random(f"{plan.seed} {renewal}")  # noqa: S311  # not used for security
+    prompts = _given(plan, vocabulary) or [
+        (*prefix, *rest.choices(range(vocabulary), k=length - plan.shared_prefix)) for length in inputs
+    ]
     gaps = [draw.expovariate(plan.rate) if plan.rate else 0.0 for _ in prompts[1:]]
     arrivals = accumulate(gaps, initial=0.0)
     return [
-        EngineRequest(prompt=prompt, output_tokens=output, arrival_s=arrival)
+        EngineRequest(prompt=prompt, output_tokens=output, arrival_s=arrival, shared_prefix=plan.shared_prefix)
         for prompt, output, arrival in zip(prompts, outputs, arrivals, strict=True)
     ]
+
+
+def _given(plan: ServingPlan, vocabulary: int) -> Sequence[tuple[int, ...]]:
+    """The plan's own prompts, if it has them."""
+    prompts = (plan.prompts or ())[: plan.requests]
+    if prompts and (largest := max(map(max, prompts))) >= vocabulary:
+        raise UsageError(f"the prompt has token id {largest}: expected ids below the vocabulary of {vocabulary}")
+    return prompts
 
 
 def digest_requests(requests: Sequence[EngineRequest]) -> str:

@@ -16,6 +16,10 @@ from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
 UNREPORTED = "unknown"
 _NO_DECODE = "no request has a second output token"
+_UNREPORTED = (
+    "the engine reported no cached prompt tokens (vLLM's server does with --enable-prompt-tokens-details, SGLang's "
+    "with --enable-cache-report)"
+)
 
 
 def serving_result(measured: ServingMeasurement, engine: Engine, *, test: str, run_id: str) -> TestResult:
@@ -75,7 +79,18 @@ def _figures(measured: ServingMeasurement) -> Iterator[Figure]:
     yield from gap_percentiles(gaps, requests=len(passes) * measured.plan.requests, lacking=why)
     if measured.plan.scheduler != NAIVE:
         yield Figure("lateness_ms", median(median(_of_pass(one, "lateness_ms")) for one in passes), count=len(passes))
+    yield from _prefix_hits(measured)
     yield from memory_figures(SERVING, measured.peak)
+
+
+def _prefix_hits(measured: ServingMeasurement) -> Iterator[Figure]:
+    """The share of cached prompt tokens, where prompts share a prefix or the engine reports it unasked."""
+    known = [one.cached_tokens for one in measured.passes if one.cached_tokens is not None]
+    asked = sum(one.input_tokens for one in measured.passes)
+    if known:
+        yield Figure("prefix_hit_share", sum(known) / asked, count=len(measured.passes))
+    elif measured.plan.shared_prefix:
+        yield Figure("prefix_hit_share", None, _UNREPORTED)
 
 
 def _samples(measured: ServingMeasurement) -> dict[str, list[float]]:

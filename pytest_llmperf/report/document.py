@@ -12,6 +12,7 @@ from pytest_llmperf.report.explanation_text import explanation_text, explanation
 from pytest_llmperf.report.inputs import Evidence
 from pytest_llmperf.report.terminal import counted
 from pytest_llmperf.report.verdict_rows import Row, rows, severity, shape
+from pytest_llmperf.report.workload_family import MeasuredWorkload, families
 from pytest_llmperf.storage.comparability import FIELDS, Weight
 from pytest_llmperf.storage.schema import CellRun, Observation, TestResult
 from pytest_llmperf.text import plural
@@ -118,7 +119,7 @@ def document(evidence: Evidence) -> Document:
         tests=[_test(test, evidence) for test in verdicts.tests],
         compared=[
             (family.name, Figures(charts=[chart]))
-            for family in workload_comparison.families(_measured(evidence))
+            for family in families(_measured(evidence))
             for chart in workload_comparison.charts(family)
         ],
         differences=[*_differences(verdicts)],
@@ -220,13 +221,13 @@ def _history(series: Series, now: Mapping[str, object]) -> Chart:
     return charts.history(series, charts.figure(now.get(series.cell.metric.key)))
 
 
-def _measured(evidence: Evidence) -> Iterator[workload_comparison.MeasuredWorkload]:
+def _measured(evidence: Evidence) -> Iterator[MeasuredWorkload]:
     for test in evidence.verdicts.tests:
         for name, workload in test.workloads.items():
             result = evidence.result_of.get((test.test, name))
             judged = {cell.metric: cell.now for cell in test.cells if cell.workload == name}
             figures = (_values(result) if result else {}) | judged
-            yield workload_comparison.MeasuredWorkload(test.test, workload, charts.figures(figures))
+            yield MeasuredWorkload(test.test, workload, charts.figures(figures))
 
 
 def _values(result: TestResult) -> dict[str, int | float | str | None]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
+from pytest_llmperf.report.charts import figures
 from pytest_llmperf.report.results_table import changed, results_table
+from pytest_llmperf.report.workload_family import OVER_CONTEXT, ContextCost, MeasuredWorkload, families
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.model import Outcome, Verdict
@@ -72,6 +75,7 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     if run.disturbed and not run.compared:
         yield f"invalid: {some([*run.disturbed], LONGEST_LIST)}: {next(iter(run.disturbed.values()))}"
     yield from _unlike_loop(run.entries)
+    yield from _context_costs(run.entries)
     yield from _confirmation_cost(run.entries)
     yield from (*run.notes, *run.troubles)
     if run.edited:
@@ -178,6 +182,21 @@ def _unlike_loop(entries: Iterable[Entry]) -> Iterator[str]:
             if cell and cell.value:
                 what = f"{cell.value} of {result.workload.batch_size * result.workload.output_tokens} tokens"
                 yield f"{result.workload.execution}: {what} differ from loop's: {entry.test}"
+
+
+def _context_costs(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield what context costs: a line for each quantization and batch size that several prompt lengths measured."""
+    measured = (
+        MeasuredWorkload(entry.test, result.workload, figures({cell.metric: cell.value for cell in result.cells}))
+        for entry in entries
+        for result in entry.results
+    )
+    for family in families(measured):
+        costs: defaultdict[tuple[str, int, int], list[ContextCost]] = defaultdict(list)
+        for cost in chain.from_iterable(map(family.context_costs, OVER_CONTEXT)):
+            costs[cost.series, cost.lengths[0], cost.lengths[-1]].append(cost)
+        for (series, low, high), found in costs.items():
+            yield f"context: {family.name}, {series}, {low} to {high} in: {', '.join(map(str, found))}"
 
 
 def _confirmation_cost(entries: Iterable[Entry]) -> Iterator[str]:

@@ -1,68 +1,15 @@
-"""Compare workloads: charts over batch sizes, and of quantizations by latency and memory."""
+"""Compare workloads: charts over batch sizes, over prompt lengths, and of quantizations by latency and memory."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
-from pytest_llmperf.metrics import METRICS, Metric, primary_metric
+from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.report.charts import Axis, Chart, ChartTrace
-from pytest_llmperf.storage.schema import Workload
-
-FREE = {"batch_size", "quantization", "dtype", "prompt_sha256"}
-"""Fields in which the workloads of a family may differ."""
+from pytest_llmperf.report.workload_family import OVER_CONTEXT, Family
 
 MEMORY = ("decode_peak_allocated_bytes", "weights_bytes")
 """Memory metrics of a quantization chart; the first that all workloads have is used."""
-
-
-@dataclass(frozen=True)
-class MeasuredWorkload:
-    """One workload of one test, with its figures by metric key."""
-
-    test: str
-    workload: Workload
-    figures: Mapping[str, float]
-
-    @property
-    def metric(self) -> Metric:
-        """The primary metric."""
-        return primary_metric(self.figures)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Workloads of one test function that differ only in batch size and quantization."""
-
-    name: str
-    members: Mapping[tuple[str, int], MeasuredWorkload]
-    """Workloads by quantization and batch size."""
-
-    @property
-    def batch_sizes(self) -> list[int]:
-        """Measured batch sizes, in increasing order."""
-        return sorted({batch for _, batch in self.members})
-
-    @property
-    def quantizations(self) -> list[str]:
-        """Measured quantizations, in the order of the tests."""
-        return list(dict.fromkeys(quantization for quantization, _ in self.members))
-
-    def of(self, quantization: str) -> list[MeasuredWorkload]:
-        """Return the workloads of one quantization by batch size."""
-        return [self.members[quantization, b] for b in self.batch_sizes if (quantization, b) in self.members]
-
-
-def families(measured: Iterable[MeasuredWorkload]) -> list[Family]:
-    """Return the families with at least two workloads."""
-    found: defaultdict[tuple[str, str, str], dict[tuple[str, int], MeasuredWorkload]] = defaultdict(dict)
-    for one in measured:
-        if one.metric.key in one.figures:
-            function = one.test.partition("[")[0]
-            fixed = one.workload.model_dump_json(exclude=FREE)
-            found[function, one.metric.key, fixed][one.workload.quantization, one.workload.batch_size] = one
-    return [Family(_name(key[0], members), members) for key, members in found.items() if len(members) > 1]
 
 
 def charts(family: Family) -> Iterator[Chart]:
@@ -70,29 +17,33 @@ def charts(family: Family) -> Iterator[Chart]:
     metric = next(iter(family.members.values())).metric
     if len(family.batch_sizes) > 1:
         for key in dict.fromkeys((metric.key, "decode_tokens_per_s")):
-            if all(key in one.figures for one in family.members.values()):
+            if family.have(key):
                 yield _batch_scaling(family, METRICS[key])
-    space = next((key for key in MEMORY if all(key in one.figures for one in family.members.values())), None)
+    if len(family.lengths) > 1:
+        for over in OVER_CONTEXT:
+            if family.have(over.key):
+                yield _over_context(family, over)
+    space = next(filter(family.have, MEMORY), None)
     if len(family.quantizations) > 1 and space:
         yield _latency_and_memory(family, metric, METRICS[space])
 
 
 def _batch_scaling(family: Family, metric: Metric) -> Chart:
-    axis = Axis.of(metric, (one.figures[metric.key] for one in family.members.values()))
+    axis = _axis(family, metric)
     return Chart(
         title=f"Batch scaling: {metric.title}",
         x="batch size",
         y=axis.title,
-        summary=f"{metric.title} of {', '.join(family.quantizations)} at batch sizes {_listed(family.batch_sizes)}",
+        summary=f"{metric.title} of {', '.join(family.over_batches())} at batch sizes {_listed(family.batch_sizes)}",
         traces=[
             ChartTrace(
-                name=quantization,
+                name=name,
                 form="path",
                 role="other",
-                x=[float(one.workload.batch_size) for one in family.of(quantization)],
-                y=axis.scaled(one.figures[metric.key] for one in family.of(quantization)),
+                x=[float(one.workload.batch_size) for one in members],
+                y=axis.scaled(one.figures[metric.key] for one in members),
             )
-            for quantization in family.quantizations
+            for name, members in family.over_batches().items()
         ],
         ticks={str(batch): float(batch) for batch in family.batch_sizes},
         log_x=True,
@@ -100,34 +51,53 @@ def _batch_scaling(family: Family, metric: Metric) -> Chart:
     )
 
 
-def _latency_and_memory(family: Family, metric: Metric, space: Metric) -> Chart:
-    members = family.members.values()
-    across = Axis.of(metric, (one.figures[metric.key] for one in members))
-    up = Axis.of(space, (one.figures[space.key] for one in members))
+def _over_context(family: Family, metric: Metric) -> Chart:
+    axis = _axis(family, metric)
+    costs = (f"{cost.series}: {cost}" for cost in family.context_costs(metric))
     return Chart(
-        title=f"Quantizations: {metric.title} and {space.title}",
-        x=across.title,
-        y=up.title,
-        summary=f"{', '.join(family.quantizations)}; points are batch sizes: {_listed(family.batch_sizes)}",
+        title=f"Context: {metric.title}",
+        x="input tokens",
+        y=axis.title,
+        summary="; ".join(costs) or f"{metric.title} at {_listed(family.lengths)} input tokens",
         traces=[
             ChartTrace(
-                name=quantization,
+                name=name,
                 form="path",
                 role="other",
-                x=across.scaled(one.figures[metric.key] for one in family.of(quantization)),
-                y=up.scaled(one.figures[space.key] for one in family.of(quantization)),
-                labels=[str(one.workload.batch_size) for one in family.of(quantization)],
+                x=[float(one.workload.input_tokens) for one in members],
+                y=axis.scaled(one.figures[metric.key] for one in members),
             )
-            for quantization in family.quantizations
+            for name, members in family.over_lengths().items()
         ],
         from_zero=True,
     )
 
 
-def _name(function: str, members: Mapping[tuple[str, int], MeasuredWorkload]) -> str:
-    workload = next(iter(members.values())).workload
-    return f"{function.rpartition('::')[2]}: {workload.model}, {workload.execution}, {workload.attention}"
+def _latency_and_memory(family: Family, metric: Metric, space: Metric) -> Chart:
+    across, up = _axis(family, metric), _axis(family, space)
+    return Chart(
+        title=f"Quantizations: {metric.title} and {space.title}",
+        x=across.title,
+        y=up.title,
+        summary=f"{', '.join(family.over_batches())}; points are batch sizes: {_listed(family.batch_sizes)}",
+        traces=[
+            ChartTrace(
+                name=name,
+                form="path",
+                role="other",
+                x=across.scaled(one.figures[metric.key] for one in members),
+                y=up.scaled(one.figures[space.key] for one in members),
+                labels=[str(one.workload.batch_size) for one in members],
+            )
+            for name, members in family.over_batches().items()
+        ],
+        from_zero=True,
+    )
 
 
-def _listed(sizes: Iterable[int]) -> str:
-    return ", ".join(map(str, sizes))
+def _axis(family: Family, metric: Metric) -> Axis:
+    return Axis.of(metric, (one.figures[metric.key] for one in family.members.values()))
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -9,6 +9,8 @@ import pytest
 
 SELECTING = ("quantization", "attention", "batch_sizes", "execution", "schedulers", "engine")
 """Our options that decide which tests exist, for functions parametrized from them."""
+SELECTING_IN_SUITE = (*SELECTING, "input_tokens")
+"""The same for the ready-made suite."""
 
 
 class Collection:
@@ -74,8 +76,10 @@ class Collection:
     def _is_unselected(self, test: str) -> bool:
         """Whether one of our options may have left out the test in this run."""
         function = test.partition("[")[0]
-        given = any(self._config.getoption(f"llmperf_{name}") is not None for name in SELECTING)
-        return given and (function in self.by_options or function.startswith("pytest_llmperf."))
+        of_suite = function.startswith("pytest_llmperf.")
+        names = SELECTING_IN_SUITE if of_suite else SELECTING
+        given = any(self._config.getoption(f"llmperf_{name}") is not None for name in names)
+        return given and (of_suite or function in self.by_options)
 
     def _nodeid(self, folder: Path) -> str:
         root = self._config.rootpath

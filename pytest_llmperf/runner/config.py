@@ -120,7 +120,8 @@ class Options:
     attentions: tuple[str, ...]
     """Empty: the library's default."""
     batch_sizes: tuple[int, ...]
-    input_tokens: int
+    input_lengths: tuple[int, ...]
+    """Prompt lengths; several are an axis of the ready-made suite."""
     output_tokens: int
     prompt: Prompt
     executions: tuple[str, ...]
@@ -133,6 +134,7 @@ class Options:
     schedulers: tuple[str, ...]
     serve_requests: int
     max_batch_size: int
+    shared_prefix: int
     rate: float | None
     throughput_sequences: int | None
     throughput_lengths: tuple[int, int] | None
@@ -196,6 +198,33 @@ class Options:
         return next(iter(self.attentions), None)
 
     @property
+    def input_tokens(self) -> int:
+        """The prompt length of a test that sets none.
+
+        Raises:
+            UsageError: several were given, so such a test's length is ambiguous.
+        """
+        if len(self.input_lengths) > 1:
+            raise UsageError(
+                f"--llmperf-input-tokens {self._lengths}: several lengths are for the ready-made suite, and this test "
+                "sets none: give one length, or pass input_tokens= in the test"
+            )
+        return self.input_lengths[0]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int | None]]:
+        """Batch size and prompt length of the ready-made suite's tests, by test id.
+
+        The length is ``None`` where the run has only one, which then is no part of the id.
+        """
+        lengths = self.input_lengths if len(self.input_lengths) > 1 else (None,)
+        return {
+            f"b{size}" if length is None else f"b{size}-in{length}": (size, length)
+            for size in self.batch_sizes
+            for length in lengths
+        }
+
+    @property
     def factors(self) -> list[Factor]:
         """Injections that multiply measured values."""
         return [injection for injection in self.injections if isinstance(injection, Factor)]
@@ -233,10 +262,8 @@ class Options:
             trust_remote_code=config.getoption("llmperf_trust_remote_code"),
             quantization=_quantizations(value),
             attentions=_names("--llmperf-attention", value["attention"]) if value["attention"] else (),
-            batch_sizes=tuple(
-                _whole("--llmperf-batch-sizes", size) for size in _names("--llmperf-batch-sizes", value["batch-sizes"])
-            ),
-            input_tokens=_whole("--llmperf-input-tokens", value["input-tokens"]),
+            batch_sizes=_wholes("--llmperf-batch-sizes", value["batch-sizes"]),
+            input_lengths=_wholes("--llmperf-input-tokens", value["input-tokens"]),
             output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"]),
             prompt=Prompt.parse(value["prompt"]),
             executions=_names("--llmperf-execution", value["execution"]),
@@ -247,6 +274,7 @@ class Options:
             schedulers=_schedulers(value["schedulers"]),
             serve_requests=_whole("--llmperf-serve-requests", value["serve-requests"]),
             max_batch_size=_whole("--llmperf-max-batch-size", value["max-batch-size"]),
+            shared_prefix=_whole("--llmperf-shared-prefix", value["shared-prefix"], at_least=0),
             rate=_rate(value["rate"]) if value["rate"] else None,
             throughput_sequences=(
                 _whole("--llmperf-throughput-sequences", value["throughput-sequences"])
@@ -308,8 +336,15 @@ class Options:
         layers = [self.ini_layer, *rules, self.command_line_layer, marker]
         return lambda metric: _limit(metric, layers)
 
+    @property
+    def _lengths(self) -> str:
+        return ",".join(map(str, self.input_lengths))
+
     def _refuse_contradictions(self) -> None:
         contradictions = {
+            f"--llmperf-input-tokens {self._lengths} with a prompt that has its own length: leave out one": (
+                len(self.input_lengths) > 1 and not self.prompt.is_random
+            ),
             "--llmperf-inject: a baseline must not contain injected regressions: leave out --llmperf-update": (
                 self.updates and self.injections
             ),
@@ -503,6 +538,10 @@ def _whole(name: str, given: object, *, at_least: int = 1) -> int:
     if number is None or isinstance(given, bool | float) or number < at_least:
         raise UsageError(f"{name} {given!r}: expected a whole number of at least {at_least}")
     return int(number)
+
+
+def _wholes(name: str, text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(_whole(name, part) for part in _names(name, text)))
 
 
 def _switch(name: str, given: str) -> bool:

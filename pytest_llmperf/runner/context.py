@@ -98,6 +98,7 @@ class Workplace:
             base_url=options.base_url,
             device=self._bench.device,
             trust_remote_code=options.trust_remote_code,
+            prefix_caching=options.shared_prefix > 0,
         )
         if not options.loads_models:
             ENGINES[options.engine].check(self._engine_options)

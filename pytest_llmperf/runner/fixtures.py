@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.storage.schema import TestResult
 
 
-_Words = str | Path | Sequence[Mapping[str, str]]
+_Ids = Sequence[Sequence[int]]
+_Words = str | Path | Sequence[Mapping[str, str]] | _Ids
 
 
 class LlmPerf:
@@ -72,8 +73,8 @@ class LlmPerf:
             batch_size: prompts per request.
             input_tokens: length of each random prompt (default: ``--llmperf-input-tokens``).
             output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
-            prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch (default:
-                ``--llmperf-prompt``, which is random ids).
+            prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch; or token ids,
+                a list for each sequence (default: ``--llmperf-prompt``, which is random ids).
             execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
                 ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``; ``lookup`` or a
                 ``Lookup``; ``assisted``, with the run's draft model, or an ``Assisted`` (default: ``generate``, or
@@ -95,19 +96,19 @@ class LlmPerf:
         from pytest_llmperf.models.own_model import check_execution, usual_execution
 
         __tracebackhide__ = True
-        options = self._workplace.options
+        options, words = self._workplace.options, self._prompt(prompt, input_tokens)
         loaded = self._workplace.adopt(llm, name=name, revision=revision)
         chosen = options.execution(usual_execution(loaded) if execution is None else execution)
         check_execution(loaded, chosen.name)
         plan = Plan(
             batch_size=batch_size,
-            input_tokens=_first(input_tokens, options.input_tokens),
+            input_tokens=self._length(input_tokens, words),
             output_tokens=_first(output_tokens, options.output_tokens),
             execution=chosen,
             requests=_first(requests, self._settings.requests, options.requests),
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,
-            prompt=self._prompt(prompt, input_tokens),
+            prompt=words,
         )
         return self._keep(self._workplace.measure(loaded, plan, test=self._test))
 
@@ -122,6 +123,8 @@ class LlmPerf:
         max_batch_size: int | None = None,
         input_tokens: int | tuple[int, int] | None = None,
         output_tokens: int | tuple[int, int] | None = None,
+        prompt: _Ids | None = None,
+        shared_prefix: int | None = None,
         rate: float | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
@@ -144,6 +147,9 @@ class LlmPerf:
             input_tokens: length of each prompt, or bounds of uniformly drawn ones (default:
                 ``--llmperf-input-tokens``).
             output_tokens: tokens to generate for each, in the same forms (default: ``--llmperf-output-tokens``).
+            prompt: token ids in place of random ones, a list for each request at least.
+            shared_prefix: number of tokens that all prompts begin with; the rest of each prompt is new in every pass,
+                so that a prefix cache can only find the shared part (default: ``--llmperf-shared-prefix``, which is 0).
             rate: Poisson arrivals per second at the online scheduler; all at once by default.
             temperature: of sampling; greedy at 0.
             top_k: number of most likely tokens to sample from (default: all).
@@ -161,17 +167,25 @@ class LlmPerf:
             MeasurementError: the measurement is not valid.
         """
         from pytest_llmperf.engines.engine import Sampling
+        from pytest_llmperf.measure.prompt import token_ids
         from pytest_llmperf.measure.serving_plan import ServingPlan
 
         __tracebackhide__ = True
         options = self._workplace.options
+        if prompt is not None and input_tokens is not None:
+            raise UsageError(f"input_tokens={input_tokens!r} with a prompt, which has its own length: leave out one")
+        prompts = None if prompt is None else token_ids(prompt, "prompt")
+        if input_tokens is None:
+            input_tokens = len(prompts[0]) if prompts else options.input_tokens
         plan = ServingPlan(
             scheduler=scheduler,
             requests=_first(requests, options.serve_requests),
             max_batch_size=_first(max_batch_size, options.max_batch_size),
-            input_tokens=options.input_tokens if input_tokens is None else input_tokens,
+            input_tokens=input_tokens,
+            prompts=prompts,
             output_tokens=options.output_tokens if output_tokens is None else output_tokens,
             sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p),
+            shared_prefix=_first(shared_prefix, options.shared_prefix if prompt is None else 0),
             rate=rate,
             seed=seed,
             repeats=repeats,
@@ -179,6 +193,32 @@ class LlmPerf:
         )
         served = self._workplace.engine_over(engine, name=name, revision=revision)
         return self._keep(self._workplace.serve(served, plan, test=self._test))
+
+    def balanced_prompt(
+        self, llm: LoadedModel, *, sequences: int = 1, input_tokens: int | None = None, seed: int = 0
+    ) -> list[list[int]]:
+        """Build token ids that load all experts of a mixture about equally during prefill.
+
+        Routing depends on rounding, so build a prompt once and keep it, for example as JSON. It takes at most 64
+        forwards for each sequence. What the model generates afterwards is not balanced.
+
+        Args:
+            llm: the mixture, as the ``llm`` fixture gives it.
+            sequences: number of prompts.
+            input_tokens: length of each (default: ``--llmperf-input-tokens``).
+            seed: of the random ids that are tried.
+
+        Returns:
+            A list for each sequence, for ``prompt=``.
+
+        Raises:
+            UsageError: the model reports no routers, or an argument is no whole number.
+        """
+        from pytest_llmperf.measure.balanced_prompt import balanced_ids
+
+        __tracebackhide__ = True
+        length = self._workplace.options.input_tokens if input_tokens is None else input_tokens
+        return balanced_ids(llm.model, sequences=sequences, input_tokens=length, seed=seed)
 
     def speedup(self, result: TestResult, *, over: TestResult) -> TestResult:
         """Record how many times as fast one workload of this test was as another; this ratio is gated too.
@@ -208,13 +248,22 @@ class LlmPerf:
         twice = f"{self._test} measured one workload twice; expected once: parametrize the test, or increase requests="
         return _add(self.results, measured, since=self._start, twice=twice)
 
+    def _length(self, given: int | None, prompt: Prompt) -> int:
+        """Return the test's length of a random prompt, else the run's; other prompts have their own length."""
+        __tracebackhide__ = True
+        options = self._workplace.options
+        if given is not None:
+            return given
+        return options.input_tokens if prompt.is_random else options.input_lengths[0]
+
     def _prompt(self, given: _Words | None, input_tokens: int | None) -> Prompt:
         """Return the test's prompt, else the run's; a test that sets a length uses random ids."""
         from pytest_llmperf.measure.prompt import RANDOM, Prompt
 
         __tracebackhide__ = True
         if given is None:
-            return self._workplace.options.prompt if input_tokens is None else RANDOM
+            configured = self._workplace.options.prompt
+            return configured if input_tokens is None or configured.is_random else RANDOM
         if input_tokens is not None:
             raise UsageError(f"input_tokens={input_tokens} with a text prompt, which has its own length: leave out one")
         return Prompt.of(given)

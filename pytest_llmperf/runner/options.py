@@ -46,10 +46,11 @@ SETTINGS = (
            "flash_attention_2, flex_attention, ...; several names, comma-separated, parametrize the tests that do not "
            "parametrize llm (default: the library's choice)"),
     Option("batch-sizes", "SIZES", "1,8,16,32", "Batch sizes of the ready-made suite, comma-separated"),
-    Option("input-tokens", "N", "64", "Prompt length, unless a test sets it"),
+    Option("input-tokens", "LENGTHS", "64", "Prompt length, unless a test sets it; several, comma-separated, are an "
+           "axis of the ready-made suite"),
     Option("prompt", "PROMPT", "random", "Prompt, unless a test sets it: random (token ids), text:WORDS, file:PATH, "
-           "chat (a short one) or chat:PATH (JSON messages); chats use the tokenizer's template. All except "
-           "random determine the prompt length"),
+           "chat (a short one), chat:PATH (JSON messages) or ids:PATH (JSON lists of token ids); chats use the "
+           "tokenizer's template. All except random determine the prompt length"),
     Option("output-tokens", "N", "64", "Number of tokens to generate, unless a test sets it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
@@ -70,6 +71,8 @@ SETTINGS = (
     Option("serve-requests", "N", "16", "Number of requests per scheduler, unless a test sets it"),
     Option("max-batch-size", "N", "8", "Maximum number of concurrent requests of the online scheduler, unless a "
            "test sets it"),
+    Option("shared-prefix", "N", "0", "Number of tokens that all prompts of a serving test begin with, unless a test "
+           "sets it; the rest of each prompt is new in every pass"),
     Option("rate", "N", "", "Arrival rate of the online scheduler in pytest_llmperf.suite.serving: requests per "
            "second, Poisson (default: all at once)"),
     Option("throughput-sequences", "N", "", "Number of sequences in the throughput test of "

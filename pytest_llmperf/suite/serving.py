@@ -24,14 +24,17 @@ CPU_SEQUENCES, CPU_LENGTHS = 32, (16, 64)
 def test_schedulers(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Config) -> None:
     """Serve the same requests with each scheduler; the speedups over one by one are gated, too."""
     options = Options.from_config(pytestconfig)
-    served = {
-        name: llmperf.serve(engine, scheduler=name, rate=options.rate if name == ONLINE else None)
-        for name in options.schedulers
-    }
-    naive = served.pop(NAIVE, None)
-    if naive:
-        for other in served.values():
-            llmperf.speedup(other, over=naive)
+    for length in options.input_lengths:
+        served = {
+            name: llmperf.serve(
+                engine, scheduler=name, input_tokens=length, rate=options.rate if name == ONLINE else None
+            )
+            for name in options.schedulers
+        }
+        naive = served.pop(NAIVE, None)
+        if naive:
+            for other in served.values():
+                llmperf.speedup(other, over=naive)
 
 
 def test_throughput(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Config) -> None:
@@ -45,5 +48,6 @@ def test_throughput(engine: Engine, llmperf: LlmPerf, pytestconfig: pytest.Confi
         requests=options.throughput_sequences or (CPU_SEQUENCES if small else SEQUENCES),
         input_tokens=lengths,
         output_tokens=lengths,
+        shared_prefix=0,
         temperature=0.6,
     )

@@ -24,11 +24,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     options = Options.from_config(metafunc.config)
     metafunc.parametrize("llm", options.specs, indirect=True)
-    metafunc.parametrize("batch_size", options.batch_sizes, ids=lambda size: f"b{size}")
+    metafunc.parametrize(("batch_size", "input_tokens"), options.shapes.values(), ids=options.shapes)
     metafunc.parametrize("execution", [name for name in options.executions if name != BASE])
 
 
-def test_speedup(llm: LoadedModel, llmperf: LlmPerf, batch_size: int, execution: str) -> None:
-    base = llmperf.generate(llm, batch_size=batch_size, execution=BASE)
-    other = llmperf.generate(llm, batch_size=batch_size, execution=execution)
+def test_speedup(llm: LoadedModel, llmperf: LlmPerf, batch_size: int, input_tokens: int | None, execution: str) -> None:
+    base = llmperf.generate(llm, batch_size=batch_size, input_tokens=input_tokens, execution=BASE)
+    other = llmperf.generate(llm, batch_size=batch_size, input_tokens=input_tokens, execution=execution)
     llmperf.speedup(other, over=base)

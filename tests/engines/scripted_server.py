@@ -26,8 +26,10 @@ def text(words: str, **more: object) -> bytes:
     return event({"model": "m", "choices": [{"index": 0, "text": words}], **more})
 
 
-def usage(output: int, prompt: int = 4) -> bytes:
-    return event({"model": "m", "choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": output}})
+def usage(output: int, prompt: int = 4, cached: int | None = None) -> bytes:
+    details = {} if cached is None else {"prompt_tokens_details": {"cached_tokens": cached}}
+    counts = {"prompt_tokens": prompt, "completion_tokens": output, **details}
+    return event({"model": "m", "choices": [], "usage": counts})
 
 
 TWO_TOKENS: Script = [STREAM, text(" a"), 0.01, text(" b"), usage(2), event(b"[DONE]")]

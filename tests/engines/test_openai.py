@@ -100,6 +100,73 @@ def test_ids_are_sent_where_the_vocabulary_is_known():
     ]  # fmt: skip
 
 
+def test_prompts_with_a_shared_prefix_have_no_salt():
+    """A salt would keep them from the server's prefix cache."""
+    name = f"/elsewhere/{model_folder('synthetic:tiny').name}"
+    with scripted(TWO_TOKENS, get=json_answer({"data": [{"id": name, "max_model_len": 64}]})) as server:
+        server.post = [step.replace(b'"m"', json.dumps(name).encode()) if step != 0.01 else step for step in TWO_TOKENS]
+        engine = OpenAIEngine(server.url, model="synthetic:tiny")
+        engine.serve_one(EngineRequest(prompt=(1, 2, 3, 4), output_tokens=2, shared_prefix=3), Sampling())
+        engine.close()
+    assert "cache_salt" not in server.asked[-1][2]
+
+
+def test_cached_tokens_are_as_the_server_reports_them():
+    """A server that reports none has none that are known, and an impossible count is refused."""
+    with scripted(TWO_TOKENS) as server:
+        engine = OpenAIEngine(server.url)
+        found = []
+        for cached in (None, 0, 3):
+            server.post = [STREAM, text(" a"), 0.01, text(" b"), usage(2, cached=cached)]
+            found.append(engine.serve_one(REQUEST, Sampling()).cached_tokens)
+        server.post = [STREAM, text(" a"), 0.01, text(" b"), usage(2, cached=5)]
+        with pytest.raises(MeasurementError, match="counts 5 cached tokens, expected 0 to the 4 prompt tokens"):
+            engine.serve_one(REQUEST, Sampling())
+        engine.close()
+    assert found == [None, 0, 3]
+
+
+SHARED_TEST = """
+def test_shared(engine, llmperf):
+    shape = {"requests": 4, "input_tokens": 8, "output_tokens": 2, "repeats": 2, "shared_prefix": 4}
+    llmperf.serve(engine, scheduler="naive", **shape)
+"""
+
+
+def serve_shared(project, server):
+    """The one result of a run that serves `SHARED_TEST`."""
+    project.write(SHARED_TEST, conftest="")
+    engine = ("--llmperf-engine=openai", f"--llmperf-base-url={server.url}", "--llmperf-model=m")
+    result = project.run(*engine, "--llmperf-measure-only", "--llmperf-json=out")
+    assert result.ret == 0, result.outlines
+    (entry,) = (json.loads(path.read_text()) for path in (project.path / "out").glob("*.json"))
+    (found,) = entry["results"]
+    (cell,) = (cell for cell in found["cells"] if cell["metric"] == "prefix_hit_share")
+    return found["workload"], cell
+
+
+def test_the_hit_rate_of_a_shared_prefix(project):
+    """Half of each prompt is shared; the server finds a quarter, and omits the count where it finds nothing."""
+    missed, hit = ([STREAM, text(" a"), 0.01, text(" b"), usage(2, prompt=8, cached=cached)] for cached in (None, 4))
+    with scripted(missed) as server:
+        server.first = [TWO_TOKENS, *100 * [missed, hit]]  # the first answers the probe
+        workload, cell = serve_shared(project, server)
+        prompts = [tuple(body["prompt"].split()) for _, _, body in server.asked[1:]]
+    assert cell["value"] == 0.25
+    assert workload["settings"]["shared_prefix"] == 4
+    assert len({prompt[:4] for prompt in prompts}) == 1
+    assert len(set(prompts)) == len(prompts) >= 12
+
+
+def test_a_hit_rate_that_nobody_reports(project):
+    """It is unknown, with the reason, and never 0."""
+    with scripted([STREAM, text(" a"), 0.01, text(" b"), usage(2, prompt=8)]) as server:
+        server.first = [TWO_TOKENS]
+        _, cell = serve_shared(project, server)
+    assert cell["value"] is None
+    assert cell["reason"].startswith("the engine reported no cached prompt tokens (vLLM's server does with --enable-")
+
+
 def test_a_server_that_counts_other_ids():
     """A server that truncates or extends the prompt is refused."""
     expected = r"the server counts 5 prompt tokens, expected 4"

@@ -116,6 +116,17 @@ def test_what_is_set_up_serves_again_and_a_single_request_ends_it(engine, eager)
 
 
 @needs_continuous_batching
+def test_blocks_are_shared_only_where_prompts_share_a_prefix(engine):
+    """Without a shared prefix the settings are as they always were."""
+    prompts = [(*range(3, 23), number) for number in range(2)]
+    shared = [EngineRequest(prompt=prompt, output_tokens=2, shared_prefix=20) for prompt in prompts]
+    assert [one.cached_tokens for one in engine.serve(shared, max_concurrency=2, sampling=GREEDY)] == [None, None]
+    assert engine.settings["block_sharing"] is True
+    engine.serve(requests((21, 2), (21, 2)), max_concurrency=2, sampling=GREEDY)
+    assert "block_sharing" not in engine.settings
+
+
+@needs_continuous_batching
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_quantized_models_are_served(model_cache, quantization):
     """Layers of bitsandbytes work in the scheduler's thread."""

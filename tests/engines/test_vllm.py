@@ -121,6 +121,19 @@ class FakeEngine:
     running: dict[str, list[int]] = field(default_factory=dict)
     most: int = 0
     aborted: list[str] = field(default_factory=list)
+    caching: bool = False
+    resets: int = 0
+
+    @property
+    def vllm_config(self):
+        return SimpleNamespace(
+            model_config=SimpleNamespace(enforce_eager=True),
+            cache_config=SimpleNamespace(enable_prefix_caching=self.caching),
+            scheduler_config=SimpleNamespace(max_num_seqs=4, max_num_batched_tokens=64),
+        )
+
+    def reset_prefix_cache(self):
+        self.resets += 1
 
     def add_request(self, name, prompt, parameters):
         self.running[name] = [0, parameters]
@@ -138,7 +151,8 @@ class FakeEngine:
         finished = self.running[name][0] >= self.running[name][1]
         if finished:
             del self.running[name]
-        return SimpleNamespace(request_id=name, outputs=[SimpleNamespace(token_ids=ids)], finished=finished)
+        tokens = [SimpleNamespace(token_ids=ids)]
+        return SimpleNamespace(request_id=name, outputs=tokens, finished=finished, num_cached_tokens=3)
 
 
 @pytest.fixture
@@ -174,6 +188,35 @@ def test_several_tokens_a_step_have_no_gaps(fake):
     response = fake([[1], [2, 3]]).serve_one(EngineRequest(prompt=(1,), output_tokens=3), Sampling())
     assert response.gaps_s is None
     assert response.last_s > response.first_s
+
+
+def test_prompts_hit_the_cache_only_where_they_share_a_prefix(fake):
+    """Others come again in every pass, so the cache is emptied before each."""
+    engine = fake()
+    engine._engine.caching = True
+    shared = engine.serve_one(EngineRequest(prompt=(1, 2, 3, 4), output_tokens=1, shared_prefix=3), Sampling())
+    assert (shared.cached_tokens, engine._engine.resets) == (3, 0)
+    engine.serve_one(EngineRequest(prompt=(1,), output_tokens=1), Sampling())
+    assert engine._engine.resets == 1
+
+
+def test_a_shared_prefix_needs_prefix_caching(fake):
+    """It is chosen when the model is loaded, by the option."""
+    request = EngineRequest(prompt=(1, 2), output_tokens=1, shared_prefix=1)
+    with pytest.raises(UsageError, match="shared_prefix=1: vLLM was loaded without prefix caching: give --llmperf-sha"):
+        fake().serve_one(request, Sampling())
+
+
+@needs_vllm
+def test_a_shared_prefix_of_real_vllm(model_cache):
+    """The second request takes whole blocks of the prefix from the cache."""
+    engine = vllm.VllmEngine(ModelSpec(MODEL), "cpu", prefix_caching=True)
+    prefix = tuple(range(100, 400))
+    requests = [EngineRequest(prompt=(*prefix, n, n), output_tokens=2, shared_prefix=300) for n in (7, 8)]
+    first, second = engine.serve(requests, max_concurrency=1, sampling=Sampling())
+    engine.close()
+    assert first.cached_tokens == 0
+    assert 0 < second.cached_tokens <= 300
 
 
 @pytest.mark.parametrize(

@@ -272,3 +272,66 @@ def test_bad_input_is_one_line(given, line):
     """Errors name the argument, what was found and what was expected."""
     with pytest.raises(UsageError, match=line):
         plan(**given)
+
+
+def test_a_shared_prefix():
+    """All prompts begin with it. The rest is new in each pass and each run; the digest is that of the first pass."""
+    engine, again = FakeEngine(), FakeEngine()
+    result = measure(engine, shared_prefix=5, warmup_cap=2)
+    prompts = [request.prompt for requests in engine.served for request in requests]
+    assert len({prompt[:5] for prompt in prompts}) == 1
+    assert len(set(prompts)) == len(prompts) > 12
+    assert {request.shared_prefix for request in engine.served[0]} == {5}
+    assert result.workload.settings["shared_prefix"] == 5
+    assert measure(again, shared_prefix=5).workload == result.workload
+    assert again.served[0] == engine.served[0]
+    assert not {request.prompt for request in again.served[-1]} & set(prompts)
+    assert measure(shared_prefix=4).workload.prompt_sha256 != result.workload.prompt_sha256
+
+
+def test_without_a_shared_prefix_nothing_changes():
+    """Prompts come again in every pass, and baselines keep their digest and settings."""
+    engine = FakeEngine()
+    result = measure(engine)
+    assert engine.served[0] == engine.served[-1]
+    assert result.workload.prompt_sha256 == "deec67526f494be8"
+    assert "shared_prefix" not in result.workload.settings
+    assert "prefix_hit_share" not in {cell.metric for cell in result.cells}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"shared_prefix": 8}, "shared_prefix=8: expected fewer than the 8 tokens of the shortest prompt"),
+        ({"shared_prefix": 4, "input_tokens": (3, 9)}, "shared_prefix=4: expected fewer than the 3 tokens of the shor"),
+        ({"shared_prefix": -1}, "shared_prefix=-1: expected a whole number of at least 0"),
+        ({"shared_prefix": 2.0}, r"shared_prefix=2\.0: expected a whole number of at least 0"),
+    ],
+)
+def test_a_prefix_that_cannot_be_shared(given, message):
+    """Each prompt needs a rest of its own."""
+    with pytest.raises(UsageError, match=message):
+        plan(**given)
+
+
+def test_given_prompts_are_served_in_order():
+    """They have their own lengths, which are part of the workload."""
+    engine, given = FakeEngine(), ((1, 2, 3), (4,), (5, 6))
+    result = measure(engine, prompts=given, requests=2)
+    assert [request.prompt for request in engine.served[-1]] == [*given[:2]]
+    assert result.workload.input_tokens == 3
+    assert result.workload.settings["input_lengths"] == "1-3"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompts": ((1, 2),)}, "a prompt of 1 sequences for 4 requests: expected one for each"),
+        ({"prompts": ((1, 2),) * 4, "shared_prefix": 1}, "shared_prefix=1 with a prompt: expected random ids"),
+        ({"prompts": ((1, 50),) * 4}, "the prompt has token id 50: expected ids below the vocabulary of 50"),
+    ],
+)
+def test_prompts_that_cannot_be_served(given, message):
+    """Each request needs one of its own."""
+    with pytest.raises(UsageError, match=message):
+        measure(**given)

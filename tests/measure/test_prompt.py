@@ -70,6 +70,10 @@ def test_from_the_command_line(tmp_path, monkeypatch):
         ("chat:broken.json", "prompt file broken.json: line 1: "),
         ("chat:empty.json", 'empty.json: expected a list of {"role"'),
         ("chat:other.json", "other.json: found {'role': 'user'}, expected a list"),
+        ("ids:empty.json", "empty.json: expected a list of sequences of one length, each a list of token ids, such as"),
+        ("ids:other.json", "other.json: expected a list of sequences"),
+        ("ids:uneven.json", "uneven.json: found sequences of 1 to 2 ids, expected a list of sequences of one length"),
+        ("ids:broken.json", "prompt file broken.json: line 1: "),
         ("chat:number.json", "number.json: found {'role': 'user', 'content': 1}, expected"),
     ],
 )
@@ -77,12 +81,41 @@ def test_what_is_no_prompt(text, expected, tmp_path, monkeypatch):
     """The error quotes it."""
     monkeypatch.chdir(tmp_path)
     files = {"broken": "[", "empty": "[]", "other": '[{"role": "user"}]', "number": '[{"role": "user", "content": 1}]'}
+    files["uneven"] = "[[1, 2], [3]]"
     for name, words in files.items():
         Path(f"{name}.json").write_text(words)
     with pytest.raises(UsageError) as caught:
         Prompt.parse(text)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_given_ids_are_the_prompt(tiny, tmp_path):
+    """A batch takes the first sequences, from a test or from a file."""
+    given = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
+    (tmp_path / "ids.json").write_text(json.dumps(given))
+    for prompt in (Prompt.of(given), Prompt.parse(f"ids:{tmp_path / 'ids.json'}")):
+        found = prompt_ids(prompt, tiny.model.config, None, batch_size=2, input_tokens=64, seed=0)
+        assert found.tolist() == given[:2]
+        assert not prompt.is_random
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[5, 6]], "a prompt of 1 sequences for a batch of 2: expected at least as many"),
+        ([[5, 6], [7, 10**6]], "the prompt has token id 1000000: expected ids below the vocabulary of 512"),
+        ([[5, 6], [7]], "prompt: found sequences of 1 to 2 ids"),
+        ([[5, -1]], "prompt: expected a list of sequences of one length"),
+        ([[5, True]], "prompt: expected a list of sequences"),
+        ([[5], []], "prompt: expected a list of sequences"),
+        (["words"], "prompt: expected a list of sequences"),
+    ],
+)
+def test_ids_that_are_no_prompt(tiny, given, message):
+    """They are refused before anything runs."""
+    with pytest.raises(UsageError, match=message):
+        prompt_ids(Prompt.of(given), tiny.model.config, None, batch_size=2, input_tokens=64, seed=0)
 
 
 def test_an_empty_text_is_no_prompt():
