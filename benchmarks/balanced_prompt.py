@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
 
-from zoo import ZOO  # found by the line above
+from zoo import ZOO  # type: ignore[import-not-found]  # found by the line above
 
 from pytest_llmperf.measure.balanced_prompt import balanced_ids, expert_loads, imbalance
 from pytest_llmperf.measure.prompt import random_prompt
@@ -57,7 +57,8 @@ def _spaced(model: Any, seed: int) -> torch.Tensor:
     """Ids that are spaced evenly over the vocabulary, in random order."""
     count, size = SEQUENCES * TOKENS, model.config.get_text_config().vocab_size
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return (order * size // count).reshape(SEQUENCES, TOKENS)
+    spaced: torch.Tensor = order * size // count
+    return spaced.reshape(SEQUENCES, TOKENS)
 
 
 def _decode(model: Any, prompt: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pytest_llmperf.errors import UsageError
 
-METHOD = 2
+METHOD = 3
 """Version of the measuring method. Runs of different versions are not compared."""
 
 Scalar = str | bool | int | float | None
