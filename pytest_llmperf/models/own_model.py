@@ -140,6 +140,8 @@ def _check_name(model: Any, name: str | None) -> None:
 def _check_fit(model: Any, named: str, device: str) -> None:
     """Check that a model can be measured where and as it is."""
     __tracebackhide__ = True
+    if hasattr(model, "_orig_mod"):
+        raise UsageError(f"{named} is compiled already: pass the model itself, with execution='compile'")
     if wrong := misplaced(model, device):
         raise UsageError(f"{named} has {wrong}: move it with model.to({device!r}); llmperf.device is the run's device")
     training = next((name for name, module in model.named_modules() if module.training), None)

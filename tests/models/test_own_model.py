@@ -58,6 +58,7 @@ def test_the_label_of_a_quantized_model_is_that_of_its_layers(quantization: str)
         (lambda: llama().train(), {}, r"model 'mine' is in training mode: .* call model.eval\(\)"),
         (llama, {"device": "cuda:1"}, r"'mine' has 'model.embed_tokens.weight' on 'cpu', expected 'cuda:1': move it"),
         (lambda: llama().model, {}, "is a LlamaModel, which cannot generate: expected a causal language model"),
+        (lambda: torch.compile(llama()), {}, "'mine' is compiled already: pass the model itself, with execution="),
         (lambda: Unlike().eval(), {}, "Unlike.forward does not take input_ids, past_key_values, use_cache"),
     ],
 )
