@@ -44,7 +44,7 @@ def adopt(given: Any, *, name: str | None, revision: str | None, device: str) ->
             f"found {type(given).__name__}; expected the value of the llm fixture, a transformers model or a torch "
             "module"
         )
-    _check_name(given, name)
+    _check_names(given, name, revision)
     _check_fit(given, f"model {name!r}", device)
     return LoadedModel(
         spec=None,
@@ -129,17 +129,20 @@ def _vocabulary(model: Any) -> int:
     return found[0].num_embeddings
 
 
-def _check_name(model: Any, name: str | None) -> None:
+def _check_names(model: Any, name: str | None, revision: str | None) -> None:
     __tracebackhide__ = True
     if name is None:
         raise UsageError(f"{type(model).__name__} has no name to compare it by: add name=, such as name='my-model'")
-    if not isinstance(name, str) or not name.strip():
-        raise UsageError(f"name={name!r}: expected a non-empty string")
+    for what, value in (("name", name), ("revision", "unknown" if revision is None else revision)):
+        if not isinstance(value, str) or not value.strip():
+            raise UsageError(f"{what}={value!r}: expected a non-empty string")
 
 
 def _check_fit(model: Any, named: str, device: str) -> None:
     """Check that a model can be measured where and as it is."""
     __tracebackhide__ = True
+    if hasattr(model, "_orig_mod"):
+        raise UsageError(f"{named} is compiled already: pass the model itself, with execution='compile'")
     if wrong := misplaced(model, device):
         raise UsageError(f"{named} has {wrong}: move it with model.to({device!r}); llmperf.device is the run's device")
     training = next((name for name, module in model.named_modules() if module.training), None)

@@ -54,10 +54,12 @@ def test_the_label_of_a_quantized_model_is_that_of_its_layers(quantization: str)
     [
         (llama, {"name": None}, "LlamaForCausalLM has no name to compare it by: add name="),
         (llama, {"name": " "}, "name=' ': expected a non-empty string"),
+        (llama, {"revision": 3}, "revision=3: expected a non-empty string"),
         (lambda: 5, {}, "found int; expected the value of the llm fixture, a transformers model or a torch module"),
         (lambda: llama().train(), {}, r"model 'mine' is in training mode: .* call model.eval\(\)"),
         (llama, {"device": "cuda:1"}, r"'mine' has 'model.embed_tokens.weight' on 'cpu', expected 'cuda:1': move it"),
         (lambda: llama().model, {}, "is a LlamaModel, which cannot generate: expected a causal language model"),
+        (lambda: torch.compile(llama()), {}, "'mine' is compiled already: pass the model itself, with execution="),
         (lambda: Unlike().eval(), {}, "Unlike.forward does not take input_ids, past_key_values, use_cache"),
     ],
 )
