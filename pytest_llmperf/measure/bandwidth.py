@@ -13,6 +13,7 @@ from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
 from pytest_llmperf.models.model_registry import free_memory
+from pytest_llmperf.system.tensors import storage_bytes
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement, Plan
@@ -62,6 +63,7 @@ def _why_not(model: Any, *, has_decode: bool, has_bandwidth: bool) -> str:
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
         "a decode step of an encoder-decoder reads only the decoder's weights": is_encoder_decoder(model),
+        "the model does not name its input embedding": not hasattr(model, "get_input_embeddings"),
         "a mixture of experts reads only some of its weights per token": has_experts(model),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
@@ -78,9 +80,9 @@ def has_experts(model: Any) -> bool:
 
 def _unread_bytes(model: Any) -> int:
     """Bytes of the input embedding, of which a step reads one row per sequence; 0 if it is also the output head."""
-    embedding, head = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
-    tied = head is not None and head.data_ptr() == embedding.data_ptr()
-    return 0 if tied else int(embedding.nbytes)
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    heads = [] if head is None else [head]
+    return storage_bytes([model.get_input_embeddings().weight, *heads]) - storage_bytes(heads)
 
 
 def _mean_cache_bytes(size: CacheSize, plan: Plan) -> float:
