@@ -48,7 +48,7 @@ def test_an_error_of_the_model_is_one_line(measure, error):
     """The original error is its cause, for whoever debugs the model."""
     with pytest.raises(MeasurementError) as caught:
         measure(error)
-    line = f"measuring synthetic:tiny@fp32 failed: {type(error).__name__} in setting up"
+    line = f"measuring synthetic:tiny-fp32 failed: {type(error).__name__} in phase 'setting up'"
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
     assert str(error).partition("\n")[0] in str(caught.value)
@@ -87,5 +87,5 @@ def test_the_user_sees_the_line(project):
     """)
     result = project.run()
     result.assert_outcomes(failed=1, passed=1)
-    result.stdout.fnmatch_lines(["*measuring synthetic:tiny@fp32 failed: IndexError in *: pop from empty list*"])
+    result.stdout.fnmatch_lines(["*measuring synthetic:tiny-fp32 failed: IndexError in phase *: pop from empty list*"])
     result.stdout.no_fnmatch_line("*Traceback*")
