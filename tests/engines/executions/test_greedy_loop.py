@@ -123,8 +123,8 @@ def test_an_encoder_is_refused(name, execution, folder):
         measure_generation(loaded(ZOO[name], folder), plan, device="cpu", clock=HostClock())
 
 
-def test_a_step_adds_no_operator_of_its_own(folder):
-    """The positions are prepared before the request: a step is a forward and an argmax."""
+def test_positions_are_prepared_before_the_request(folder):
+    """A step is a forward and an argmax: its position is a view of a tensor that exists already."""
     model, calls = loaded(ZOO["llama"], folder), []
     model.register_forward_pre_hook(lambda _module, _args, options: calls.append(options), with_kwargs=True)
     with measuring_conditions(), GreedyLoop().open(model, prompt(), 4, HostClock()) as prepared:
