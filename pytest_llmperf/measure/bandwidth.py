@@ -13,6 +13,7 @@ from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
 from pytest_llmperf.models.experts import has_experts
 from pytest_llmperf.models.model_registry import free_memory
 from pytest_llmperf.models.own_model import config_of
+from pytest_llmperf.system.tensors import storage_bytes
 
 if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement, Plan
@@ -77,9 +78,9 @@ def _is_assisted(measured: Measurement) -> bool:
 
 def _unread_bytes(model: Any) -> int:
     """Bytes of the input embedding, of which a step reads one row per sequence; 0 if it is also the output head."""
-    embedding, head = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
-    tied = head is not None and head.data_ptr() == embedding.data_ptr()
-    return 0 if tied else int(embedding.nbytes)
+    head = getattr(model.get_output_embeddings(), "weight", None)
+    heads = [] if head is None else [head]
+    return storage_bytes([model.get_input_embeddings().weight, *heads]) - storage_bytes(heads)
 
 
 def _mean_cache_bytes(size: CacheSize, plan: Plan) -> float:

@@ -67,9 +67,9 @@ def cache_size(cache: Any, positions: int, states: Iterable[torch.Tensor] = ()) 
 
 
 def _growing_bytes(cache: Any, positions: int) -> int:
-    """Bytes of keys and values: tensors of a cache's layers with an entry for each position, as transformers has them.
+    """Bytes of a cache's keys and values: tensors of its layers with an entry for each position.
 
-    A layer keeps recurrent states one level deeper; their shapes may equal the number of positions by chance.
+    A layer keeps recurrent states one level deeper. One of their sizes may equal the number of positions by chance.
     """
     import torch
 

@@ -9,8 +9,9 @@ import torch
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.measure import bandwidth
-from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
+from pytest_llmperf.measure.bandwidth import bandwidth_share, has_experts, spare_bandwidth
 from pytest_llmperf.measure.bench import Bench
+from pytest_llmperf.measure.counters import CacheSize
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.models.weights import weights_bytes
 
@@ -23,7 +24,7 @@ class TinyModel(torch.nn.Module):
         self.embedding, self.head = torch.nn.Embedding(100, 4), torch.nn.Linear(4, 100, bias=False)
         if tied:
             self.head.weight = self.embedding.weight
-        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**config))
+        self.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**config), **config)
 
     def get_input_embeddings(self):
         return self.embedding
@@ -32,13 +33,19 @@ class TinyModel(torch.nn.Module):
         return self.head
 
 
-def measured(*, tpots_ms=(1.0, 2.0, 9.0), kv_bytes=190):
+GROWING = CacheSize(190, 190)
+
+
+def measured(*, tpots_ms=(1.0, 2.0, 9.0), cache=GROWING):
     """Ten tokens in and ten out: the cache ends with 19 positions of 10 bytes, and a step reads 15 on average."""
     return SimpleNamespace(
         plan=SimpleNamespace(input_tokens=10, output_tokens=10),
         requests=[SimpleNamespace(tpot_ms=tpot) for tpot in tpots_ms],
-        counts=SimpleNamespace(kv_cache_bytes=kv_bytes),
+        counts=SimpleNamespace(cache=cache),
     )
+
+
+MIXTURE = "a mixture of experts reads only some of its weights per token"
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -49,15 +56,41 @@ def test_the_embedding_counts_only_as_a_head(tied):
     assert (share.metric, share.value, share.count) == ("bandwidth_share", pytest.approx(0.5), 3)
 
 
+def test_recurrent_states_are_read_whole_in_each_step():
+    """1,600 bytes of head, 300 of states and 150 of keys and values in 2 ms are 1,025,000 bytes a second."""
+    model, found = TinyModel(tied=False), measured(cache=CacheSize(490, 190))
+    share = bandwidth_share(model, found, weights=weights_bytes(model), bandwidth=1_025_000.0)
+    assert share.value == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "expert_num", "num_moe_experts"],
+)
+def test_a_mixture_by_whatever_name(name):
+    """One expert, or a number of experts per token, makes no mixture."""
+    assert has_experts(TinyModel(tied=True, **{name: 4}))
+    assert not has_experts(TinyModel(tied=True, **{name: 1}))
+    assert not has_experts(TinyModel(tied=True, **{f"{name}_per_tok": 2}))
+
+
+def test_a_mixture_by_its_modules():
+    model = TinyModel(tied=True)
+    assert not has_experts(model)
+    model.mlp = torch.nn.ModuleDict({"experts": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    assert has_experts(model)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"measured": measured(tpots_ms=(None,))}, "one output token has no decode: ask for two or more"),
         ({"bandwidth": None}, "the device's copy bandwidth could not be measured"),
-        ({"measured": measured(kv_bytes=None)}, "unknown kind of KV cache"),
+        ({"measured": measured(cache=None)}, "the request kept no KV cache"),
+        ({"model": TinyModel(tied=True, num_local_experts=8)}, MIXTURE),
         (
-            {"model": TinyModel(tied=True, num_local_experts=8)},
-            "a mixture of experts reads only some of its weights per token",
+            {"model": TinyModel(tied=True, is_encoder_decoder=True)},
+            "a decode step of an encoder-decoder reads only the decoder's weights",
         ),
     ],
 )

@@ -14,7 +14,6 @@ from pytest_llmperf.models.weights import weights_bytes
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-HEADS = {"vision-language": "AutoModelForImageTextToText", "encoder-decoder": "AutoModelForSeq2SeqLM"}
 COUNTED = [entry for entry in ZOO.values() if entry.weights is not None and entry.family != "checkpoint"]
 SEVERAL = ("llama", "gemma3_text", "mistral", "qwen3_moe", "deepseek_v3", "mamba2", "bamba", "lfm2", "t5", "bart")
 
@@ -27,10 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def loaded(entry: Entry, folder: Path, dtype: Any) -> Any:
     if not entry.is_known:
         pytest.skip(f"transformers {transformers.__version__} has no {entry.model_type}")
-    if not (folder / entry.name).exists():
-        entry.build(folder / entry.name)
-    head = getattr(transformers, HEADS.get(entry.family, "AutoModelForCausalLM"))
-    return head.from_pretrained(folder / entry.name, dtype=dtype).eval()
+    return entry.load(folder, dtype)
 
 
 def test_forty_architectures() -> None:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 Family = Literal[
     "causal", "mixture", "recurrent", "hybrid", "vision-language", "encoder-decoder", "encoder", "checkpoint"
 ]
+AUTO_CLASSES = {"vision-language": "AutoModelForImageTextToText", "encoder-decoder": "AutoModelForSeq2SeqLM"}
+"""Auto classes of families; others have ``AutoModelForCausalLM``."""
 Bytes = Callable[[int, int, int], int]
 """Cache bytes for a batch size, input tokens and output tokens. The last token is never fed back."""
 
@@ -100,6 +102,19 @@ class Entry:
         folder.mkdir(parents=True)
         self.builder(folder)
         return folder
+
+    def load(self, folder: Path, dtype: Any) -> Any:
+        """Load the model from ``folder / name``, where it is built first unless it is there."""
+        import transformers
+
+        from pytest_llmperf.models.quiet import quiet
+
+        where = folder / self.name
+        if not where.exists():
+            self.build(where)
+        head = getattr(transformers, AUTO_CLASSES.get(self.family, "AutoModelForCausalLM"))
+        with quiet():
+            return head.from_pretrained(where, dtype=dtype).eval()
 
     @property
     def weights(self) -> int | None:

@@ -66,11 +66,11 @@ def check_static(model: Any, prompt: torch.Tensor, execution: str) -> None:
         try:
             next_token(model, cache, prefill(model, cache, short))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            reason = first_line(error)
+            reason = first_line(error).rstrip(".")
     if reason:
-        model_class = type(model).__name__
         raise ExecutionUnavailable(
-            f"execution {execution!r} cannot decode {model_class} over a static cache: {reason}: use execution 'loop'"
+            f"execution {execution!r} cannot decode {type(model).__name__} over a static cache: {reason}: "
+            "use 'generate' or 'loop'"
         )
 
 
