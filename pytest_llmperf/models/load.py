@@ -22,7 +22,7 @@ from pytest_llmperf.errors import (
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
 from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, Quantization, check_available, compute_dtype
-from pytest_llmperf.models.quantized_layers import check_layers, kept_dense, quantize_experts
+from pytest_llmperf.models.quantized_layers import PARAMETRIZE, check_layers, kept_dense, quantize_experts
 from pytest_llmperf.models.quantized_weights import Verified, method_of, verify
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model, stored_config
@@ -112,6 +112,13 @@ def prepare(spec: ModelSpec, device: str) -> None:
         _import_all(spec, locate(spec))
 
 
+_IMPORTS = {
+    "bitsandbytes": ("transformers.integrations.bitsandbytes", PARAMETRIZE),
+    "torchao": ("transformers.integrations.torchao",),
+}
+"""What transformers imports while loading, by the package that quantizes."""
+
+
 @cache
 def _import_all(spec: ModelSpec, source: str) -> None:
     """Import what the libraries import while loading, which takes a hundred times as long as loading a small model.
@@ -123,10 +130,11 @@ def _import_all(spec: ModelSpec, source: str) -> None:
 
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
     MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking up a model's class imports its module
-    stored = getattr(config, "quantization_config", None)
-    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes or (stored and method_of(stored) == "bitsandbytes"):
-        import_module("transformers.integrations.bitsandbytes")
-    if QUANTIZATIONS[spec.quantization].replaces_layers:
+    quantization, stored = QUANTIZATIONS[spec.quantization], getattr(config, "quantization_config", None)
+    for module in _IMPORTS.get(method_of(stored) if stored else quantization.package, ()):
+        if find_spec(module):
+            import_module(module)
+    if quantization.package:
         _kept_dense(spec, source)
 
 
@@ -261,7 +269,7 @@ def _dtype_options(spec: ModelSpec, source: str, device: str) -> dict[str, Any]:
     if stored is not None:  # transformers ignores another config with a warning, and treats None as one
         _check_stored_quantization(spec, quantization, stored)
         return {"dtype": dtype}
-    kept = _kept_dense(spec, source) if quantization.replaces_layers else ()
+    kept = _kept_dense(spec, source) if quantization.package else ()
     config = quantization.transformers_config(dtype, kept=kept)
     return {"dtype": dtype} if config is None else {"dtype": dtype, "quantization_config": config}
 
