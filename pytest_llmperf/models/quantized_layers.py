@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 _ROWS, _COLUMNS = 32, 64
 """On CPUs with AVX512-BF16, bitsandbytes repacks 4-bit weights in blocks of so many rows and columns."""
+PARAMETRIZE = "bitsandbytes.nn.parametrize"
+"""The module that quantizes parameters of any layer; older versions do not have it."""
 _READ_AS_THEY_ARE = {"MambaMixer": "dt_proj"}
 """Layers whose weight the model multiplies itself, so that it must be dense."""
 
@@ -41,7 +43,7 @@ def quantize_experts(model: torch.nn.Module, quantization: Quantization) -> None
 
     Each use dequantizes a layer's whole stack: this saves memory, not time.
     """
-    if "load_in_4bit" not in quantization.bitsandbytes or find_spec("bitsandbytes.nn.parametrize") is None:
+    if "load_in_4bit" not in quantization.bitsandbytes or find_spec(PARAMETRIZE) is None:
         return
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
 
@@ -66,10 +68,9 @@ def check_layers(model: torch.nn.Module, device: str, *, name: str) -> None:
 
 
 def _obstacles(model: torch.nn.Module, device: str) -> Iterator[str]:
-    repacks = device == "cpu" and _repacks()
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if kind == "Linear4bit" and repacks and _is_odd(module):
+        if kind == "Linear4bit" and device == "cpu" and _is_odd(module) and _repacks():
             yield (
                 f"layer {name!r} has {module.out_features} rows and {module.in_features} columns, and bitsandbytes "
                 f"needs multiples of {_ROWS} and {_COLUMNS} on a CPU with AVX512-BF16"
@@ -109,8 +110,6 @@ def _multiplies_itself(module: Any) -> bool:
 
 def _repacks() -> bool:
     """Whether bitsandbytes repacks 4-bit weights on this CPU."""
-    if find_spec("bitsandbytes") is None:
-        return False
     from bitsandbytes import functional
 
     return bool(getattr(functional, "has_avx512bf16", bool)())

@@ -81,7 +81,7 @@ def verify(model: Any, asked: str) -> Verified:
     share = _share(weights, form)
     if weights and not share:
         raise ModelError(_why_not(weights, asked))
-    partial = {"quantized_share": round(share, 3)} if weights and share < 1 else {}
+    partial = {"quantized_share": min(max(round(share, 3), 0.001), 0.999)} if weights and share < 1 else {}
     return Verified(form, {**partial, **dict(_of_experts(model, weights))})
 
 

@@ -49,6 +49,7 @@ FIELDS: Mapping[str, Weight] = {
     "torch": Weight.BLOCKS,
     "transformers": Weight.BLOCKS,
     "bitsandbytes": Weight.BLOCKS,
+    "torchao": Weight.BLOCKS,
     "vllm": Weight.BLOCKS,
     "accelerate": Weight.NOTED,
     "pytest_llmperf": Weight.NOTED,

@@ -92,7 +92,7 @@ def test_the_blocking_fields_are_those_that_are_told():
     told = {"method", "device_name", "device_type", "device_memory_bytes", "compute_capability", "mig", "ecc",
             "power_limit_w", "driver", "runtime", "cpu_model", "cpu_count", "torch_threads", "tracing", "python",
             "cuda_launch_blocking", "cublas_workspace", "cuda_allocator", "fp32_precision",
-            "torch", "transformers", "bitsandbytes", "vllm"}  # fmt: skip
+            "torch", "transformers", "bitsandbytes", "torchao", "vllm"}  # fmt: skip
     assert {name for name, weight in FIELDS.items() if weight == "blocks"} == told
 
 
