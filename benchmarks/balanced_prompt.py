@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
-
-from zoo import ZOO  # found by the line above
 
 from pytest_llmperf.measure.balanced_prompt import balanced_ids, expert_loads, imbalance
 from pytest_llmperf.measure.prompt import random_prompt
@@ -41,8 +38,9 @@ def main(names: list[str]) -> None:
 def _model(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "models"))
     with tempfile.TemporaryDirectory() as folder:
-        ZOO[name].builder(Path(folder))
+        import_module("zoo").ZOO[name].builder(Path(folder))
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
 
 
@@ -57,7 +55,8 @@ def _spaced(model: Any, seed: int) -> torch.Tensor:
     """Ids that are spaced evenly over the vocabulary, in random order."""
     count, size = SEQUENCES * TOKENS, model.config.get_text_config().vocab_size
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return (order * size // count).reshape(SEQUENCES, TOKENS)
+    spaced: torch.Tensor = order * size // count
+    return spaced.reshape(SEQUENCES, TOKENS)
 
 
 def _decode(model: Any, prompt: torch.Tensor) -> float:
