@@ -58,7 +58,7 @@ def versions(session: nox.Session, pins: list[str]) -> None:
 
 
 def _test(session: nox.Session, *versions: str) -> None:
-    session.install(*versions, ".[models,serving,parquet,history,report]", *TESTS)
+    session.install(*versions, ".[models,adapters,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker per core. None of them measures speed.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ELSEWHERE, *session.posargs)
 
@@ -89,7 +89,7 @@ def cuda_fake(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types, the layers of imports, and workflows."""
-    session.install(*CONSTRAINTS, "-e", ".[models,serving,parquet,history,report]", "nox", *TESTS, *LINT)
+    session.install(*CONSTRAINTS, "-e", ".[models,adapters,serving,parquet,history,report]", "nox", *TESTS, *LINT)
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -108,7 +108,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def commands(session: nox.Session) -> None:
     """Run every command that the documentation shows; arguments are passed on to pytest."""
-    session.install(*CONSTRAINTS, ".[models,serving,parquet,history,report]", *TESTS)
+    session.install(*CONSTRAINTS, ".[models,adapters,serving,parquet,history,report]", *TESTS)
     session.run("pytest", "-n", "auto", "--dist", "worksteal", "tests/shown_commands.py", *session.posargs)
 
 

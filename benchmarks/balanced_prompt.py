@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "models"))
+
+from zoo import ZOO  # type: ignore[import-not-found]  # found by the line above
 
 from pytest_llmperf.measure.balanced_prompt import balanced_ids, expert_loads, imbalance
 from pytest_llmperf.measure.prompt import random_prompt
@@ -38,9 +41,8 @@ def main(names: list[str]) -> None:
 def _model(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    sys.path.append(str(Path(__file__).parents[1] / "tests" / "models"))
     with tempfile.TemporaryDirectory() as folder:
-        import_module("zoo").ZOO[name].builder(Path(folder))
+        ZOO[name].builder(Path(folder))
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
 
 

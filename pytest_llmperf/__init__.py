@@ -15,6 +15,7 @@ from pytest_llmperf.errors import (
 
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
+    from pytest_llmperf.engines.executions.assisted import Assisted, Lookup
     from pytest_llmperf.engines.executions.graph import Graph
     from pytest_llmperf.engines.executions.torch_compile import Compile
     from pytest_llmperf.hardware.device_timer import device_timer
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.storage.schema import TestResult
 
 __all__ = [
+    "Assisted",
     "BaselineError",
     "Compile",
     "Engine",
@@ -36,6 +38,7 @@ __all__ = [
     "LlmPerf",
     "LlmperfError",
     "LoadedModel",
+    "Lookup",
     "MeasurementError",
     "MissingDependency",
     "ModelError",
@@ -52,12 +55,14 @@ __all__ = [
 
 
 _HOMES = {
+    "Assisted": "pytest_llmperf.engines.executions.assisted",
     "Compile": "pytest_llmperf.engines.executions.torch_compile",
     "Engine": "pytest_llmperf.engines.engine",
     "Graph": "pytest_llmperf.engines.executions.graph",
     "KernelTimer": "pytest_llmperf.measure.kernel",
     "LlmPerf": "pytest_llmperf.runner.fixtures",
     "LoadedModel": "pytest_llmperf.models.load",
+    "Lookup": "pytest_llmperf.engines.executions.assisted",
     "ModelSpec": "pytest_llmperf.models.spec",
     "PeakMemory": "pytest_llmperf.hardware.memory",
     "Roofline": "pytest_llmperf.measure.kernel_timing",

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from pytest_llmperf.errors import UsageError
 
-METHOD = 2
+METHOD = 3
 """Version of the measuring method. Runs of different versions are not compared."""
 
 Scalar = str | bool | int | float | None
@@ -88,6 +88,11 @@ class Limit:
 NO_DECODE = "one output token has no decode: ask for two or more"
 """Why a request with a single output token has no decode figures."""
 
+NO_CACHE = "the request kept no KV cache"
+"""Why a request has no size of the KV cache."""
+SEVERAL_AT_A_TIME = "several tokens came at a time: the gaps between them are unknown"
+"""Why figures of single tokens are missing."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -134,6 +139,20 @@ def _counted(name: str, title: str, definition: str, *, gates: bool) -> Metric:
 
 def _explaining_ms(name: str, title: str, definition: str) -> Metric:
     return Metric(name=name, unit="ms", title=title, definition=definition, kind=Kind.INFORMATIVE)
+
+
+def _assistance(name: str, title: str, definition: str, *, unit: str = "") -> Metric:
+    return Metric(
+        name=name,
+        unit=unit,
+        title=title,
+        definition=definition,
+        kind=Kind.EXACT,
+        better=Better.LARGER,
+        tolerate=0.01,
+        catch=0.03,
+        gates=True,
+    )
 
 
 def _memory(name: str, title: str, definition: str, *, gates: bool) -> Metric:
@@ -185,7 +204,14 @@ def _phase_memory(phase: str) -> tuple[Metric, ...]:
 
 
 _DEFINITIONS: tuple[Metric, ...] = (
-    _timed("tpot", "TPOT", "(last token - first token) / (output tokens - 1), per request", floor=0.05, gates=True),
+    _timed(
+        "tpot",
+        "TPOT",
+        "(last token - first token) / (output tokens - 1), per request; where several tokens come at a time, / tokens "
+        "after those that came first",
+        floor=0.05,
+        gates=True,
+    ),
     _timed("ttft", "TTFT", "request in to first output token available, per request", floor=0.2),
     _timed("e2e", "end to end", "request in to last output token available, per request"),
     _timed(
@@ -198,7 +224,7 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _timed(
         "decode",
         "decode rate",
-        "batch size x (output tokens - 1) / (last token - first token)",
+        "batch size / TPOT",
         unit="tokens_per_s",
         better=Better.LARGER,
     ),
@@ -245,8 +271,9 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _explaining_ms("cold_ttft", "cold TTFT", "TTFT of the first request of a compiled decode"),
     _explaining_ms("capture", "capture time", "capturing and first replaying all CUDA graphs of decode"),
     _explaining_ms("lateness", "lateness", "from when a request was due to when it was sent, per request"),
-    _memory("weights", "weights", "bytes of parameters, buffers and quantization state", gates=True),
-    _memory("kv_cache", "KV cache", "bytes of keys and values after the last token", gates=True),
+    _memory("weights", "weights", "bytes of parameters, buffers and quantization state, as measured", gates=True),
+    _memory("assistant_weights", "assistant's weights", "the same of the draft model of assisted decoding", gates=True),
+    _memory("kv_cache", "KV cache", "bytes of keys, values and recurrent states after the last token", gates=True),
     *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
     _memory(
         "graph_memory",
@@ -265,7 +292,8 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _counted(
         "operators_per_token",
         "operators / token",
-        "operators dispatched during decode / (output tokens - 1), from one untimed request",
+        "operators dispatched during decode / (output tokens - 1), from one untimed request; from two with different "
+        "prompts that agree, where the model has experts",
         gates=True,
     ),
     _counted("graph_breaks", "graph breaks", "places at which dynamo had to split what it compiles", gates=True),
@@ -291,6 +319,13 @@ _DEFINITIONS: tuple[Metric, ...] = (
         "calls during decode by which the host waits for the device / (output tokens - 1), profiled as well",
         gates=True,
     ),
+    _assistance(
+        "acceptance",
+        "acceptance rate",
+        "assisted decoding: proposed tokens that the model accepted / proposed tokens, from one untimed request",
+        unit="share",
+    ),
+    _assistance("tokens_per_step", "tokens / step", "assisted decoding: output tokens / forwards of the main model"),
     Metric(
         name="host",
         unit="share",
@@ -323,7 +358,10 @@ _DEFINITIONS: tuple[Metric, ...] = (
     ),
     # Other kernels round differently: this explains other changes and gates only on request.
     _counted(
-        "tokens_unlike_loop", "tokens unlike loop's", "output tokens that differ from the bare loop's", gates=False
+        "tokens_unlike_loop",
+        "tokens unlike loop's",
+        "output tokens that differ from the bare loop's; of assisted decoding, from those of plain generate",
+        gates=False,
     ),
     # Shows that the work changed, not that it became slower or larger. Gates only on request.
     Metric(

@@ -568,10 +568,12 @@ def _model_param(item: pytest.Item) -> Any:
 def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
     """Sort tests by the first appearance of their model, so that no model is loaded twice. The sort is stable.
 
+    Tests without a model come first: models that they build themselves are then measured with no other in memory.
+
     pytest also groups tests by parameter, but before 9.2 by the parameter's index, so each module loaded the models
     again.
     """
-    order: dict[object, int] = {}
+    order: dict[object, int] = {None: 0}
     with _as_usage_errors():
         for item in items:
             order.setdefault(_spec(item), len(order))

@@ -186,13 +186,14 @@ def cudagraph_skips(place: Place, results: Results) -> None:
     from torch._dynamo.utils import counters
 
     from pytest_llmperf import Compile, ModelSpec
+    from pytest_llmperf.engines.executions.execution import unnoticed
     from pytest_llmperf.measure.prompt import random_prompt
 
     bench = _bench(place)
     loaded = bench.models.get(ModelSpec(TINY, "bf16"))
     prompt = random_prompt(loaded.model.config, batch_size=1, input_tokens=8, seed=0).to(place.device)
     with Compile(mode="reduce-overhead").open(loaded.model, prompt, OUTPUT_TOKENS, bench.clock) as opened:
-        opened.request(OUTPUT_TOKENS, lambda: None)
+        opened.request(OUTPUT_TOKENS, unnoticed)
         skips = counters["inductor"]["cudagraph_skips"]
     results.compare("reduce-overhead: cudagraph_skips", expected=0, found=skips)
 

@@ -21,7 +21,7 @@ _LONGEST_DEATH_S = 10.0
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessExit:
     """How a process ended."""
 
     code: int | None
@@ -38,7 +38,7 @@ class Processes:
         self._lock = threading.RLock()  # a signal may come while this thread holds it
         self._is_over = False
 
-    def run(self, command: Sequence[str], *, limit_s: float, output: Path, variables: Mapping[str, str]) -> Ended:
+    def run(self, command: Sequence[str], *, limit_s: float, output: Path, variables: Mapping[str, str]) -> ProcessExit:
         """Run to the end or to the limit; all that it started is killed then.
 
         Args:
@@ -54,7 +54,7 @@ class Processes:
         except subprocess.TimeoutExpired:
             code = None
         self._end(process)
-        return Ended(code, output.read_text(encoding="utf-8", errors="replace"), time.monotonic() - start)
+        return ProcessExit(code, output.read_text(encoding="utf-8", errors="replace"), time.monotonic() - start)
 
     def start(self, command: Sequence[str], *, output: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         """Start a process in the background."""

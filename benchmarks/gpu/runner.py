@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gpu.process import Ended, Processes
+from gpu.process import Processes, ProcessExit
 from gpu.results import NEEDS_CUDA, Line, Results, counts, latest, read, table
 from gpu.step import Place, Stage, Step, last_line
 
@@ -129,7 +129,7 @@ class Day:
             return f"exit {ended.code}: {last_line(ended.output)}"
         return "" if results.written() else "no check was made"
 
-    def _keep(self, output: Path, ended: Ended, name: str) -> None:
+    def _keep(self, output: Path, ended: ProcessExit, name: str) -> None:
         """Move what a step has printed into the log."""
         with (self.out / "log.txt").open("a", encoding="utf-8") as log:
             log.write(f"\n===== {name}: exit {ended.code}, {ended.seconds:.1f} s =====\n{ended.output}")

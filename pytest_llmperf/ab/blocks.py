@@ -18,7 +18,7 @@ from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.storage.baseline_file import replace_file
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
-from pytest_llmperf.system.pytest_process import Ended, run_perf_tests
+from pytest_llmperf.system.pytest_process import ProcessExit, run_perf_tests
 from pytest_llmperf.text import printable
 
 _ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -107,7 +107,7 @@ class BlockSeries:
         imported = self.blocks[0].imported
         return {arm: _proof(self._sides[arm], imported[arm]) for arm in ("base", "head") if arm in imported}
 
-    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[ProcessResult, Ended]:
+    def profile(self, arm: str, tests: Sequence[str], traces: Path) -> tuple[ProcessResult, ProcessExit]:
         """Run some tests of one side once more, under the profiler.
 
         Args:
@@ -122,28 +122,28 @@ class BlockSeries:
         ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
         return ProcessResult.read(journal), ended
 
-    def _run(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
+    def _run(self, number: int, arm: str, tests: Sequence[str]) -> ProcessExit:
         ended = self._try(number, arm, tests)
         while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
             self._absent[arm] |= gone
             ended = self._try(number, arm, tests)
         if ended.exit_code not in _ORDINARY_EXITS:
             self._prove(number, arm, must_report=False)
-            found = f"pytest ended with exit code {ended.exit_code}: {ended.last_words}"
+            found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
             raise UsageError(f"{self._sides[arm].name}: {found} (see {ended.log})")
         self._prove(number, arm)
         return ended
 
-    def _try(self, number: int, arm: str, tests: Sequence[str]) -> Ended:
+    def _try(self, number: int, arm: str, tests: Sequence[str]) -> ProcessExit:
         return self._start(arm, self._path(number, f"{arm}.jsonl"), _only(tests))
 
-    def _start(self, arm: str, journal: Path, more: Sequence[str]) -> Ended:
+    def _start(self, arm: str, journal: Path, more: Sequence[str]) -> ProcessExit:
         side, log = self._sides[arm], journal.with_suffix(".log")
         for left in (journal, log, report_path(journal)):
             left.unlink(missing_ok=True)
         arguments = [word for word in self._arguments[arm] if word not in self._absent[arm]]
         if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
-            return Ended(pytest.ExitCode.NO_TESTS_COLLECTED, 0.0, log)
+            return ProcessExit(pytest.ExitCode.NO_TESTS_COLLECTED, 0.0, log)
         return run_perf_tests(
             [*arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *more],
             python=side.python,
@@ -152,7 +152,7 @@ class BlockSeries:
             log=log,
         )
 
-    def _gone(self, arm: str, ended: Ended) -> set[str]:
+    def _gone(self, arm: str, ended: ProcessExit) -> set[str]:
         """Return arguments that name files or tests which base lacks: those are new. Head must have all of them."""
         if arm == "head" or ended.log is None:
             return set()

@@ -29,6 +29,7 @@ from pytest_llmperf.ab.packages import Locator, Package, RepositoryPackages, bui
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.storage.provenance import SIDE_VARIABLE, SidePlaces
 from pytest_llmperf.system.git import git_environment
+from pytest_llmperf.system.paths import USERS_FOLDER_VARIABLE
 from pytest_llmperf.text import printable, some
 
 WAYS_OUT = (
@@ -280,6 +281,7 @@ class SideBuilder:
             variables["PIP_USER"] = "0"  # an environment of its own has no user site
         variables["PATH"] = os.pathsep.join((str(Path(python).parent), variables.get("PATH", "")))
         variables[SIDE_VARIABLE] = str(self._write_places())
+        variables[USERS_FOLDER_VARIABLE] = str(self._repository.here)
         return variables
 
     def _write_places(self) -> Path:

@@ -64,6 +64,8 @@ class EngineResponse:
     """The engine's count."""
     output_tokens: int
     """Tokens produced, counted from ids or by the engine, never by encoding text again."""
+    first_tokens: int = 1
+    """Output tokens that came first, at ``first_s``."""
     gaps_s: tuple[float, ...] | None = None
     """Gaps between consecutive tokens; ``None`` where several tokens came at a time."""
     cached_tokens: int | None = None

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 TRANSFORMERS = "transformers"
 """Serves models loaded in this process, one for each spec that a test requests."""
+SERVER = "openai"
+"""A server, which has loaded its model itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class EngineOptions:
     base_url: str | None
     device: str
     """The torch device."""
+    trust_remote_code: bool = False
+    """Whether code that comes with the model may run."""
     prefix_caching: bool = False
     """Whether an engine in this process may keep the KV cache of prompts for later ones."""
 
@@ -48,6 +52,8 @@ def _check_server(options: EngineOptions) -> None:
         raise UsageError(
             f"--llmperf-revision {options.revision}: a server chooses the revision itself: leave the option out"
         )
+    if options.trust_remote_code:
+        raise UsageError("--llmperf-trust-remote-code: a server loads its model itself: leave the option out")
     check_server(options.base_url, options.model)
 
 
@@ -78,11 +84,15 @@ def _spec(options: EngineOptions) -> ModelSpec:
     from pytest_llmperf.models.source import default_model
     from pytest_llmperf.models.spec import ModelSpec
 
-    return ModelSpec(model=options.model or default_model(options.device), revision=options.revision)
+    return ModelSpec(
+        model=options.model or default_model(options.device),
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+    )
 
 
 ENGINES: Mapping[str, EngineFactory] = {
-    "openai": EngineFactory(_check_server, _server),
+    SERVER: EngineFactory(_check_server, _server),
     "vllm": EngineFactory(_check_vllm, _vllm),
 }
 """Engines that have their own model."""

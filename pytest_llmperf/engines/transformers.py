@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.engine import EngineRequest, EngineResponse, Sampling
 from pytest_llmperf.engines.executions.execution import check_produced, library_generate
+from pytest_llmperf.engines.generation_settings import GenerationSettings
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.attention import attention_of
-from pytest_llmperf.models.load import check_whole
+from pytest_llmperf.models.load import as_it_is, check_whole
+from pytest_llmperf.models.position_limit import check_fits, longest_request
 from pytest_llmperf.system.interrupts import uninterrupted
 from pytest_llmperf.text import first_line
 
@@ -50,23 +52,24 @@ class TransformersEngine:
     @property
     def model(self) -> Mapping[str, str | None]:
         """The model as loaded; an attention switched to for serving is part of the settings."""
-        loaded = self._loaded
+        loaded = as_it_is(self._loaded)
         return {
             "model": loaded.name,
             "revision": loaded.revision,
-            "quantization": loaded.spec.quantization,
+            "quantization": loaded.quantization,
             "dtype": loaded.dtype,
-            "attention": loaded.attention,
+            "attention": self._loaded.attention,
         }
 
     @property
     def settings(self) -> Mapping[str, Scalar]:
-        """The model's settings, and while it is set up those of continuous batching."""
+        """The model's settings, and those of ``generate``, or while it is set up those of continuous batching."""
+        settings = as_it_is(self._loaded).settings
         if self._manager is None:
-            return self._loaded.settings
+            return {**settings, **self._generation.recorded}
         resolved = self._manager.continuous_batching_config
         return {
-            **self._loaded.settings,
+            **settings,
             "serving_attention": attention_of(self._loaded.model),
             "cache_blocks": resolved.num_blocks,
             "block_tokens": resolved.page_size,
@@ -88,21 +91,33 @@ class TransformersEngine:
 
     @property
     def longest(self) -> int | None:
-        """The model's position limit."""
-        limit = getattr(self._text_config, "max_position_embeddings", None)
-        return None if limit is None else int(limit)
+        """As many as fit the model's positions."""
+        return longest_request(self._loaded.model.config)
+
+    @property
+    def _generation(self) -> GenerationSettings:
+        """What a single request takes from the model's generation config; continuous batching takes nothing."""
+        return GenerationSettings.of(self._loaded.model, batch_size=1)
 
     def serve_one(self, request: EngineRequest, sampling: Sampling) -> EngineResponse:
         """Serve a single request with ``generate``; its streamer receives tokens that are already on the host.
 
         Raises:
             MeasurementError: another number of tokens was produced.
+            UsageError: the model's generation config asks for what cannot be measured, or the request exceeds the
+                model's limit.
         """
         import torch
 
         check_whole(self._loaded.model)
+        check_fits(self._loaded.model.config, input_tokens=len(request.prompt), output_tokens=request.output_tokens)
         self.release()
-        stamps: list[float] = []
+        stamps: list[tuple[float, int]] = []
+        settings = self._generation
+
+        def on_token(count: int = 1, /) -> None:
+            stamps.append((time.perf_counter() - begin, count))
+
         with measuring_conditions():
             prompt = torch.tensor([request.prompt], device=self.device)
             begin = time.perf_counter()
@@ -110,11 +125,13 @@ class TransformersEngine:
                 self._loaded.model,
                 prompt,
                 request.output_tokens,
-                lambda: stamps.append(time.perf_counter() - begin),
+                on_token,
+                settings=settings,
                 **_chosen(sampling),
             )
-        check_produced(generated, batch_size=1, output_tokens=request.output_tokens)
-        return _response(stamps, sent_s=0.0, input_tokens=len(request.prompt), output_tokens=generated.tokens.numel())
+        counted = sum(count for _, count in stamps)
+        check_produced(generated, batch_size=1, output_tokens=request.output_tokens, counted=counted)
+        return _response(stamps, sent_s=0.0, input_tokens=len(request.prompt))
 
     def serve(
         self, requests: Sequence[EngineRequest], *, max_concurrency: int, sampling: Sampling
@@ -219,7 +236,7 @@ class _SetUp:
         except (AttributeError, NotImplementedError, ValueError) as error:
             reason = first_line(error).rstrip(".")
             raise UsageError(
-                f"transformers {version('transformers')} cannot serve {loaded.spec} with continuous batching: "
+                f"transformers {version('transformers')} cannot serve {loaded.title} with continuous batching: "
                 f"{reason}: use the naive scheduler or another attention"
             ) from error
 
@@ -278,14 +295,12 @@ class _Schedule:
         if result.error is not None:
             raise MeasurementError(f"request {number} failed: {first_line(result.error)}")
         request, produced = self._requests[number], len(result.generated_tokens)
-        stamps = [stamp - self._begin for stamp in result.timestamps]
+        stamps = [(stamp - self._begin, 1) for stamp in result.timestamps]
         if not produced == len(stamps) == request.output_tokens:
             raise MeasurementError(
                 f"request {number}: {produced} tokens, {len(stamps)} timestamps; expected {request.output_tokens}"
             )
-        self._responses[number] = _response(
-            stamps, sent_s=sent, input_tokens=len(request.prompt), output_tokens=produced
-        )
+        self._responses[number] = _response(stamps, sent_s=sent, input_tokens=len(request.prompt))
 
 
 def _library(loaded: LoadedModel) -> tuple[Any, Any]:
@@ -318,12 +333,16 @@ def _chosen(sampling: Sampling) -> dict[str, Any]:
     }
 
 
-def _response(stamps: Sequence[float], *, sent_s: float, input_tokens: int, output_tokens: int) -> EngineResponse:
+def _response(stamps: Sequence[tuple[float, int]], *, sent_s: float, input_tokens: int) -> EngineResponse:
+    """The response whose tokens came at these seconds, with their number."""
+    times, counts = [at for at, _ in stamps], [count for _, count in stamps]
+    gaps = tuple(after - before for before, after in pairwise(times))
     return EngineResponse(
         sent_s=sent_s,
-        first_s=stamps[0],
-        last_s=stamps[-1],
+        first_s=times[0],
+        last_s=times[-1],
         input_tokens=input_tokens,
-        output_tokens=output_tokens,
-        gaps_s=tuple(after - before for before, after in pairwise(stamps)),
+        output_tokens=sum(counts),
+        first_tokens=counts[0],
+        gaps_s=gaps if set(counts) == {1} else None,
     )

@@ -281,6 +281,7 @@ def _load(spec: ModelSpec, device: str, *, prefix_caching: bool) -> Any:
     arguments = EngineArgs(
         model=locate(spec),
         revision=spec.revision,
+        trust_remote_code=spec.trust_remote_code,
         load_format="safetensors",  # pickled weights can run code
         enforce_eager=on_cpu,
         enable_prefix_caching=prefix_caching,

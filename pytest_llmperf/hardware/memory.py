@@ -8,13 +8,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.profiler import mark, profiler
-
-if TYPE_CHECKING:
-    import torch
+from pytest_llmperf.system.tensors import storage_bytes
 
 
 @dataclass
@@ -209,32 +207,9 @@ def live_tensor_bytes() -> int:
     """Bytes of CPU tensors that Python created since the first model was loaded, counting each storage once."""
     import torch
 
-    storages: dict[int, int] = {}
-    for thing in gc.get_objects():
-        # Not isinstance: it reads the class of lazy objects, which triggers their deprecation warnings.
-        if issubclass(type(thing), torch.Tensor) and _has_host_storage(thing):
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
-def _has_host_storage(tensor: torch.Tensor) -> bool:
-    import torch
-
-    return tensor.device.type == "cpu" and tensor.layout is torch.strided and not _is_fake(tensor)
-
-
-def _is_fake(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has no memory of its own, like the fake tensors of torch.compile and other wrappers."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    if issubclass(type(tensor), FakeTensor):  # data_ptr() of a FakeTensor warns
-        return True
-    try:
-        tensor.data_ptr()
-    except RuntimeError:
-        return True
-    return False
+    # Not isinstance: it reads the class of lazy objects, which triggers their deprecation warnings.
+    found = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+    return storage_bytes(tensor for tensor in found if tensor.device.type == "cpu")
 
 
 class _ResidentSet:

@@ -6,15 +6,18 @@ from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.measure.counters import CacheSize
 from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
-from pytest_llmperf.metrics import NO_DECODE, Figure
+from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
+from pytest_llmperf.models.experts import has_experts
 from pytest_llmperf.models.model_registry import free_memory
+from pytest_llmperf.models.own_model import config_of
 
 if TYPE_CHECKING:
-    from pytest_llmperf.measure.generation import Measurement
+    from pytest_llmperf.measure.generation import Measurement, Plan
 
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_READ_BY_PREFILL_ALONE = ("is_encoder_decoder", "vision_config", "audio_config")
 
 
 @cache
@@ -45,23 +48,31 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
         bandwidth: the device's copy bandwidth, in bytes per second.
     """
     tpots = [tpot for times in measured.requests if (tpot := times.tpot_ms)]
-    if reason := _why_not(model, measured, has_decode=bool(tpots), has_bandwidth=bool(bandwidth)):
-        return Figure("bandwidth_share", None, reason)
-    read = weights - _unread_bytes(model) + _mean_cache_bytes(measured)
+    size = measured.counts.cache
+    reason = _why_not(model, measured, has_decode=bool(tpots), has_bandwidth=bool(bandwidth))
+    if reason or size is None:
+        return Figure("bandwidth_share", None, reason or NO_CACHE)
+    read = weights - _unread_bytes(model) + _mean_cache_bytes(size, measured.plan)
     return Figure("bandwidth_share", MS_PER_S * read / median(tpots) / (bandwidth or 1.0), count=len(tpots))
 
 
 def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwidth: bool) -> str:
-    config = model.config.get_text_config()
     reasons = {
         NO_DECODE: not has_decode,
         "the device's copy bandwidth could not be measured": not has_bandwidth,
-        "unknown kind of KV cache": measured.counts.kv_cache_bytes is None,
-        "a mixture of experts reads only some of its weights per token": any(
-            getattr(config, name, None) for name in _EXPERTS
+        "which of the model's weights are its embedding is unknown": not hasattr(model, "get_output_embeddings"),
+        "a decode step does not read the weights of an encoder": any(
+            getattr(config_of(model), name, None) for name in _READ_BY_PREFILL_ALONE
         ),
+        "a mixture of experts reads only some of its weights per token": has_experts(model),
+        "assisted decoding: a step makes several tokens": _is_assisted(measured),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def _is_assisted(measured: Measurement) -> bool:
+    counted = any(figure.metric == "acceptance_share" for figure in measured.figures)
+    return counted or any(times.several_at_a_time for times in measured.requests)
 
 
 def _unread_bytes(model: Any) -> int:
@@ -71,10 +82,12 @@ def _unread_bytes(model: Any) -> int:
     return 0 if tied else int(embedding.nbytes)
 
 
-def _mean_cache_bytes(measured: Measurement) -> float:
-    """Mean KV cache bytes that a step reads.
+def _mean_cache_bytes(size: CacheSize, plan: Plan) -> float:
+    """Mean cache bytes that a step reads.
 
-    Step i reads input + i positions, i from 1 to output - 1. The size is known after the last step.
+    Step i reads input + i positions, i from 1 to output - 1. The size is known after the last step. Recurrent states
+    have the same size in each step. So has a sliding window that was full at the end; if it filled up during decode,
+    the mean is too high by what was missing.
     """
-    plan, after = measured.plan, measured.counts.kv_cache_bytes or 0
-    return after * (plan.input_tokens + plan.output_tokens / 2) / (plan.input_tokens + plan.output_tokens - 1)
+    mean = (plan.input_tokens + plan.output_tokens / 2) / (plan.input_tokens + plan.output_tokens - 1)
+    return size.total_bytes - size.growing_bytes * (1 - mean)

@@ -20,7 +20,7 @@ from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
 from pytest_llmperf.hardware.memory import is_out_of_memory, trace_memory
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
-from pytest_llmperf.measure.generation_result import LoadFacts, test_result
+from pytest_llmperf.measure.generation_result import NOT_LOADED, LoadFacts, test_result
 from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Injection
 from pytest_llmperf.measure.operator_profile import profile_request
@@ -29,9 +29,8 @@ from pytest_llmperf.measure.serving_measurement import measure_serving
 from pytest_llmperf.measure.serving_plan import ServingPlan
 from pytest_llmperf.measure.serving_result import serving_result
 from pytest_llmperf.measure.timeout import give_back, one_line, time_limit
-from pytest_llmperf.models.load import LoadedModel, check_whole, load, misplaced, prepare
+from pytest_llmperf.models.load import LoadedModel, as_it_is, check_whole, load, misplaced, prepare
 from pytest_llmperf.models.model_registry import ModelRegistry
-from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.storage.schema import PhaseProfile, TestResult
 from pytest_llmperf.system.run_processes import begin_use
 
@@ -88,13 +87,14 @@ class Bench:
             UsageError: the plan does not fit the model.
         """
         check_whole(loaded.model)
-        with watch(self.device, self.progress) as watched, self._in_one_line(str(loaded.spec)):
+        with watch(self.device, self.progress) as watched, self._in_one_line(loaded.title):
             measured = measure_generation(
                 loaded.model,
                 plan,
                 device=self.device,
                 clock=self.clock,
                 tokenizer=loaded.tokenizer,
+                tokenizer_error=loaded.tokenizer_error,
                 enter=self.progress.enter,
                 on_request=self.progress.tell_request,
                 injections=injections,
@@ -102,7 +102,8 @@ class Bench:
             )
         self.progress.enter(TEST_BODY)
         measured = self._with_physics(measured, loaded, watched)
-        result = test_result(measured, loaded, self._facts[loaded.spec], test=test, run_id=run_id)
+        facts = self._facts[loaded.spec] if loaded.spec else NOT_LOADED
+        result = test_result(measured, as_it_is(loaded), facts, test=test, run_id=run_id)
         return self._guarded(result, watched, misplaced=misplaced(loaded.model, self.device))
 
     def serve(self, engine: Engine, plan: ServingPlan, *, test: str, run_id: str) -> TestResult:
@@ -146,12 +147,15 @@ class Bench:
 
     @contextmanager
     def _in_one_line(self, what: str) -> Iterator[None]:
-        """Turn errors of torch into a one-line MeasurementError; after an out-of-memory error, free memory first."""
+        """Turn what a model's code raises into a one-line MeasurementError; after an out-of-memory error, free memory.
+
+        Outcomes of pytest, such as a skip, are no Exceptions and pass.
+        """
         try:
             yield
         except LlmperfError:
             raise
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:  # each model and library raises its own
             message = f"measuring {what} failed: {one_line(error, self.progress)}"
             if is_out_of_memory(error):
                 give_back(error, self.device)
@@ -159,7 +163,7 @@ class Bench:
 
     def _with_physics(self, measured: Measurement, loaded: LoadedModel, watched: Watch) -> Measurement:
         """Add the share of the memory bandwidth limit, and energy where the device has a counter."""
-        weights, bandwidth = self._facts[loaded.spec].weights_bytes, spare_bandwidth(self.device)
+        weights, bandwidth = measured.weights_bytes, spare_bandwidth(self.device)
         figures = [*measured.figures, bandwidth_share(loaded.model, measured, weights=weights, bandwidth=bandwidth)]
         if watched.gpu:
             figures.append(watched.gpu.energy(measured.batch_size * measured.plan.output_tokens))
@@ -197,5 +201,5 @@ class Bench:
             peak = trace.peaks[LOAD]
             most = Moment(LOAD, peak.allocated_bytes, peak.reserved_bytes, peak.rss_bytes)
             raise ModelError(f"{error} (peak {most})") from error.__cause__
-        self._facts[spec] = LoadFacts(load_ms, weights_bytes(loaded.model), trace.peaks[LOAD])
+        self._facts[spec] = LoadFacts(load_ms, trace.peaks[LOAD])
         return loaded

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from pytest_llmperf.engines.executions.execution import OnToken
 from pytest_llmperf.hardware.clock import NS_PER_MS, Clock
 from pytest_llmperf.hardware.profiler import mark, profiler
-from pytest_llmperf.metrics import NO_DECODE, Figure
+from pytest_llmperf.metrics import NO_DECODE, SEVERAL_AT_A_TIME, Figure
 from pytest_llmperf.text import first_line
 
 FIGURES = ("kernel_launches_per_token", "syncs_per_token", "host_share")
@@ -21,10 +22,6 @@ DECODE_MARK, END_MARK = "llmperf decode", "llmperf end"
 FIRST_CLEAN_CUDA = (12, 6)
 """First CUDA version whose profiling library can be detached while graphs exist. With earlier ones, later measurements
 are 10 to 20 % slower (pytorch/pytorch#146604)."""
-
-PROFILES = 2
-"""Number of profiled requests. CUPTI loses records (pytorch/pytorch#192021, pytorch/kineto#1165): a count is valid if
-each launch has its records and both requests agree."""
 
 MOST_TOKENS = 17
 """Most output tokens of a profiled request. Sixteen steps suffice; a profile of a thousand takes minutes and gigabytes.
@@ -110,8 +107,9 @@ def _check_launches(calls: Sequence[ProfiledEvent], kernels: Sequence[ProfiledEv
 
 
 def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to compare with
-    request: Callable[[int, Callable[[], object]], object],
+    request: Callable[[int, OnToken], object],
     *,
+    other: Callable[[int, OnToken], object] | None = None,
     output_tokens: int,
     tpot_ms: float | None,
     device: str,
@@ -120,9 +118,13 @@ def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to c
 ) -> list[Figure]:
     """Kernels and synchronizations per token, and the host's share of a step; empty except on CUDA.
 
+    Two requests are profiled. CUPTI loses records (pytorch/pytorch#192021, pytorch/kineto#1165): a count is valid if
+    each launch has its records and both requests agree.
+
     Args:
-        request: makes one request with a number of output tokens, already warmed up, and calls its second argument per
-            token.
+        request: makes one request with a number of output tokens, already warmed up, and calls its second argument with
+            the tokens that came.
+        other: makes the second request, with another prompt, if the work may depend on the prompt.
         output_tokens: output tokens of the timed requests; at most `MOST_TOKENS` are profiled.
         tpot_ms: TPOT of the timed requests, because profiling slows the host but not the device.
         device: the torch device.
@@ -138,35 +140,38 @@ def activity_figures(  # noqa: PLR0913  # a request, its device, and a time to c
         return _none(reason)
     enter("profiled requests")
     try:
-        profiles = [activity_of(_profile(partial(request, tokens), clock)) for _ in range(PROFILES)]
+        recorded = [_profile(partial(one, tokens), clock) for one in (request, other or request)]
+        profiles = [activity_of(events) for events, _ in recorded]
     except (RuntimeError, ValueError) as error:
         return _none(f"torch's profiler: {first_line(error)}")
-    if reason := _why_not_counted(profiles):
+    later = tokens - recorded[0][1]
+    requests = "requests with two prompts" if other else "identical requests"
+    if reason := _why_not_counted(profiles, requests) or ("" if later else SEVERAL_AT_A_TIME):
         return _none(reason)
-    steps = tokens - 1
     busy_ms = sum(found.busy_ms for found in profiles) / len(profiles)
-    host_share = max(0.0, 1 - busy_ms / steps / tpot_ms)
-    values = (profiles[0].kernels / steps, profiles[0].syncs / steps, host_share)
+    host_share = max(0.0, 1 - busy_ms / later / tpot_ms)
+    values = (profiles[0].kernels / later, profiles[0].syncs / later, host_share)
     return [Figure(metric, value) for metric, value in zip(FIGURES, values, strict=True)]
 
 
-def _why_not_counted(profiles: Sequence[Activity]) -> str:
+def _why_not_counted(profiles: Sequence[Activity], requests: str) -> str:
     """Why the profiles give no counts; empty if they agree and contain kernels."""
     for name in ("kernels", "syncs"):
         counts = [getattr(found, name) for found in profiles]
         if len(set(counts)) > 1:
-            return f"torch's profiler: identical requests have {' and '.join(map(str, counts))} {name}"
+            return f"torch's profiler: {requests} have {' and '.join(map(str, counts))} {name}"
     return "" if profiles[0].kernels else "torch's profiler recorded no kernel: is this process allowed to use CUPTI?"
 
 
-def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Sequence[ProfiledEvent]:
+def _profile(run: Callable[[OnToken], object], clock: Clock) -> tuple[Sequence[ProfiledEvent], int]:
+    """Events of a profiled request, and the tokens that came first, before the decode."""
     os.environ.setdefault("TEARDOWN_CUPTI", "1")  # not the default of every version: see FIRST_CLEAN_CUDA
-    tokens = 0
+    first = 0
 
-    def on_token() -> None:
-        nonlocal tokens
-        tokens += 1
-        if tokens == 1:
+    def on_token(count: int = 1, /) -> None:
+        nonlocal first
+        if not first:
+            first = count
             clock.synchronize()  # wait for the prefill to finish
             mark(DECODE_MARK)
 
@@ -175,7 +180,7 @@ def _profile(run: Callable[[Callable[[], object]], object], clock: Clock) -> Seq
         run(on_token)
         mark(END_MARK)
         clock.synchronize()
-    return events_of(profile.kineto_results.events())
+    return events_of(profile.kineto_results.events()), first
 
 
 def events_of(recorded: Iterable[Any]) -> list[ProfiledEvent]:

@@ -90,7 +90,7 @@ def _bf16(device: str) -> Finding:
 def _quantizations(device: str) -> Iterator[Finding]:
     for quantization in QUANTIZATIONS.values():
         try:
-            check_available(quantization, device.partition(":")[0])
+            check_available(quantization, device)
         except LlmperfError as error:
             yield Finding(f"quantization {quantization.name}", False, str(error))
         else:

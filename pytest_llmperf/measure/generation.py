@@ -8,10 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, repeat
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import Execution, PreparedExecution, Request, check_produced
+from pytest_llmperf.engines.executions.execution import (
+    Execution,
+    Generated,
+    OnToken,
+    PreparedExecution,
+    Request,
+    check_produced,
+)
 from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.errors import UsageError
@@ -20,15 +27,22 @@ from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.garbage_collector import collector_paused
 from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 from pytest_llmperf.measure.contention import KeptRequests, undisturbed
-from pytest_llmperf.measure.counters import OperatorCount, cache_bytes, count_operators
+from pytest_llmperf.measure.counters import CacheSize, NewStates, OperatorCount, cache_size, count_operators
 from pytest_llmperf.measure.cuda_activity import activity_figures
 from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes, inject, reduced_batch_size
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
-from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids
+from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids, random_prompt
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.metrics import Figure, Scalar
+from pytest_llmperf.models.experts import experts_implementation, has_experts
+from pytest_llmperf.models.own_model import config_of
+from pytest_llmperf.models.position_limit import check_fits
+from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.storage.schema import PhaseProfile, Warmup
 from pytest_llmperf.validation import require_whole
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +72,10 @@ class Counts:
 
     token_digest: str
     operators_per_token: float | None
-    kv_cache_bytes: int | None
+    cache: CacheSize | None
+    """The KV cache or the recurrent states after the last token."""
+    data_dependent: str = ""
+    """Why operators are not counted although they could be: their number depends on the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +94,8 @@ class Measurement:
     """Timed requests that CPU contention slowed; ``None`` where the system does not report it."""
     tokens_produced: int
     counts: Counts
+    weights_bytes: int
+    """Bytes of the model as it was measured."""
     peaks: dict[str, PeakMemory]
     dispatches: bool
     """Whether operators could be counted."""
@@ -99,6 +118,7 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     device: str,
     clock: Clock,
     tokenizer: Any | None = None,
+    tokenizer_error: str = "",
     enter: Callable[[str], None] = lambda _phase: None,
     on_request: Callable[[RequestTimes], None] = lambda _times: None,
     injections: Sequence[Injection] = (),
@@ -107,11 +127,12 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     """Measure a loaded model.
 
     Args:
-        model: a causal language model of transformers, on ``device``.
+        model: a model of transformers that generates text, or a module with its forward signature, on ``device``.
         plan: the shape, the execution and the number of requests.
         device: the device of the prompts and of the memory trace.
         clock: the device's clock.
         tokenizer: the model's tokenizer; random prompts need none.
+        tokenizer_error: why there is none.
         enter: called with each phase as it begins, outside timed code.
         on_request: called with each timed request after it ends.
         injections: what to inject into each request.
@@ -121,16 +142,20 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         MeasurementError: fewer tokens were produced than requested.
         UsageError: prompt and output exceed the model's limit, or its tokenizer cannot make the prompt.
     """
+    config = config_of(model)
     prompt = prompt_ids(
         plan.prompt,
-        model.config,
+        config,
         tokenizer,
         batch_size=plan.batch_size,
         input_tokens=plan.input_tokens,
         seed=plan.seed,
+        tokenizer_error=tokenizer_error,
     ).to(device)
+    prompt_sha256 = digest(prompt)
     asked = replace(plan, input_tokens=prompt.shape[1])
-    check_length(model.config, asked)
+    check_fits(config, input_tokens=asked.input_tokens, output_tokens=asked.output_tokens)
+    check_decoder(config, model)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
     clock = clock_of(execution, device, clock)
@@ -148,9 +173,17 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
             warmup = _warm_up(request, plan, clock)
             enter(TIMED_REQUESTS)
             timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
-        counts, peaks = _count_and_follow(prepared, plan, partial(request, plan.output_tokens), device, enter)
+        counts, peaks = _count_and_follow(
+            prepared, plan, partial(request, plan.output_tokens), device, states=NewStates(model), enter=enter
+        )
+        other = None
+        if has_experts(model):  # which of them run, and how many, depends on the prompt
+            request, other = _with_each_prompt(request, prompt, config, seed=plan.seed)
+            if prepared.dispatches:
+                counts = _checked_on(partial(other, plan.output_tokens), counts, model)
         activity = activity_figures(
             request,
+            other=other,
             output_tokens=plan.output_tokens,
             tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
             device=device,
@@ -163,16 +196,18 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         plan=asked,
         batch_size=plan.batch_size,
         clock=clock.name,
-        prompt_sha256=digest(prompt),
+        prompt_sha256=prompt_sha256,
         warmup=warmup,
         requests=[times for times, _ in timed.requests],
         disturbed=timed.disturbed,
         tokens_produced=sum(tokens for _, tokens in timed.requests),
         counts=counts,
+        weights_bytes=weights_bytes(model),
         peaks=peaks,
         dispatches=prepared.dispatches,
         figures=figures,
         profile=profiled,
+        settings=prepared.settings,
     )
 
 
@@ -181,18 +216,20 @@ def clock_of(execution: Execution, device: str, clock: Clock) -> Clock:
     return ArrivalClock(clock.synchronize) if device == "mps" and execution.name == "generate" else clock
 
 
-def check_length(config: Any, plan: Plan) -> None:
-    """Reject a request that is longer than the model's position limit.
+def check_decoder(config: Any, model: Any) -> None:
+    """Reject an encoder, in which each token attends to later ones, so that a cache makes its tokens wrong.
 
     Raises:
-        UsageError: input and output together exceed the model's limit.
+        UsageError: the model's config says that it is no decoder.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    wanted = plan.input_tokens + plan.output_tokens
-    if limit is not None and wanted > limit:
+    is_whole = config.get_text_config() is config and not getattr(config, "is_encoder_decoder", False)
+    if not is_whole or getattr(config, "is_decoder", True):
+        return
+    # Up to transformers 4, configs of decoders without any encoder form say is_decoder=False too.
+    if any(getattr(module, "is_decoder", None) is False for module in model.modules()):
         raise UsageError(
-            f"{plan.input_tokens} input and {plan.output_tokens} output tokens exceed the model's limit of "
-            f"{limit} positions: use fewer"
+            f"{type(model).__name__} is an encoder (is_decoder is false in its config.json), so its tokens attend to "
+            "later ones: expected a model that decodes, such as one with is_decoder true"
         )
 
 
@@ -214,7 +251,7 @@ def _step_times(request: Request, plan: Plan, clock: Clock) -> StepTimes:
     run = partial(request, min(WARMUP_TOKENS, plan.output_tokens))
     times = [time_request(run, clock)[0] for _ in range(_REQUESTS_TO_SETTLE + _REQUESTS_TO_SIZE)][_REQUESTS_TO_SETTLE:]
     return StepTimes(
-        prefill_ms=median(one.ttft_ms for one in times), decode_ms=median(one.tpot_ms or 0.0 for one in times)
+        prefill_ms=median(one.ttft_ms for one in times), decode_ms=median(one.step_ms or 0.0 for one in times)
     )
 
 
@@ -232,39 +269,79 @@ def _time_requests(
 
     def request() -> tuple[tuple[RequestTimes, int], float]:
         times, generated = time_request(run, clock)
-        check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
+        _check_produced(generated, plan, times.output_tokens)
         on_request(times)
         return (times, generated.tokens.numel()), times.wall_ms
 
     return undisturbed(request, plan.requests)
 
 
-def _count_and_follow(
-    prepared: PreparedExecution, plan: Plan, run: Run, device: str, enter: Callable[[str], None]
+def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is followed
+    prepared: PreparedExecution, plan: Plan, run: Run, device: str, *, states: NewStates, enter: Callable[[str], None]
 ) -> tuple[Counts, dict[str, PeakMemory]]:
     """Make one untimed request; count its operators and trace memory by phase.
 
     The request's output, including its KV cache, is freed on return.
     """
-    seen: list[int] = []
+    seen, tokens = list[int](), list[int]()
     enter("prefill")
     counting = count_operators() if prepared.dispatches else nullcontext(OperatorCount())
     with trace_memory(device, "prefill") as trace, counting as count:
 
-        def on_token() -> None:
+        def on_token(came: int = 1, /) -> None:
             seen.append(count.total)
-            if len(seen) == 1 and plan.output_tokens > 1:
+            tokens.append(came)
+            if len(seen) == 1 and plan.output_tokens > came:
                 enter("decode")
                 trace.enter("decode")
+                seen[0] = count.total  # marking the phase dispatches operators of its own
 
         generated = run(on_token)
-    check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens)
+    _check_produced(generated, plan, sum(tokens))
     counts = Counts(
         token_digest=digest(generated.tokens),
-        operators_per_token=_each(seen) if prepared.dispatches else None,
-        kv_cache_bytes=cache_bytes(generated.cache),
+        operators_per_token=_per_token(seen, tokens) if prepared.dispatches else None,
+        cache=cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find()),
     )
     return counts, trace.peaks
+
+
+def _with_each_prompt(request: Request, prompt: torch.Tensor, config: Any, *, seed: int) -> tuple[Request, Request]:
+    """The request with its own prompt, and with another random one of the same shape.
+
+    Every execution reads the prompt when a request begins, so it is replaced in place: nothing is set up again.
+    """
+    batch_size, input_tokens = prompt.shape
+    random = random_prompt(config, batch_size=batch_size, input_tokens=input_tokens, seed=seed + 1)
+
+    def with_ids(ids: torch.Tensor) -> Request:
+        def made(output_tokens: int, on_token: OnToken) -> Generated:
+            prompt.copy_(ids)
+            return request(output_tokens, on_token)
+
+        return made
+
+    return with_ids(prompt.clone()), with_ids(random.to(prompt.device))
+
+
+def _checked_on(run: Run, counts: Counts, model: Any) -> Counts:
+    """The counts, without operators if another prompt has a different number of them."""
+    seen, tokens = list[int](), list[int]()
+
+    def on_token(came: int = 1, /) -> None:
+        seen.append(count.total)
+        tokens.append(came)
+
+    with count_operators() as count:
+        run(on_token)
+    first, second = counts.operators_per_token, _per_token(seen, tokens)
+    if first is None or first == second:
+        return counts
+    reason = (
+        f"depends on the data: {first:.10g} and {second:.10g} operators with two prompts "
+        f"(experts implementation {experts_implementation(model)})"
+    )
+    return replace(counts, operators_per_token=None, data_dependent=reason)
 
 
 def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:
@@ -272,6 +349,11 @@ def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:
     return median(tpots) if tpots else None
 
 
-def _each(seen: Sequence[int]) -> float | None:
-    """Mean growth of a count between consecutive tokens."""
-    return (seen[-1] - seen[0]) / (len(seen) - 1) if len(seen) > 1 else None
+def _per_token(seen: Sequence[int], tokens: Sequence[int]) -> float | None:
+    """Growth of a count after the first tokens, per token that came later; ``None`` if none did."""
+    later = sum(tokens[1:])
+    return (seen[-1] - seen[0]) / later if later else None
+
+
+def _check_produced(generated: Generated, plan: Plan, counted: int) -> None:
+    check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens, counted=counted)

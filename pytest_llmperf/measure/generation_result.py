@@ -12,7 +12,7 @@ from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.generation import Measurement
-from pytest_llmperf.metrics import NO_DECODE, Figure
+from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure
 from pytest_llmperf.stats.summary import summarize
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
@@ -22,11 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadFacts:
-    """Time and memory of loading a model, measured once per run."""
+    """Time and memory of loading a model, measured once per run; ``peak.reason`` says why one is ``None``."""
 
-    load_ms: float
-    weights_bytes: int
+    load_ms: float | None
     peak: PeakMemory
+
+
+NOT_LOADED = LoadFacts(None, PeakMemory(reason="the test built the model itself"))
+"""Facts of a model that was not loaded here."""
 
 
 def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
@@ -34,7 +37,7 @@ def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *,
     workload = _workload(measured, loaded)
     samples = _request_samples(measured.requests)
     figures = (
-        *(timed(metric, values, lacking=NO_DECODE) for metric, values in samples.items()),
+        *(timed(metric, values, lacking=_lacking(measured)) for metric, values in samples.items()),
         *_informative(measured, facts),
         *_memory(measured, facts),
         *_counted(measured),
@@ -58,7 +61,7 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         engine="transformers",
         model=loaded.name,
         revision=loaded.revision,
-        quantization=loaded.spec.quantization,
+        quantization=loaded.quantization,
         dtype=loaded.dtype,
         attention=loaded.attention,
         execution=execution.name,
@@ -82,7 +85,7 @@ def _observation(
         requests=len(measured.requests),
         disturbed_requests=measured.disturbed,
         tokens_produced=measured.tokens_produced,
-        attention_requested=loaded.spec.attention,
+        attention_requested=loaded.spec.attention if loaded.spec else None,
         warmup=measured.warmup,
     )
 
@@ -97,11 +100,16 @@ def _request_samples(requests: list[RequestTimes]) -> dict[str, list[float]]:
     }
 
 
+def _lacking(measured: Measurement) -> str:
+    """Why a figure of decode, or of single tokens, is missing."""
+    return NO_DECODE if measured.plan.output_tokens == 1 else SEVERAL_AT_A_TIME
+
+
 def _informative(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
-    yield Figure("load_ms", facts.load_ms)
+    yield Figure("load_ms", facts.load_ms, "" if facts.load_ms is not None else facts.peak.reason)
     yield from _rates(measured)
     gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
-    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=NO_DECODE)
+    yield from gap_percentiles(gaps, requests=len(measured.requests), lacking=_lacking(measured))
 
 
 def _rates(measured: Measurement) -> Iterator[Figure]:
@@ -112,13 +120,13 @@ def _rates(measured: Measurement) -> Iterator[Figure]:
     if decode:
         yield Figure("decode_tokens_per_s", summarize(decode).value, count=len(decode))
     else:
-        yield Figure("decode_tokens_per_s", None, NO_DECODE)
+        yield Figure("decode_tokens_per_s", None, _lacking(measured))
 
 
 def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
-    yield Figure("weights_bytes", facts.weights_bytes)
-    kv_bytes = measured.counts.kv_cache_bytes
-    yield Figure("kv_cache_bytes", kv_bytes, "" if kv_bytes is not None else "unknown kind of KV cache")
+    yield Figure("weights_bytes", measured.weights_bytes)
+    cache = measured.counts.cache
+    yield Figure("kv_cache_bytes", cache.total_bytes) if cache else Figure("kv_cache_bytes", None, NO_CACHE)
     no_decode = PeakMemory(None, None, None, NO_DECODE)
     for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
         yield from memory_figures(phase, peak)
@@ -127,5 +135,6 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
 def _counted(measured: Measurement) -> Iterator[Figure]:
     operators = measured.counts.operators_per_token
     if operators is not None or measured.dispatches:
-        yield Figure("operators_per_token", operators, "" if operators is not None else NO_DECODE)
+        reason = measured.counts.data_dependent or _lacking(measured)
+        yield Figure("operators_per_token", operators, "" if operators is not None else reason)
     yield Figure("token_digest", measured.counts.token_digest)

@@ -129,12 +129,12 @@ def _profile_once(
     seen = 0
     with ExitStack() as running:
 
-        def on_token() -> None:
+        def on_token(count: int = 1, /) -> None:
             nonlocal seen
-            seen += 1
-            if seen == 1 and tokens > 1:
+            if not seen and (later := tokens - count):
                 running.close()
-                running.enter_context(_profiled(device, clock, lambda found, ms: keep(DECODE, found, ms, tokens - 1)))
+                running.enter_context(_profiled(device, clock, lambda found, ms: keep(DECODE, found, ms, later)))
+            seen += count
 
         running.enter_context(_profiled(device, clock, lambda found, ms: keep(PREFILL, found, ms, 1)))
         request(tokens, on_token)

@@ -81,7 +81,14 @@ RANDOM = Prompt()
 
 
 def prompt_ids(  # noqa: PLR0913  # the parts of a batch
-    prompt: Prompt, config: Any, tokenizer: Any | None, *, batch_size: int, input_tokens: int, seed: int
+    prompt: Prompt,
+    config: Any,
+    tokenizer: Any | None,
+    *,
+    batch_size: int,
+    input_tokens: int,
+    seed: int,
+    tokenizer_error: str = "",
 ) -> torch.Tensor:
     """Token ids of a batch, on the host.
 
@@ -92,6 +99,7 @@ def prompt_ids(  # noqa: PLR0913  # the parts of a batch
         batch_size: number of sequences.
         input_tokens: length of random prompts; other prompts have their own.
         seed: seed of random prompts.
+        tokenizer_error: why the model has no tokenizer.
 
     Returns:
         Shape ``(batch_size, tokens)``.
@@ -106,7 +114,7 @@ def prompt_ids(  # noqa: PLR0913  # the parts of a batch
 
     if prompt.ids is not None:
         return torch.tensor(_first_sequences(prompt.ids, batch_size, config.get_text_config().vocab_size))
-    return torch.tensor([_tokenized(prompt, tokenizer)]).expand(batch_size, -1).contiguous()
+    return torch.tensor([_tokenized(prompt, tokenizer, tokenizer_error)]).expand(batch_size, -1).contiguous()
 
 
 def random_prompt(config: Any, *, batch_size: int, input_tokens: int, seed: int) -> torch.Tensor:
@@ -118,7 +126,7 @@ def random_prompt(config: Any, *, batch_size: int, input_tokens: int, seed: int)
     import torch
 
     text_config = config.get_text_config()
-    special = _special_ids(text_config)
+    special = _special_ids(text_config) | _placeholders(config)
     ordinary = torch.tensor([token for token in range(text_config.vocab_size) if token not in special])
     if not len(ordinary):
         raise UsageError(
@@ -163,9 +171,10 @@ def _first_sequences(ids: Sequence[Sequence[int]], wanted: int, vocabulary: int)
     return ids[:wanted]
 
 
-def _tokenized(prompt: Prompt, tokenizer: Any | None) -> list[int]:
+def _tokenized(prompt: Prompt, tokenizer: Any | None, tokenizer_error: str) -> list[int]:
     if tokenizer is None:
-        raise UsageError("the model has no tokenizer for a text prompt: use a random prompt")
+        reason = f" ({tokenizer_error})" if tokenizer_error else ""
+        raise UsageError(f"the model has no tokenizer for a text prompt{reason}: use a random prompt")
     if prompt.chat is None:
         ids = tokenizer(prompt.text)["input_ids"]
     elif not tokenizer.chat_template:
@@ -202,6 +211,14 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
         if not known or not all(isinstance(part, str) for part in message.values()):
             raise UsageError(f"{name}: found {message!r}, {expected}")
     return tuple((message["role"], message["content"]) for message in value)
+
+
+def _placeholders(config: Any) -> set[int]:
+    """The ids that stand for an image or another input in the prompts of a model that reads more than text."""
+    if config.get_text_config() is config:
+        return set()
+    named = (value for name, value in config.to_dict().items() if name.endswith(("_token_id", "_token_index")))
+    return {value for value in named if isinstance(value, int)}
 
 
 def _special_ids(config: Any) -> set[int]:

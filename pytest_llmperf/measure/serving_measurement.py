@@ -49,15 +49,16 @@ class ServedRequest:
 
     @property
     def tpot_ms(self) -> float | None:
-        """(last token - first token) / (output tokens - 1); ``None`` for a single token."""
-        steps = self.response.output_tokens - 1
-        return (self.response.last_s - self.response.first_s) * _MS_PER_S / steps if steps else None
+        """(last token - first token) / tokens after those that came first; ``None`` if there are none."""
+        later = self.response.output_tokens - self.response.first_tokens
+        return (self.response.last_s - self.response.first_s) * _MS_PER_S / later if later else None
 
     @property
     def times(self) -> RequestTimes:
         """Request times for callbacks, with every gap equal to the request's TPOT."""
-        gaps = [] if self.tpot_ms is None else [self.tpot_ms] * (self.response.output_tokens - 1)
-        return RequestTimes(self.ttft_ms, gaps, self.e2e_ms)
+        later = self.response.output_tokens - self.response.first_tokens
+        gaps = [] if self.tpot_ms is None else [self.tpot_ms] * later
+        return RequestTimes(self.ttft_ms, gaps, self.e2e_ms, (self.response.first_tokens, *(1 for _ in gaps)))
 
     @property
     def lateness_ms(self) -> float:
@@ -261,5 +262,5 @@ def _check_fits(requests: Sequence[EngineRequest], longest: int | None) -> None:
     if len(request.prompt) + request.output_tokens > longest:
         raise UsageError(
             f"{len(request.prompt)} input and {request.output_tokens} output tokens of one request exceed the "
-            f"model's limit of {longest} positions: use fewer"
+            f"engine's limit of {longest} tokens: use fewer"
         )

@@ -11,16 +11,15 @@ from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.serving_measurement import SERVING, Pass, ServingMeasurement
 from pytest_llmperf.measure.serving_plan import NAIVE
-from pytest_llmperf.metrics import Figure
+from pytest_llmperf.metrics import SEVERAL_AT_A_TIME, Figure
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
-UNTOLD = "unknown"
+UNREPORTED = "unknown"
 _NO_DECODE = "no request has a second output token"
 _UNREPORTED = (
     "the engine reported no cached prompt tokens (vLLM's server does with --enable-prompt-tokens-details, SGLang's "
     "with --enable-cache-report)"
 )
-_SEVERAL_AT_A_TIME = "several tokens arrived at a time: the gaps between them are unknown"
 
 
 def serving_result(measured: ServingMeasurement, engine: Engine, *, test: str, run_id: str) -> TestResult:
@@ -38,11 +37,11 @@ def _workload(measured: ServingMeasurement, engine: Engine) -> Workload:
     plan, model = measured.plan, engine.model
     return Workload(
         engine=engine.name,
-        model=model["model"] or UNTOLD,
+        model=model["model"] or UNREPORTED,
         revision=model["revision"],
-        quantization=model["quantization"] or UNTOLD,
-        dtype=model["dtype"] or UNTOLD,
-        attention=model["attention"] or UNTOLD,
+        quantization=model["quantization"] or UNREPORTED,
+        dtype=model["dtype"] or UNREPORTED,
+        attention=model["attention"] or UNREPORTED,
         execution=plan.scheduler,
         batch_size=plan.max_concurrency,
         input_tokens=measured.longest_input,
@@ -111,5 +110,5 @@ def _gaps(measured: ServingMeasurement) -> tuple[list[float], str]:
     gaps = [request.response.gaps_s for one in measured.passes for request in one.requests]
     known = [gap for gap in gaps if gap is not None]
     if len(known) < len(gaps):
-        return [], _SEVERAL_AT_A_TIME
+        return [], SEVERAL_AT_A_TIME
     return [1000 * gap for gap in chain.from_iterable(known)], _NO_DECODE

@@ -39,7 +39,7 @@ def known_attentions() -> list[str]:
 
 def attention_of(model: Any) -> str:
     """The attention implementation that a loaded model uses."""
-    return getattr(model.config, "_attn_implementation", None) or "unknown"
+    return getattr(getattr(model, "config", None), "_attn_implementation", None) or "unknown"
 
 
 def check_loaded(spec: ModelSpec, model: Any) -> None:
@@ -66,5 +66,5 @@ def _check_consent(spec: ModelSpec) -> None:
     if not spec.trust_remote_code:
         raise UsageError(
             f"attention {spec.attention!r} is code from the Hugging Face hub: expected a built-in one such as eager or "
-            "sdpa, or trust_remote_code=True"
+            "sdpa, --llmperf-trust-remote-code or trust_remote_code=True"
         )

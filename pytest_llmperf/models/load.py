@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import chain
+from itertools import accumulate, chain
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,18 @@ from pytest_llmperf.errors import (
     ModelError,
 )
 from pytest_llmperf.metrics import Scalar
+from pytest_llmperf.models.adapter import Adapter, find_adapter
 from pytest_llmperf.models.attention import attention_of, cannot_run_here, check_loaded
-from pytest_llmperf.models.quantization import QUANTIZATIONS, Quantization, check_available, compute_dtype
+from pytest_llmperf.models.model_class import auto_class
+from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, Quantization, check_available, compute_dtype
+from pytest_llmperf.models.quantized_layers import check_layers, kept_dense, quantize_experts
+from pytest_llmperf.models.quantized_weights import Verified, method_of, quantization_label, verify
 from pytest_llmperf.models.quiet import quiet
-from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model
+from pytest_llmperf.models.source import check_source, identify, is_local, locate, named_model, stored_config
 from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.models.structure import structure_digest
 from pytest_llmperf.models.synthetic import is_synthetic
+from pytest_llmperf.text import error_line, plural
 
 if TYPE_CHECKING:
     import torch
@@ -36,26 +42,37 @@ class LoadedModel:
     """A handle to a model in memory: the value of the ``llm`` fixture.
 
     Attributes:
-        spec: The requested spec.
+        spec: The requested spec; None for a model that the test built.
         model: The ``PreTrainedModel``, in evaluation mode; reading it after ``close`` raises ModelError.
         tokenizer: Its tokenizer, or None if the model has none.
+        tokenizer_error: Why the tokenizer is None; empty if it is not.
         name: The display name, never an absolute path.
-        revision: Identifies the weights.
+        revision: Identifies the weights; None if that is unknown.
         dtype: The actual compute dtype, such as ``bfloat16``.
         attention: The actual attention implementation.
         device: The requested device.
+        quantization: The form of its weights, such as ``nf4``; what was requested unless that is ``stored``.
         settings: What else distinguishes this model from others of its name; part of the workload.
+        structure: Digest of its structure when it was loaded.
     """
 
-    spec: ModelSpec
+    spec: ModelSpec | None
     model: Any = field(repr=False)
     tokenizer: Any | None = field(repr=False)
     name: str
-    revision: str
+    revision: str | None
+    quantization: str
     dtype: str
     attention: str
     device: str
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+    structure: str = ""
+    tokenizer_error: str = ""
+
+    @property
+    def title(self) -> str:
+        """The model in messages."""
+        return str(self.spec) if self.spec else self.name
 
     @property
     def closed(self) -> bool:
@@ -71,10 +88,27 @@ class LoadedModel:
         def __getattr__(self, name: str) -> Any:
             if name == "model":
                 raise ModelError(
-                    f"model {str(self.spec)!r} was released to make room for the next one: "
+                    f"model {self.title!r} was released to make room for the next one: "
                     "use the llm fixture only in the test that requested it"
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+def as_it_is(loaded: LoadedModel) -> LoadedModel:
+    """The handle with what its model is now: a test may have changed it since it was loaded.
+
+    A model of other weights gets the setting ``changed``, so that it is not compared with the model of that name.
+    """
+    found = structure_digest(loaded.model)
+    present = replace(loaded, attention=attention_of(loaded.model))
+    if found == loaded.structure:
+        return present
+    return replace(
+        present,
+        quantization=quantization_label(loaded.model),
+        dtype=dtype_of(loaded.model),
+        settings={**loaded.settings, "changed": found},
+    )
 
 
 def load(spec: ModelSpec, device: str) -> LoadedModel:
@@ -100,9 +134,10 @@ def prepare(spec: ModelSpec, device: str) -> None:
     """
     check_source(spec)
     _check_packages(spec)
-    check_available(QUANTIZATIONS[spec.quantization], device.partition(":")[0])
-    with _one_line_errors(spec):
-        _import_all(spec, locate(spec))
+    check_available(QUANTIZATIONS[spec.quantization], device)
+    with _one_line_errors(spec), quiet():
+        source = locate(spec)
+        _import_all(*_whole(spec, source, find_adapter(spec, source)))
 
 
 @cache
@@ -112,12 +147,29 @@ def _import_all(spec: ModelSpec, source: str) -> None:
     Cached by spec: ``load`` calls ``prepare`` again while timed, and must not read the config again for this.
     """
     from accelerate import dispatch_model  # noqa: F401  # accessing its attributes imports its parts
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes:
-        import_module("transformers.integrations.bitsandbytes")
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
-    MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)  # looking up a model's class imports its module
+    _auto_class(spec, config)  # looking up a model's class imports its module
+    stored = getattr(config, "quantization_config", None)
+    if QUANTIZATIONS[spec.quantization].needs_bitsandbytes or (stored and method_of(stored) == "bitsandbytes"):
+        import_module("transformers.integrations.bitsandbytes")
+    if QUANTIZATIONS[spec.quantization].replaces_layers:
+        _kept_dense(spec, source)
+
+
+@cache
+def _kept_dense(spec: ModelSpec, source: str) -> tuple[str, ...]:
+    """Names of the modules that must not be quantized, found in a model without its weights."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    if getattr(config, "quantization_config", None) is not None:
+        return ()
+    with torch.device("meta"):
+        skeleton = _auto_class(spec, config).from_config(config, trust_remote_code=spec.trust_remote_code)
+    return tuple(kept_dense(skeleton))
 
 
 @contextmanager
@@ -149,6 +201,11 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
     """One line that says why loading failed and what to do."""
     model = named_model(spec)
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if "trust_remote_code" in str(error) and not spec.trust_remote_code:
+        return (
+            f"model {model!r} needs code that comes with it, which does not run without consent: read that code, then "
+            "pass --llmperf-trust-remote-code or ModelSpec(..., trust_remote_code=True)"
+        )
     if is_synthetic(model) or is_local(model) or not isinstance(error, OSError):
         return f"model {model!r} could not be loaded as {spec.quantization!r}: {reason}"
     if "safetensors" in reason:
@@ -164,46 +221,113 @@ def _explain(spec: ModelSpec, error: Exception) -> str:
 
 def _load(spec: ModelSpec, device: str) -> LoadedModel:
     source = locate(spec)
-    model = _load_weights(spec, source, device)
-    name, revision = identify(spec, model.config)
+    adapter = find_adapter(spec, source)
+    model, left_out = _load_weights(*_whole(spec, source, adapter), device)
+    named = replace(spec, model=str(adapter.folder)) if adapter else spec  # its folder in the hub's cache has a name
+    name, revision = identify(named, model.config)
+    verified = _verified(spec, model)
+    settings = _adapter_settings(adapter, model.config) if adapter else {}
+    if adapter:
+        model = adapter.apply(model, device)
+        _check_placed(spec, model, device)
+    tokenizer, tokenizer_error = _load_tokenizer(*_with_tokenizer(spec, source, adapter))
     return LoadedModel(
         spec=spec,
         model=model.eval(),
-        tokenizer=_load_tokenizer(spec, source),
-        name=name,
+        tokenizer=tokenizer,
+        tokenizer_error=tokenizer_error,
+        name=f"{name} (without {left_out})" if left_out else name,
         revision=revision,
-        dtype=_dtype(model),
+        dtype=dtype_of(model),
         attention=attention_of(model),
         device=device,
+        quantization=verified.label,
+        settings={**verified.settings, **settings},
+        structure=structure_digest(model),
     )
 
 
-def _load_weights(spec: ModelSpec, source: str, device: str) -> Any:
-    from transformers import AutoModelForCausalLM
+def _verified(spec: ModelSpec, model: Any) -> Verified:
+    try:
+        return verify(model, spec.quantization)
+    except ModelError as error:
+        stored = stored_config(named_model(spec), spec.revision) if spec.quantization == STORED else None
+        method = f" is stored as {method_of(stored)!r}, and" if stored else ":"
+        raise ModelError(f"model {spec.model!r}{method} {error}") from None
 
-    model, report = AutoModelForCausalLM.from_pretrained(
+
+def _whole(spec: ModelSpec, source: str, adapter: Adapter | None) -> tuple[ModelSpec, str]:
+    """The spec and source of the whole model: itself, or an adapter's base.
+
+    Raises:
+        UsageError: The base does not exist.
+    """
+    if adapter is None:
+        return spec, source
+    check_source(adapter.base)
+    return adapter.base, locate(adapter.base)
+
+
+def _adapter_settings(adapter: Adapter, config: Any) -> dict[str, Scalar]:
+    base, revision = identify(adapter.base, config)
+    return {"adapter": adapter.mode, "base": base, "base_revision": revision}
+
+
+def _with_tokenizer(spec: ModelSpec, source: str, adapter: Adapter | None) -> tuple[ModelSpec, str]:
+    """The spec and source of the tokenizer: an adapter may come with one of its own."""
+    has_own = adapter is None or (adapter.folder / "tokenizer_config.json").exists()
+    return (spec, source) if has_own else _whole(spec, source, adapter)
+
+
+def _auto_class(spec: ModelSpec, config: Any) -> Any:
+    return auto_class(config, named_model(spec), trusts_code=spec.trust_remote_code)
+
+
+def _load_weights(spec: ModelSpec, source: str, device: str) -> tuple[Any, str]:
+    """Load a model; return it and the names of the checkpoint's modules that it does not have."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    model, report = _auto_class(spec, config).from_pretrained(
         source,
         device_map={"": device},
         attn_implementation=spec.attention,
         use_safetensors=True,
         output_loading_info=True,
-        **_dtype_options(spec, source, device),
+        **_dtype_options(spec, source, config, device),
         **_hub_options(spec),
     )
     _check_complete(spec, report)
+    _check_placed(spec, model, device)
+    check_loaded(spec, model)
+    quantize_experts(model, QUANTIZATIONS[spec.quantization])
+    check_layers(model, device, name=named_model(spec))
+    return model, _left_out(model, report["unexpected_keys"])
+
+
+def _check_placed(spec: ModelSpec, model: Any, device: str) -> None:
     if wrong := misplaced(model, device):
         raise ModelError(f"model {spec.model!r} has {wrong}")
-    check_loaded(spec, model)
-    return model
 
 
-def _load_tokenizer(spec: ModelSpec, source: str) -> Any | None:
+def _left_out(model: Any, unused: Iterable[str]) -> str:
+    """Names of modules in the checkpoint that the model does not have; unused tensors of its own modules are old."""
+    modules = {name for name, _ in model.named_modules()}
+    paths = (accumulate(key.split(".")[:-1], lambda path, part: f"{path}.{part}") for key in unused)
+    first, *others = sorted(
+        {found for path in paths if (found := next((p for p in path if p not in modules), ""))}
+    ) or [""]
+    return f"{first} and {plural(len(others), 'other module')}" if others else first
+
+
+def _load_tokenizer(spec: ModelSpec, source: str) -> tuple[Any | None, str]:
+    """The tokenizer and an empty text, or None and the reason: a model without one can be measured on token ids."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, **_hub_options(spec))
-    except (ImportError, OSError, ValueError):  # raised by transformers if there are no tokenizer files
-        return None
+        return AutoTokenizer.from_pretrained(source, **_hub_options(spec)), ""
+    except Exception as error:  # noqa: BLE001  # the library raises whatever a broken file leads to
+        return None, error_line(error)
 
 
 def _hub_options(spec: ModelSpec) -> dict[str, Any]:
@@ -211,17 +335,27 @@ def _hub_options(spec: ModelSpec) -> dict[str, Any]:
     return {"trust_remote_code": spec.trust_remote_code, **revision}
 
 
-def _dtype_options(spec: ModelSpec, source: str, device: str) -> dict[str, Any]:
-    from transformers import AutoConfig
-
+def _dtype_options(spec: ModelSpec, source: str, config: Any, device: str) -> dict[str, Any]:
     quantization = QUANTIZATIONS[spec.quantization]
+    stored = getattr(config, "quantization_config", None)
+    if spec.quantization == STORED:
+        _check_is_stored(spec, stored)
+        return {"dtype": "auto"}
     dtype = compute_dtype(quantization, device)
-    stored = getattr(AutoConfig.from_pretrained(source, **_hub_options(spec)), "quantization_config", None)
-    if stored is not None:
+    if stored is not None:  # transformers ignores another config with a warning, and treats None as one
         _check_stored_quantization(spec, quantization, stored)
-    # With a stored quantization config, transformers ignores another one with a warning, and treats None as one.
-    config = quantization.transformers_config(dtype) if stored is None else None
-    return {"dtype": dtype} if config is None else {"dtype": dtype, "quantization_config": config}
+        return {"dtype": dtype}
+    kept = _kept_dense(spec, source) if quantization.replaces_layers else ()
+    ours = quantization.transformers_config(dtype, kept=kept)
+    return {"dtype": dtype} if ours is None else {"dtype": dtype, "quantization_config": ours}
+
+
+def _check_is_stored(spec: ModelSpec, stored: Any | None) -> None:
+    if stored is None:
+        raise ModelError(
+            f"model {spec.model!r} is not quantized, and 'stored' takes the quantization of a checkpoint: expected a "
+            "quantization_config in its config.json; choose another quantization, such as bf16 or nf4"
+        )
 
 
 def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any) -> None:
@@ -229,10 +363,11 @@ def _check_stored_quantization(spec: ModelSpec, asked: Quantization, stored: Any
     found = stored if isinstance(stored, dict) else stored.to_dict()
     if not asked.describes(found):
         names = [quantization.name for quantization in QUANTIZATIONS.values() if quantization.describes(found)]
-        method = names[0] if names else found.get("quant_method", "unknown")
-        remedy = f"request {method!r}" if names else "use the original checkpoint"
+        method = names[0] if names else method_of(found)
+        names = [*names, STORED]
         raise ModelError(
-            f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: {remedy}"
+            f"model {spec.model!r} is stored as {method!r} and cannot be converted to {asked.name!r}: "
+            f"request {' or '.join(map(repr, names))} (--llmperf-quantization={names[-1]})"
         )
 
 
@@ -242,7 +377,7 @@ def _check_complete(spec: ModelSpec, report: dict[str, Any]) -> None:
     if missing:
         raise ModelError(
             f"model {spec.model!r} lacks {len(missing)} of its weights, the first {missing[0]!r}: "
-            "expected a complete causal language model"
+            "expected a complete model"
         )
 
 
@@ -275,8 +410,10 @@ def _is_on(found: torch.device, device: str) -> bool:
     return found.type == kind and index in ("", str(found.index))
 
 
-def _dtype(model: Any) -> str:
+def dtype_of(model: Any) -> str:
     """The compute dtype: that of a 4-bit model's config, else the dtype of unquantized weights."""
-    quantization: Any = getattr(model.config, "quantization_config", None)
-    is_4bit = getattr(quantization, "load_in_4bit", False)
-    return str(quantization.bnb_4bit_compute_dtype if is_4bit else model.dtype).removeprefix("torch.")
+    quantization: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    if getattr(quantization, "load_in_4bit", False):
+        return str(quantization.bnb_4bit_compute_dtype).removeprefix("torch.")
+    weights = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    return str(getattr(model, "dtype", None) or next(weights, "unknown")).removeprefix("torch.")

@@ -15,11 +15,13 @@ _LOGGERS = (
     "huggingface_hub",
     "torch._dynamo",
     "torch.__trace",
+    "torch.utils._pytree",
+    "torchao",
     "transformers",
 )
 
 # Where warnings are errors, a deprecation inside these libraries would look like a failure to load the model.
-_WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|torch|transformers)(\.|$)"
+_WARNING_MODULES = r"(accelerate|bitsandbytes|huggingface_hub|peft|torch|torchao|transformers)(\.|$)"
 
 
 @contextmanager

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.models.quantized_weights import quant_state_of
+from pytest_llmperf.system.tensors import storage_bytes
+
 if TYPE_CHECKING:
     import torch
 
@@ -14,9 +17,11 @@ _INT8_STATE = ("CB", "SCB")  # bitsandbytes, 8 bit: on the weight until the firs
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of a model's parameters, buffers and bitsandbytes quantization state; shared storage counts once."""
-    storages = (tensor.untyped_storage() for tensor in _tensors(model))
-    return sum({(storage.device, storage.data_ptr()): storage.nbytes() for storage in storages}.values())
+    """Bytes of a model's parameters, buffers and bitsandbytes quantization state.
+
+    Shared storage counts once, and a wrapper tensor counts by the tensors inside it.
+    """
+    return storage_bytes(_tensors(model))
 
 
 def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
@@ -25,10 +30,14 @@ def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
         weight = getattr(module, "weight", None)
         yield from _attributes(weight, _INT8_STATE)
         yield from _attributes(getattr(module, "state", None), _INT8_STATE)
-        quant_state = getattr(weight, "quant_state", None)
-        while quant_state is not None:  # double quantization nests a second state
-            yield from _attributes(quant_state, _QUANT_STATE)
-            quant_state = getattr(quant_state, "state2", None)
+        yield from _of_state(getattr(weight, "quant_state", None))
+        yield from _of_state(quant_state_of(module))
+
+
+def _of_state(quant_state: Any) -> Iterator[torch.Tensor]:
+    while quant_state is not None:  # double quantization nests a second state
+        yield from _attributes(quant_state, _QUANT_STATE)
+        quant_state = getattr(quant_state, "state2", None)
 
 
 def _attributes(owner: Any, names: tuple[str, ...]) -> Iterator[torch.Tensor]:

@@ -107,9 +107,15 @@ def _group(row: Row) -> str:
 
 
 def _model(workload: Workload) -> str:
-    words = (workload.model, workload.quantization, workload.attention)
+    words = (workload.model, quantization_words(workload), workload.attention)
     engine = "" if workload.engine == "transformers" else f" by {workload.engine}"
     return " ".join(dict.fromkeys(words)) + engine
+
+
+def quantization_words(workload: Workload) -> str:
+    """A workload's quantization, and the share of weights that has it unless all have."""
+    share = workload.settings.get("quantized_share")
+    return workload.quantization + (f" ({share:.0%} of linear weights)" if isinstance(share, float) else "")
 
 
 def _add(outline: Outline, entry: Entry, result: TestResult, layout: _Layout) -> None:

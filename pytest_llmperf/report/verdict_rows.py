@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.report.charts import figure
-from pytest_llmperf.report.results_table import change, figure_text
+from pytest_llmperf.report.results_table import change, figure_text, quantization_words
 from pytest_llmperf.storage.schema import Workload
 from pytest_llmperf.text import short_name
 from pytest_llmperf.verdict.model import Outcome, since
@@ -88,7 +88,7 @@ def shape(workload: Workload) -> str:
     lengths = f"{workload.input_tokens} in, {workload.output_tokens} out"
     parts = [
         workload.model,
-        workload.quantization,
+        quantization_words(workload),
         f"batch {workload.batch_size}",
         lengths if workload.output_tokens else "",
         workload.execution,

@@ -10,20 +10,24 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_llmperf.engines.engine_registry import TRANSFORMERS, check_engine_name
+from pytest_llmperf.engines.engine_registry import SERVER, TRANSFORMERS, check_engine_name
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.measure.injection import FORMS, Injection, parse_injection
 from pytest_llmperf.measure.prompt import Prompt
 from pytest_llmperf.measure.serving_plan import SCHEDULERS
 from pytest_llmperf.metrics import Kind, Limit, Metric, find_metric
 from pytest_llmperf.models.attention import check_attention
-from pytest_llmperf.models.spec import ModelSpec
+from pytest_llmperf.models.quantization import DEFAULTS, STORED
+from pytest_llmperf.models.source import stored_config
+from pytest_llmperf.models.spec import ADAPTER_MODES, ModelSpec
 from pytest_llmperf.runner.options import LIMIT_RULES_INI, SETTINGS, Option
+from pytest_llmperf.system.paths import USERS_FOLDER_VARIABLE
 from pytest_llmperf.verdict.model import Outcome
 
 if TYPE_CHECKING:
     import pytest
 
+    from pytest_llmperf.engines.executions.assisted import Assisted
     from pytest_llmperf.engines.executions.execution import Execution
     from pytest_llmperf.engines.executions.torch_compile import Compile
 
@@ -109,6 +113,9 @@ class Options:
     device: str
     model: str | None
     revision: str | None
+    adapter: str | None
+    trust_remote_code: bool
+    """Whether code that comes with ``model`` may run."""
     quantization: tuple[str, ...]
     attentions: tuple[str, ...]
     """Empty: the library's default."""
@@ -120,6 +127,8 @@ class Options:
     executions: tuple[str, ...]
     compile: Compile
     """The execution that ``compile`` names."""
+    assisted: Assisted | None
+    """The execution that ``assisted`` names, if there is a draft model."""
     engine: str
     base_url: str | None
     schedulers: tuple[str, ...]
@@ -247,9 +256,11 @@ class Options:
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         options = cls(
             device=given_device(config),
-            model=value["model"] or None,
+            model=_model(config, value["model"], engine=value["engine"]) or None,
             revision=value["revision"] or None,
-            quantization=_names("--llmperf-quantization", value["quantization"]),
+            adapter=_adapter(value["adapter"]) if value["adapter"] else None,
+            trust_remote_code=config.getoption("llmperf_trust_remote_code"),
+            quantization=_quantizations(value),
             attentions=_names("--llmperf-attention", value["attention"]) if value["attention"] else (),
             batch_sizes=_wholes("--llmperf-batch-sizes", value["batch-sizes"]),
             input_lengths=_wholes("--llmperf-input-tokens", value["input-tokens"]),
@@ -257,6 +268,7 @@ class Options:
             prompt=Prompt.parse(value["prompt"]),
             executions=_names("--llmperf-execution", value["execution"]),
             compile=_compile(value["compile-mode"], value["dynamo"]),
+            assisted=_assisted(value["assistant"]),
             engine=check_engine_name(value["engine"]),
             base_url=value["base-url"] or None,
             schedulers=_schedulers(value["schedulers"]),
@@ -300,9 +312,9 @@ class Options:
             command_line_layer=_layer(config.getoption),
         )
         options._refuse_contradictions()
-        _refuse_misled_root(config, options.model)
+        _refuse_misled_root(config, value["model"])
         for spec in options.specs:
-            check_attention(spec)
+            check_attention(replace(spec, trust_remote_code=options.trust_remote_code))
         for name in options.executions:
             options.execution(name)
         return options
@@ -311,11 +323,12 @@ class Options:
         """Return the execution of that name with this run's settings, or the one given.
 
         Raises:
-            UsageError: no execution has that name.
+            UsageError: no execution has that name, or it needs a draft model.
         """
         from pytest_llmperf.engines.executions.execution_registry import find_execution
 
-        return self.compile if given == self.compile.name else find_execution(given)
+        own = {one.name: one for one in (self.compile, self.assisted) if one}
+        return own.get(given) or find_execution(given) if isinstance(given, str) else given
 
     def limits(self, test: str, marker: LimitLayer) -> Callable[[Metric], Limit]:
         """Return each metric's limit for a test: marker over command line over ini rules over ini over definition."""
@@ -345,6 +358,9 @@ class Options:
             "--llmperf-update": self.profile and (self.updates or not self.measure_only),
             f"--llmperf-base-url {self.base_url}: engine {self.engine!r} does not use a server: choose one that "
             "does with --llmperf-engine": self.base_url and self.loads_models,
+            f"--llmperf-adapter {self.adapter}: engine {self.engine!r} loads no adapters: leave it out": (
+                self.adapter and not self.loads_models
+            ),
         }
         for message, found in contradictions.items():
             if found:
@@ -431,7 +447,8 @@ def measuring_arguments(config: pytest.Config) -> tuple[str, ...]:
     """Return the given command-line options that affect what is measured, not how it is judged."""
     given = {option.flag: config.getoption(option.ini) for option in SETTINGS if option.name not in JUDGING}
     given["--llmperf-device"] = config.getoption("llmperf_device") or config.getoption("llmperf_short_device", None)
-    return tuple(f"{flag}={value}" for flag, value in given.items() if value is not None)
+    trust = ("--llmperf-trust-remote-code",) if config.getoption("llmperf_trust_remote_code") else ()
+    return (*(f"{flag}={value}" for flag, value in given.items() if value is not None), *trust)
 
 
 def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:
@@ -579,6 +596,13 @@ def _names(name: str, text: str) -> tuple[str, ...]:
     return names
 
 
+def _quantizations(value: Mapping[str, str]) -> tuple[str, ...]:
+    """The quantizations that were named; else that of a quantized checkpoint, or the default ones."""
+    if value["quantization"]:
+        return _names("--llmperf-quantization", value["quantization"])
+    return (STORED,) if value["model"] and stored_config(value["model"], value["revision"] or None) else DEFAULTS
+
+
 def _resolve(config: pytest.Config, option: Option) -> str:
     given = config.getoption(option.ini)
     return str(given if given is not None else config.getini(option.ini))
@@ -598,6 +622,28 @@ def given_device(config: pytest.Config) -> str:
     return str(long or short or config.getini("llmperf_device"))
 
 
+def _model(config: pytest.Config, given: str, *, engine: str) -> str:
+    """Return the model; a folder is looked up where pytest was started, or beside the ini file that names it.
+
+    In a side of ``llmperf ab``, a folder that its checkout lacks is the user's: git ignores it, or it is outside.
+    """
+    if not given or engine == SERVER:  # a server has names of its own
+        return given
+    here = config.invocation_params.dir
+    beside = here if config.getoption("llmperf_model") else _ini_folder(config)
+    places = [beside]
+    if users := os.environ.get(USERS_FOLDER_VARIABLE):
+        places.append(Path(users, os.path.relpath(beside, here)))
+    found = (place / given for place in places)
+    return next((os.path.normpath(folder) for folder in found if folder.is_dir()), given)
+
+
+def _adapter(given: str) -> str:
+    if given not in ADAPTER_MODES:
+        raise UsageError(f"--llmperf-adapter {given!r}: expected {' or '.join(ADAPTER_MODES)}")
+    return given
+
+
 def _compile(mode: str, dynamo: str) -> Compile:
     from pytest_llmperf.engines.executions.dynamo import parse_settings
     from pytest_llmperf.engines.executions.torch_compile import Compile
@@ -605,7 +651,13 @@ def _compile(mode: str, dynamo: str) -> Compile:
     return Compile(mode=mode, dynamo=parse_settings(dynamo))
 
 
-def _refuse_misled_root(config: pytest.Config, model: str | None) -> None:
+def _assisted(assistant: str) -> Assisted | None:
+    from pytest_llmperf.engines.executions.assisted import Assisted
+
+    return Assisted(assistant) if assistant else None
+
+
+def _refuse_misled_root(config: pytest.Config, model: str) -> None:
     """Reject a model path that pytest, before it knew our options, parsed as a test path and took its rootdir from."""
     here = config.invocation_params.dir
     if model not in config.invocation_params.args or not Path(model).is_dir() or config.inipath:
@@ -626,7 +678,11 @@ def _baselines(config: pytest.Config) -> Path:
     given = config.getoption("llmperf_baselines")
     if given:
         return config.invocation_params.dir / str(given)
-    return (config.inipath.parent if config.inipath else config.rootpath) / str(config.getini("llmperf_baselines"))
+    return _ini_folder(config) / str(config.getini("llmperf_baselines"))
+
+
+def _ini_folder(config: pytest.Config) -> Path:
+    return config.inipath.parent if config.inipath else config.rootpath
 
 
 def _layer(source: Callable[[str], Any]) -> LimitLayer:

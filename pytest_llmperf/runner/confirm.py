@@ -23,7 +23,7 @@ from pytest_llmperf.runner.session import Session
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.system.paths import run_folder
-from pytest_llmperf.system.pytest_process import Ended, run_replica
+from pytest_llmperf.system.pytest_process import ProcessExit, run_replica
 from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.model import CellKey
 from pytest_llmperf.verdict.outcome import Entry, conclude, entry_of
@@ -46,7 +46,7 @@ class Replica:
     """The results of one fresh subprocess, and how it ended."""
 
     measured: ProcessResult
-    ended: Ended
+    ended: ProcessExit
 
     @property
     def values(self) -> dict[CellKey, float]:
@@ -64,7 +64,7 @@ class Replica:
     def why_not(self, test: str) -> str:
         """Return why it did not measure a test."""
         note = self.measured.notes.get(test)
-        told = (note and note.error) or f"exit code {self.ended.exit_code}, {self.ended.last_words}"
+        told = (note and note.error) or f"exit code {self.ended.exit_code}, {self.ended.last_line}"
         return f"{told} (see {self.ended.log})"
 
 

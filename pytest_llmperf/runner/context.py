@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.engines.engine_registry import ENGINES, EngineOptions
@@ -26,6 +27,7 @@ from pytest_llmperf.measure.serving_plan import ServingPlan
 from pytest_llmperf.measure.timeout import contained
 from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.models.load import LoadedModel
+from pytest_llmperf.models.own_model import adopt, check_generates
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
 from pytest_llmperf.models.source import check_source, default_model
 from pytest_llmperf.models.spec import ModelSpec
@@ -95,6 +97,7 @@ class Workplace:
             revision=options.revision,
             base_url=options.base_url,
             device=self._bench.device,
+            trust_remote_code=options.trust_remote_code,
             prefix_caching=options.shared_prefix > 0,
         )
         if not options.loads_models:
@@ -150,15 +153,37 @@ class Workplace:
             )
         return self._bench.own_engine(ENGINES[self.options.engine], self._engine_options)
 
-    def serve(self, engine: Engine | LoadedModel, plan: ServingPlan, *, test: str) -> TestResult:
-        """Measure how an engine or a loaded model serves many requests."""
-        serving = TransformersEngine(engine) if isinstance(engine, LoadedModel) else engine
+    def engine_over(self, given: Any, *, name: str | None, revision: str | None) -> Engine:
+        """Return an engine as it is, or one over a loaded model or a model that the test built.
+
+        Raises:
+            UsageError: the model cannot be served.
+        """
+        __tracebackhide__ = True
+        if name is None and hasattr(given, "serve_one"):
+            engine: Engine = given
+            return engine
+        loaded = self.adopt(given, name=name, revision=revision)
+        check_generates(loaded, "llmperf.serve")
+        return TransformersEngine(loaded)
+
+    def serve(self, serving: Engine, plan: ServingPlan, *, test: str) -> TestResult:
+        """Measure how an engine serves many requests."""
         if self.options.request_injections:
             raise UsageError(
                 f"--llmperf-inject {self.options.request_injections[0]}: served requests have no separate forwards to "
                 "slow down: multiply a metric instead, such as output:-15%"
             )
         return self.finished(self._bench.serve(serving, plan, test=test, run_id=self.run.run_id))
+
+    def adopt(self, given: object, *, name: str | None, revision: str | None) -> LoadedModel:
+        """Return the handle of a model: of the ``llm`` fixture as it is, or of one that the test built.
+
+        Raises:
+            UsageError: it cannot be measured.
+        """
+        __tracebackhide__ = True
+        return adopt(given, name=name, revision=revision, device=self.device)
 
     def measure(self, loaded: LoadedModel, plan: Plan, *, test: str) -> TestResult:
         """Measure a workload, with the injections of ``--llmperf-inject``.
@@ -167,7 +192,7 @@ class Workplace:
         """
         traces = None
         if folder := self.options.profile:
-            traces = folder / _trace_name(test, loaded.spec, plan)
+            traces = folder / _trace_name(test, loaded.title, plan)
             plan = replace(plan, requests=1, warmup_cap=min(plan.warmup_cap, PROFILED_WARMUP))
         injections, run_id = self.options.request_injections, self.run.run_id
         result = self._bench.measure(loaded, plan, test=test, run_id=run_id, injections=injections, traces=traces)
@@ -303,13 +328,15 @@ class Workplace:
             model=self.options.model or default_model(self._bench.device),
             revision=self.options.revision,
             attention=spec.attention or self.options.attention,
+            trust_remote_code=self.options.trust_remote_code,
+            adapter=self.options.adapter,
         )
 
     def _check_specs(self, tests: Sequence[PlannedTest]) -> None:
         for test in tests:
             if test.spec is not None:
                 spec = self._complete(test.spec)
-                check_available(QUANTIZATIONS[spec.quantization], self._bench.device.partition(":")[0])
+                check_available(QUANTIZATIONS[spec.quantization], self._bench.device)
                 check_source(spec)
 
     def _count_family(self, tests: Sequence[PlannedTest]) -> None:
@@ -356,9 +383,9 @@ class Workplace:
         return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
 
 
-def _trace_name(test: str, spec: ModelSpec, plan: Plan) -> str:
+def _trace_name(test: str, model: str, plan: Plan) -> str:
     """Return a readable name that is unique for each workload of each test."""
-    digest = hashlib.sha256(f"{test} {spec} {plan}".encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{test} {model} {plan}".encode()).hexdigest()[:12]
     return f"{slug(test.rpartition('::')[2])[:80]}-{digest}"
 
 

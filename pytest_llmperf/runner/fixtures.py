@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.engines.executions.execution import Execution
     from pytest_llmperf.hardware.memory import PeakMemory
@@ -37,15 +39,22 @@ class LlmPerf:
         self.results: list[TestResult] = []
         """The results so far, in order."""
 
+    @property
+    def device(self) -> str:
+        """The run's device in torch, such as ``cuda:0``: where a model that the test builds must be."""
+        return self._workplace.device
+
     def generate(  # noqa: PLR0913  # one keyword for each axis of a workload
         self,
-        llm: LoadedModel,
+        llm: LoadedModel | Module,
         *,
+        name: str | None = None,
+        revision: str | None = None,
         batch_size: int = 1,
         input_tokens: int | None = None,
         output_tokens: int | None = None,
         prompt: _Words | None = None,
-        execution: str | Execution = "generate",
+        execution: str | Execution | None = None,
         requests: int | None = None,
         warmup: int | None = None,
         seed: int = 0,
@@ -56,14 +65,20 @@ class LlmPerf:
         are timed, and one more tracks memory. The test is judged when it ends.
 
         Args:
-            llm: the model, as the ``llm`` fixture gives it.
+            llm: the model, as the ``llm`` fixture gives it; or one that the test or its fixture built: a model of
+                transformers, or a torch module whose forward takes ``input_ids``, ``past_key_values`` and ``use_cache``
+                and returns ``logits`` and ``past_key_values``, as those do. It is on `device`, in evaluation mode.
+            name: identifies a model that the test built; required for such a model, and part of the workload.
+            revision: identifies its weights (default: unknown, recorded as null).
             batch_size: prompts per request.
             input_tokens: length of each random prompt (default: ``--llmperf-input-tokens``).
             output_tokens: tokens to generate for each prompt (default: ``--llmperf-output-tokens``).
             prompt: a text, a file with one, or the messages of a chat, for every sequence of the batch; or token ids,
                 a list for each sequence (default: ``--llmperf-prompt``, which is random ids).
             execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
-                ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``.
+                ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``; ``lookup`` or a
+                ``Lookup``; ``assisted``, with the run's draft model, or an ``Assisted`` (default: ``generate``, or
+                ``loop`` for a torch module that has none).
             requests: requests to time (default: the marker's, else ``--llmperf-requests``).
             warmup: maximum of warm-up requests (default: the marker's, else ``--llmperf-warmup``).
             seed: of the random prompts.
@@ -73,30 +88,36 @@ class LlmPerf:
 
         Raises:
             UsageError: an argument is invalid, a prompt of words is given with ``input_tokens`` or cannot be tokenized,
-                or the lengths exceed the model's limit.
+                the lengths exceed the model's limit, or a model that the test built cannot be measured as it is.
             MeasurementError: the measurement is not valid; ``ExecutionUnavailable``, which skips the test, if this
                 execution cannot run here.
         """
         from pytest_llmperf.measure.generation import Plan
+        from pytest_llmperf.models.own_model import check_execution, usual_execution
 
         __tracebackhide__ = True
         options, words = self._workplace.options, self._prompt(prompt, input_tokens)
+        loaded = self._workplace.adopt(llm, name=name, revision=revision)
+        chosen = options.execution(usual_execution(loaded) if execution is None else execution)
+        check_execution(loaded, chosen.name)
         plan = Plan(
             batch_size=batch_size,
             input_tokens=self._length(input_tokens, words),
             output_tokens=_first(output_tokens, options.output_tokens),
-            execution=options.execution(execution),
+            execution=chosen,
             requests=_first(requests, self._settings.requests, options.requests),
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,
             prompt=words,
         )
-        return self._keep(self._workplace.measure(llm, plan, test=self._test))
+        return self._keep(self._workplace.measure(loaded, plan, test=self._test))
 
     def serve(  # noqa: PLR0913  # one keyword for each axis of a workload
         self,
-        engine: Engine | LoadedModel,
+        engine: Engine | LoadedModel | Module,
         *,
+        name: str | None = None,
+        revision: str | None = None,
         scheduler: str = "online",
         requests: int | None = None,
         max_batch_size: int | None = None,
@@ -115,7 +136,10 @@ class LlmPerf:
         """Measure serving of requests with random ids: tokens per second, and the time of each request.
 
         Args:
-            engine: as the ``engine`` fixture gives it, or a model as ``llm`` does.
+            engine: as the ``engine`` fixture gives it, or a model as ``llm`` does, or a model of transformers that the
+                test or its fixture built.
+            name: identifies a model that the test built, as in `generate`.
+            revision: identifies its weights.
             scheduler: ``naive``, one request after another; ``offline``, all at once; ``online``, at most
                 ``max_batch_size`` at once.
             requests: number of requests (default: ``--llmperf-serve-requests``).
@@ -138,7 +162,8 @@ class LlmPerf:
             The result; ``result.value("output")`` is one of its values, in tokens per second.
 
         Raises:
-            UsageError: an argument is invalid, or the lengths exceed the model's limit.
+            UsageError: an argument is invalid, the lengths exceed the model's limit, or a model that the test built
+                cannot be served as it is.
             MeasurementError: the measurement is not valid.
         """
         from pytest_llmperf.engines.engine import Sampling
@@ -166,7 +191,8 @@ class LlmPerf:
             repeats=repeats,
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
         )
-        return self._keep(self._workplace.serve(engine, plan, test=self._test))
+        served = self._workplace.engine_over(engine, name=name, revision=revision)
+        return self._keep(self._workplace.serve(served, plan, test=self._test))
 
     def balanced_prompt(
         self, llm: LoadedModel, *, sequences: int = 1, input_tokens: int | None = None, seed: int = 0

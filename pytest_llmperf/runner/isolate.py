@@ -24,7 +24,7 @@ from pytest_llmperf.runner.context import PlannedTest, Workplace
 from pytest_llmperf.runner.ipc import Told
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.system.paths import run_folder
-from pytest_llmperf.system.pytest_process import Ended, run_replica
+from pytest_llmperf.system.pytest_process import ProcessExit, run_replica
 from pytest_llmperf.verdict.outcome import entry_of, settle
 
 GRACE_S = 5.0
@@ -70,7 +70,7 @@ class Isolator:
         for name in dead or ([] if finished else left):
             self._reports[name] = self._failed(item, name, watch, ended)
 
-    def _measure(self, names: Sequence[str]) -> tuple[_Watch, Ended]:
+    def _measure(self, names: Sequence[str]) -> tuple[_Watch, ProcessExit]:
         run = self._workplace.run
         journal = run_folder(self._config.rootpath, "isolate", run.run_id) / f"{next(self._numbers)}.jsonl"
         told = journal.with_suffix(".told")
@@ -100,13 +100,13 @@ class Isolator:
                 settle(report, entry, confirm=self._workplace.options.confirms)
         return reports
 
-    def _failed(self, item: pytest.Item, name: str, watch: _Watch, ended: Ended) -> list[pytest.TestReport]:
+    def _failed(self, item: pytest.Item, name: str, watch: _Watch, ended: ProcessExit) -> list[pytest.TestReport]:
         """Return the reports of a test that ended its subprocess, or that no subprocess reached."""
         item = next(one for one in item.session.items if one.nodeid == name)
         if watch.told.running == name:
             text = watch.why or f"{_how(ended)} {watch.moment}"
         else:
-            text = f"its process ended before the test: exit code {ended.exit_code}, {ended.last_words}"
+            text = f"its process ended before the test: exit code {ended.exit_code}, {ended.last_line}"
         entry = self._workplace.entry(self._tests[name].key, [], error=f"{text} (see {ended.log})")
         when = "setup" if watch.told.stage in (SETUP, LOAD) or watch.told.running != name else "call"
         failed = _report(item, when)
@@ -149,7 +149,7 @@ class _Watch:
         return limits[self.told.stage](test.key) if test and self.told.stage in limits else None
 
 
-def _how(ended: Ended) -> str:
+def _how(ended: ProcessExit) -> str:
     if ended.exit_code >= 0:
         return f"its process ended with exit code {ended.exit_code}"
     number = -ended.exit_code

@@ -49,7 +49,7 @@ class LiveLine:
 
     def request(self, times: RequestTimes) -> None:
         """Show the figures after a request."""
-        self._tokens += len(times.itl_ms) + 1
+        self._tokens += times.output_tokens
         if times.tpot_ms is not None:
             self._tpots.append(times.tpot_ms)
         running = f", TPOT {median(self._tpots):.2f} ms" if self._tpots else ""

@@ -36,8 +36,12 @@ SETTINGS = (
     Option("model", "NAME", "", "Model to measure: a hub name, a folder with safetensors, or synthetic:NAME "
            "(default: synthetic:32m on a CPU, synthetic:1b on an accelerator)"),
     Option("revision", "REV", "", "Revision of the model on the hub"),
-    Option("quantization", "NAMES", "nf4,int8,int8-decomp", "Quantizations of the llm fixture in tests that do "
-           "not parametrize it, comma-separated: bf16, fp16, fp32, nf4, nf4-dq, int8, int8-decomp"),
+    Option("adapter", "MODE", "", "How to load a model that is a PEFT adapter: attached to its base model, or merged "
+           "into it (default: attached)"),
+    Option("quantization", "NAMES", "", "Quantizations of the llm fixture in tests that do not parametrize it, "
+           "comma-separated: bf16, fp16, fp32; nf4, nf4-dq, int8, int8-decomp of bitsandbytes; torchao-int8wo, "
+           "torchao-int8dq, torchao-fp8wo, torchao-fp8dq, torchao-int4wo; or stored, that of a checkpoint which is "
+           "quantized already (default: stored for such a checkpoint, else nf4,int8,int8-decomp)"),
     Option("attention", "NAMES", "", "Attention implementation, unless a test sets it: eager, sdpa, "
            "flash_attention_2, flex_attention, ...; several names, comma-separated, parametrize the tests that do not "
            "parametrize llm (default: the library's choice)"),
@@ -50,7 +54,10 @@ SETTINGS = (
     Option("output-tokens", "N", "64", "Number of tokens to generate, unless a test sets it"),
     Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
-           "(CUDA graphs replayed over a static cache)"),
+           "(CUDA graphs replayed over a static cache), lookup (generate with tokens looked up in the sequence), "
+           "assisted (generate with the draft model of --llmperf-assistant)"),
+    Option("assistant", "MODEL", "", "Draft model of the execution assisted, in bf16: a hub name, a folder or "
+           "synthetic:NAME"),
     Option("compile-mode", "MODE", "default", "torch.compile mode of the execution compile: default, "
            "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
     Option("dynamo", "SETTINGS", "", "torch._dynamo.config settings of the execution compile: "
@@ -81,9 +88,9 @@ SETTINGS = (
     Option("anchor", "REVISION", "", "Compare also with the baseline at this git revision, so that small regressions "
            "cannot accumulate"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
-           "speedup, call, weights, kv_cache, graph_memory, the peaks of allocated memory, operators_per_token, "
-           "graph_breaks, unique_graphs and recompilations, and on CUDA kernel_launches_per_token and "
-           "syncs_per_token)"),
+           "speedup, call, weights, assistant_weights, kv_cache, graph_memory, the peaks of allocated memory, "
+           "operators_per_token, acceptance, tokens_per_step, graph_breaks, unique_graphs and recompilations, and on "
+           "CUDA kernel_launches_per_token and syncs_per_token)"),
     Option("tolerate", "LIMITS", "", "Accepted slowdown or growth: 3%% for every timed metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be detected; a cell whose baseline cannot detect it is "
            "inconclusive"),
@@ -205,6 +212,8 @@ def _add_actions(group: pytest.OptionGroup) -> None:
                     help="Append this run to the device's baseline; new: only cells that the baseline does not "
                          "have (default: all)")  # fmt: skip
     group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
+    group.addoption("--llmperf-trust-remote-code", action="store_true",
+                    help="Run code that comes with the model of --llmperf-model")  # fmt: skip
     group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
                     help="Inject a regression, to check that the gate can fail: multiply a metric ('tpot:+50%%'), or "
                          "slow down each forward: by matrix products ('work:+15%%'), a wait ('sleep:+15%%', "

@@ -28,7 +28,7 @@ from pytest_llmperf.storage.profiles import (
 from pytest_llmperf.storage.schema import ProfileFile, Run
 from pytest_llmperf.system.git import file_at, is_file_at
 from pytest_llmperf.system.paths import run_folder
-from pytest_llmperf.system.pytest_process import Ended, run_replica
+from pytest_llmperf.system.pytest_process import ProcessExit, run_replica
 from pytest_llmperf.text import plural, some
 from pytest_llmperf.verdict.explanation import Profiles, explanations, slower
 from pytest_llmperf.verdict.outcome import Entry
@@ -103,7 +103,7 @@ def profiled(config: pytest.Config, tests: Sequence[str], run: Run) -> tuple[Pro
     return profiles_of("now", ProcessResult.read(journal), ended), folder.relative_to(config.rootpath).as_posix()
 
 
-def profiles_of(name: str, measured: ProcessResult, ended: Ended) -> Profiles:
+def profiles_of(name: str, measured: ProcessResult, ended: ProcessExit) -> Profiles:
     """Return the profiles of a subprocess, and why others are missing.
 
     Args:
@@ -111,7 +111,7 @@ def profiles_of(name: str, measured: ProcessResult, ended: Ended) -> Profiles:
         measured: its journal.
         ended: how it ended.
     """
-    died = f"exit code {ended.exit_code}, {ended.last_words}" if ended.exit_code else "the test makes no single request"
+    died = f"exit code {ended.exit_code}, {ended.last_line}" if ended.exit_code else "the test makes no single request"
     errors = [f"{note.test}: {note.error}" for note in measured.notes.values() if note.error]
     return Profiles(name, measured.profiles, f"not profiled: {next(iter(errors), died)} (see {ended.log})")
 

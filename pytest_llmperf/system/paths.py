@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 CACHE_VARIABLE = "LLMPERF_CACHE"
+USERS_FOLDER_VARIABLE = "LLMPERF_USERS_FOLDER"
+"""Names the user's working directory to the processes of ``llmperf ab``, which run in other checkouts."""
 KEPT_RUNS = 20
 """Number of runs whose files are kept."""
 

@@ -18,9 +18,9 @@ import pytest
 
 TIMED_OUT = 124
 """Exit code of a process that a time limit killed, the same as timeout(1)."""
-LOOK_S = 0.2
+POLL_INTERVAL_S = 0.2
 """Seconds between two checks of a watched process: rare enough not to disturb what it measures."""
-LAST_WORDS_S = 1.0
+SUMMARY_S = 1.0
 """Seconds that a process gets for its summary when the user interrupts both."""
 
 _WRITING_FLAGS = (
@@ -40,7 +40,7 @@ _WRITING_WITH_OR_WITHOUT_A_NAME = (
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessExit:
     """How a subprocess ended: pytest's exit code, its wall time, and the log of its output."""
 
     exit_code: int
@@ -48,7 +48,7 @@ class Ended:
     log: Path | None
 
     @property
-    def last_words(self) -> str:
+    def last_line(self) -> str:
         """The last informative line that the process printed."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log else []
         telling = [line.strip() for line in lines if line.startswith(("E  ", "ERROR", "FAILED", "error:"))]
@@ -64,7 +64,7 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
     log: Path | None = None,
     timeout_s: float | None = None,
     watch: Callable[[int], bool] | None = None,
-) -> Ended:
+) -> ProcessExit:
     """Run ``pytest --llmperf`` with these arguments in a subprocess.
 
     Args:
@@ -88,10 +88,10 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
                 code = _wait(process, None if timeout_s is None else start + timeout_s, watch)
             except BaseException:
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(LAST_WORDS_S)
+                    process.wait(SUMMARY_S)
                 _kill(process)
                 raise
-    return Ended(code, time.monotonic() - start, log)
+    return ProcessExit(code, time.monotonic() - start, log)
 
 
 def run_replica(  # noqa: PLR0913  # one keyword for each thing that a replica has of its own
@@ -102,7 +102,7 @@ def run_replica(  # noqa: PLR0913  # one keyword for each thing that a replica h
     session_id: str,
     extra: Sequence[str] = (),
     watch: Callable[[int], bool] | None = None,
-) -> Ended:
+) -> ProcessExit:
     """Run some of a run's tests in a fresh subprocess, which compares nothing.
 
     Args:
@@ -129,7 +129,7 @@ def _wait(process: subprocess.Popen[bytes], deadline: float | None, watch: Calla
         if (deadline is not None and time.monotonic() > deadline) or (watch and watch(process.pid)):
             _kill(process)
             return TIMED_OUT
-        time.sleep(LOOK_S)
+        time.sleep(POLL_INTERVAL_S)
     return process.returncode
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.storage.journal import Journal, Note
 from pytest_llmperf.storage.schema import CellRun, Observation, Run, TestResult, Warmup, Workload
-from pytest_llmperf.system.pytest_process import Ended
+from pytest_llmperf.system.pytest_process import ProcessExit
 
 Figures = Mapping[str, Mapping[str, float | None]]
 """Test, metric key, value."""
@@ -48,7 +48,7 @@ class PlayedRuns:
         self.arguments: list[str] = []
         self.words = "played"
 
-    def __call__(self, arguments: Sequence[str], **process: Any) -> Ended:
+    def __call__(self, arguments: Sequence[str], **process: Any) -> ProcessExit:
         journal = Path(next(word.partition("=")[2] for word in arguments if word.startswith("--llmperf-journal=")))
         arm = journal.stem.partition("-")[2]
         only = [word.partition("=")[2] for word in arguments if word.startswith("--llmperf-only=")]
@@ -60,9 +60,9 @@ class PlayedRuns:
         if isinstance(figures, BaseException):
             raise figures
         if isinstance(figures, int):
-            return Ended(figures, 1.0, process["log"])
+            return ProcessExit(figures, 1.0, process["log"])
         self._write(journal, {test: cells for test, cells in figures.items() if not only or test in only})
-        return Ended(0, 1.0, process["log"])
+        return ProcessExit(0, 1.0, process["log"])
 
     def _write(self, path: Path, figures: Mapping[str, Any]) -> None:
         run = Run(

@@ -20,7 +20,7 @@ from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.stats.alpha_spending import late, nominal_levels
 from pytest_llmperf.stats.binomial import lower_bound, rate_interval, upper_bound
 from pytest_llmperf.stats.student_t import quantile
-from pytest_llmperf.system.pytest_process import Ended
+from pytest_llmperf.system.pytest_process import ProcessExit
 from pytest_llmperf.verdict.paired import LOOKS, detectable_change
 
 NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
@@ -41,7 +41,7 @@ class SlowedRuns(PlayedRuns):
         if len(self.calls) + 1 == self.dies_at:
             raise KeyboardInterrupt
         ended = super().__call__(arguments, **process)
-        return Ended(ended.exit_code, self.seconds, ended.log)
+        return ProcessExit(ended.exit_code, self.seconds, ended.log)
 
     def _figures_of(self, arm, number):
         noise = 1 + NOISE[(number * 3 + len(arm)) % len(NOISE)]

@@ -116,3 +116,11 @@ def test_asking_for_pip_changes_nothing_in_this_process():
     pytest.importorskip("setuptools")
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
     assert "_distutils" in done.stdout
+
+
+def test_a_side_knows_the_users_folder(project, tmp_path):
+    """A model's folder that git ignores is there, and in no checkout."""
+    folder, first, _ = project
+    repository = _repository(folder, folder / "tests")
+    builder = SideBuilder("base", first, Recipe(), repository=repository, place=tmp_path / "place")
+    assert builder.side.environment["LLMPERF_USERS_FOLDER"] == str(folder / "tests")

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_llmperf import Graph
 from pytest_llmperf.engines.executions import graph
-from pytest_llmperf.engines.executions.execution import greedy_loop
+from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.hardware.clock import HostClock
 
 DEVICE = "cuda:0"

@@ -21,7 +21,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" /
 ACTIONS = {"--llmperf-update", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
            "--llmperf-verdicts", "--llmperf-report", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
-           "--llmperf-tell", "--llmperf-profile"}  # fmt: skip
+           "--llmperf-tell", "--llmperf-profile", "--llmperf-trust-remote-code"}  # fmt: skip
 COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history", "ab", "gate",
             "selftest", "report"}  # fmt: skip
 
@@ -75,9 +75,16 @@ def test_the_metrics_that_gate_are_those_that_are_told():
     gating = {metric.name for metric in METRICS.values() if metric.gates}
     peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode", "serving")}
     timed = {"tpot", "output", "speedup", "call"}
-    counted = {"operators_per_token", "graph_breaks", "unique_graphs", "recompilations"}
+    counted = {
+        "operators_per_token",
+        "graph_breaks",
+        "unique_graphs",
+        "recompilations",
+        "acceptance",
+        "tokens_per_step",
+    }
     on_cuda = {"kernel_launches_per_token", "syncs_per_token"}
-    assert gating == timed | counted | on_cuda | {"weights", "kv_cache", "graph_memory"} | peaks
+    assert gating == timed | counted | on_cuda | {"weights", "assistant_weights", "kv_cache", "graph_memory"} | peaks
 
 
 def test_the_blocking_fields_are_those_that_are_told():

@@ -141,13 +141,17 @@ def test_the_echo_of_an_annotation_on_the_device_is_no_work():
 def figures(monkeypatch):
     """Figures of a request of 5 tokens at 4 ms each, with the given profile."""
 
-    def of(profile, *, device="cuda:0", tpot_ms=4.0, version="12.8", output_tokens=5):
+    def of(profile, *, version="12.8", **changes):
         monkeypatch.setattr(torch.version, "cuda", version)
-        monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: profile())
-        return activity_figures(
-            lambda tokens, on_token: None, output_tokens=output_tokens, tpot_ms=tpot_ms, device=device,
-            clock=HostClock(), enter=lambda phase: None,
-        )  # fmt: skip
+        monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: (profile(), 1))
+        base = {
+            "output_tokens": 5,
+            "tpot_ms": 4.0,
+            "device": "cuda:0",
+            "clock": HostClock(),
+            "enter": lambda phase: None,
+        }
+        return activity_figures(lambda tokens, on_token: None, **base | changes)
 
     return of
 
@@ -176,6 +180,20 @@ def test_requests_alike_that_do_not_agree_tell_nothing(figures, more, reason):
     profiles = iter([events, [*events, *more]])
     found = figures(lambda: next(profiles))
     assert [(figure.value, figure.reason) for figure in found] == [(None, reason)] * 3
+
+
+def test_the_second_request_may_have_another_prompt(figures, monkeypatch):
+    """The work of a mixture of experts may depend on it."""
+    made, events = [], [device("gemm", 11, 1), device("gemm", 12, 1), LAUNCH, *MARKS]
+    profiles = iter([events, [*events, device("add", 12, 1)]])
+    found = figures(lambda: next(profiles), other=lambda tokens, on_token: made.append(tokens))
+    assert {figure.reason for figure in found} == {"torch's profiler: requests with two prompts have 2 and 3 kernels"}
+    monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: run(lambda: None) or events)
+    activity_figures(
+        lambda tokens, on_token: made.append("first"), other=lambda tokens, on_token: made.append("second"),
+        output_tokens=5, tpot_ms=4.0, device="cuda:0", clock=HostClock(), enter=lambda phase: None,
+    )  # fmt: skip
+    assert made == ["first", "second"]
 
 
 def test_a_device_that_is_never_idle_leaves_the_host_nothing(figures):
@@ -226,7 +244,8 @@ def test_a_profile_of_the_host_has_both_marks(monkeypatch):
             torch.ones(1).add_(1)
             on_token()
 
-    found = cuda_activity._profile(run, HostClock())
+    found, first = cuda_activity._profile(run, HostClock())
+    assert first == 1
     assert {event.correlation for event in found} != {0}
     assert activity_of(found) == Activity(kernels=0, syncs=0, busy_ms=0.0)
     mark = next(event for event in found if event.name == DECODE_MARK)

@@ -124,7 +124,7 @@ def test_work_is_not_injected_where_there_are_no_forwards(project):
     project.write("def test_it(cuda_timer):\n    cuda_timer(sum, [1])\n", conftest="")
     result = project.run("--llmperf-inject=work:+15%")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*UsageError: --llmperf-inject work:+15%: a callable has no model forwards*"])
+    result.stdout.fnmatch_lines(["*UsageError: --llmperf-inject work:+15%: a callable has no forwards to slow down*"])
 
 
 ANY_KERNEL = """

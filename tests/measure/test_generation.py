@@ -32,8 +32,8 @@ def test_a_measurement_holds_every_request(tiny, execution):
     assert found.counts.operators_per_token > 50
     config = tiny.model.config
     per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
-    assert found.counts.kv_cache_bytes == 2 * (5 + 3) * per_position
-    assert found.peaks["decode"].allocated_bytes > found.counts.kv_cache_bytes
+    assert found.counts.cache.total_bytes == 2 * (5 + 3) * per_position
+    assert found.peaks["decode"].allocated_bytes > found.counts.cache.total_bytes
     assert found.peaks["prefill"].rss_bytes is None or found.peaks["prefill"].rss_bytes > 0
 
 
@@ -66,6 +66,20 @@ def test_a_model_that_stops_early_is_an_error(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny.model, "generate", stops)
     with pytest.raises(MeasurementError, match="produced 2 tokens"):
+        measure_generation(tiny.model, plan(execution="generate"), device="cpu", clock=TickingClock())
+
+
+def test_tokens_without_a_stamp_are_an_error(tiny, monkeypatch):
+    """A streamer that hears of fewer tokens than there are would make times too long."""
+    real = tiny.model.generate
+
+    def loses(prompt, *, streamer, **kwargs):
+        put, calls = streamer.put, iter(range(1000))
+        monkeypatch.setattr(streamer, "put", lambda value: next(calls) % 2 or put(value))
+        return real(prompt, streamer=streamer, **kwargs)
+
+    monkeypatch.setattr(tiny.model, "generate", loses)
+    with pytest.raises(MeasurementError, match="produced 4 tokens for each prompt, and 2 were counted when they came"):
         measure_generation(tiny.model, plan(execution="generate"), device="cpu", clock=TickingClock())
 
 

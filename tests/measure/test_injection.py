@@ -91,7 +91,7 @@ def test_a_smaller_batch_is_served(tiny):
     )
     assert (fewer.batch_size, fewer.tokens_produced) == (3, 2 * 3 * 3)
     assert (fewer.plan, fewer.prompt_sha256) == (plain.plan, plain.prompt_sha256)
-    assert fewer.counts.kv_cache_bytes == plain.counts.kv_cache_bytes * 3 // 4
+    assert fewer.counts.cache.total_bytes == plain.counts.cache.total_bytes * 3 // 4
 
 
 @pytest.mark.parametrize(("batch_size", "share"), [(1, 0.25), (4, 1.0), (4, 0.05)])

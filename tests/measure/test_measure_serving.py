@@ -241,7 +241,7 @@ def test_fewer_tokens_than_asked_for_are_no_number():
 def test_lengths_over_the_limit_are_refused_before_anything_is_served():
     """The error has the longest request's lengths."""
     engine = FakeEngine(longest=13)
-    with pytest.raises(UsageError, match="8 input and 6 output tokens of one request exceed the model's limit of 13"):
+    with pytest.raises(UsageError, match="8 input and 6 output tokens of one request exceed the engine's limit of 13"):
         measure(engine)
     assert engine.served == []
 

@@ -12,7 +12,8 @@ import torch
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import greedy_loop, library_generate
+from pytest_llmperf.engines.executions.execution import library_generate, unnoticed
+from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.injection import Delay, StepTimes, inject
 from pytest_llmperf.measure.operator_profile import (
@@ -43,7 +44,7 @@ def profiled(tiny, tmp_path):
     def profile(run, *injections, tokens=5):
         request, clock = partial(run, tiny, torch.ones(1, 3, dtype=torch.int64)), HostClock()
         with measuring_conditions():
-            request(2, lambda: None)
+            request(2, unnoticed)
             if injections:
                 steps = StepTimes(prefill_ms=1.0, decode_ms=1.0)
                 request = inject(request, injections, model=tiny, steps=steps, device="cpu", clock=clock)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.errors import UsageError
@@ -143,3 +144,20 @@ def test_prompts_are_seeded_and_free_of_special_tokens(tiny):
     assert digest(one) == digest(two) != digest(other)
     assert one.shape == (3, 50)
     assert not {config.bos_token_id, config.eos_token_id} & set(one.flatten().tolist())
+
+
+def test_random_prompts_are_free_of_what_stands_for_an_image():
+    """Such a token without its image is not text."""
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1}, image_token_index=3
+    )
+    prompt = random_prompt(config, batch_size=2, input_tokens=100, seed=0)
+    assert set(prompt.flatten().tolist()) == {2, 4, 5, 6, 7}
+
+
+def test_why_there_is_no_tokenizer():
+    """Words cannot be turned into ids without one; random ids need none."""
+    with pytest.raises(UsageError, match=r"no tokenizer for a text prompt \(KeyError: 'a'\): use a random prompt"):
+        prompt_ids(
+            Prompt.of("words"), None, None, batch_size=1, input_tokens=1, seed=0, tokenizer_error="KeyError: 'a'"
+        )

@@ -115,8 +115,8 @@ def test_the_line_tells_tokens_and_the_running_median(capsys):
     reporter = FakeReporter()
     line = LiveLine(reporter, capsys.disabled)
     line.enter("timed requests")
-    line.request(RequestTimes(ttft_ms=5.0, itl_ms=[2.0, 4.0], wall_ms=11.0))
-    line.request(RequestTimes(ttft_ms=5.0, itl_ms=[], wall_ms=5.0))
+    line.request(RequestTimes(ttft_ms=5.0, gaps_ms=[2.0, 4.0], wall_ms=11.0))
+    line.request(RequestTimes(ttft_ms=5.0, gaps_ms=[], wall_ms=5.0))
     line.enter("prefill")
     line.enter("test body")
     line.enter("setup")
@@ -132,7 +132,7 @@ def test_the_line_tells_tokens_and_the_running_median(capsys):
 def test_a_long_name_leaves_no_room(capsys):
     """The line never wraps."""
     reporter = FakeReporter(column=70)
-    LiveLine(reporter, capsys.disabled).request(RequestTimes(ttft_ms=5.0, itl_ms=[2.0], wall_ms=11.0))
+    LiveLine(reporter, capsys.disabled).request(RequestTimes(ttft_ms=5.0, gaps_ms=[2.0], wall_ms=11.0))
     assert reporter.written == []
 
 

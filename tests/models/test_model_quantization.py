@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch")
 
 DENSE = ("bf16", "fp16", "fp32")
 BITSANDBYTES = ("nf4", "nf4-dq", "int8", "int8-decomp")
+TORCHAO = ("torchao-int8wo", "torchao-int8dq", "torchao-fp8wo", "torchao-fp8dq", "torchao-int4wo")
 
 
 def without(missing: str) -> Callable[[str], ModuleSpec | None]:
@@ -25,7 +26,7 @@ def without(missing: str) -> Callable[[str], ModuleSpec | None]:
 
 def test_table() -> None:
     """The names that users write, in order."""
-    assert tuple(QUANTIZATIONS) == (*DENSE, *BITSANDBYTES)
+    assert tuple(QUANTIZATIONS) == (*DENSE, *BITSANDBYTES, *TORCHAO, "stored")
     assert [name for name in QUANTIZATIONS if QUANTIZATIONS[name].needs_bitsandbytes] == list(BITSANDBYTES)
     assert all(QUANTIZATIONS[name].name == name for name in QUANTIZATIONS)
 
@@ -89,6 +90,43 @@ def test_compute_dtype_on_a_mac(*, recent: bool, expected: object, monkeypatch: 
 def test_compute_dtype_on_a_cpu() -> None:
     """A CPU computes in bf16."""
     assert compute_dtype(QUANTIZATIONS["nf4"], "cpu") is torch.bfloat16
+
+
+def test_missing_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has the command that installs it, an extra of its own."""
+    monkeypatch.setattr(quantization, "find_spec", without("torchao"))
+    with pytest.raises(MissingDependency, match=r"'torchao-fp8wo' needs torchao.*pytest-llmperf\[torchao\]"):
+        check_available(QUANTIZATIONS["torchao-fp8wo"], "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "capability", "expected"),
+    [
+        ("torchao-int4wo", "cpu", (0, 0), "need a GPU of compute capability 8.0 or higher, and it is no GPU"),
+        ("torchao-int4wo", "cuda:1", (7, 5), "capability 8.0 or higher, and it has 7.5"),
+        ("torchao-fp8dq", "cuda", (8, 0), "capability 8.9 or higher, and it has 8.0"),
+        ("torchao-int8wo", "mps", (0, 0), "torchao's kernels run on cpu and cuda"),
+    ],
+)
+def test_devices_of_torchao(
+    name: str, device: str, capability: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quantization whose kernels the device lacks is refused in one line, whether torchao is imported or not."""
+    monkeypatch.setattr(quantization, "find_spec", lambda _name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    with pytest.raises(UsageError, match=expected) as caught:
+        check_available(QUANTIZATIONS[name], device)
+    assert str(caught.value).startswith(f"quantization {name!r} cannot run on {device!r}: ")
+
+
+@pytest.mark.parametrize("name", TORCHAO)
+def test_torchao_config(name: str) -> None:
+    """Each is a configuration of torchao that transformers takes, and the kept modules stay dense."""
+    pytest.importorskip("torchao")
+    config = QUANTIZATIONS[name].transformers_config(torch.bfloat16, kept=["lm_head"])
+    assert config is not None
+    assert config.modules_to_not_convert == ["lm_head"]
+    assert type(config.quant_type).__name__ == QUANTIZATIONS[name].torchao
 
 
 def test_missing_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ class Loader:
             tokenizer=None,
             name=str(spec.model),
             revision="1",
+            quantization=spec.quantization,
             dtype="bfloat16",
             attention="sdpa",
             device=device,

@@ -148,7 +148,63 @@ def test_another_shape_is_another_identity(tiny: Path, tmp_path: Path) -> None:
     assert len({original, changed_config, identify(spec, CONFIG)}) == 3
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "adapter_config.json", "modeling_own.py"])
+def test_files_that_decide_what_a_request_does_are_part_of_the_identity(tiny: Path, tmp_path: Path, file: str) -> None:
+    """Whether they are new or changed."""
+    shutil.copytree(tiny, tmp_path / "mine")
+    spec, found = ModelSpec(str(tmp_path / "mine")), set()
+    for text in (None, "{}", '{"repetition_penalty": 1.1}'):
+        (tmp_path / "mine" / file).unlink(missing_ok=True)
+        if text:
+            (tmp_path / "mine" / file).write_text(text)
+        found.add(identify(spec, CONFIG))
+    assert len(found) == 3
+
+
+def test_the_tokenizer_is_no_part_of_the_identity(tiny: Path, tmp_path: Path) -> None:
+    """The ids of prompts are."""
+    shutil.copytree(tiny, tmp_path / "mine")
+    before = identify(ModelSpec(str(tmp_path / "mine")), CONFIG)
+    (tmp_path / "mine" / "tokenizer_config.json").write_text("{}")
+    assert identify(ModelSpec(str(tmp_path / "mine")), CONFIG) == before
+
+
 def test_the_default_model_suits_the_device():
     """Small on a CPU, larger on an accelerator."""
     assert default_model("cpu") == "synthetic:32m"
     assert default_model("cuda:1") == "synthetic:1b"
+
+
+def test_a_snapshot_of_the_hub(tmp_path: Path) -> None:
+    """Its folder is named by a commit; the name stands two folders above."""
+    folder = tmp_path / "models--org--name" / "snapshots" / "8b1c0ffee"
+    folder.mkdir(parents=True)
+    assert identify(ModelSpec(str(folder)), CONFIG) == ("org/name", "8b1c0ffee")
+    assert str(ModelSpec(str(folder), "nf4")) == "name-nf4"
+
+
+def adapter(folder: Path, *, base: str = "org/base", weights: str = "adapter_model.safetensors", rank: int = 4) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "r": rank}))
+    (folder / weights).write_bytes(bytes(8))
+    return str(folder)
+
+
+def test_identity_of_an_adapter(tmp_path: Path) -> None:
+    """Wherever its base lies; its own settings count."""
+    one, two = (adapter(tmp_path / name, base=f"/{name}/base") for name in "ab")
+    other = adapter(tmp_path / "c", rank=8)
+    revisions = [identify(ModelSpec(folder), CONFIG)[1] for folder in (one, two, other)]
+    assert revisions[0] == revisions[1] != revisions[2]
+
+
+def test_an_adapter_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """Pickled, or without a base."""
+    pickled = refused(model=adapter(tmp_path / "a", weights="adapter_model.bin"))
+    assert "has only pickled weights (adapter_model.bin), which can run code: expected adapter_model.sa" in pickled
+    assert "names no base model: set base_model_name_or_path" in refused(model=adapter(tmp_path / "b", base=""))
+
+
+def test_how_to_load_an_adapter_that_is_none(tiny: Path) -> None:
+    """It would be ignored."""
+    assert refused(model=str(tiny), adapter="merged").endswith("has no adapter_config.json: leave out adapter='merged'")

@@ -71,6 +71,7 @@ def test_unknown_quantization_without_a_near_one() -> None:
         ({"revision": " "}, "ModelSpec: revision is ' ', expected a non-empty string"),
         ({"attention": True}, "ModelSpec: attention is True, expected a non-empty string"),
         ({"trust_remote_code": "yes"}, "ModelSpec: trust_remote_code is 'yes', expected True or False"),
+        ({"adapter": "beside"}, "ModelSpec: adapter is 'beside', expected attached or merged"),
     ],
 )
 def test_wrong_fields_are_refused(keywords: dict[str, Any], expected: str) -> None:

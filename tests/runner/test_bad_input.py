@@ -28,6 +28,7 @@ import pytest
             ["--llmperf-update", "tests"],
             "--llmperf-update tests: expected all or new: write --llmperf-update=all tests",
         ),
+        (["--llmperf-adapter=beside"], "*--llmperf-adapter 'beside': expected attached or merged*"),
         (["--llmperf-explain=maybe"], "*--llmperf-explain 'maybe': expected on or off*"),
         (["--llmperf-force-update"], "*--llmperf-force-update needs --llmperf-update*"),
         (["--llmperf-requests=0"], "*--llmperf-requests '0': expected a whole number of at least 1*"),

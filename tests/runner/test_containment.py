@@ -84,7 +84,7 @@ def test_a_model_that_does_not_fit_names_the_memory_that_was_in_use(project):
     project.write(three_tests(), conftest=conftest)
     result = project.pytester.runpytest_subprocess(*QUICK)
     result.assert_outcomes(errors=3)
-    result.stdout.re_match_lines([rf"error: .*\(in phase 'load' with {MEMORY} at most\)"])
+    result.stdout.re_match_lines([rf"error: .*\(peak in phase 'load' with {MEMORY}\)"])
 
 
 @pytest.mark.parametrize("hang", ["time.sleep(60)", "while True: pass"])

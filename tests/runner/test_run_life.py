@@ -193,7 +193,7 @@ def test_peak_memory_follows_a_block(project):
             with peak_memory() as peak:
                 torch.zeros(64 << 20, dtype=torch.uint8)
             assert peak.allocated_bytes - nothing.allocated_bytes >= 64 << 20
-            assert peak.reserved_bytes is None and "no pool" in peak.reason
+            assert peak.reserved_bytes is None and "no memory pool" in peak.reason
     """)
     project.run().assert_outcomes(passed=1)
 

@@ -1,4 +1,4 @@
-"""Execution interface, and the eager executions: transformers' ``generate`` and a greedy loop."""
+"""Execution interface, and the execution ``generate`` of transformers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pytest_llmperf.engines.generation_settings import GenerationSettings
 from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.hardware.clock import Clock
 from pytest_llmperf.metrics import Figure, Scalar
@@ -16,8 +17,19 @@ from pytest_llmperf.metrics import Figure, Scalar
 if TYPE_CHECKING:
     import torch
 
-OnToken = Callable[[], object]
-"""Called once per output token of the batch, when it is available."""
+CACHE_NAMES = ("past_key_values", "cache_params", "state")
+"""Names of the cache in a model's output, and of the argument that takes it back."""
+
+
+class OnToken(Protocol):
+    """Called when output tokens are available."""
+
+    def __call__(self, count: int = 1, /) -> object:
+        """Take notice of ``count`` more tokens of each sequence."""
+
+
+def unnoticed(_count: int = 1, /) -> None:
+    """An `OnToken` that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Request(Protocol):
     """Makes one request: prefill, then greedy decode of exactly ``output_tokens`` tokens."""
 
     def __call__(self, output_tokens: int, on_token: OnToken) -> Generated:
-        """Make the request; ``on_token`` is called once per output token of the batch."""
+        """Make the request; ``on_token`` is called for each output token, or for several that come at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +58,8 @@ class PreparedExecution:
     """The execution's own figures, such as setup costs; called at the end."""
     dispatches: bool = True
     """Whether every operator goes through torch's dispatcher, which counting operators and forward hooks require."""
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    """What the model and its files add to the settings of the execution; part of the workload."""
 
 
 class Execution(Protocol):
@@ -65,74 +79,115 @@ class Execution(Protocol):
         """Set up for a prompt of shape ``(batch, input tokens)``, for the duration of the block."""
 
 
-@dataclass(frozen=True)
-class Eager:
-    """An execution without setup."""
-
-    name: str
-    run: Callable[[Any, torch.Tensor, int, OnToken], Generated]
-    settings: Mapping[str, Scalar] = field(default_factory=dict, hash=False)
-
-    @contextmanager
-    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[PreparedExecution]:  # noqa: ARG002  # other executions use them
-        """Yield the request; nothing is set up."""
-        yield PreparedExecution(partial(self.run, model, prompt))
-
-
-def greedy_loop(model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken) -> Generated:
-    """Prefill, then one forward per token, without synchronizing between tokens. EOS does not stop it."""
-    import torch
-
-    out = model(input_ids=prompt, use_cache=True, **last_logits_only(model))
-    token = greedy(out)
-    on_token()
-    tokens = [token]
-    for _ in range(output_tokens - 1):
-        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True)
-        token = greedy(out)
-        on_token()
-        tokens.append(token)
-    return Generated(torch.cat(tokens, dim=1), out.past_key_values)
-
-
-def library_generate(
-    model: Any, prompt: torch.Tensor, output_tokens: int, on_token: OnToken, **chosen: Any
+def library_generate(  # noqa: PLR0913, PLR0917  # a request, and what each caller decides of it
+    model: Any,
+    prompt: torch.Tensor,
+    output_tokens: int,
+    on_token: OnToken,
+    settings: GenerationSettings | None = None,
+    assistant: Any | None = None,
+    **chosen: Any,
 ) -> Generated:
     """Call ``model.generate`` with a streamer, as a user of the library would; greedy unless ``chosen`` says otherwise.
 
     It checks for EOS tokens as usual, but their ids are unreachable. ``min_new_tokens`` would also prevent stopping,
     but it processes the logits in every step, which is work that a user does not have.
-    """
-    import torch
-    from transformers import GenerationConfig
 
-    eos = model.generation_config.eos_token_id
-    out = model.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        streamer=_TokenStreamer(on_token),
-        generation_config=GenerationConfig(
-            max_new_tokens=output_tokens,
-            eos_token_id=_unreachable(model, eos),
-            pad_token_id=_pad_token(model, eos),
-            return_dict_in_generate=True,
-            **{"do_sample": False, **chosen},
-        ),
-    )
-    return Generated(out.sequences[:, prompt.shape[1] :], out.past_key_values)
-
-
-def check_produced(generated: Generated, *, batch_size: int, output_tokens: int) -> None:
-    """Check that a request produced all requested tokens.
+    Args:
+        model: a causal language model of transformers.
+        prompt: token ids of shape ``(batch, input tokens)``.
+        output_tokens: tokens to generate for each sequence.
+        on_token: called with the number of tokens that came.
+        settings: what to take from the model's generation config; read from it if ``None``.
+        assistant: draft model of assisted decoding.
+        chosen: further fields of ``GenerationConfig``.
 
     Raises:
-        MeasurementError: other than ``batch_size`` x ``output_tokens`` tokens were produced.
+        ExecutionUnavailable, UsageError: the model's generation config asks for what cannot be measured.
+    """
+    import torch
+
+    settings = settings or GenerationSettings.of(model, batch_size=prompt.shape[0])
+    eos = model.generation_config.eos_token_id
+    own = {
+        "max_new_tokens": output_tokens,
+        "eos_token_id": _unreachable(model, eos),
+        "pad_token_id": _pad_token(model, eos),
+        "return_dict_in_generate": True,
+        "do_sample": False,
+        "use_cache": True,
+        **chosen,
+    }
+    with settings.applied(model, **own) as config:
+        out = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            streamer=_TokenStreamer(on_token),
+            generation_config=config,
+            **({} if assistant is None else {"assistant_model": assistant}),
+        )
+    before = 1 if is_encoder_decoder(model) else prompt.shape[1]
+    return Generated(out.sequences[:, before:], _last_cache(out))
+
+
+def is_encoder_decoder(model: Any) -> bool:
+    """Whether an encoder reads the prompt, so that the output begins with a start token instead."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _last_cache(out: Any) -> Any:
+    """The cache in an output of ``generate``, under any of its names."""
+    return next((out[name] for name in CACHE_NAMES if out.get(name) is not None), None)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """The library's own ``generate``, with what the checkpoint's generation config asks for."""
+
+    name: str = "generate"
+
+    @property
+    def settings(self) -> Mapping[str, Scalar]:
+        """None of its own: the model's are read when it is opened."""
+        return {}
+
+    @contextmanager
+    def open(self, model: Any, prompt: torch.Tensor, output_tokens: int, clock: Clock) -> Iterator[PreparedExecution]:  # noqa: ARG002  # other executions use them
+        """Read the model's generation config.
+
+        Raises:
+            ExecutionUnavailable, UsageError: it asks for what cannot be measured.
+        """
+        settings = GenerationSettings.of(model, batch_size=prompt.shape[0])
+        yield PreparedExecution(
+            partial(library_generate, model, prompt, settings=settings),
+            dispatches=not settings.compiles(str(prompt.device)),
+            settings=settings.recorded,
+        )
+
+
+def check_produced(generated: Generated, *, batch_size: int, output_tokens: int, counted: int) -> None:
+    """Check that a request produced all requested tokens, and that its stamps belong to all of them.
+
+    Args:
+        generated: what the request returned.
+        batch_size: sequences that were requested.
+        output_tokens: tokens that were requested for each.
+        counted: tokens of each sequence that ``on_token`` was told.
+
+    Raises:
+        MeasurementError: other than ``batch_size`` x ``output_tokens`` tokens were produced or counted.
     """
     found = tuple(generated.tokens.shape)
     if found != (batch_size, output_tokens):
         raise MeasurementError(
             f"the model produced {found[-1]} tokens for each of {found[0]} prompts; expected {output_tokens} for "
             f"each of {batch_size}: other lengths are not comparable"
+        )
+    if counted != output_tokens:
+        raise MeasurementError(
+            f"the model produced {output_tokens} tokens for each prompt, and {counted} were counted when they came: "
+            "their times are unknown"
         )
 
 
@@ -141,12 +196,14 @@ class _TokenStreamer:
 
     def __init__(self, on_token: OnToken) -> None:
         self._on_token = on_token
-        self._prompt_seen = False
+        self._sequences = 0
 
-    def put(self, _value: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self._on_token()
-        self._prompt_seen = True
+    def put(self, value: torch.Tensor) -> None:
+        """Count the tokens that came: one of each sequence, or several of a single one."""
+        if self._sequences:
+            self._on_token(value.numel() // self._sequences)
+        else:
+            self._sequences = value.shape[0]
 
     def end(self) -> None:
         """Do nothing: no tokens are buffered."""

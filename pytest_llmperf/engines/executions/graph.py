@@ -7,11 +7,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_llmperf.engines.executions.execution import Generated, OnToken, PreparedExecution
+from pytest_llmperf.engines.executions.execution import Generated, OnToken, PreparedExecution, unnoticed
+from pytest_llmperf.engines.executions.greedy_loop import Options
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.engines.executions.static_cache import (
+    NOTHING,
+    check_static,
     decode,
     next_token,
     prefill,
@@ -66,11 +70,12 @@ class Graph:
         cache = static_cache(model, prompt, output_tokens)
         _check_available(str(prompt.device), model.config, cache)
         sizes = self._captured_sizes(prompt.shape[0])
+        check_static(model, prompt, self.name)
         expected = tokens_of_loop(model, prompt, output_tokens)
         steps = GraphedSteps(model, cache, prompt, largest=sizes[0])
         with ExitStack() as stack:
             taken = steps.capture(sizes, stack, clock)
-            generated = steps.request(output_tokens, lambda: None)
+            generated = steps.request(output_tokens, unnoticed)
             yield PreparedExecution(steps.request, lambda: [*taken, unlike_loop(generated, expected)], dispatches=False)
 
     def _captured_sizes(self, batch_size: int) -> list[int]:
@@ -117,13 +122,13 @@ class GraphedSteps:
         """Prefill the batch unpadded, then replay padded steps."""
         batch = self._prompt.shape[0]
 
-        def step(_: torch.Tensor) -> torch.Tensor:
+        def step(_token: torch.Tensor, _position: Options) -> torch.Tensor:
             self._graph.replay()
             return self._token[:batch]
 
         first = prefill(self._model, self._own, self._prompt)
         self._token[:batch] = first
-        return Generated(decode(first, step, output_tokens, on_token), self._cache)
+        return Generated(decode(first, step, output_tokens, on_token, repeat(NOTHING)), self._cache)
 
     @contextmanager
     def _captured(self, device: str, size: int, pool: Pool) -> Iterator[Any]:

@@ -17,10 +17,14 @@ from pytest_llmperf.engines.executions.dynamo import (
     obstacle,
 )
 from pytest_llmperf.engines.executions.execution import PreparedExecution
+from pytest_llmperf.engines.executions.greedy_loop import Options, step_positions
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
 from pytest_llmperf.engines.executions.static_cache import (
+    STATIC_NAMES,
     StaticRequest,
     Step,
+    cache_argument,
+    check_static,
     next_token,
     static_cache,
     tokens_of_loop,
@@ -96,17 +100,20 @@ class Compile:
         """Compile with a first request, and repeat until a request compiles nothing.
 
         Raises:
-            ExecutionUnavailable: torch.compile does not work for this device here.
+            ExecutionUnavailable: torch.compile does not work for this device here, or the model does not decode over
+                a static cache.
             MeasurementError: compilation failed, compiled nothing, never settled, changed the matmul precision, or made
                 no CUDA graphs although the mode asks for them.
             UsageError: a single output token has no decode.
         """
         cache = static_cache(model, prompt, output_tokens)
         self._check_available(prompt.device)
+        check_static(model, prompt, self.name)
+        positions = step_positions(model, prompt, output_tokens)
         with ExitStack() as stack:
             stack.enter_context(_matmul_precision(self.matmul_precision))
             compilations = stack.enter_context(fresh_dynamo(self.dynamo))
-            request = StaticRequest(model, cache, prompt, self._compiled(model, cache))
+            request = StaticRequest(model, cache, prompt, self._compiled(model, cache), positions)
             run = partial(request, output_tokens)
             cold, generated = time_request(run, clock)
             steady = _settle(run, clock, compilations)
@@ -138,8 +145,10 @@ class Compile:
     def _compiled(self, model: Any, cache: Any) -> Step:
         import torch
 
-        def step(token: torch.Tensor) -> torch.Tensor:
-            return next_token(model, cache, token)
+        name = cache_argument(model) or STATIC_NAMES[0]
+
+        def step(token: torch.Tensor, position: Options) -> torch.Tensor:
+            return next_token(model, cache, token, position, name=name)
 
         compiled: Step = torch.compile(
             step, mode=self.mode, dynamic=self.dynamic, fullgraph=self.fullgraph, backend=self.backend

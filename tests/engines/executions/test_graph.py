@@ -11,7 +11,7 @@ from recording_cuda import RecordingCuda
 from pytest_llmperf import Graph, ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions import graph
-from pytest_llmperf.engines.executions.execution import greedy_loop
+from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageError
 from pytest_llmperf.hardware.clock import HostClock

@@ -57,7 +57,7 @@ def test_a_step_is_one_graph(model_cache, quantization):
     found, figures = measured(model, Compile(**TRACED))
     plain, _ = measured(model, "loop")
     assert found.counts.token_digest == plain.counts.token_digest
-    assert found.counts.kv_cache_bytes == plain.counts.kv_cache_bytes
+    assert found.counts.cache == plain.counts.cache
     assert found.counts.operators_per_token is None
     counted = ("graph_breaks", "unique_graphs", "recompilations", "tokens_unlike_loop")
     assert [figures[name] for name in counted] == [0, 1, 0, 0]
@@ -258,7 +258,7 @@ GOES_WRONG = """
 import pytest_llmperf.engines.executions.torch_compile as compiled
 
 right = compiled.next_token
-compiled.next_token = lambda *args: right(*args) ^ 1
+compiled.next_token = lambda *args, **options: right(*args, **options) ^ 1
 """
 
 
@@ -281,9 +281,9 @@ import pytest_llmperf.engines.executions.torch_compile as compiled
 
 right = compiled.next_token
 
-def broken(*args):
+def broken(*args, **options):
     _dynamo.graph_break("mine")
-    return right(*args)
+    return right(*args, **options)
 
 compiled.next_token = broken
 """

@@ -1,0 +1,65 @@
+"""Tensors inside other objects: in the attributes of a cache, and in wrapper tensors of quantization libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tensors_in(owner: object, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+    """All tensors in an object's attributes, items and so on, wrappers unwrapped; modules are not entered."""
+    import torch
+
+    seen = set() if seen is None else seen
+    if id(owner) in seen or isinstance(owner, torch.nn.Module | type):
+        return
+    seen.add(id(owner))
+    if isinstance(owner, torch.Tensor):
+        yield from unwrapped(owner)
+    else:
+        yield from chain.from_iterable(tensors_in(part, seen) for part in _parts(owner))
+
+
+def _parts(owner: object) -> Iterable[object]:
+    if isinstance(owner, Mapping):
+        return list(owner.values())
+    if isinstance(owner, list | tuple | set):
+        return owner
+    return list(getattr(owner, "__dict__", {}).values())
+
+
+def unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that hold a tensor's memory: itself, or the inner ones of a wrapper, as torch.compile finds them."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        yield tensor
+    else:
+        yield from tensors_in([getattr(tensor, name) for name in flatten()[0]])
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages of tensors, wrappers unwrapped; shared storage counts once, and no storage as 0."""
+    storages = (storage_of(tensor) for tensor in chain.from_iterable(map(unwrapped, tensors)))
+    return sum({_key(storage): storage.nbytes() for storage in storages if storage is not None}.values())
+
+
+def storage_of(tensor: torch.Tensor) -> Any | None:
+    """The storage of a tensor; ``None`` if it has no memory of its own, as fake, sparse and wrapper tensors have."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if issubclass(type(tensor), FakeTensor):  # data_ptr() of a FakeTensor warns
+        return None
+    try:
+        storage = tensor.untyped_storage()
+        storage.data_ptr()
+    except RuntimeError:
+        return None
+    return storage
+
+
+def _key(storage: Any) -> Hashable:
+    return storage.device, storage.data_ptr()

@@ -1,0 +1,171 @@
+"""The ready-made suite on every entry of the zoo: measured as counted by hand, or refused or skipped with a reason.
+
+The outcomes are the table of ``docs/models.md``. ``LLMPERF_WRITE_MODELS=1`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from zoo import ZOO, Entry
+
+from pytest_llmperf.storage.process_result import ProcessResult
+from pytest_llmperf.storage.schema import TestResult
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("bitsandbytes")
+
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
+BATCH, INPUT, OUTPUT = 2, 12, 5
+QUANTIZATIONS = ("bf16", "nf4", "int8")
+EXECUTIONS = ("generate", "loop", "graph", "compile")
+KINDS = ("UsageError", "ModelError", "MissingDependency", "AttentionUnavailable")
+"""Errors that refuse a model before anything of it is measured."""
+
+COMPILED = """
+import pytest
+from pytest_llmperf import Compile
+
+
+@pytest.mark.parametrize("llm", ["bf16"], indirect=True)
+def test_compile(llm, llmperf):
+    llmperf.generate(llm, batch_size=2, execution=Compile(backend="eager"))
+"""
+"""The suite's execution ``compile`` without the compiler, which takes ten seconds a model."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the suite did with one entry in one quantization by one execution."""
+
+    quantization: str
+    execution: str
+    outcome: str
+    """``measured``, ``skipped`` or ``refused``; ``error`` must not occur."""
+    reason: str = ""
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[dict[str, list[Cell]]]:
+    """The outcomes of all entries, filled by the tests; written to the page at the end if wanted."""
+    found: dict[str, list[Cell]] = {}
+    yield found
+    if os.environ.get("LLMPERF_WRITE_MODELS"):
+        page = PAGE.read_text(encoding="utf-8")
+        start, end = "<!-- table -->\n", "<!-- end of table -->\n"
+        before, _, rest = page.partition(start)
+        PAGE.write_text(f"{before}{start}{page_table(found)}{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+@pytest.mark.parametrize("entry", ZOO.values(), ids=lambda entry: entry.name)
+def test_the_suite_on(entry, project, tmp_path, table):
+    """Each entry is built and loaded once for each quantization. No cell is an error; figures are those by hand."""
+    if not entry.is_known:
+        pytest.skip(f"the installed transformers has no {entry.model_type}")
+    folder, journal = entry.build(tmp_path / "zoo" / entry.name), tmp_path / "one.jsonl"
+    cells, results = suite_on(project, folder, journal, quantizations_of(entry))
+    table[entry.name] = cells
+    assert [cell for cell in cells if cell.outcome == "error"] == []
+    if entry.refused:
+        assert {cell.outcome for cell in cells} <= {"refused", "skipped"}
+        assert any(entry.refused in cell.reason for cell in cells)
+        return
+    assert any(cell.outcome == "measured" for cell in cells)
+    for result in results:
+        check(entry, result)
+
+
+def quantizations_of(entry: Entry) -> Sequence[str]:
+    """A checkpoint that is quantized already is taken as it is."""
+    if entry.name.startswith(("stored-", "declared-")):
+        return ("stored",)
+    return ("bf16",) if entry.family == "checkpoint" else QUANTIZATIONS
+
+
+def suite_on(project, folder: Path, journal: Path, quantizations: Sequence[str]):
+    """Run the suite, and compile without the compiler, on one checkpoint; return outcomes and results."""
+    project.write(COMPILED, conftest="")
+    dense = ",".join(quantizations)
+    result = project.pytester.runpytest_inprocess(
+        "--llmperf", "--device=cpu", f"--llmperf-model={folder}", f"--llmperf-quantization={dense}",
+        "--llmperf-execution=generate,loop,graph", f"--llmperf-batch-sizes={BATCH}",
+        f"--llmperf-input-tokens={INPUT}", f"--llmperf-output-tokens={OUTPUT}", "--llmperf-requests=1",
+        "--llmperf-warmup=0", "--llmperf-measure-only", f"--llmperf-journal={journal}", "--llmperf-explain=off",
+        "-p", "no:cacheprovider", "--pyargs", "pytest_llmperf.suite.test_quantization",
+        *(["test_perf.py"] if "bf16" in quantizations else []),
+    )  # fmt: skip
+    notes = ProcessResult.read(journal).notes if journal.exists() else {}
+    reports = result.reprec.getreports("pytest_runtest_logreport")
+    cells = [_cell(report, notes) for report in reports if report.when == "call" or not report.passed]
+    if not cells:
+        cells = [Cell("-", "-", *_refused(line)) for line in result.errlines if line.startswith("ERROR: ")]
+    return cells, _results(journal)
+
+
+def _cell(report, notes) -> Cell:
+    name = report.nodeid.rpartition("::")[2]
+    execution = next((one for one in EXECUTIONS if one in name), "-")
+    quantization = next((one for one in ("stored", *QUANTIZATIONS) if one in name), "-")
+    if report.passed:
+        return Cell(quantization, execution, "measured")
+    if report.skipped:
+        return Cell(quantization, execution, "skipped", report.longrepr[2].removeprefix("Skipped: "))
+    note = next((note for test, note in notes.items() if test.endswith(name)), None)
+    line = note.error if note and note.error else report.longreprtext.strip().splitlines()[-1]
+    return Cell(quantization, execution, *_refused(line))
+
+
+def _refused(line: str) -> tuple[str, str]:
+    """A refusal is an error of ours that names the reason; what the libraries raise is an error."""
+    found = re.search(rf"(?:^|\b|ERROR: )(?:{'|'.join(KINDS)}): (.*)", line)
+    if found:
+        return "refused", found[1]
+    return ("refused", line.removeprefix("ERROR: ")) if line.startswith("ERROR: ") else ("error", line)
+
+
+def _results(journal: Path) -> list[TestResult]:
+    from pytest_llmperf.storage.journal import read_results
+
+    return read_results(journal.read_text(encoding="utf-8"))[1] if journal.exists() else []
+
+
+def check(entry: Entry, result: TestResult) -> None:
+    """Compare the figures that are known by hand."""
+    if entry.weights is not None and result.workload.quantization == "bf16":
+        assert result.value("weights") == entry.weights
+    if entry.cache is not None and result.workload.execution != "compile":  # a static cache keeps one position more
+        assert result.value("kv_cache") == entry.cache(BATCH, INPUT, OUTPUT)
+    tokens = BATCH * OUTPUT
+    assert result.observation.tokens_produced == tokens * result.observation.requests
+
+
+def page_table(table: dict[str, list[Cell]]) -> str:
+    """Return the table as Markdown: a row for each entry, a column for each quantization and execution."""
+    columns = [*((q, e) for q in QUANTIZATIONS for e in ("generate", "loop")), ("bf16", "compile")]
+    notes: dict[str, int] = {}
+    lines = ["| checkpoint | kind | " + " | ".join(f"{q} {e}" for q, e in columns) + " |", "|---" * 9 + "|"]
+    for name, cells in table.items():
+        row = [_shown(_of(cells, quantization, execution), notes) for quantization, execution in columns]
+        lines.append(f"| {name} | {ZOO[name].family} | " + " | ".join(row) + " |")
+    told = [f"{number}. {reason}" for reason, number in notes.items()]
+    return "\n".join([*lines, "", *told, ""])
+
+
+def _of(cells: Sequence[Cell], quantization: str, execution: str) -> Cell | None:
+    same = {quantization} | ({"stored", "-"} if quantization == "bf16" else set())
+    return next((cell for cell in cells if cell.quantization in same and cell.execution in (execution, "-")), None)
+
+
+def _shown(cell: Cell | None, notes: dict[str, int]) -> str:
+    if cell is None:
+        return ""
+    if cell.outcome == "measured":
+        return "yes"
+    reason = re.sub(r"'[^']*/zoo/([^/']+)[^']*'", r"'\1'", cell.reason)
+    return f"{cell.outcome} ({notes.setdefault(reason, len(notes) + 1)})"
