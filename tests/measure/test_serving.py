@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from continuous_batching import needs_continuous_batching
 
@@ -145,6 +147,7 @@ def test_an_engine_that_cannot_be_had_is_tried_once(project):
         (["--llmperf-rate=nan"], "--llmperf-rate 'nan': expected requests per second, above 0"),
         (["--llmperf-throughput-lengths=9-3"], "--llmperf-throughput-lengths '9-3': expected LOW-HIGH in tokens*"),
         (["--llmperf-throughput-sequences=0"], "--llmperf-throughput-sequences '0': expected a whole number*"),
+        (["--llmperf-shared-prefix=-1"], "--llmperf-shared-prefix '-1': expected a whole number of at least 0"),
         (["--llmperf-max-batch-size=0"], "--llmperf-max-batch-size '0': expected a whole number*"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -162,6 +165,17 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
     [
         ([], "llmperf.serve(engine, rate=-1)", "rate=-1: expected requests per second*"),
         ([], "llmperf.serve(engine, input_tokens=9000)", "9000 input and 4 output tokens of one request*8192*"),
+        (
+            ["--llmperf-shared-prefix=4"],
+            "llmperf.serve(engine)",
+            "shared_prefix=4: expected fewer than the 4 tokens of*",
+        ),
+        (
+            [],
+            "llmperf.serve(engine, prompt=[[5]], input_tokens=1)",
+            "input_tokens=1 with a prompt, which has its own length: leave out one",
+        ),
+        ([], "llmperf.serve(engine, prompt=[])", "prompt: expected a list of sequences, each a list of token ids*"),
         ([], "llmperf.serve(engine, top_p=2)", "top_p=2: expected a number above 0 and at most 1*"),
         (["--llmperf-inject=work:+15%"], "llmperf.serve(engine)", "--llmperf-inject work:+15%: served requests*"),
     ],
@@ -182,6 +196,29 @@ def test_the_suite_serves_by_each_scheduler(project):
     result = project.run(*suite, *small)
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["*test_schedulers[[]fp32[]] offline *×*", "*test_throughput[[]fp32[]] * tokens/s*"])
+
+
+def test_the_suite_serves_each_length_with_the_shared_prefix_of_the_options(project):
+    """The throughput test has lengths of its own, and no shared prefix."""
+    suite = ("--pyargs", "pytest_llmperf.suite.serving", "--llmperf-measure-only", "--llmperf-json=out", *OWN)
+    small = ("--llmperf-serve-requests=2", "--llmperf-throughput-sequences=2", "--llmperf-throughput-lengths=2-4")
+    project.write("", conftest=OWN_ENGINE)
+    options = ("--llmperf-schedulers=naive", "--llmperf-input-tokens=6,8", "--llmperf-shared-prefix=5")
+    result = project.run(*suite, *small, *options)
+    assert result.ret == 0, result.outlines
+    entries = [json.loads(path.read_text()) for path in (project.path / "out").glob("*.json")]
+    workloads = [entry["results"][0]["workload"] for entry in entries]
+    found = {(one["execution"], one["input_tokens"], one["settings"].get("shared_prefix")) for one in workloads}
+    assert {("naive", 6, 5), ("naive", 8, 5)} < found
+    assert {shared for execution, _, shared in found if execution == "offline"} == {None}
+
+
+def test_an_engine_in_this_process_is_made_with_prefix_caching_if_the_option_asks_for_it(project):
+    """It is decided when the model is loaded."""
+    project.write(TWO_TESTS, conftest=OWN_ENGINE.replace('print("MADE", ', 'print("MADE", wanted.prefix_caching, '))
+    for option, caching in ((0, False), (2, True)):
+        result = project.run(*OWN, "-s", "--llmperf-measure-only", f"--llmperf-shared-prefix={option}")
+        assert f"MADE {caching} " in result.stdout.str()
 
 
 @needs_continuous_batching
