@@ -88,7 +88,7 @@ class Limit:
 NO_DECODE = "one output token has no decode: ask for two or more"
 """Why a request with a single output token has no decode figures."""
 
-SEVERAL_AT_A_TIME = "several tokens came at a time: the gaps between them are unknown"
+SEVERAL_AT_A_TIME = "several tokens arrived at a time: the gaps between them are unknown"
 """Why figures of single tokens are missing."""
 
 

@@ -12,6 +12,7 @@ from pytest_llmperf.measure import bandwidth
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.generation import Plan
+from pytest_llmperf.metrics import Figure
 from pytest_llmperf.models.weights import weights_bytes
 
 
@@ -32,11 +33,12 @@ class TinyModel(torch.nn.Module):
         return self.head
 
 
-def measured(*, tpots_ms=(1.0, 2.0, 9.0), kv_bytes=190):
+def measured(*, tpots_ms=(1.0, 2.0, 9.0), kv_bytes=190, several=False, figures=()):
     """Ten tokens in and ten out: the cache ends with 19 positions of 10 bytes, and a step reads 15 on average."""
     return SimpleNamespace(
         plan=SimpleNamespace(input_tokens=10, output_tokens=10),
-        requests=[SimpleNamespace(tpot_ms=tpot) for tpot in tpots_ms],
+        requests=[SimpleNamespace(tpot_ms=tpot, several_at_a_time=several) for tpot in tpots_ms],
+        figures=figures,
         counts=SimpleNamespace(kv_cache_bytes=kv_bytes),
     )
 
@@ -54,6 +56,11 @@ def test_the_embedding_counts_only_as_a_head(tied):
     [
         ({"measured": measured(tpots_ms=(None,))}, "one output token has no decode: ask for two or more"),
         ({"bandwidth": None}, "the device's copy bandwidth could not be measured"),
+        ({"measured": measured(several=True)}, "assisted decoding: a step makes several tokens"),
+        (
+            {"measured": measured(figures=[Figure("acceptance_share", 0.0)])},
+            "assisted decoding: a step makes several tokens",
+        ),
         ({"measured": measured(kv_bytes=None)}, "unknown kind of KV cache"),
         (
             {"model": TinyModel(tied=True, num_local_experts=8)},
