@@ -90,7 +90,7 @@ NO_DECODE = "one output token has no decode: ask for two or more"
 
 NO_CACHE = "the request kept no KV cache"
 """Why a request has no size of the KV cache."""
-SEVERAL_AT_A_TIME = "several tokens came at a time: the gaps between them are unknown"
+SEVERAL_AT_A_TIME = "several tokens arrived at a time: the gaps between them are unknown"
 """Why figures of single tokens are missing."""
 
 

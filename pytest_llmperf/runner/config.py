@@ -652,9 +652,11 @@ def _compile(mode: str, dynamo: str) -> Compile:
 
 
 def _assisted(assistant: str) -> Assisted | None:
+    if not assistant:
+        return None
     from pytest_llmperf.engines.executions.assisted import Assisted
 
-    return Assisted(assistant) if assistant else None
+    return Assisted(assistant)
 
 
 def _refuse_misled_root(config: pytest.Config, model: str) -> None:

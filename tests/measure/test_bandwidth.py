@@ -9,10 +9,12 @@ import torch
 
 from pytest_llmperf import ModelSpec
 from pytest_llmperf.measure import bandwidth
-from pytest_llmperf.measure.bandwidth import bandwidth_share, has_experts, spare_bandwidth
+from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.counters import CacheSize
 from pytest_llmperf.measure.generation import Plan
+from pytest_llmperf.metrics import Figure
+from pytest_llmperf.models.experts import has_experts
 from pytest_llmperf.models.weights import weights_bytes
 
 
@@ -36,11 +38,12 @@ class TinyModel(torch.nn.Module):
 GROWING = CacheSize(190, 190)
 
 
-def measured(*, tpots_ms=(1.0, 2.0, 9.0), cache=GROWING):
+def measured(*, tpots_ms=(1.0, 2.0, 9.0), cache=GROWING, several=False, figures=()):
     """Ten tokens in and ten out: the cache ends with 19 positions of 10 bytes, and a step reads 15 on average."""
     return SimpleNamespace(
         plan=SimpleNamespace(input_tokens=10, output_tokens=10),
-        requests=[SimpleNamespace(tpot_ms=tpot) for tpot in tpots_ms],
+        requests=[SimpleNamespace(tpot_ms=tpot, several_at_a_time=several) for tpot in tpots_ms],
+        figures=figures,
         counts=SimpleNamespace(cache=cache),
     )
 
@@ -86,11 +89,16 @@ def test_a_mixture_by_its_modules():
     [
         ({"measured": measured(tpots_ms=(None,))}, "one output token has no decode: ask for two or more"),
         ({"bandwidth": None}, "the device's copy bandwidth could not be measured"),
+        ({"measured": measured(several=True)}, "assisted decoding: a step makes several tokens"),
+        (
+            {"measured": measured(figures=[Figure("acceptance_share", 0.0)])},
+            "assisted decoding: a step makes several tokens",
+        ),
         ({"measured": measured(cache=None)}, "the request kept no KV cache"),
         ({"model": TinyModel(tied=True, num_local_experts=8)}, MIXTURE),
         (
             {"model": TinyModel(tied=True, is_encoder_decoder=True)},
-            "a decode step of an encoder-decoder reads only the decoder's weights",
+            "a decode step does not read the weights of an encoder",
         ),
     ],
 )

@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 BATCH, INPUT, OUTPUT = 2, 12, 5
 QUANTIZATIONS = ("bf16", "nf4", "int8")
 EXECUTIONS = ("generate", "loop", "graph", "compile")
-KINDS = ("UsageError", "ModelError", "MissingDependency", "AttentionUnavailable")
-"""Errors that refuse a model before anything of it is measured."""
+MACHINE = "AVX512-BF16"
+"""A refusal that names it depends on the machine."""
 
 COMPILED = """
 import pytest
@@ -123,10 +123,8 @@ def _cell(report, notes) -> Cell:
 
 def _refused(line: str) -> tuple[str, str]:
     """A refusal is an error of ours that names the reason; what the libraries raise is an error."""
-    found = re.search(rf"(?:^|\b|ERROR: )(?:{'|'.join(KINDS)}): (.*)", line)
-    if found:
-        return "refused", found[1]
-    return ("refused", line.removeprefix("ERROR: ")) if line.startswith("ERROR: ") else ("error", line)
+    found = re.search(r"(?:ERROR: |Failed: |\b(?:UsageError|ModelError|MissingDependency): )(.*)", line)
+    return ("refused", found[1]) if found else ("error", line)
 
 
 def _results(journal: Path) -> list[TestResult]:
