@@ -164,7 +164,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_4(project, arguments, line):
     ("arguments", "call", "line"),
     [
         ([], "llmperf.serve(engine, rate=-1)", "rate=-1: expected requests per second*"),
-        ([], "llmperf.serve(engine, input_tokens=9000)", "9000 input and 4 output tokens of one request*8192*"),
+        ([], "llmperf.serve(engine, input_tokens=9000)", "9000 input and 4 output tokens of one request*8193*"),
         (
             ["--llmperf-shared-prefix=4"],
             "llmperf.serve(engine)",
