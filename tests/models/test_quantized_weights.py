@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 from zoo import EXPERTS, GATED, HALF, HEADS, KV, ZOO, D, F, H, L
 
 from pytest_llmperf.errors import ModelError
@@ -23,7 +24,10 @@ from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.models.weights import weights_bytes
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
+since_5 = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5"), reason="transformers 4 quantizes other layers, or says why not"
+)
 
 ATTENTION = H * (HEADS + 2 * KV + HEADS) * D
 MIXTRAL_LAYER = ATTENTION + EXPERTS * GATED
@@ -99,6 +103,7 @@ def test_stored_needs_a_quantized_checkpoint(loaded: Loader) -> None:
     assert "is not quantized, and 'stored' takes the quantization of a checkpoint" in refusal(loaded, "llama", "stored")
 
 
+@since_5
 @pytest.mark.parametrize("method", ["fp8", "mxfp4"])
 def test_a_quantization_that_was_removed_while_loading_is_refused(loaded: Loader, method: str) -> None:
     """On a CPU, transformers converts such a checkpoint to bf16 and says nothing."""
@@ -106,6 +111,7 @@ def test_a_quantization_that_was_removed_while_loading_is_refused(loaded: Loader
     assert f"is stored as {method!r}, and was converted to bf16 while loading (all " in message
 
 
+@since_5
 @pytest.mark.parametrize(
     ("method", "package"),
     [("gptq", "optimum"), ("awq", "gptqmodel"), ("compressed-tensors", "compressed-tensors"),
@@ -124,6 +130,7 @@ def _is_installed(module: str) -> bool:
     return find_spec(module) is not None
 
 
+@since_5
 @pytest.mark.parametrize(("quantization", "dense"), [("nf4", "bf16"), ("int8", "fp16")])
 def test_a_quantization_that_did_not_happen_is_refused(loaded: Loader, quantization: str, dense: str) -> None:
     """Falcon's linear layers are of a class of its own, which transformers does not replace."""
@@ -200,6 +207,7 @@ def test_layers_that_the_model_reads_stay_dense_and_are_said(loaded: Loader) -> 
     assert len(generated(found.model)[0]) == 4
 
 
+@since_5
 @pytest.mark.parametrize(
     ("name", "quantization", "expected"),
     [
@@ -239,6 +247,7 @@ def test_torchao(loaded: Loader, quantization: str) -> None:
     assert len(generated(found.model)[0]) == 4
 
 
+@since_5
 @pytest.mark.parametrize(("name", "expected"), [("gpt2", "these are Conv1D"), ("falcon", "is a FalconLinear"),
                                                 ("rwkv", "rescales the weights")])  # fmt: skip
 def test_what_torchao_cannot_do_is_refused(loaded: Loader, name: str, expected: str) -> None:
@@ -246,6 +255,7 @@ def test_what_torchao_cannot_do_is_refused(loaded: Loader, name: str, expected: 
     assert expected in refusal(loaded, name, "torchao-int8wo")
 
 
+@since_5
 def test_a_checkpoint_that_torchao_saved(loaded: Loader, tmp_path: Path) -> None:
     pytest.importorskip("torchao")
     loaded("llama", "torchao-int8wo").model.save_pretrained(tmp_path)
