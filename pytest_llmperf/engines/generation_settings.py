@@ -65,6 +65,8 @@ REFUSED: Mapping[str, str] = {
 """Fields that are not measured, each with the reason and what to do."""
 
 _ONE_SEQUENCE = ("prompt_lookup_num_tokens", "assistant_early_exit")
+_GROWING = ("dynamic", "offloaded", "quantized", "hybrid")
+"""Implementations of a cache that grows; ``generate`` takes ``hybrid``, in older checkpoints, for ``dynamic``."""
 _UNUSABLE = (AttributeError, ImportError, IndexError, KeyError, NotImplementedError, TypeError, ValueError)
 """What ``generate`` raises for settings that it cannot combine with each other, the model or the environment."""
 
@@ -110,9 +112,9 @@ class GenerationSettings:
         return {name: _scalar(value) for name, value in sorted(self.kept.items())}
 
     def compiles(self, device: str) -> bool:
-        """Whether ``generate`` compiles the forward of a decode step, as it does with a static cache on CUDA."""
-        is_static = "static" in str(self.kept.get("cache_implementation", ""))
-        return is_static and device.startswith("cuda") and not self.kept.get("disable_compile")
+        """Whether ``generate`` compiles the forward of a decode step, as it does on CUDA with a cache of fixed size."""
+        has_fixed_size = self.kept.get("cache_implementation", "dynamic") not in _GROWING
+        return has_fixed_size and device.startswith("cuda") and not self.kept.get("disable_compile")
 
     @contextmanager
     def applied(self, model: Any, **chosen: Any) -> Iterator[Any]:

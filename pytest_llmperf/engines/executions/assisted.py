@@ -159,7 +159,7 @@ class Assistance:
     """Requests of one sequence, plain and assisted.
 
     Raises:
-        ExecutionUnavailable: the batch has several sequences.
+        ExecutionUnavailable: the batch has several sequences, or the model an encoder.
         UsageError: the model's generation config asks for what cannot be measured.
     """
 
@@ -167,6 +167,10 @@ class Assistance:
         if prompt.shape[0] > 1:
             raise ExecutionUnavailable(
                 f"execution {execution!r} takes one sequence, found a batch of {prompt.shape[0]}: use batch_size=1"
+            )
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ExecutionUnavailable(
+                f"execution {execution!r} takes models without an encoder, found {type(model).__name__}: use generate"
             )
         self._execution, self._model, self._prompt = execution, model, prompt
         self._settings = GenerationSettings.of(model, batch_size=1, leave=SPECULATION)

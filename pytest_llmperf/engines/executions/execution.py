@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pytest_llmperf.engines.generation_settings import GenerationSettings
 from pytest_llmperf.errors import MeasurementError
@@ -144,7 +144,7 @@ def _last_cache(out: Any) -> Any:
 class Generate:
     """The library's own ``generate``, with what the checkpoint's generation config asks for."""
 
-    name: str = "generate"
+    name: ClassVar[str] = "generate"
 
     @property
     def settings(self) -> Mapping[str, Scalar]:

@@ -161,6 +161,13 @@ def test_a_model_that_cannot_be_assisted_is_skipped(tiny, monkeypatch):
         measured(tiny, "lookup")
 
 
+def test_a_model_with_an_encoder_is_skipped(tiny, monkeypatch):
+    """What a forward proposes is not counted there."""
+    monkeypatch.setattr(tiny.model.config, "is_encoder_decoder", True)
+    with pytest.raises(ExecutionUnavailable, match="'lookup' takes models without an encoder, found LlamaForCausalLM"):
+        measured(tiny, "lookup")
+
+
 def test_another_vocabulary_is_refused(tiny, monkeypatch):
     """Before anything is generated."""
     monkeypatch.setattr(tiny.model.config, "vocab_size", 600)
