@@ -22,11 +22,15 @@ pytest.importorskip("transformers")
 pytest.importorskip("bitsandbytes")
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
-BATCH, INPUT, OUTPUT = 2, 12, 5
+BATCH, INPUT, OUTPUT = 2, 12, 6
 QUANTIZATIONS = ("bf16", "nf4", "int8")
 EXECUTIONS = ("generate", "loop", "graph", "compile")
 MACHINE = "AVX512-BF16"
 """A refusal that names it depends on the machine."""
+
+COLUMNS = [*((name, execution) for name in QUANTIZATIONS for execution in ("generate", "loop")), ("bf16", "compile")]
+START, END = "<!-- table -->\n", "<!-- end of table -->\n"
+WRITES = bool(os.environ.get("LLMPERF_WRITE_MODELS"))
 
 COMPILED = """
 import pytest
@@ -56,11 +60,9 @@ def table() -> Iterator[dict[str, list[Cell]]]:
     """The outcomes of all entries, filled by the tests; written to the page at the end if wanted."""
     found: dict[str, list[Cell]] = {}
     yield found
-    if os.environ.get("LLMPERF_WRITE_MODELS"):
-        page = PAGE.read_text(encoding="utf-8")
-        start, end = "<!-- table -->\n", "<!-- end of table -->\n"
-        before, _, rest = page.partition(start)
-        PAGE.write_text(f"{before}{start}{page_table(found)}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    if WRITES:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+        PAGE.write_text(f"{before}{START}{page_table(found)}{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 @pytest.mark.parametrize("entry", ZOO.values(), ids=lambda entry: entry.name)
@@ -71,6 +73,7 @@ def test_the_suite_on(entry, project, tmp_path, table):
     folder, journal = entry.build(tmp_path / "zoo" / entry.name), tmp_path / "one.jsonl"
     cells, results = suite_on(project, folder, journal, quantizations_of(entry))
     table[entry.name] = cells
+    check_page(entry.name, cells)
     assert [cell for cell in cells if cell.outcome == "error"] == []
     if entry.refused:
         assert {cell.outcome for cell in cells} <= {"refused", "skipped"}
@@ -110,8 +113,9 @@ def suite_on(project, folder: Path, journal: Path, quantizations: Sequence[str])
 
 def _cell(report, notes) -> Cell:
     name = report.nodeid.rpartition("::")[2]
-    execution = next((one for one in EXECUTIONS if one in name), "-")
-    quantization = next((one for one in ("stored", *QUANTIZATIONS) if one in name), "-")
+    axes = name.partition("[")[2].rstrip("]").split("-")
+    execution = "compile" if "test_compile" in name else next((one for one in EXECUTIONS if one in axes), "-")
+    quantization = next((one for one in ("stored", *QUANTIZATIONS) if one in axes), "-")
     if report.passed:
         return Cell(quantization, execution, "measured")
     if report.skipped:
@@ -143,27 +147,42 @@ def check(entry: Entry, result: TestResult) -> None:
     assert result.observation.tokens_produced == tokens * result.observation.requests
 
 
+def check_page(name: str, cells: Sequence[Cell]) -> None:
+    """The page says the same, except where a refusal depends on the machine."""
+    page = PAGE.read_text(encoding="utf-8")
+    if WRITES or any(MACHINE in line for line in [*reasons_of(name, cells), *_lines(page, f"- `{name}`")]):
+        return
+    assert _lines(page, f"| {name} |") == [row_of(name, cells)]
+
+
+def _lines(page: str, start: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith(start)]
+
+
 def page_table(table: dict[str, list[Cell]]) -> str:
-    """Return the table as Markdown: a row for each entry, a column for each quantization and execution."""
-    columns = [*((q, e) for q in QUANTIZATIONS for e in ("generate", "loop")), ("bf16", "compile")]
-    notes: dict[str, int] = {}
-    lines = ["| checkpoint | kind | " + " | ".join(f"{q} {e}" for q, e in columns) + " |", "|---" * 9 + "|"]
-    for name, cells in table.items():
-        row = [_shown(_of(cells, quantization, execution), notes) for quantization, execution in columns]
-        lines.append(f"| {name} | {ZOO[name].family} | " + " | ".join(row) + " |")
-    told = [f"{number}. {reason}" for reason, number in notes.items()]
-    return "\n".join([*lines, "", *told, ""])
+    """Return the table as Markdown, a row for each entry, and the reasons of what was not measured."""
+    heading = "| checkpoint | kind | " + " | ".join(" ".join(column) for column in COLUMNS) + " |"
+    rows = [row_of(name, cells) for name, cells in table.items()]
+    reasons = [line for name, cells in table.items() for line in reasons_of(name, cells)]
+    return "\n".join([heading, "|---" * (len(COLUMNS) + 2) + "|", *rows, "", *reasons, ""])
+
+
+def row_of(name: str, cells: Sequence[Cell]) -> str:
+    words = [cell.outcome.replace("measured", "yes") if (cell := _of(cells, *column)) else "" for column in COLUMNS]
+    return f"| {name} | {ZOO[name].family} | {' | '.join(words)} |"
+
+
+def reasons_of(name: str, cells: Sequence[Cell]) -> list[str]:
+    """Return a line for each reason, with the columns that it is about."""
+    found: dict[str, list[str]] = {}
+    for column in COLUMNS:
+        if (cell := _of(cells, *column)) and cell.reason:
+            reason = re.sub(r"'[^']*/zoo/([^/']+)[^']*'", r"'\1'", cell.reason)
+            found.setdefault(f"{cell.outcome}: {reason}", []).append(" ".join(column))
+    return [f"- `{name}` ({', '.join(columns)}) {reason}" for reason, columns in found.items()]
 
 
 def _of(cells: Sequence[Cell], quantization: str, execution: str) -> Cell | None:
+    """Return the cell of a column; a checkpoint that is quantized already stands in the first ones."""
     same = {quantization} | ({"stored", "-"} if quantization == "bf16" else set())
     return next((cell for cell in cells if cell.quantization in same and cell.execution in (execution, "-")), None)
-
-
-def _shown(cell: Cell | None, notes: dict[str, int]) -> str:
-    if cell is None:
-        return ""
-    if cell.outcome == "measured":
-        return "yes"
-    reason = re.sub(r"'[^']*/zoo/([^/']+)[^']*'", r"'\1'", cell.reason)
-    return f"{cell.outcome} ({notes.setdefault(reason, len(notes) + 1)})"
