@@ -19,7 +19,6 @@ from pytest_llmperf.models.spec import ModelSpec
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _DECIDING = (
     "generation_config.json",
-    "adapter_config.json",
     "hf_quant_config.json",
     "quantization_config.json",
     "quantize_config.json",

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from pytest_llmperf import Graph
 from pytest_llmperf.engines.executions import graph
+from pytest_llmperf.engines.executions.execution import unnoticed
 from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.hardware.clock import HostClock
 
@@ -137,7 +138,7 @@ def prompt(batch_size: int = 3) -> torch.Tensor:
 def steps_of_loop(model: Any) -> list[Step]:
     """Return prefill and two decode steps. A first request is not recorded, because models create constants in it."""
     with Watched():
-        greedy_loop(model, prompt(), 2, lambda: None)
+        greedy_loop(model, prompt(), 2, unnoticed)
     with Watched() as watched:
         greedy_loop(model, prompt(), 3, watched.token)
     return watched.steps[:-1]  # the loop concatenates the tokens after the last one

@@ -10,6 +10,7 @@ import transformers
 from zoo import ZOO, L, keys_and_values
 
 from pytest_llmperf.engines.conditions import measuring_conditions
+from pytest_llmperf.engines.executions.execution import unnoticed
 from pytest_llmperf.engines.executions.greedy_loop import GreedyLoop
 from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.measure.counters import CacheSize, NewStates, cache_size, count_operators
@@ -33,7 +34,7 @@ def measured(entry, folder):
     prompt = torch.arange(40, 40 + 2 * INPUT).reshape(2, INPUT)
     with measuring_conditions(), GreedyLoop().open(model, prompt, OUTPUT, HostClock()) as prepared:
         states = NewStates(model)
-        generated = prepared.request(OUTPUT, lambda: None)
+        generated = prepared.request(OUTPUT, unnoticed)
     return cache_size(generated.cache, POSITIONS, states.find())
 
 

@@ -188,7 +188,7 @@ def test_the_second_request_may_have_another_prompt(figures, monkeypatch):
     profiles = iter([events, [*events, device("add", 12, 1)]])
     found = figures(lambda: next(profiles), other=lambda tokens, on_token: made.append(tokens))
     assert {figure.reason for figure in found} == {"torch's profiler: requests with two prompts have 2 and 3 kernels"}
-    monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: run(lambda: None) or events)
+    monkeypatch.setattr(cuda_activity, "_profile", lambda run, clock: (run(lambda: None) or events, 1))
     activity_figures(
         lambda tokens, on_token: made.append("first"), other=lambda tokens, on_token: made.append("second"),
         output_tokens=5, tpot_ms=4.0, device="cuda:0", clock=HostClock(), enter=lambda phase: None,

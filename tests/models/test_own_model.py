@@ -10,7 +10,6 @@ import torch
 from own_models import VOCABULARY, Positional, Recurrent, Unlike, llama
 
 from pytest_llmperf import ModelSpec, UsageError
-from pytest_llmperf.engines.executions.execution import Eager, greedy_loop
 from pytest_llmperf.models.load import LoadedModel, load
 from pytest_llmperf.models.own_model import adopt, check_execution, config_of, usual_execution
 from pytest_llmperf.models.quantized_weights import quantization_label
@@ -83,7 +82,7 @@ def test_a_plain_module_has_only_a_loop(execution: str) -> None:
     message = rf"execution '{execution}' needs a transformers model; model 'mine' is a plain Recurrent: .*'loop'"
     with pytest.raises(UsageError, match=message):
         check_execution(found, execution)
-    check_execution(found, Eager("mine", greedy_loop).name)
+    check_execution(found, "mine")
 
 
 def test_a_vocabulary_is_not_guessed() -> None:

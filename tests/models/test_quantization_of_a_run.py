@@ -39,7 +39,7 @@ def test_a_quantization_that_is_not_there_fails_the_test_in_one_line(project, na
     given = [] if "declared" in name else ["--llmperf-quantization=nf4"]
     result = project.run("--llmperf-model=./mine", *given)
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["*model *./mine*bytes of linear weights*"])
+    result.stdout.fnmatch_lines(["*model *mine*bytes of linear weights*"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
 

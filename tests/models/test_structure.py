@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_llmperf.engines.executions.execution import greedy_loop, library_generate
+from pytest_llmperf.engines.executions.execution import library_generate, unnoticed
+from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.engines.executions.static_cache import tokens_of_loop
 from pytest_llmperf.engines.executions.torch_compile import Compile
 from pytest_llmperf.hardware.clock import HostClock
@@ -26,8 +27,8 @@ def test_running_a_model_does_not_change_it(quantization: str) -> None:
     """The first forward of bitsandbytes layers moves or packs their weights."""
     loaded = tiny(quantization)
     with torch.inference_mode():
-        library_generate(loaded.model, PROMPT, 3, lambda: None)
-        greedy_loop(loaded.model, PROMPT, 3, lambda: None)
+        library_generate(loaded.model, PROMPT, 3, unnoticed)
+        greedy_loop(loaded.model, PROMPT, 3, unnoticed)
     found = as_it_is(loaded)
     assert found.settings == {}
     assert found.quantization == quantization
@@ -36,7 +37,7 @@ def test_running_a_model_does_not_change_it(quantization: str) -> None:
 def test_compiling_a_model_does_not_change_it() -> None:
     loaded = tiny()
     with torch.inference_mode(), Compile(backend="eager").open(loaded.model, PROMPT, 4, HostClock()) as prepared:
-        prepared.request(4, lambda: None)
+        prepared.request(4, unnoticed)
     assert as_it_is(loaded).settings == {}
 
 

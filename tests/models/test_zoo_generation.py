@@ -80,4 +80,5 @@ def test_a_config_without_a_cache_has_one(tmp_path: Path) -> None:
         pytest.skip(f"transformers has no {entry.model_type}")
     counts = measured(built(entry, tmp_path)).counts
     assert entry.cache is not None
-    assert counts.kv_cache_bytes == 2 * entry.cache(2, 12, 5)
+    assert counts.cache is not None
+    assert counts.cache.total_bytes == 2 * entry.cache(2, 12, 5)

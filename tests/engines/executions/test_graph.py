@@ -11,6 +11,7 @@ from recording_cuda import RecordingCuda
 from pytest_llmperf import Graph, ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions import graph
+from pytest_llmperf.engines.executions.execution import unnoticed
 from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError, UsageError
@@ -85,7 +86,7 @@ def test_sizes_are_captured_largest_first_from_one_pool(tiny, cuda):
         assert cuda.pools == 1
         assert cuda.streams == [cuda.streams[0]] * 3, "torch shares a pool's memory within one stream"
         cuda.replayed.clear()
-        generated = opened.request(4, lambda: None)
+        generated = opened.request(4, unnoticed)
         assert cuda.replayed == [cuda.captured[0]] * 3
         assert generated.tokens.shape == (3, 4)
         assert [tuple(layer.keys.shape)[::2] for layer in generated.cache.layers] == [(4, 5 + 3)] * 2
@@ -100,9 +101,9 @@ def test_sizes_are_captured_largest_first_from_one_pool(tiny, cuda):
 def test_a_shorter_request_is_the_same_from_the_start(tiny, cuda):
     """Warm-up makes such requests."""
     with measuring_conditions(), Graph().open(tiny, prompt(tiny, 2), 6, HostClock()) as opened:
-        long, short = (opened.request(tokens, lambda: None).tokens for tokens in (6, 3))
+        long, short = (opened.request(tokens, unnoticed).tokens for tokens in (6, 3))
         assert torch.equal(long[:, :3], short)
-        assert torch.equal(long, greedy_loop(tiny, prompt(tiny, 2), 6, lambda: None).tokens)
+        assert torch.equal(long, greedy_loop(tiny, prompt(tiny, 2), 6, unnoticed).tokens)
 
 
 def prompt(model, batch_size):

@@ -10,7 +10,7 @@ import transformers
 from zoo import ZOO
 
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import library_generate
+from pytest_llmperf.engines.executions.execution import library_generate, unnoticed
 from pytest_llmperf.engines.executions.greedy_loop import GreedyLoop, greedy_loop
 from pytest_llmperf.errors import ExecutionUnavailable, UsageError
 from pytest_llmperf.hardware.clock import HostClock
@@ -43,7 +43,7 @@ def prompt(batch_size=2):
 
 def tokens_of_loop(model, output_tokens=5):
     with measuring_conditions(), GreedyLoop().open(model, prompt(), output_tokens, HostClock()) as prepared:
-        return prepared.request(output_tokens, lambda: None).tokens
+        return prepared.request(output_tokens, unnoticed).tokens
 
 
 @pytest.mark.parametrize("entry", DECODED, ids=lambda entry: entry.name)
@@ -51,7 +51,7 @@ def test_the_tokens_are_those_of_generate(entry, folder):
     """Whatever the cache is and is called, and whether positions are counted from it or not."""
     model, seen = loaded(entry, folder), []
     with measuring_conditions():
-        expected = library_generate(model, prompt(), 5, lambda: seen.append(1)).tokens
+        expected = library_generate(model, prompt(), 5, lambda count=1: seen.append(count)).tokens
     assert expected.shape == (2, len(seen)) == (2, 5)
     assert torch.equal(tokens_of_loop(model), expected)
 
@@ -129,7 +129,7 @@ def test_positions_are_prepared_before_the_request(folder):
     model.register_forward_pre_hook(lambda _module, _args, options: calls.append(options), with_kwargs=True)
     with measuring_conditions(), GreedyLoop().open(model, prompt(), 4, HostClock()) as prepared:
         calls.clear()
-        prepared.request(4, lambda: None)
+        prepared.request(4, unnoticed)
     assert "position_ids" not in calls[0]
     assert [int(options["position_ids"]) for options in calls[1:]] == [12, 13, 14]
     storages = {options["position_ids"].untyped_storage().data_ptr() for options in calls[1:]}
@@ -155,4 +155,4 @@ def test_the_function_prepares_what_is_missing(folder):
     """Callers may pass positions; without them, each request makes its own."""
     model = loaded(ZOO["bamba"], folder)
     with measuring_conditions():
-        assert torch.equal(greedy_loop(model, prompt(), 5, lambda: None).tokens, tokens_of_loop(model))
+        assert torch.equal(greedy_loop(model, prompt(), 5, unnoticed).tokens, tokens_of_loop(model))

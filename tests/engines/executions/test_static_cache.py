@@ -11,6 +11,7 @@ from zoo import ZOO
 
 from pytest_llmperf import Compile
 from pytest_llmperf.engines.conditions import measuring_conditions
+from pytest_llmperf.engines.executions.execution import unnoticed
 from pytest_llmperf.engines.executions.greedy_loop import step_positions
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.engines.executions.static_cache import (
@@ -59,7 +60,7 @@ def static_request(model):
     def step(token, position):
         return next_token(model, cache, token, position, name=name)
 
-    return partial(StaticRequest(model, cache, prompt(), step, step_positions(model, prompt(), 5)), 5, lambda: None)
+    return partial(StaticRequest(model, cache, prompt(), step, step_positions(model, prompt(), 5)), 5, unnoticed)
 
 
 @pytest.mark.parametrize("name", DECODED)
@@ -77,7 +78,7 @@ def test_a_compiled_step_of_a_recurrent_model(name, folder):
     """The compiled forward gets the cache by the name that it has, and the positions that it cannot count."""
     model = loaded(name, folder)
     with measuring_conditions(), Compile(backend="eager").open(model, prompt(), 5, HostClock()) as prepared:
-        assert torch.equal(prepared.request(5, lambda: None).tokens, tokens_of_loop(model, prompt(), 5))
+        assert torch.equal(prepared.request(5, unnoticed).tokens, tokens_of_loop(model, prompt(), 5))
         figures = {figure.metric: figure.value for figure in prepared.figures()}
     assert figures["tokens_unlike_loop"] == 0
 

@@ -16,6 +16,7 @@ from pytest_llmperf import Compile, ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions import torch_compile
 from pytest_llmperf.engines.executions.dynamo import Compilations, obstacle
+from pytest_llmperf.engines.executions.execution import unnoticed
 from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.errors import MeasurementError, UsageError
@@ -115,11 +116,11 @@ def prompt(model):
 def test_compiling_while_timed_is_an_error(tiny):
     """Changed global state makes dynamo recompile, so the times are not steady."""
     with measuring_conditions(), Compile(**TRACED).open(tiny, prompt(tiny), 4, HostClock()) as opened:
-        opened.request(3, lambda: None)
+        opened.request(3, unnoticed)
         assert opened.figures()
         torch.set_default_dtype(torch.float64)
         try:
-            opened.request(4, lambda: None)
+            opened.request(4, unnoticed)
         finally:
             torch.set_default_dtype(torch.float32)
         with pytest.raises(MeasurementError, match=r"compiled \d frames during timed requests: .*GLOBAL_STATE"):
