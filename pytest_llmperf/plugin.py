@@ -229,8 +229,10 @@ def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
     """Measure and record a workload: ``llmperf.generate(llm, batch_size=8)``."""
     from pytest_llmperf.runner.fixtures import LlmPerf
 
-    item = request.node
-    fixture = LlmPerf(request.config.stash[WORKPLACE], test_key(item), _settings(item))
+    item, workplace = request.node, request.config.stash[WORKPLACE]
+    if not {*MODEL_FIXTURES} & {*request.fixturenames}:  # a model that the test builds itself is alone in memory
+        workplace.release_loaded()
+    fixture = LlmPerf(workplace, test_key(item), _settings(item))
     item.stash[FIXTURE] = fixture
     return fixture
 
@@ -568,12 +570,10 @@ def _model_param(item: pytest.Item) -> Any:
 def _one_model_after_another(items: list[pytest.Item]) -> list[pytest.Item]:
     """Sort tests by the first appearance of their model, so that no model is loaded twice. The sort is stable.
 
-    Tests without a model come first: models that they build themselves are then measured with no other in memory.
-
     pytest also groups tests by parameter, but before 9.2 by the parameter's index, so each module loaded the models
     again.
     """
-    order: dict[object, int] = {None: 0}
+    order: dict[object, int] = {}
     with _as_usage_errors():
         for item in items:
             order.setdefault(_spec(item), len(order))

@@ -279,6 +279,10 @@ class Workplace:
         """Release the model, and the engine that has a model of its own."""
         self._bench.release()
 
+    def release_loaded(self) -> None:
+        """Release the model that the ``llm`` fixture loaded."""
+        self._bench.models.release()
+
     @property
     def device(self) -> str:
         """The device's name in torch."""

@@ -38,7 +38,6 @@ def fewer(monkeypatch):
     monkeypatch.setattr(transformers.LlamaForCausalLM, "generate", cut)
 """
 OTHER_ATTENTION = """
-import dataclasses
 import pytest
 import pytest_llmperf.measure.bench as bench
 
@@ -46,8 +45,14 @@ import pytest_llmperf.measure.bench as bench
 @pytest.fixture(autouse=True, scope="session")
 def fallen_back():
     real = bench.load
+
+    def load(spec, device):
+        loaded = real(spec, device)
+        loaded.model.config._attn_implementation = loaded.attention = "eager"
+        return loaded
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench, "load", lambda spec, device: dataclasses.replace(real(spec, device), attention="eager"))
+        patch.setattr(bench, "load", load)
         yield
 """
 
