@@ -166,7 +166,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(project, call, message):
 
 
 def test_nothing_keeps_it_in_memory(project):
-    """After its test, and in the next one's figures; a loaded model comes later and does not count either."""
+    """After its test, and in the next one's figures; a model that was loaded before does not count either."""
     project.write(
         BUILT
         + """
@@ -176,7 +176,6 @@ seen = []
 
 @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
 def test_loaded(llm, llmperf):
-    assert len(seen) == 3
     llmperf.generate(llm)
 
 @pytest.mark.parametrize("execution", ["generate", "loop", "compile"])
