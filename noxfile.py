@@ -58,9 +58,11 @@ def versions(session: nox.Session, pins: list[str]) -> None:
 
 
 def _test(session: nox.Session, *versions: str) -> None:
-    session.install(*versions, ".[models,adapters,serving,parquet,history,report]", *TESTS)
+    session.install(*versions, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker per core. None of them measures speed.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ELSEWHERE, *session.posargs)
+    session.install(*versions, ".[adapters]")  # last: every process that imports transformers would import peft too
+    session.run("pytest", "tests/models/test_kinds_of_models.py", "-k", "adapter")
 
 
 @nox.session
