@@ -78,15 +78,17 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="session")
-def _imported(model_cache: Path) -> None:
-    """Measure once, so that everything is imported: inner runs forget their imports, and numpy loads only once."""
-    import pandas as pd  # noqa: F401
-
-    for name in ("pyarrow", "ruptures"):  # a GPU machine may lack them, and the tests that need them say so
+@pytest.fixture(scope="session", autouse=True)
+def _imported_once() -> None:
+    """Import what can be imported only once in a process, before an inner run does it and forgets it."""
+    for name in ("pandas", "pyarrow.parquet", "ruptures"):  # a GPU machine may lack them: tests that need them say so
         with suppress(ImportError):
             import_module(name)
 
+
+@pytest.fixture(scope="session")
+def _imported(model_cache: Path) -> None:
+    """Measure once, so that everything is imported: inner runs forget their imports."""
     from pytest_llmperf import ModelSpec
     from pytest_llmperf.measure.bench import Bench
     from pytest_llmperf.measure.generation import Plan
