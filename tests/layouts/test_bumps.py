@@ -87,7 +87,7 @@ def test_a_bump_that_cannot_be_followed(offline, tmp_path):
     offline.variables["PIP_FIND_LINKS"] = str(tmp_path)
     assert_refused(offline.ab(), "base (", "required==1.0 (requirements.txt)", "--same-environment")
     here = f"--python-base={offline.python}"
-    assert_refused(offline.ab(here), "required==1.0 (requirements.txt), and its environment has 2.0")
+    assert_refused(offline.ab(here), "required==1.0 (requirements.txt), and the environment has 2.0")
     result = offline.ab("--same-environment")
     assert (result.code, "1 unchanged" in result.last_line) == (0, True)
     assert "base and head differ in requirements.txt: both run with what is installed here" in result.text
