@@ -15,10 +15,24 @@ if TYPE_CHECKING:
 
 
 class OperatorCount:
-    """Operators dispatched so far."""
+    """Operators dispatched so far; if it is told of output tokens, also their number per token."""
 
     def __init__(self) -> None:
         self.total = 0
+        self.tokens: list[int] = []
+        """Tokens that came at each call of `on_token`."""
+        self._totals: list[int] = []
+
+    def on_token(self, count: int = 1, /) -> None:
+        """Take notice of ``count`` more tokens of each sequence."""
+        self.tokens.append(count)
+        self._totals.append(self.total)
+
+    @property
+    def per_token(self) -> float | None:
+        """Operators after the first tokens, per token that came later; ``None`` if none did."""
+        later = sum(self.tokens[1:])
+        return (self._totals[-1] - self._totals[0]) / later if later else None
 
 
 @contextmanager

@@ -35,6 +35,7 @@ from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids, ra
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.metrics import Figure, Scalar
 from pytest_llmperf.models.experts import experts_implementation, has_experts
+from pytest_llmperf.models.model_class import is_encoder
 from pytest_llmperf.models.own_model import config_of
 from pytest_llmperf.models.position_limit import check_fits
 from pytest_llmperf.models.weights import weights_bytes
@@ -222,11 +223,7 @@ def check_decoder(config: Any, model: Any) -> None:
     Raises:
         UsageError: the model's config says that it is no decoder.
     """
-    is_whole = config.get_text_config() is config and not getattr(config, "is_encoder_decoder", False)
-    if not is_whole or getattr(config, "is_decoder", True):
-        return
-    # Up to transformers 4, configs of decoders without any encoder form say is_decoder=False too.
-    if any(getattr(module, "is_decoder", None) is False for module in model.modules()):
+    if is_encoder(config):
         raise UsageError(
             f"{type(model).__name__} is an encoder (is_decoder is false in its config.json), so its tokens attend to "
             "later ones: expected a model that decodes, such as one with is_decoder true"
@@ -283,24 +280,21 @@ def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is fo
 
     The request's output, including its KV cache, is freed on return.
     """
-    seen, tokens = list[int](), list[int]()
     enter("prefill")
     counting = count_operators() if prepared.dispatches else nullcontext(OperatorCount())
     with trace_memory(device, "prefill") as trace, counting as count:
 
         def on_token(came: int = 1, /) -> None:
-            seen.append(count.total)
-            tokens.append(came)
-            if len(seen) == 1 and plan.output_tokens > came:
+            if not count.tokens and plan.output_tokens > came:
                 enter("decode")
-                trace.enter("decode")
-                seen[0] = count.total  # marking the phase dispatches operators of its own
+                trace.enter("decode")  # dispatches operators of its own, which are not the model's
+            count.on_token(came)
 
         generated = run(on_token)
-    _check_produced(generated, plan, sum(tokens))
+    _check_produced(generated, plan, sum(count.tokens))
     counts = Counts(
         token_digest=digest(generated.tokens),
-        operators_per_token=_per_token(seen, tokens) if prepared.dispatches else None,
+        operators_per_token=count.per_token if prepared.dispatches else None,
         cache=cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find()),
     )
     return counts, trace.peaks
@@ -326,15 +320,9 @@ def _with_each_prompt(request: Request, prompt: torch.Tensor, config: Any, *, se
 
 def _checked_on(run: Run, counts: Counts, model: Any) -> Counts:
     """The counts, without operators if another prompt has a different number of them."""
-    seen, tokens = list[int](), list[int]()
-
-    def on_token(came: int = 1, /) -> None:
-        seen.append(count.total)
-        tokens.append(came)
-
     with count_operators() as count:
-        run(on_token)
-    first, second = counts.operators_per_token, _per_token(seen, tokens)
+        run(count.on_token)
+    first, second = counts.operators_per_token, count.per_token
     if first is None or first == second:
         return counts
     reason = (
@@ -347,12 +335,6 @@ def _checked_on(run: Run, counts: Counts, model: Any) -> Counts:
 def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:
     tpots = [tpot for times in requests if (tpot := times.tpot_ms) is not None]
     return median(tpots) if tpots else None
-
-
-def _per_token(seen: Sequence[int], tokens: Sequence[int]) -> float | None:
-    """Growth of a count after the first tokens, per token that came later; ``None`` if none did."""
-    later = sum(tokens[1:])
-    return (seen[-1] - seen[0]) / later if later else None
 
 
 def _check_produced(generated: Generated, plan: Plan, counted: int) -> None:

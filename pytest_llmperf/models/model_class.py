@@ -42,7 +42,7 @@ def auto_class(config: Any, model: str, *, trusts_code: bool = False) -> Any:
     name = next((name for name, found in classes.items() if found.__name__ == saved_as), next(iter(classes), None))
     if name is None:
         raise ModelError(_refusal(config, model, "is no model that generates text"))
-    if _is_encoder(config):
+    if is_encoder(config):
         raise ModelError(_refusal(config, model, "has is_decoder=False, so it encodes text and does not generate"))
     if missing := _needs(classes[name]):
         raise ModelError(_refusal(config, model, f"needs {missing} besides text"))
@@ -76,7 +76,7 @@ def _classes(config: Any) -> Iterator[tuple[str, Any]]:
             yield name, found[0] if isinstance(found, tuple) else found
 
 
-def _is_encoder(config: Any) -> bool:
+def is_encoder(config: Any) -> bool:
     """Whether a model of both kinds, such as BERT, is set up to encode: its attention looks at later tokens."""
     from transformers.models.auto import modeling_auto as auto
 
