@@ -56,15 +56,15 @@ def check_static(model: Any, prompt: torch.Tensor, execution: str) -> None:
     Raises:
         ExecutionUnavailable: it does not.
     """
-    short, reason = prompt[:, :PROBED], ""
+    short, name, reason = prompt[:, :PROBED], cache_argument(model), ""
     if is_encoder_decoder(model):
         reason = "an encoder-decoder has two caches"
-    elif cache_argument(model) is None:
+    elif name is None:
         reason = f"its forward takes neither {' nor '.join(STATIC_NAMES)}"
     else:
         cache = static_cache(model, short, PROBED)
         try:
-            next_token(model, cache, prefill(model, cache, short))
+            next_token(model, cache, prefill(model, cache, short, name=name), name=name)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             reason = first_line(error).rstrip(".")
     if reason:
@@ -80,10 +80,9 @@ def cache_argument(model: Any) -> str | None:
     return next((name for name in STATIC_NAMES if name in accepted), None)
 
 
-def prefill(model: Any, cache: Any, prompt: torch.Tensor) -> torch.Tensor:
+def prefill(model: Any, cache: Any, prompt: torch.Tensor, *, name: str = STATIC_NAMES[0]) -> torch.Tensor:
     """Reset the cache, run the prefill, and return the first output tokens."""
     cache.reset()
-    name = cache_argument(model) or STATIC_NAMES[0]
     out = model(input_ids=prompt, **{name: cache}, use_cache=True, **last_logits_only(model))
     return greedy(out)
 
@@ -119,10 +118,12 @@ class StaticRequest:
     prompt: torch.Tensor
     step: Step
     positions: Sequence[Options]
+    name: str = STATIC_NAMES[0]
+    """The forward's argument that takes the cache."""
 
     def __call__(self, output_tokens: int, on_token: OnToken) -> Generated:
         """Make one request."""
-        first = prefill(self.model, self.cache, self.prompt)
+        first = prefill(self.model, self.cache, self.prompt, name=self.name)
         return Generated(decode(first, self.step, output_tokens, on_token, self.positions), self.cache)
 
 

@@ -109,11 +109,11 @@ class Compile:
         cache = static_cache(model, prompt, output_tokens)
         self._check_available(prompt.device)
         check_static(model, prompt, self.name)
-        positions = step_positions(model, prompt, output_tokens)
+        name, positions = cache_argument(model) or STATIC_NAMES[0], step_positions(model, prompt, output_tokens)
         with ExitStack() as stack:
             stack.enter_context(_matmul_precision(self.matmul_precision))
             compilations = stack.enter_context(fresh_dynamo(self.dynamo))
-            request = StaticRequest(model, cache, prompt, self._compiled(model, cache), positions)
+            request = StaticRequest(model, cache, prompt, self._compiled(model, cache, name), positions, name)
             run = partial(request, output_tokens)
             cold, generated = time_request(run, clock)
             steady = _settle(run, clock, compilations)
@@ -142,10 +142,8 @@ class Compile:
                 "set TORCH_LOGS=cudagraphs to see the reasons, or use mode 'default'"
             )
 
-    def _compiled(self, model: Any, cache: Any) -> Step:
+    def _compiled(self, model: Any, cache: Any, name: str) -> Step:
         import torch
-
-        name = cache_argument(model) or STATIC_NAMES[0]
 
         def step(token: torch.Tensor, position: Options) -> torch.Tensor:
             return next_token(model, cache, token, position, name=name)

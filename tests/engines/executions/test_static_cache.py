@@ -43,8 +43,6 @@ def folder(tmp_path_factory):
 
 
 def loaded(name, folder):
-    if not ZOO[name].is_known:
-        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     if reason := why_read_back(transformers.LlamaConfig()):
         pytest.skip(reason)
     return ZOO[name].load(folder, torch.float32)
@@ -60,7 +58,7 @@ def static_request(model):
     def step(token, position):
         return next_token(model, cache, token, position, name=name)
 
-    return partial(StaticRequest(model, cache, prompt(), step, step_positions(model, prompt(), 5)), 5, unnoticed)
+    return partial(StaticRequest(model, cache, prompt(), step, step_positions(model, prompt(), 5), name), 5, unnoticed)
 
 
 @pytest.mark.parametrize("name", DECODED)
