@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.report.charts import Axis, Chart, ChartTrace
-from pytest_llmperf.report.workload_family import OVER_CONTEXT, Family
+from pytest_llmperf.report.workload_family import OVER_CONTEXT, Family, MeasuredWorkload
+from pytest_llmperf.storage.schema import Workload
 
 MEMORY = ("decode_peak_allocated_bytes", "weights_bytes")
 """Memory metrics of a quantization chart; the first that all workloads have is used."""
@@ -35,16 +36,7 @@ def _batch_scaling(family: Family, metric: Metric) -> Chart:
         x="batch size",
         y=axis.title,
         summary=f"{metric.title} of {', '.join(family.over_batches())} at batch sizes {_listed(family.batch_sizes)}",
-        traces=[
-            ChartTrace(
-                name=name,
-                form="path",
-                role="other",
-                x=[float(one.workload.batch_size) for one in members],
-                y=axis.scaled(one.figures[metric.key] for one in members),
-            )
-            for name, members in family.over_batches().items()
-        ],
+        traces=_paths(family.over_batches(), lambda workload: workload.batch_size, axis, metric),
         ticks={str(batch): float(batch) for batch in family.batch_sizes},
         log_x=True,
         from_zero=True,
@@ -59,18 +51,25 @@ def _over_context(family: Family, metric: Metric) -> Chart:
         x="input tokens",
         y=axis.title,
         summary="; ".join(costs) or f"{metric.title} at {_listed(family.lengths)} input tokens",
-        traces=[
-            ChartTrace(
-                name=name,
-                form="path",
-                role="other",
-                x=[float(one.workload.input_tokens) for one in members],
-                y=axis.scaled(one.figures[metric.key] for one in members),
-            )
-            for name, members in family.over_lengths().items()
-        ],
+        traces=_paths(family.over_lengths(), lambda workload: workload.input_tokens, axis, metric),
         from_zero=True,
     )
+
+
+def _paths(
+    series: Mapping[str, Sequence[MeasuredWorkload]], across: Callable[[Workload], int], axis: Axis, metric: Metric
+) -> list[ChartTrace]:
+    """Return a line for each series: the metric over a number of its workloads."""
+    return [
+        ChartTrace(
+            name=name,
+            form="path",
+            role="other",
+            x=[float(across(one.workload)) for one in members],
+            y=axis.scaled(one.figures[metric.key] for one in members),
+        )
+        for name, members in series.items()
+    ]
 
 
 def _latency_and_memory(family: Family, metric: Metric, space: Metric) -> Chart:
