@@ -1,4 +1,4 @@
-"""Validation of numeric arguments."""
+"""Validation of arguments: numbers and names."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def require_whole(name: str, value: object, *, at_least: int) -> None:
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
         raise UsageError(f"{name}={value!r}: expected a whole number of at least {at_least}")
+
+
+def require_text(name: str, value: object) -> None:
+    """Check that a value is a text with other characters than spaces.
+
+    Raises:
+        UsageError: it is not; the message names the argument and its value.
+    """
+    __tracebackhide__ = True
+    if not isinstance(value, str) or not value.strip():
+        raise UsageError(f"{name}={value!r}: expected a non-empty string")
 
 
 def require_positive(name: str, value: object) -> None:

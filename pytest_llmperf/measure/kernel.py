@@ -23,7 +23,7 @@ from pytest_llmperf.measure.sampling import BATCH_MS, SHORTEST_MS, Rule, Sampler
 from pytest_llmperf.measure.throttling import watch_throttling
 from pytest_llmperf.measure.warmup import warm_up
 from pytest_llmperf.storage.schema import Warmup
-from pytest_llmperf.validation import require_whole
+from pytest_llmperf.validation import require_text, require_whole
 
 LARGEST_WARM_UP = 1000
 """Most calls in a warm-up batch. It should take as long as a batch of samples: an idle device needs tens of
@@ -132,8 +132,8 @@ class KernelTimer:
         require_whole("warmup", warmup, at_least=1)
         if graph_repetitions is not None:
             require_whole("graph_repetitions", graph_repetitions, at_least=1)
-        if name is not None and not (isinstance(name, str) and name.strip()):
-            raise UsageError(f"cuda_timer: name={name!r}: expected a non-empty string")
+        if name is not None:
+            require_text("cuda_timer: name", name)
         with collector_paused():
             next(calls)()
             work = Work(calls, l2_flush(self.device) if flush_l2 else no_flush(FLUSH_OFF))

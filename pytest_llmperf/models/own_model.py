@@ -12,6 +12,7 @@ from pytest_llmperf.models.attention import attention_of
 from pytest_llmperf.models.load import LoadedModel, dtype_of, misplaced
 from pytest_llmperf.models.quantized_weights import quantization_label
 from pytest_llmperf.models.structure import structure_digest
+from pytest_llmperf.validation import require_text
 
 TAKEN = ("input_ids", "past_key_values", "use_cache")
 """Keywords of ``forward`` that a greedy loop needs."""
@@ -133,9 +134,9 @@ def _check_names(model: Any, name: str | None, revision: str | None) -> None:
     __tracebackhide__ = True
     if name is None:
         raise UsageError(f"{type(model).__name__} has no name to compare it by: add name=, such as name='my-model'")
-    for what, value in (("name", name), ("revision", "unknown" if revision is None else revision)):
-        if not isinstance(value, str) or not value.strip():
-            raise UsageError(f"{what}={value!r}: expected a non-empty string")
+    require_text("name", name)
+    if revision is not None:
+        require_text("revision", revision)
 
 
 def _check_fit(model: Any, named: str, device: str) -> None:
