@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers
 from zoo import ZOO, L, keys_and_values
 
 from pytest_llmperf.engines.conditions import measuring_conditions
@@ -28,8 +27,6 @@ def folder(tmp_path_factory):
 
 
 def measured(entry, folder):
-    if not entry.is_known:
-        pytest.skip(f"transformers {transformers.__version__} has no {entry.model_type}")
     model = entry.load(folder, torch.bfloat16)
     prompt = torch.arange(40, 40 + 2 * INPUT).reshape(2, INPUT)
     with measuring_conditions(), GreedyLoop().open(model, prompt, OUTPUT, HostClock()) as prepared:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
+
 Family = Literal[
     "causal", "mixture", "recurrent", "hybrid", "vision-language", "encoder-decoder", "encoder", "checkpoint"
 ]
@@ -98,7 +100,9 @@ class Entry:
     """A word of the refusal that is expected; empty if it can be measured."""
 
     def build(self, folder: Path) -> Path:
-        """Write the checkpoint into a new folder; return it."""
+        """Write the checkpoint into a new folder; return it. The test is skipped if transformers has no such model."""
+        if not self.is_known:
+            pytest.skip(f"the installed transformers has no {self.model_type}")
         folder.mkdir(parents=True)
         self.builder(folder)
         return folder
