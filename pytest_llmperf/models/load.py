@@ -154,7 +154,7 @@ def _import_all(spec: ModelSpec, source: str) -> None:
     Cached by spec: ``load`` calls ``prepare`` again while timed, and must not read the config again for this.
     """
     from accelerate import dispatch_model  # noqa: F401  # accessing its attributes imports its parts
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # imports their modules
 
     config = AutoConfig.from_pretrained(source, **_hub_options(spec))
     _auto_class(spec, config)  # looking up a model's class imports its module

@@ -146,7 +146,7 @@ def _stacks(name: str, module: Any) -> list[str]:
     """Names of a module's own parameters that are stacks of experts; a convolution's kernel is none."""
     if "expert" not in f"{name}.{type(module).__name__}".lower():
         return []
-    return [key for key, value in module._parameters.items() if value is not None and value.ndim == 3]  # noqa: PLR2004, SLF001
+    return [key for key, value in module._parameters.items() if value is not None and value.ndim == 3]  # noqa: PLR2004, SLF001  # experts, rows, columns; without those of its parts
 
 
 def _elements(module: Any) -> int:

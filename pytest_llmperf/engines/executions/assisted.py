@@ -192,7 +192,7 @@ class Assistance:
         try:
             with _forwards(self._model) as widths:
                 generated = request(output_tokens, unnoticed)
-        except (NotImplementedError, ValueError) as error:
+        except (NotImplementedError, ValueError) as error:  # how generate refuses a model that it cannot assist
             kind = type(self._model).__name__
             raise ExecutionUnavailable(
                 f"execution {self._execution!r} cannot run with {kind}: {first_line(error)}"
