@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 import pytest
+from import_server.forking_popen import start_on_demand
 from perf_project import DECODE_TEST, FAKE_CLOCK, QUICK
 
 # Tests measure no speed, and two of them at once must not wait for each other's threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+start_on_demand()
 
 INNER = (
     "-p no:hypothesispytest",  # it takes a second and a half at each end
     "--llmperf-guards=none",  # they would see the other tests
     "-W ignore::pytest.PytestUnraisableExceptionWarning",  # what an earlier inner run left open
 )
+
+PROGRAMS = ("__main__", "overlay_startup")
+"""Modules that are run, not imported."""
 
 _recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
 
@@ -86,9 +93,19 @@ def _imported_once() -> None:
             import_module(name)
 
 
+def _old_objects_aside() -> None:
+    """Freeze what is imported by now: each measurement collects garbage, and would scan all of it."""
+    gc.collect()
+    gc.freeze()
+
+
+_of_each_module = pytest.fixture(scope="module", autouse=True)(_old_objects_aside)
+
+
 @pytest.fixture(scope="session")
 def _imported(model_cache: Path) -> None:
-    """Measure once, so that everything is imported: inner runs forget their imports."""
+    """Import everything: inner runs forget their imports. The first measurement imports most of the libraries."""
+    import pytest_llmperf
     from pytest_llmperf import ModelSpec
     from pytest_llmperf.measure.bench import Bench
     from pytest_llmperf.measure.generation import Plan
@@ -99,6 +116,10 @@ def _imported(model_cache: Path) -> None:
         plan = Plan(batch_size=1, input_tokens=2, output_tokens=2, execution=execution, requests=1, warmup_cap=0)
         bench.measure(loaded, plan, test="test", run_id="run")
     bench.models.release()
+    for module in walk_packages(pytest_llmperf.__path__, "pytest_llmperf."):
+        if not module.name.endswith(PROGRAMS) and ".suite." not in module.name:
+            import_module(module.name)
+    _old_objects_aside()
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""Make `subprocess` start tests' processes as forks of the server."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PROGRAMS = ("pytest", "pytest_llmperf", "llmperf")
+"""Modules, and scripts beside the interpreter, that run in a fork."""
+PLAIN_OPTIONS = ("executable", "pass_fds", "preexec_fn", "shell")
+"""Options of `subprocess.Popen` with which a process starts plainly."""
+
+_Popen = subprocess.Popen
+
+
+def start_on_demand() -> None:
+    """Start a server when the first process asks for it; it ends with this process."""
+    if sys.platform == "linux":
+        _replace_popen(_started_once())
+
+
+def ask_server(address: str) -> None:
+    """Ask the server at this address."""
+    _replace_popen(lambda: address)
+
+
+def _replace_popen(address: Callable[[], str]) -> None:
+    class ForkingPopen(_Popen):
+        def __init__(self, args: Any, *more: Any, **options: Any) -> None:
+            arguments = None if more or any(map(options.get, PLAIN_OPTIONS)) else _arguments(args)
+            if arguments:
+                stand_in = [sys.executable, "-I", "-S", str(HERE / "stand_in.py"), address(), *arguments]
+                super().__init__(stand_in, **options)
+                self.args = args
+            else:
+                super().__init__(args, *more, **options)
+
+    subprocess.Popen = ForkingPopen  # type: ignore[misc]
+
+
+def _arguments(args: Any) -> list[str] | None:
+    """Python's arguments, if this command runs one of the programs with this interpreter."""
+    if isinstance(args, str | bytes) or not isinstance(args, Sequence):
+        return None
+    first, *rest = map(str, args)
+    if first == sys.executable and rest and rest[0].startswith("-m"):
+        module = rest[0][2:] or rest[1]
+        return rest if module.partition(".")[0] in PROGRAMS else None
+    if Path(first).parent == Path(sys.executable).parent and Path(first).name in PROGRAMS:
+        return [first, *rest]
+    return None
+
+
+def _started_once() -> Callable[[], str]:
+    started: list[str] = []
+
+    def address() -> str:
+        if not started:
+            started.append(_start())
+        return started[0]
+
+    return address
+
+
+def _start() -> str:
+    address = f"@llmperf-tests-{os.getpid()}-{secrets.token_hex(4)}"
+    server = _Popen(
+        [sys.executable, str(HERE / "server.py"), address],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert server.stdin
+    assert server.stdout
+    server.stdout.readline()  # it listens now, and imports
+    atexit.register(server.stdin.close)
+    return address

@@ -1,0 +1,214 @@
+"""A process that imports libraries once and forks itself for each request of a `stand_in`.
+
+Run as ``python server.py ADDRESS``; it ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+PREPARED = (
+    "torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.profiler", "torch.utils.flop_counter",
+    "transformers.generation", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
+    "bitsandbytes", "accelerate", "pandas", "psutil", "pydantic", "pytest", "safetensors.torch",
+)  # fmt: skip
+SEEN_BY_IMPORTS = (
+    "ACCELERATE", "BNB", "CUBLAS", "CUDA", "GOMP", "HF", "KMP", "LANG", "LC", "LD", "MALLOC", "MKL", "NVIDIA", "OMP",
+    "OPENBLAS", "PYTHON", "PYTORCH", "TORCH", "TRANSFORMERS", "TRITON",
+)  # fmt: skip
+"""Beginnings of the names of variables that Python or a library reads once."""
+OF_A_PYTEST_PLUGIN = "anyio"
+"""A library with a plugin: pytest would warn that it is imported before its assertions can be rewritten."""
+TASKS = Path("/proc/self/task")
+
+
+def seen_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that must have equal values in the server and a fork."""
+    return {name: value for name, value in environment.items() if name.startswith(SEEN_BY_IMPORTS)} | {
+        "PYTHONPATH": "",  # each fork makes its own path
+        "PLAIN_PYTHON": environment.get("PLAIN_PYTHON", ""),
+    }
+
+
+class Fork:
+    """A process that was asked for."""
+
+    def __init__(self, streams: Sequence[int], *, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+        self._streams = streams
+        self._arguments = arguments
+        self._folder = folder
+        self._environment = environment
+
+    def run(self, library_path: Sequence[str]) -> None:
+        """Go on as ``python ARGUMENTS...``. The caller is at the end of the main module, as nothing runs after it."""
+        os.setsid()
+        self._take_streams()
+        os.chdir(self._folder)
+        os.environ.clear()
+        os.environ.update(self._environment)
+        tempfile.tempdir = None
+        random.seed()
+        sys.orig_argv = [sys.executable, *self._arguments]
+        own = [path for path in self._environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+        first, *rest = self._arguments
+        is_module = first.startswith("-m")
+        sys.path[:] = [self._folder if is_module else str(Path(first).parent), *own, *library_path]
+        importlib.invalidate_caches()
+        if is_module:
+            module, *rest = [first[2:], *rest] if first[2:] else rest
+            sys.argv = ["-m", *rest]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = self._arguments
+            runpy.run_path(first, run_name="__main__")
+
+    def _take_streams(self) -> None:
+        for own, theirs in enumerate(self._streams):
+            os.dup2(theirs, own)
+            os.close(theirs)
+        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+
+
+class Server:
+    """Forks a process for each request, reports its end, and kills it when its stand-in has ended."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._ended, self._wake_up = socket.socketpair()
+        self._forks: dict[int, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        for end in (self._ended, self._wake_up):
+            end.setblocking(False)
+        signal.set_wakeup_fd(self._wake_up.fileno())
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self._watch(listener, self._accept)
+        self._watch(self._ended, self._reap)
+        self._watch(sys.stdin, self._stop)
+
+    def serve(self) -> Fork:
+        """Serve until standard input ends. Only forks return from here."""
+        while True:
+            for key, _ in self._selector.select():
+                if fork := key.data():
+                    return fork
+
+    def _watch(self, source: object, serve: Callable[[], Fork | None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, serve)
+
+    def _accept(self) -> Fork | None:
+        stand_in, _ = self._listener.accept()
+        data, streams, _, _ = socket.recv_fds(stand_in, 1 << 16, 3)
+        while data and not data.endswith(b"\n"):
+            data += stand_in.recv(1 << 16)
+        request = json.loads(data or "null")
+        pid = 0
+        if request and self._can_fork(request["environment"]):
+            pid = os.fork()
+            if not pid:
+                self._leave()
+                stand_in.close()
+                return Fork(streams, **request)
+            self._forks[pid] = stand_in
+            self._watch(stand_in, lambda: self._abandon(pid))
+        for stream in streams:
+            os.close(stream)
+        with suppress(OSError):
+            stand_in.sendall(b"%d\n" % pid)
+        if not pid:
+            stand_in.close()
+        return None
+
+    def _can_fork(self, environment: Mapping[str, str]) -> bool:
+        """Whether this environment is as ours to libraries; a process with several threads must not fork."""
+        alike = seen_by_imports(environment) == seen_by_imports(os.environ)
+        return alike and len(list(TASKS.iterdir())) == 1
+
+    def _leave(self) -> None:
+        """Close in a fork what is the server's."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for end in (self._listener, self._ended, self._wake_up, *self._forks.values()):
+            end.close()
+
+    def _reap(self) -> None:
+        with suppress(BlockingIOError):
+            self._ended.recv(1 << 10)
+        for pid, stand_in in list(self._forks.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                with suppress(OSError):
+                    stand_in.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+                self._forget(pid)
+                stand_in.close()
+
+    def _abandon(self, pid: int) -> None:
+        """Kill a fork whose stand-in was killed."""
+        if pid in self._forks:
+            self._kill(pid)
+            self._selector.unregister(self._forks[pid])
+
+    def _forget(self, pid: int) -> None:
+        with suppress(KeyError):
+            self._selector.unregister(self._forks[pid])
+        del self._forks[pid]
+
+    def _kill(self, pid: int) -> None:
+        """Kill a fork and its descendants."""
+        import psutil
+
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            for one in (*process.children(recursive=True), process):
+                with suppress(psutil.Error):
+                    one.kill()
+
+    def _stop(self) -> None:
+        if not os.read(0, 1):
+            for pid in self._forks:
+                self._kill(pid)
+            os._exit(0)
+
+
+def _import_libraries() -> None:
+    for name in PREPARED:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == OF_A_PYTEST_PLUGIN:
+            module.__doc__ = f"{module.__doc__} PYTEST_DONT_REWRITE"
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy the memory of all of them
+
+
+def _main(address: str) -> None:
+    own, *path = sys.path  # this folder comes first
+    library_path = [one for one in path if one not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address.replace("@", "\0", 1))
+    listener.listen(64)
+    print(flush=True)  # stand-ins can connect, and wait for the imports
+    _import_libraries()
+    from forking_popen import ask_server  # from this folder
+
+    sys.modules.pop("forking_popen")
+    ask_server(address)
+    fork = Server(listener).serve()
+    fork.run(library_path)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
