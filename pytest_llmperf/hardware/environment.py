@@ -90,6 +90,7 @@ def _device_facts(device: str) -> dict[str, Scalar]:
             "device_name": cpu_model(),
             "device_memory_bytes": None,
             "runtime": None,
+            "cpu_capability": _cpu_capability(),
         }
     if kind == "cuda":
         return {"device_type": kind, **_cuda_facts(device), **_nvml_facts(device), **cuda_settings()}
@@ -187,6 +188,13 @@ def ask_nvml(nvml: Any, question: Any) -> Any:
         return question()
     except (nvml.NVMLError, nvml.NVMLLibraryMismatchError):
         return None
+
+
+def _cpu_capability() -> str:
+    """The instruction set for which torch and bitsandbytes choose their CPU kernels, such as ``AVX512``."""
+    import torch
+
+    return str(torch.backends.cpu.get_cpu_capability())
 
 
 def _torch_threads() -> int | None:

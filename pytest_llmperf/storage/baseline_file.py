@@ -105,6 +105,7 @@ def dump_baseline(baseline: Baseline) -> str:
         _workload_block(baseline),
         list_block("observations", baseline.observations, lambda row: (row.test, row.workload, row.run)),
         list_block("cells", baseline.cells, lambda cell: cell.key),
+        list_block("work", baseline.work, lambda work: work.key),
         list_block("epochs", baseline.epochs, lambda row: (row.test, row.metric, row.time, row.reason)),
     ]
     return "{\n" + ",\n".join(blocks) + "\n}\n"

@@ -32,6 +32,7 @@ FIELDS: Mapping[str, Weight] = {
     "device_type": Weight.BLOCKS,
     "device_memory_bytes": Weight.BLOCKS,
     "compute_capability": Weight.BLOCKS,
+    "cpu_capability": Weight.BLOCKS,
     "mig": Weight.BLOCKS,
     "ecc": Weight.BLOCKS,
     "power_limit_w": Weight.BLOCKS,
@@ -60,6 +61,20 @@ FIELDS: Mapping[str, Weight] = {
 }
 """All fields of a run's environment, and the weight of a difference in each."""
 
+COUNTED = frozenset(
+    {
+        "method",
+        "device_type",
+        "compute_capability",
+        "cpu_capability",
+        "torch",
+        "transformers",
+        "bitsandbytes",
+        "torchao",
+    }
+)
+"""Fields that counted work depends on."""
+
 ASSUMED: Mapping[str, Scalar] = {"tracing": "none"}
 """Values assumed for runs recorded before a field existed, so that a traced run is not compared with them."""
 
@@ -87,6 +102,11 @@ def compare_environments(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) 
 def blocking(differences: list[Difference]) -> list[Difference]:
     """Return the differences that prevent a comparison; a field that only one side has does not."""
     return [found for found in differences if found.weight is Weight.BLOCKS and found.state is State.DIFFERS]
+
+
+def counted_key(environment: Mapping[str, Scalar]) -> tuple[Scalar, ...]:
+    """The values that counted work depends on; equal keys have equal counts."""
+    return tuple(_value(environment, name) for name in sorted(COUNTED))
 
 
 def _value(environment: Mapping[str, Scalar], name: str) -> Scalar:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pytest_llmperf.metrics import Limit
-from pytest_llmperf.storage.schema import Baseline, PhaseProfile, Run, TestResult
+from pytest_llmperf.storage.schema import Baseline, PhaseProfile, Run, StoredWork, TestResult
 
 _NOTE = '{"test":'
 
@@ -115,7 +115,13 @@ def baseline_of(device_key: str, runs: list[Run], results: list[TestResult]) -> 
         workloads={result.workload.hash: result.workload for result in results},
         observations=[result.observation for result in results],
         cells=[cell for result in results for cell in result.cells],
+        work=[_stored_work(result) for result in results if result.work],
     )
+
+
+def _stored_work(result: TestResult) -> StoredWork:
+    seen = result.observation
+    return StoredWork(test=seen.test, workload=seen.workload, run=seen.run, phases=result.work)
 
 
 def _results(lines: list[str]) -> list[TestResult]:

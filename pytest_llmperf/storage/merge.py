@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel
 
 from pytest_llmperf.errors import BaselineError
+from pytest_llmperf.storage.comparability import counted_key
 from pytest_llmperf.storage.schema import Baseline, CellRun, Run
 
 WINDOW_RUNS = 20
@@ -34,6 +35,7 @@ def merge(first: Baseline, second: Baseline) -> Baseline:
         workloads={**first.workloads, **second.workloads},
         observations=_union((*first.observations, *second.observations), lambda row: (row.run, row.test, row.workload)),
         cells=_union((*first.cells, *second.cells), lambda cell: cell.key),
+        work=_union((*first.work, *second.work), lambda work: work.key),
         epochs=_union((*first.epochs, *second.epochs), lambda epoch: epoch),
     )
 
@@ -46,6 +48,7 @@ def only_new_cells(baseline: Baseline, addition: Baseline) -> Baseline:
         update={
             "cells": [cell for cell in addition.cells if cell.key[:3] not in known],
             "observations": [row for row in addition.observations if (row.test, row.workload) not in known_tests],
+            "work": [row for row in addition.work if (row.test, row.workload) not in known_tests],
         }
     )
 
@@ -55,8 +58,10 @@ def trim(baseline: Baseline, *, runs: int = WINDOW_RUNS, per_session: int = SESS
 
     Each test has its own window, so recording one test again does not remove the others' history. If a test has more
     runs, the oldest runs of sessions with more than ``per_session`` runs are removed first, since they add the least
-    information. Then the oldest runs of all are removed.
+    information. Then the oldest runs of all are removed. Counted work is kept of the latest run of each workload, for
+    each environment in which it may differ.
     """
+    baseline = _with_latest_work(baseline)
     of_test: defaultdict[str, set[str]] = defaultdict(set)
     for cell in baseline.cells:
         of_test[cell.test].add(cell.run)
@@ -79,10 +84,20 @@ def with_cells(baseline: Baseline, cells: list[CellRun]) -> Baseline:
         update={
             "runs": [run for run in baseline.runs if run.run_id in runs],
             "cells": cells,
+            "work": [row for row in baseline.work if (row.run, row.test, row.workload) in held],
             "observations": [row for row in baseline.observations if (row.run, row.test, row.workload) in held],
             "workloads": {name: workload for name, workload in baseline.workloads.items() if name in workloads},
         }
     )
+
+
+def _with_latest_work(baseline: Baseline) -> Baseline:
+    runs = {run.run_id: run for run in baseline.runs}
+    by_age = sorted(baseline.work, key=lambda row: (runs[row.run].time, row.run))
+    latest = {(row.test, row.workload, counted_key(runs[row.run].environment)): row for row in by_age}
+    if len(latest) == len(by_age):
+        return baseline
+    return baseline.model_copy(update={"work": list(latest.values())})
 
 
 def _dispensable(runs: list[Run], most: int, per_session: int) -> list[str]:

@@ -155,6 +155,52 @@ class Epoch(_Stored):
     reason: Identifier
 
 
+class StepCounts(_Stored):
+    """Total counts of one step."""
+
+    operators: float
+    flops: float
+    bytes: float
+    """Bytes read and written."""
+    allocations: float
+    allocated_bytes: float
+
+
+class PhaseWork(_Stored):
+    """Counted work of a phase, per step: per request for prefill, per token for decode (the mean over its steps).
+
+    ``first`` and ``last`` show whether it grows over the request.
+    """
+
+    steps: Positive
+    operators: dict[str, float]
+    """Calls by operator."""
+    flops: dict[str, float]
+    """By dtype."""
+    bytes: dict[str, float]
+    """Bytes read and written, by dtype."""
+    allocations: float
+    allocated_bytes: float
+    first: StepCounts
+    last: StepCounts
+    without_formula: list[str] = []
+    """Operators that compute and whose FLOPs are not known."""
+
+
+class StoredWork(_Stored):
+    """Counted work of one workload of one test, by phase, and the run that recorded it."""
+
+    test: Identifier
+    workload: Identifier
+    run: Identifier
+    phases: dict[str, PhaseWork]
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Key that is unique in a file."""
+        return (self.test, self.workload, self.run)
+
+
 class Baseline(_Stored):
     """Window of run records of one device: the content of a baseline file."""
 
@@ -164,12 +210,14 @@ class Baseline(_Stored):
     workloads: dict[str, Workload] = {}
     observations: list[Observation] = []
     cells: list[CellRun] = []
+    work: list[StoredWork] = []
     epochs: list[Epoch] = []
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         _refuse_duplicates("run", [run.run_id for run in self.runs])
         _refuse_duplicates("cell", [cell.key for cell in self.cells])
+        _refuse_duplicates("work", [work.key for work in self.work])
         _refuse_duplicates("observation", [(seen.run, seen.test, seen.workload) for seen in self.observations])
         for name, workload in self.workloads.items():
             if workload.hash != name:
@@ -186,7 +234,7 @@ class Baseline(_Stored):
 
     def _refuse_unknown_references(self) -> None:
         runs = {run.run_id for run in self.runs}
-        rows: list[CellRun | Observation] = [*self.cells, *self.observations]
+        rows: list[CellRun | Observation | StoredWork] = [*self.cells, *self.observations, *self.work]
         for row in rows:
             if row.run not in runs:
                 raise ValueError(f"{row.test}: run {row.run!r} is not among the file's runs")
@@ -258,6 +306,8 @@ class TestResult(_Stored):
     cells: list[CellRun]
     samples: dict[str, list[float]] = {}
     """Per-request and per-token figures of the cells, by metric key; too large to keep in baselines."""
+    work: dict[str, PhaseWork] = {}
+    """Counted work of one untimed request, by phase, where operators can be counted."""
     profile: dict[str, PhaseProfile] = {}
     """Profile of one additional request, by phase, if requested."""
 
