@@ -125,10 +125,18 @@ def _imported(model_cache: Path) -> None:
 @pytest.fixture
 def _own_modules(_imported: None) -> Iterator[None]:
     """Undo changes that an inner run's conftest made to our modules, because inner runs share this process."""
-    before = [(module, dict(vars(module))) for name, module in sys.modules.items() if name.startswith("pytest_llmperf")]
+    modules = [module for name, module in sys.modules.items() if name.startswith("pytest_llmperf")]
+    classes = [one for module in modules for one in vars(module).values() if _is_own_class(one)]
+    before = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
     yield
-    for module, names in before:
-        vars(module).update(names)
+    for owner, attributes in before:
+        for name, value in attributes.items():
+            if vars(owner).get(name) is not value:
+                setattr(owner, name, value)
+
+
+def _is_own_class(found: object) -> bool:
+    return isinstance(found, type) and found.__module__.startswith("pytest_llmperf")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 HERE = Path(__file__).parent
 PROGRAMS = ("pytest", "pytest_llmperf", "llmperf")
 """Modules, and scripts beside the interpreter, that run in a fork."""
+XDIST_WORKER = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
 PLAIN_OPTIONS = ("executable", "pass_fds", "preexec_fn", "shell")
 """Options of `subprocess.Popen` with which a process starts plainly."""
 
@@ -53,6 +54,8 @@ def _arguments(args: Any) -> list[str] | None:
     if first == sys.executable and rest and rest[0].startswith("-m"):
         module = rest[0][2:] or rest[1]
         return rest if module.partition(".")[0] in PROGRAMS else None
+    if first == sys.executable and rest == XDIST_WORKER and "PYTEST_CURRENT_TEST" in os.environ:
+        return rest  # of an inner run, not of the one that runs these tests
     if Path(first).parent == Path(sys.executable).parent and Path(first).name in PROGRAMS:
         return [first, *rest]
     return None

@@ -46,7 +46,9 @@ def seen_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
 class Fork:
     """A process that was asked for."""
 
-    def __init__(self, streams: Sequence[int], *, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, streams: Sequence[int], *, arguments: list[str], folder: str, environment: dict[str, str]
+    ) -> None:
         self._streams = streams
         self._arguments = arguments
         self._folder = folder
@@ -63,11 +65,22 @@ class Fork:
         random.seed()
         sys.orig_argv = [sys.executable, *self._arguments]
         own = [path for path in self._environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-        first, *rest = self._arguments
-        is_module = first.startswith("-m")
-        sys.path[:] = [self._folder if is_module else str(Path(first).parent), *own, *library_path]
+        sys.path[:] = [self._own_folder, *own, *library_path]
         importlib.invalidate_caches()
-        if is_module:
+        self._run_program()
+
+    @property
+    def _own_folder(self) -> str:
+        """What Python puts first into its path: the working directory, or a script's folder."""
+        first = self._arguments[0]
+        return self._folder if first.startswith("-") else str(Path(first).parent)
+
+    def _run_program(self) -> None:
+        first, *rest = self._arguments
+        if first == "-u":  # -c CODE: a worker of xdist
+            sys.argv = ["-c"]
+            exec(rest[1], vars(sys.modules["__main__"]))  # noqa: S102  # as Python does
+        elif first.startswith("-m"):
             module, *rest = [first[2:], *rest] if first[2:] else rest
             sys.argv = ["-m", *rest]
             runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -195,12 +208,12 @@ def _import_libraries() -> None:
 
 
 def _main(address: str) -> None:
-    own, *path = sys.path  # this folder comes first
+    path = sys.path[1:]  # this folder comes first
     library_path = [one for one in path if one not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address.replace("@", "\0", 1))
     listener.listen(64)
-    print(flush=True)  # stand-ins can connect, and wait for the imports
+    os.write(1, b"\n")  # stand-ins can connect, and wait for the imports
     _import_libraries()
     from forking_popen import ask_server  # from this folder
 
