@@ -18,6 +18,9 @@ from perf_project import DECODE_TEST, FAKE_CLOCK, QUICK
 # Tests measure no speed, and two of them at once must not wait for each other's threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
+# Otherwise each process of a test would compile all of our modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 start_on_demand()
 
 INNER = (

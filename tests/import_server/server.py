@@ -23,7 +23,7 @@ from pathlib import Path
 PREPARED = (
     "torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.profiler", "torch.utils.flop_counter",
     "transformers.generation", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
-    "bitsandbytes", "accelerate", "pandas", "psutil", "pydantic", "pytest", "safetensors.torch",
+    "bitsandbytes", "accelerate", "psutil", "pydantic", "pytest", "safetensors.torch",
 )  # fmt: skip
 SEEN_BY_IMPORTS = (
     "ACCELERATE", "BNB", "CUBLAS", "CUDA", "GOMP", "HF", "KMP", "LANG", "LC", "LD", "MALLOC", "MKL", "NVIDIA", "OMP",
