@@ -7,7 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,20 +63,21 @@ def _arguments(args: Any) -> list[str] | None:
 
 def _started_once() -> Callable[[], str]:
     started: list[str] = []
+    environment = dict(os.environ)  # without the variables of the test that asks first
 
     def address() -> str:
         if not started:
-            started.append(_start())
+            started.append(_start(environment))
         return started[0]
 
     return address
 
 
-def _start() -> str:
+def _start(environment: Mapping[str, str]) -> str:
     address = f"@llmperf-tests-{os.getpid()}-{secrets.token_hex(4)}"
     server = _Popen(
         [sys.executable, str(HERE / "server.py"), address],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     assert server.stdin
     assert server.stdout

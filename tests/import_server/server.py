@@ -38,8 +38,7 @@ TASKS = Path("/proc/self/task")
 def seen_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that must have equal values in the server and a fork."""
     return {name: value for name, value in environment.items() if name.startswith(SEEN_BY_IMPORTS)} | {
-        "PYTHONPATH": "",  # each fork makes its own path
-        "PLAIN_PYTHON": environment.get("PLAIN_PYTHON", ""),
+        "PYTHONPATH": ""  # each fork makes its own path
     }
 
 
@@ -147,7 +146,7 @@ class Server:
     def _can_fork(self, environment: Mapping[str, str]) -> bool:
         """Whether this environment is as ours to libraries; a process with several threads must not fork."""
         alike = seen_by_imports(environment) == seen_by_imports(os.environ)
-        return alike and len(list(TASKS.iterdir())) == 1
+        return alike and not environment.get("PLAIN_PYTHON") and len(list(TASKS.iterdir())) == 1
 
     def _leave(self) -> None:
         """Close in a fork what is the server's."""

@@ -101,6 +101,7 @@ def run(project, monkeypatch):
     project.write()
     project.record(*QUIET_MACHINE)
     project.write(conftest=CONTEXTS)
+    monkeypatch.setenv("PLAIN_PYTHON", "1")  # the processes of a run are found by their parents
     for name in ("PYTEST_ADDOPTS", run_processes.RUN_VARIABLE, run_processes.USERS_VARIABLE):
         monkeypatch.delenv(name, raising=False)
 
