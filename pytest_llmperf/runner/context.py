@@ -15,9 +15,9 @@ from typing import Any
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.engines.engine_registry import ENGINES, EngineOptions
 from pytest_llmperf.engines.transformers import TransformersEngine
-from pytest_llmperf.errors import BaselineError, MeasurementError, UsageError
+from pytest_llmperf.errors import BaselineError, MeasurementError, Unavailable, UsageError
 from pytest_llmperf.hardware.dead_device import why_dead
-from pytest_llmperf.hardware.environment import device_key, environment, session_id
+from pytest_llmperf.hardware.environment import counted_device_key, device_key, environment, session_id
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.kernel import KernelTimer
@@ -91,7 +91,7 @@ class Workplace:
         self.dead = ""
         """The test at which the device died, and why; empty while it works."""
         self._not_begun = dict.fromkeys(test.key for test in tests)
-        self._bench = Bench(options.device, options.guards)
+        self._bench = Bench(options.device, options.guards, counted=options.counted)
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
@@ -112,7 +112,7 @@ class Workplace:
         self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
         facts = environment(self._bench.device)
-        self.device_key = device_key(facts)
+        self.device_key = counted_device_key(facts) if options.counted else device_key(facts)
         self.run = Run(
             run_id=f"{start:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
             session_id=os.environ.get("LLMPERF_SESSION_ID") or session_id(f"{start:%Y-%m-%d}"),
@@ -146,7 +146,9 @@ class Workplace:
         Raises:
             ModelError: the engine or its model cannot be loaded.
             UsageError: the run's engine has a model of its own, and the test asks for another one.
+            Unavailable: the run only counts.
         """
+        self.refuse_uncounted("how an engine serves requests")
         if self.options.loads_models:
             return TransformersEngine(self.load(param))
         if param not in self.options.served:
@@ -172,6 +174,7 @@ class Workplace:
 
     def serve(self, serving: Engine, plan: ServingPlan, *, test: str) -> TestResult:
         """Measure how an engine serves many requests."""
+        self.refuse_uncounted("how an engine serves requests")
         if self.options.request_injections:
             raise UsageError(
                 f"--llmperf-inject {self.options.request_injections[0]}: served requests have no separate forwards to "
@@ -211,8 +214,18 @@ class Workplace:
         marked = result.model_copy(update={"observation": seen.model_copy(update={"invalid": seen.invalid or why})})
         return _inject(marked, self.options)
 
+    def refuse_uncounted(self, what: str) -> None:
+        """Skip a test that measures times, in a run that only counts.
+
+        Raises:
+            Unavailable: the run only counts.
+        """
+        if self.options.counted:
+            raise Unavailable(f"--llmperf-counted: {what} is not counted: run it without the option")
+
     def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
         """Return a timer of callables on the run's device, without a model; ``keep`` gets each timing."""
+        self.refuse_uncounted("the time of a call")
         return KernelTimer(self.device, self._bench.clock, keep)
 
     def entry(self, test: str, results: list[TestResult], *, timings: Sequence[str] = (), error: str = "") -> Entry:

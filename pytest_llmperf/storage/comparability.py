@@ -115,7 +115,12 @@ def is_portable(metric: Metric, workload: Workload) -> bool:
 
 def counted_key(environment: Mapping[str, Scalar]) -> tuple[Scalar, ...]:
     """The values that counted work depends on; equal keys have equal counts."""
-    return tuple(_value(environment, name) for name in sorted(COUNTED))
+    return values_of(environment, COUNTED)
+
+
+def values_of(environment: Mapping[str, Scalar], fields: frozenset[str]) -> tuple[Scalar, ...]:
+    """The values of these fields, in the order of their names."""
+    return tuple(_value(environment, name) for name in sorted(fields))
 
 
 def _value(environment: Mapping[str, Scalar], name: str) -> Scalar:
