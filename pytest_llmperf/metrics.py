@@ -419,6 +419,11 @@ PRIMARIES = (
 """Primary metrics: the first of these that a workload has. The last one is that of runs without times."""
 
 
+def is_counted(key: str) -> bool:
+    """Whether the metric of this key is known and does not depend on the machine."""
+    return key in METRICS and METRICS[key].depends_on is not None
+
+
 def primary_metric(keys: Iterable[str]) -> Metric:
     """The primary metric of a workload with cells of these metrics."""
     found = set(keys)

@@ -69,6 +69,9 @@ ASSUMED: Mapping[str, Scalar] = {"tracing": "none"}
 """Values assumed for runs recorded before a field existed, so that a traced run is not compared with them."""
 
 
+KIND = frozenset({"device_type", "compute_capability"})
+"""Fields that tell one kind of device from another."""
+
 DENSE = frozenset({"bf16", "fp16", "fp32"})
 """Quantizations whose operators torch dispatches alike on every CPU. Libraries choose theirs by instruction set."""
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric, Scalar
+from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric, Scalar, is_counted
 from pytest_llmperf.storage.comparability import (
+    KIND,
     Difference,
     blocking,
     compare_environments,
@@ -29,9 +30,6 @@ class Confirmed:
     values: tuple[float, ...] = ()
     family_size: int | None = None
 
-
-KIND = frozenset({"device_type", "compute_capability"})
-"""Fields that tell one kind of device from another."""
 
 LONGEST_LIST = 4
 
@@ -236,11 +234,6 @@ class Comparison:
             if cell.metric.kind is not Kind.IDENTITY:
                 families[cell.metric.key].append(cell)
         return {name: prior_of(cells) for name, cells in families.items()}
-
-
-def is_counted(key: str) -> bool:
-    """Whether a metric, by its key, does not depend on the machine."""
-    return key in METRICS and METRICS[key].depends_on is not None
 
 
 def _is_timed(verdict: Verdict) -> bool:
