@@ -328,6 +328,7 @@ def _start_session(config: pytest.Config) -> None:
         return
     outcome = RunOutcome(
         compared=not options.measure_only,
+        counted=options.counted,
         fail_on=options.fail_on,
         place=baselines_arguments(config, options.baselines),
         settings=measuring_arguments(config),

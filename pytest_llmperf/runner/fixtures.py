@@ -238,6 +238,7 @@ class LlmPerf:
         from pytest_llmperf.measure.speedup_result import speedup_of
 
         __tracebackhide__ = True
+        self._workplace.refuse_uncounted("a speed-up")
         for given in (result, over):
             if given not in self.results:
                 raise UsageError(f"speedup: {given!r:.60}: expected a result that llmperf measured in this test")
