@@ -341,6 +341,20 @@ _DEFINITIONS: tuple[Metric, ...] = (
         kind=Kind.INFORMATIVE,
         better=Better.LARGER,
     ),
+    _explaining_ms(
+        "roofline_ttft",
+        "roofline TTFT",
+        "least time of the prefill on a device of known peaks: the larger of FLOPs / peak rate and bytes / bandwidth",
+    ),
+    _explaining_ms("roofline_tpot", "roofline TPOT", "the same of a token of decode"),
+    Metric(
+        name="memory",
+        unit="share",
+        title="memory share",
+        definition="largest number of bytes of live tensors, from loading to the last token / memory of the device that "
+        "a fake one stands for",
+        kind=Kind.INFORMATIVE,
+    ),
     Metric(
         name="prefix_hit",
         unit="share",

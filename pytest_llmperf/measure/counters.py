@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from pytest_llmperf.system.tensors import tensors_in
+from pytest_llmperf.system.tensors import memory_key, tensors_in
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def count_operators() -> Iterator[OperatorCount]:
 
     class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
         def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            count.total += 1
+            count.total += func.namespace != "prim"  # such as prim::device, with which fake tensors ask for a device
             return func(*args, **(kwargs or {}))
 
     with Counting():  # type: ignore[no-untyped-call]  # untyped in torch
@@ -74,7 +74,8 @@ def cache_size(cache: Any, positions: int, states: Iterable[torch.Tensor] = ()) 
     """
     found: dict[Hashable, torch.Tensor] = {}
     for tensor in tensors_in([cache, *states]):
-        if tensor.dim() and tensor.nbytes > getattr(found.get(key := _memory(tensor)), "nbytes", 0):
+        key = memory_key(tensor)
+        if tensor.dim() and key is not None and tensor.nbytes > getattr(found.get(key), "nbytes", 0):
             found[key] = tensor
     total = sum(map(_own_bytes, found.values()))
     return CacheSize(total, _growing_bytes(cache, positions)) if total else None
@@ -90,10 +91,6 @@ def _growing_bytes(cache: Any, positions: int) -> int:
     held = (value for layer in getattr(cache, "layers", ()) for value in vars(layer).values())
     tensors = (value for value in held if isinstance(value, torch.Tensor) and value.shape[-2:-1] == (positions,))
     return sum(map(_own_bytes, tensors))
-
-
-def _memory(tensor: torch.Tensor) -> Hashable:
-    return tensor.device, tensor.data_ptr()
 
 
 def _own_bytes(tensor: torch.Tensor) -> int:

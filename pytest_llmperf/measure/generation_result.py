@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
-from pytest_llmperf.measure.generation import Measurement
-from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure
+from pytest_llmperf.measure.generation import Measurement, Plan
+from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure, Scalar
 from pytest_llmperf.stats.summary import summarize
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
@@ -56,7 +56,12 @@ test_result.__test__ = False  # type: ignore[attr-defined]  # pytest would colle
 
 
 def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
-    plan, execution = measured.plan, find_execution(measured.plan.execution)
+    return workload_of(measured.plan, loaded, prompt_sha256=measured.prompt_sha256, settings=measured.settings)
+
+
+def workload_of(plan: Plan, loaded: LoadedModel, *, prompt_sha256: str, settings: Mapping[str, Scalar]) -> Workload:
+    """The workload of a plan on a model; ``settings`` are those of generation that change the work."""
+    execution = find_execution(plan.execution)
     return Workload(
         engine="transformers",
         model=loaded.name,
@@ -69,8 +74,8 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         input_tokens=plan.input_tokens,
         output_tokens=plan.output_tokens,
         sampling="greedy",
-        prompt_sha256=measured.prompt_sha256,
-        settings={**loaded.settings, **execution.settings, **measured.settings},
+        prompt_sha256=prompt_sha256,
+        settings={**loaded.settings, **execution.settings, **settings},
     )
 
 

@@ -1,0 +1,192 @@
+"""A device that is not here: tensors on it have shapes, dtypes and a device, but neither values nor memory.
+
+torch's ``FakeTensorMode`` runs the real code of a model up to each operator, of which it computes only the result's
+shape. This module adds what code asks a device for (compute capability, memory), the kernel that attention chooses,
+the bytes of live tensors, and errors that name the line of code where it cannot go on.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.hardware.data_sheet import DataSheet
+from pytest_llmperf.hardware.device import torch_device
+from pytest_llmperf.hardware.fake_operator_check import OperatorCheck
+from pytest_llmperf.hardware.fused_attention import run_fused
+from pytest_llmperf.hardware.live_bytes import LiveBytes
+from pytest_llmperf.text import first_line
+
+ALLOCATED_BLOCK_BYTES = 512
+"""torch's caching allocator rounds sizes up to multiples of this."""
+_PACKAGE = Path(__file__).parents[1]
+_NO_IMPLEMENTATION = "has no fake implementation, which computes the shape of its result (torch.library.register_fake)"
+
+
+class NoValuesError(MeasurementError):
+    """Code on a fake device needs a value or an operator that it does not have; the message names the line."""
+
+
+class FakeDevice:
+    """A fake device; one for each process, because tensors of two of them cannot meet.
+
+    Args:
+        name: ``fake-cpu``, ``fake-cuda`` or ``fake-xpu``.
+        sheet: what is known of the GPU that it stands for; ``None`` if nothing.
+
+    Attributes:
+        live: Bytes of the live tensors on the device.
+        waits: The lines at which the host waited for a copy from or to the device, one for each time.
+    """
+
+    def __init__(self, name: str, sheet: DataSheet | None = None) -> None:
+        self.name = name
+        self.sheet = sheet
+        self.torch_device = torch_device(name)
+        self.kind = self.torch_device.partition(":")[0]
+        self.live = LiveBytes(self.kind, 1 if self.kind == "cpu" else ALLOCATED_BLOCK_BYTES)
+        self.waits: list[str] = []
+        self.check = OperatorCheck() if self.kind == "cpu" else None
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """In the block, new tensors are fake, and code that asks for the GPU gets the data sheet's answers."""
+        with ExitStack() as stack:
+            if self.kind == "cuda" and self.sheet:
+                stack.enter_context(_answering(self.sheet))
+            stack.enter_context(self._fake_mode)
+            stack.enter_context(_operators_of(self))
+            yield
+
+    @cached_property
+    def _fake_mode(self) -> Any:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        return FakeTensorMode(allow_fallback_kernels=False, allow_non_fake_inputs=True)
+
+
+@contextmanager
+def with_values() -> Iterator[None]:
+    """In the block, new tensors have values, even inside ``FakeDevice.computing``."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    with _disable_current_modes():
+        yield
+
+
+@contextmanager
+def _answering(sheet: DataSheet) -> Iterator[None]:
+    """Answer for CUDA's driver, which may not be here."""
+    import torch
+
+    major, minor = sheet.capability
+    properties = SimpleNamespace(
+        name=f"fake {sheet.name}", major=major, minor=minor, total_memory=sheet.memory_bytes, gcnArchName=""
+    )
+    answers = {
+        "get_device_capability": sheet.capability,
+        "get_device_properties": properties,
+        "get_device_name": properties.name,
+        "current_device": 0,
+        "mem_get_info": (sheet.memory_bytes, sheet.memory_bytes),
+    }
+    with ExitStack() as stack:
+        for name, answer in answers.items():
+            stack.enter_context(patch.object(torch.cuda, name, lambda *_, answer=answer, **__: answer))
+        yield
+
+
+def _operators_of(device: FakeDevice) -> Any:
+    """A dispatch mode that follows what operators do on a fake device.
+
+    A composite operator is run as its parts, so that tensors between them are followed too.
+    """
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    capability = device.sheet.capability if device.sheet else None
+
+    class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+        def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func.namespace == "prim":
+                return func(*args, **kwargs)
+            with self:
+                if func is attention and capability and (fused := run_fused(args, kwargs, capability)) is not None:
+                    return fused
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+            result = _run(func, args, kwargs)
+            device.live.follow(_tensors(result))
+            if _is_wait(func, args, kwargs, result):
+                device.waits.append(calling_line())
+            if device.check:
+                device.check(func, args, kwargs, result)
+            return result
+
+    return Operators()  # type: ignore[no-untyped-call]  # untyped in torch
+
+
+def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Run an operator.
+
+    Raises:
+        NoValuesError: its result depends on values, or it has no fake implementation.
+    """
+    from torch._subclasses import fake_tensor
+
+    name = f"{func.namespace}::{func.overloadpacket.__name__}"
+    try:
+        return func(*args, **kwargs)
+    except fake_tensor.DataDependentOutputException as error:
+        raise NoValuesError(f"{calling_line()} reads a value back ({name}), and a fake device has none") from error
+    except fake_tensor.DynamicOutputShapeException as error:
+        reason = f"{calling_line()} makes a tensor whose shape depends on values ({name}), and a fake device has none"
+        raise NoValuesError(reason) from error
+    except (fake_tensor.UnsupportedOperatorException, NotImplementedError) as error:
+        raise NoValuesError(f"operator {name} {_NO_IMPLEMENTATION}: called at {calling_line()}") from error
+    except fake_tensor.UnsupportedFakeTensorException as error:
+        raise NoValuesError(f"operator {name} at {calling_line()}: {first_line(error)}") from error
+
+
+def _is_wait(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> bool:
+    """Whether the host waits for a copy: memory of the host is pageable here, and empty tensors are not copied."""
+    if func.overloadpacket.__name__ not in ("_to_copy", "copy_") or result.numel() == 0 or kwargs.get("non_blocking"):
+        return False
+    return len({tensor.device.type for tensor in _tensors((args, result))}) > 1
+
+
+def _tensors(value: Any) -> list[Any]:
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def calling_line() -> str:
+    """The innermost line of code outside torch and this package: ``transformers/cache_utils.py:220``."""
+    import torch
+
+    hidden = (Path(torch.__file__).parent, _PACKAGE)
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        if path.is_absolute() and not any(folder in path.parents for folder in hidden):
+            return f"{_shown(path)}:{frame.lineno}"
+    return "an unknown line"
+
+
+def _shown(path: Path) -> str:
+    """A path without this machine's folders: relative to where packages are installed, else its last two parts."""
+    parts = path.parts
+    if "site-packages" in parts:
+        return "/".join(parts[parts.index("site-packages") + 1 :])
+    return "/".join(parts[-2:])
