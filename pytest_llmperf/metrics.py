@@ -18,6 +18,20 @@ METHOD = 3
 Scalar = str | bool | int | float | None
 """Types of values in records other than figures."""
 
+COUNTED = frozenset(
+    {
+        "method",
+        "device_type",
+        "compute_capability",
+        "cpu_capability",
+        "torch",
+        "transformers",
+        "bitsandbytes",
+        "torchao",
+    }
+)
+"""Fields of a run's environment that counted work depends on. Its processor, driver and host are not among them."""
+
 
 class Kind(StrEnum):
     """How a metric is judged."""
@@ -63,6 +77,8 @@ class Metric:
     floor: float = 0.0
     gates: bool = False
     """Whether the metric can fail a test by default."""
+    depends_on: frozenset[str] | None = None
+    """Fields of the environment in which a difference prevents a comparison; ``None`` for all fields that block."""
 
     @property
     def key(self) -> str:
@@ -133,8 +149,17 @@ def _timed(  # noqa: PLR0913  # the fields of a definition
     )
 
 
-def _counted(name: str, title: str, definition: str, *, gates: bool) -> Metric:
-    return Metric(name=name, unit="", title=title, definition=definition, kind=Kind.EXACT, gates=gates)
+def _counted(
+    name: str, title: str, definition: str, *, gates: bool, depends_on: frozenset[str] | None = COUNTED
+) -> Metric:
+    return Metric(
+        name=name, unit="", title=title, definition=definition, kind=Kind.EXACT, gates=gates, depends_on=depends_on
+    )
+
+
+def _of_dynamo(name: str, title: str, definition: str) -> Metric:
+    """Define a count of dynamo, which reads Python's bytecode and gives way to what traces it."""
+    return _counted(name, title, definition, gates=True, depends_on=COUNTED | {"python", "tracing"})
 
 
 def _explaining_ms(name: str, title: str, definition: str) -> Metric:
@@ -155,7 +180,7 @@ def _assistance(name: str, title: str, definition: str, *, unit: str = "") -> Me
     )
 
 
-def _memory(name: str, title: str, definition: str, *, gates: bool) -> Metric:
+def _memory(name: str, title: str, definition: str, *, gates: bool, depends_on: frozenset[str] | None = None) -> Metric:
     return Metric(
         name=name,
         unit="bytes",
@@ -166,7 +191,13 @@ def _memory(name: str, title: str, definition: str, *, gates: bool) -> Metric:
         catch=0.03,
         floor=16 * MIB,
         gates=gates,
+        depends_on=depends_on,
     )
+
+
+def _held(name: str, title: str, definition: str) -> Metric:
+    """Define the bytes of tensors that a model holds: they follow from its shapes, on any machine."""
+    return _memory(name, title, definition, gates=True, depends_on=COUNTED)
 
 
 def _itl_percentile(q: int) -> Metric:
@@ -271,9 +302,9 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _explaining_ms("cold_ttft", "cold TTFT", "TTFT of the first request of a compiled decode"),
     _explaining_ms("capture", "capture time", "capturing and first replaying all CUDA graphs of decode"),
     _explaining_ms("lateness", "lateness", "from when a request was due to when it was sent, per request"),
-    _memory("weights", "weights", "bytes of parameters, buffers and quantization state, as measured", gates=True),
-    _memory("assistant_weights", "assistant's weights", "the same of the draft model of assisted decoding", gates=True),
-    _memory("kv_cache", "KV cache", "bytes of keys, values and recurrent states after the last token", gates=True),
+    _held("weights", "weights", "bytes of parameters, buffers and quantization state, as measured"),
+    _held("assistant_weights", "assistant's weights", "the same of the draft model of assisted decoding"),
+    _held("kv_cache", "KV cache", "bytes of keys, values and recurrent states after the last token"),
     *(metric for phase in ("load", "prefill", "decode", "serving") for metric in _phase_memory(phase)),
     _memory(
         "graph_memory",
@@ -296,9 +327,9 @@ _DEFINITIONS: tuple[Metric, ...] = (
         "prompts that agree, where the model has experts",
         gates=True,
     ),
-    _counted("graph_breaks", "graph breaks", "places at which dynamo had to split what it compiles", gates=True),
-    _counted("unique_graphs", "graphs", "graphs that dynamo handed to the compiler", gates=True),
-    _counted("recompilations", "recompilations", "frames that dynamo compiled once more, for other inputs", gates=True),
+    _of_dynamo("graph_breaks", "graph breaks", "places at which dynamo had to split what it compiles"),
+    _of_dynamo("unique_graphs", "graphs", "graphs that dynamo handed to the compiler"),
+    _of_dynamo("recompilations", "recompilations", "frames that dynamo compiled once more, for other inputs"),
     Metric(
         name="graphs_from_cache",
         unit="",
@@ -312,12 +343,14 @@ _DEFINITIONS: tuple[Metric, ...] = (
         "kernels / token",
         "kernels that ran on the device during decode / (output tokens - 1), from two profiled requests that agree",
         gates=True,
+        depends_on=None,  # libraries choose their kernels by the device and their version
     ),
     _counted(
         "syncs_per_token",
         "synchronizations / token",
         "calls during decode by which the host waits for the device / (output tokens - 1), profiled as well",
         gates=True,
+        depends_on=COUNTED | {"runtime"},
     ),
     _assistance(
         "acceptance",
@@ -376,6 +409,7 @@ _DEFINITIONS: tuple[Metric, ...] = (
         "tokens unlike loop's",
         "output tokens that differ from the bare loop's; of assisted decoding, from those of plain generate",
         gates=False,
+        depends_on=None,  # the processor rounds
     ),
     # Shows that the work changed, not that it became slower or larger. Gates only on request.
     Metric(
@@ -392,8 +426,16 @@ METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _DEFINITIONS}
 
 PRIMARY = METRICS["tpot_ms"]
 
-PRIMARIES = (METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"], METRICS["call_ms"])
-"""Primary metrics: the first of these that a workload has."""
+PRIMARIES = (
+    *(METRICS["output_tokens_per_s"], PRIMARY, METRICS["speedup_ratio"], METRICS["call_ms"]),
+    METRICS["operators_per_token"],
+)
+"""Primary metrics: the first of these that a workload has. The last one is that of runs without times."""
+
+
+def is_counted(key: str) -> bool:
+    """Whether the metric of this key is known and does not depend on the machine."""
+    return key in METRICS and METRICS[key].depends_on is not None
 
 
 def primary_metric(keys: Iterable[str]) -> Metric:

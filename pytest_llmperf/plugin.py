@@ -253,7 +253,7 @@ def peak_memory(request: pytest.FixtureRequest) -> Callable[[], AbstractContextM
     from pytest_llmperf.runner.fixtures import peak_memory as follow
 
     workplace = request.config.stash[WORKPLACE]
-    workplace.needs_device("peak_memory")
+    workplace.refuse_without_device("peak_memory")
     return partial(follow, workplace.device)
 
 
@@ -330,6 +330,7 @@ def _start_session(config: pytest.Config) -> None:
         return
     outcome = RunOutcome(
         compared=not options.measure_only,
+        counted=options.counted,
         fail_on=options.fail_on,
         place=baselines_arguments(config, options.baselines),
         settings=measuring_arguments(config),

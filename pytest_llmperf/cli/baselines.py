@@ -12,6 +12,8 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.text import plural
 
 DEFAULT_BASELINES = Path("baselines")
+USUAL_RUNS = 5
+COUNTED_FLAG = "--llmperf-counted"
 
 
 def add_commands(commands: Any) -> None:
@@ -39,9 +41,10 @@ def _add_files(commands: Any) -> None:
         help="run the perf tests in fresh processes and append every run to the baseline",
         description="Arguments that are not listed here are passed on to pytest.",
     )
-    record.add_argument(
-        "--runs", type=int, default=5, metavar="N", help="number of runs, each in a fresh process (default: 5)"
-    )
+    record.add_argument("--runs", type=int, metavar="N",
+                        help="number of runs, each in a fresh process (default: 5; 1 with --counted)")  # fmt: skip
+    record.add_argument("--counted", action="store_true",
+                        help="count work and measure no times, with --llmperf-counted")  # fmt: skip
     record.set_defaults(run=_record, passes_on="all")
 
     export = commands.add_parser("export", help="write every cell of every run as CSV or Parquet")
@@ -136,7 +139,10 @@ def _merge(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _record(options: argparse.Namespace, rest: list[str]) -> int:
-    return _record_runs("record", options.runs, rest, option="--runs")
+    if options.counted and COUNTED_FLAG not in rest:
+        rest = [COUNTED_FLAG, *rest]
+    usual = 1 if COUNTED_FLAG in rest else USUAL_RUNS  # counts do not vary
+    return _record_runs("record", usual if options.runs is None else options.runs, rest, option="--runs")
 
 
 def _record_runs(command: str, runs: int, rest: Sequence[str], *, option: str) -> int:
@@ -169,12 +175,16 @@ def _accept(options: argparse.Namespace, rest: list[str]) -> int:
         raise UsageError(
             f"llmperf accept: unexpected {rest[0]!r}: arguments are passed on to pytest only with --record"
         )
-    path = maintenance_commands.only_file(options.baselines, options.device_key)
-    accepted = maintenance_commands.accept(path, options.test, options.metric, reason=options.reason)
-    say(*accepted.lines())
+    accepted = [
+        *maintenance_commands.accept(
+            options.baselines, options.device_key, options.test, options.metric, reason=options.reason
+        )
+    ]
+    say(*(line for one in accepted for line in one.lines()))
     if options.record is None:
         return 0
-    arguments = [*rest, f"--llmperf-baselines={options.baselines}", *maintenance_commands.selecting(accepted.tests)]
+    tests = dict.fromkeys(test for one in accepted for test in one.tests)
+    arguments = [*rest, f"--llmperf-baselines={options.baselines}", *maintenance_commands.selecting([*tests])]
     code = _record_runs("accept", options.record, arguments, option="--record")
     if code:
         say("llmperf accept: the change stays accepted; fix the failure, then record the new level with llmperf record")
@@ -191,8 +201,7 @@ def _prune(options: argparse.Namespace, _rest: list[str]) -> int:
         sessions=options.sessions,
         before=maintenance_commands.moment(options.before) if options.before else "",
     )
-    path = maintenance_commands.only_file(options.baselines, options.device_key)
-    say(maintenance_commands.prune(path, condemned, dry_run=options.dry_run))
+    say(*maintenance_commands.prune(options.baselines, options.device_key, condemned, dry_run=options.dry_run))
     return 0
 
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,12 @@ def _fake_key(environment: Mapping[str, Scalar]) -> str:
     kind = str(environment["device_type"])
     model = str(environment["device_name"]).removeprefix("fake ")
     return kind if kind.endswith(model) else f"{kind}-{slug(model)}"
+
+
+def counted_device_key(environment: Mapping[str, Scalar]) -> str:
+    """Name of the baseline file of runs that only count, such as ``counted-cpu`` or ``counted-cuda-9.0``."""
+    capability = environment.get("compute_capability")
+    return f"counted-{environment['device_type']}" + (f"-{capability}" if capability else "")
 
 
 def session_id(day: str) -> str:
@@ -231,10 +237,14 @@ def ask_nvml(nvml: Any, question: Any) -> Any:
 
 
 def _cpu_capability() -> str:
-    """The instruction set for which torch and bitsandbytes choose their CPU kernels, such as ``AVX512``."""
+    """What bitsandbytes chooses its CPU kernels by, such as ``AVX512 BF16``: torch's instruction set, and AVX512_BF16.
+
+    They are two facts: ``ATEN_CPU_CAPABILITY`` lowers only the first one.
+    """
     import torch
 
-    return str(torch.backends.cpu.get_cpu_capability())
+    rounds: Callable[[], bool] | None = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return str(torch.backends.cpu.get_cpu_capability()) + (" BF16" if rounds and rounds() else "")
 
 
 def _torch_threads() -> int | None:

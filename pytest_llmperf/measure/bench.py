@@ -48,6 +48,7 @@ class Bench:
     Args:
         device: the device, as :func:`resolve_device` takes it.
         guards: names of the guards that may invalidate a measurement.
+        counted: whether work is counted and no times are measured.
 
     Attributes:
         load_limit_s: Time limit for loading a model, in seconds; ``None`` for no limit.
@@ -56,9 +57,10 @@ class Bench:
         UsageError: the device does not exist.
     """
 
-    def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS)) -> None:
+    def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS), *, counted: bool = False) -> None:
         self.device = torch_device(resolve_device(device))
         self.guards = guards
+        self.counted = counted
         self.progress = Progress(self.device)
         self.models = ModelRegistry(self.device, load=self._load)
         self.load_limit_s: float | None = None
@@ -89,7 +91,7 @@ class Bench:
         check_available(QUANTIZATIONS[spec.quantization], self.device)
         check_source(spec)
 
-    def needs_device(self, what: str) -> None:
+    def refuse_without_device(self, what: str) -> None:
         """Skip the test if there is no device: ``what`` is what it is needed for."""
 
     def measure(  # noqa: PLR0913  # the model, the plan, ids, and options
@@ -114,7 +116,7 @@ class Bench:
         with watch(self.device, self.progress) as watched, self._in_one_line(loaded.title):
             measured = measure_generation(
                 loaded.model,
-                plan,
+                replace(plan, counted=self.counted),
                 device=self.device,
                 clock=self.clock,
                 tokenizer=loaded.tokenizer,
@@ -125,8 +127,10 @@ class Bench:
                 profile=partial(self._profile, traces),
             )
         self.progress.enter(TEST_BODY)
-        measured = self._with_physics(measured, loaded, watched)
         facts = self._facts[loaded.spec] if loaded.spec else NOT_LOADED
+        if self.counted:
+            return test_result(measured, as_it_is(loaded), facts, test=test, run_id=run_id)
+        measured = self._with_physics(measured, loaded, watched)
         result = test_result(measured, as_it_is(loaded), facts, test=test, run_id=run_id)
         return self._guarded(result, watched, misplaced=misplaced(loaded.model, self.device))
 
@@ -210,7 +214,8 @@ class Bench:
         """Load a model and record time and memory; imports and building a synthetic model are excluded."""
         prepare(spec, device)
         set_libraries_aside()
-        spare_bandwidth(device)  # measured while memory is free
+        if not self.counted:
+            spare_bandwidth(device)  # measured while memory is free
         self.progress.enter(LOAD)
         try:
             with trace_memory(device, LOAD) as trace, time_limit(self.load_limit_s, self.progress):

@@ -73,7 +73,7 @@ class FakeBench(Bench):
         """
         check_shape_only(spec, self.device)
 
-    def needs_device(self, what: str) -> None:
+    def refuse_without_device(self, what: str) -> None:
         """Skip the test.
 
         Raises:

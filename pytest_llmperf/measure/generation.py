@@ -18,6 +18,7 @@ from pytest_llmperf.engines.executions.execution import (
     PreparedExecution,
     Request,
     check_produced,
+    unnoticed,
 )
 from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes, Run, time_request
@@ -28,6 +29,7 @@ from pytest_llmperf.hardware.garbage_collector import collector_paused
 from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 from pytest_llmperf.measure.contention import KeptRequests, undisturbed
 from pytest_llmperf.measure.counters import CacheSize, NewStates, OperatorCount, cache_size, count_operators
+from pytest_llmperf.measure.counting import check_countable
 from pytest_llmperf.measure.cuda_activity import activity_figures
 from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes, inject, reduced_batch_size
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
@@ -59,6 +61,8 @@ class Plan:
     seed: int = 0
     prompt: Prompt = RANDOM
     """``input_tokens`` is the length of random prompts; other prompts have their own length."""
+    counted: bool = False
+    """Whether to count the work of one request, and to make no warm-up and no timed request."""
 
     def __post_init__(self) -> None:
         find_execution(self.execution)
@@ -107,6 +111,12 @@ class Measurement:
     settings: Mapping[str, Scalar] = field(default_factory=dict)
     """Settings of generation that change the work; part of the workload."""
 
+
+NO_CLOCK = "none"
+"""Recorded as the clock where no times are measured."""
+
+FIRST_USE_TOKENS = 2
+"""Output tokens of the request before a counted one: a prefill and a step."""
 
 WARMUP_TOKENS = 16
 """Output tokens of warm-up requests after the first, which has full length: cheap, and enough to show a trend."""
@@ -160,6 +170,8 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
     clock = clock_of(execution, device, clock)
+    if plan.counted:
+        check_countable(execution.name)
     with measuring_conditions(), ExitStack() as stack:
         enter("setting up")
         clear_workspaces()  # before this measurement captures a graph
@@ -170,10 +182,14 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
             steps = _step_times(request, plan, clock)
             request = inject(request, injections, model=model, steps=steps, device=device, clock=clock)
         with collector_paused():
-            enter("warm-up")
-            warmup = _warm_up(request, plan, clock)
-            enter(TIMED_REQUESTS)
-            timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
+            if plan.counted:
+                check_countable(execution.name, dispatches=prepared.dispatches)
+                warmup, timed = _nothing_timed(request, plan)
+            else:
+                enter("warm-up")
+                warmup = _warm_up(request, plan, clock)
+                enter(TIMED_REQUESTS)
+                timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
         counts, peaks = _count_and_follow(
             prepared, plan, partial(request, plan.output_tokens), device, states=NewStates(model), enter=enter
         )
@@ -196,12 +212,12 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
     return Measurement(
         plan=asked,
         batch_size=plan.batch_size,
-        clock=clock.name,
+        clock=NO_CLOCK if plan.counted else clock.name,
         prompt_sha256=prompt_sha256,
         warmup=warmup,
         requests=[times for times, _ in timed.requests],
         disturbed=timed.disturbed,
-        tokens_produced=sum(tokens for _, tokens in timed.requests),
+        tokens_produced=plan.batch_size * plan.output_tokens * plan.counted + sum(made for _, made in timed.requests),
         counts=counts,
         weights_bytes=weights_bytes(model),
         peaks=peaks,
@@ -271,6 +287,12 @@ def _time_requests(
         return (times, generated.tokens.numel()), times.wall_ms
 
     return undisturbed(request, plan.requests)
+
+
+def _nothing_timed(request: Request, plan: Plan) -> tuple[Warmup, KeptRequests[tuple[RequestTimes, int]]]:
+    """Make one short request, whose first forwards do what later ones do not: bitsandbytes packs weights in them."""
+    request(min(FIRST_USE_TOKENS, plan.output_tokens), unnoticed)
+    return Warmup(requests=0, steady=False, drift=None), KeptRequests([], None)
 
 
 def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is followed

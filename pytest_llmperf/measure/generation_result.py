@@ -12,8 +12,9 @@ from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
 from pytest_llmperf.measure.generation import Measurement, Plan
-from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure, Scalar
+from pytest_llmperf.metrics import METRICS, NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure, Scalar
 from pytest_llmperf.stats.summary import summarize
+from pytest_llmperf.storage.comparability import is_portable
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class LoadFacts:
     peak: PeakMemory
 
 
+COUNTED_REQUESTS = 1
+"""Requests of a measurement that only counts."""
+
 NOT_LOADED = LoadFacts(None, PeakMemory(reason="the test built the model itself"))
 """Facts of a model that was not loaded here."""
 
@@ -35,24 +39,36 @@ NOT_LOADED = LoadFacts(None, PeakMemory(reason="the test built the model itself"
 def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *, test: str, run_id: str) -> TestResult:
     """The result of one test, as added to its run."""
     workload = _workload(measured, loaded)
-    samples = _request_samples(measured.requests)
-    figures = (
-        *(timed(metric, values, lacking=_lacking(measured)) for metric, values in samples.items()),
-        *_informative(measured, facts),
-        *_memory(measured, facts),
-        *_counted(measured),
-        *measured.figures,
-    )
+    figures = _figures(measured, facts)
+    if measured.plan.counted:
+        figures = (figure for figure in figures if is_portable(METRICS[figure.metric], workload))
     return TestResult(
         workload=workload,
         observation=_observation(measured, loaded, test=test, run_id=run_id, workload=workload),
         cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
-        samples=samples | {"itl_ms": list(chain.from_iterable(times.itl_ms for times in measured.requests))},
+        samples=_samples(measured),
         profile=dict(measured.profile),
     )
 
 
 test_result.__test__ = False  # type: ignore[attr-defined]  # pytest would collect a function of this name
+
+
+def _figures(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
+    if not measured.plan.counted:
+        samples = _request_samples(measured.requests)
+        yield from (timed(metric, values, lacking=_lacking(measured)) for metric, values in samples.items())
+        yield from _informative(measured, facts)
+    yield from _memory(measured, facts)
+    yield from _counted(measured)
+    yield from measured.figures
+
+
+def _samples(measured: Measurement) -> dict[str, list[float]]:
+    if measured.plan.counted:
+        return {}
+    gaps = list(chain.from_iterable(times.itl_ms for times in measured.requests))
+    return _request_samples(measured.requests) | {"itl_ms": gaps}
 
 
 def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
@@ -87,7 +103,7 @@ def _observation(
         test=test,
         workload=workload.hash,
         clock=measured.clock,
-        requests=len(measured.requests),
+        requests=COUNTED_REQUESTS if measured.plan.counted else len(measured.requests),
         disturbed_requests=measured.disturbed,
         tokens_produced=measured.tokens_produced,
         attention_requested=loaded.spec.attention if loaded.spec else None,

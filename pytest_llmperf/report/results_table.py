@@ -65,7 +65,9 @@ def results_table(entries: Iterable[Entry], *, width: int, verbosity: int = 0) -
 
 def _layouts(rows: Iterable[Row], verbosity: int) -> Iterator[_Layout]:
     """Yield layouts from the richest to the barest; lines below the table name what a verdict does not."""
-    explaining = [key for key in EXPLAINING if not verbosity and any(result.cell(key) for _, result in rows)]
+    primaries = {_primary(result).key for _, result in rows}
+    keys = [key for key in EXPLAINING if {key} != primaries]
+    explaining = [key for key in keys if not verbosity and any(result.cell(key) for _, result in rows)]
     for named in (True, False):
         yield _Layout(verbosity=verbosity, explaining=explaining, named=named)
     yield _Layout(verbosity=verbosity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -21,6 +21,11 @@ from pytest_llmperf.verdict.verdict_file import VerdictFile, decided
 LONGEST_LIST = 3
 
 RECORD = "llmperf record --runs 5"
+COUNT = "llmperf record --counted"
+COUNTED_FLAG = "--llmperf-counted"
+
+
+_LACKING = (Outcome.NEW, Outcome.NOT_COMPARABLE)
 
 
 def write_summary(reporter: Any, run: RunOutcome) -> None:
@@ -81,6 +86,9 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
     if run.edited:
         yield f"baseline: {run.edited}"
     yield from _baseline_lines(run)
+    if run.counted:
+        yield f"times were not measured: {COUNTED_FLAG} only counts"
+    yield from _kind_lines(run)
     if run.breach:
         yield f"failed: {run.breach}"
     yield decided_line(run)
@@ -106,6 +114,17 @@ def decided_line(run: RunOutcome) -> str:
     return f"{verdict}: {counted(outcomes)}" + ("" if answered else ". Nothing was verified.")
 
 
+def _kind_lines(run: RunOutcome) -> Iterator[str]:
+    """Where cells of one kind are decided and cells of the other are not, yield a line for each kind."""
+    kinds: dict[str, Counter[Outcome]] = {"counted work": Counter(), "times and peaks": Counter()}
+    for verdict in (one for one in run.verdicts if one.counts):
+        kinds["times and peaks" if verdict.cell.metric.depends_on is None else "counted work"][verdict.outcome] += 1
+    shares = [(decided(found), found.total()) for found in kinds.values()]
+    if any(answered for answered, _ in shares) and any(total and not answered for answered, total in shares):
+        for (name, outcomes), (answered, total) in zip(kinds.items(), shares, strict=True):
+            yield f"{name}: {answered} of {total} cells decided: {counted(outcomes)}"
+
+
 def _next_step(run: RunOutcome) -> Iterator[str]:
     """Where nothing was verified, yield the command that changes that."""
     outcomes = run.outcomes
@@ -113,9 +132,19 @@ def _next_step(run: RunOutcome) -> Iterator[str]:
         return
     if any(outcomes[outcome] for outcome in (Outcome.NEW, Outcome.NOT_COMPARABLE, Outcome.INCONCLUSIVE)):
         place = [f"--llmperf-baselines={folder}" for folder in run.place[1:]]
-        yield f"to verify: {shlex.join([*shlex.split(RECORD), *run.settings, *place])}"
+        yield f"to verify: {shlex.join([*shlex.split(_record(run)), *_settings(run), *place])}"
     elif outcomes[Outcome.INVALID]:
         yield "to verify: repeat on a quiet machine"
+
+
+def _record(run: RunOutcome) -> str:
+    """Return the command that records what this run measures."""
+    return COUNT if run.counted else RECORD
+
+
+def _settings(run: RunOutcome) -> list[str]:
+    """Return the options that repeat this run's measurement with `_record`."""
+    return [word for word in run.settings if word != COUNTED_FLAG]
 
 
 def conclusion(found: VerdictFile) -> str:
@@ -222,8 +251,12 @@ def _bank_lines(run: RunOutcome, improved: list[Verdict]) -> Iterator[str]:
     """Yield one command per improved cell; without it, the old level stays in the comparison and blurs the new one."""
     for verdict in improved[:LONGEST_LIST]:
         cell, ratio = verdict.cell, f" ×{verdict.ratio:.3f}" if verdict.ratio else ""
-        reason = ("--reason", f"improved{ratio}", "--record", "5", *run.settings)
-        command = _command(run, "accept", cell.test, cell.metric.name, *reason)
+        reason = ("--reason", f"improved{ratio}", "--record", "1" if run.counted else "5", *run.settings)
+        words = ("accept", cell.test, cell.metric.name, *reason)
+        # A counted figure may have been decided by another device's file, which the command finds.
+        command = (
+            _command(run, *words) if cell.metric.depends_on is None else shlex.join(["llmperf", *words, *run.place])
+        )
         yield f"improved: to make this the new level, run: {command}"
     if len(improved) > LONGEST_LIST:
         yield f"improved: {len(improved) - LONGEST_LIST} more cells; llmperf accept takes patterns such as '*'"
@@ -239,8 +272,8 @@ def _baseline_lines(run: RunOutcome) -> Iterator[str]:
     improved = [verdict for verdict in counted if verdict.outcome is Outcome.IMPROVED]
     yield from _bank_lines(run, improved)
     if run.update is None:
-        if any(verdict.outcome is Outcome.NEW for verdict in counted) and not improved and decided(run.outcomes):
-            yield f"some cells have no baseline yet: record one with '{RECORD}' and the same options"
+        if any(verdict.outcome in _LACKING for verdict in counted) and not improved and decided(run.outcomes):
+            yield f"some cells have no comparable baseline: record one with '{_record(run)}' and the same options"
     elif run.update.refusal:
         yield f"baseline NOT updated: {run.update.refusal}"
     elif run.update.baseline is not None:

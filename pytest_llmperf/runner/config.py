@@ -168,6 +168,8 @@ class Options:
     verdicts: Path | None
     report: Path | None
     measure_only: bool
+    counted: bool
+    """Whether work is counted and no times are measured."""
     ini_layer: LimitLayer
     rules: tuple[LimitRule, ...]
     command_line_layer: LimitLayer
@@ -302,7 +304,7 @@ class Options:
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
             profile=_given_path(config, "llmperf_profile"),
-            explain=_switch("--llmperf-explain", value["explain"]) and not fake,
+            explain=_switch("--llmperf-explain", value["explain"]) and not (fake or _counts_only(config)),
             only=frozenset(config.getoption("llmperf_only")),
             isolate=config.getoption("llmperf_isolate") and not config.getoption("llmperf_tell"),
             tell=_given_path(config, "llmperf_tell"),
@@ -314,6 +316,7 @@ class Options:
             verdicts=_given_path(config, "llmperf_verdicts"),
             report=_given_path(config, "llmperf_report"),
             measure_only=config.getoption("llmperf_measure_only"),
+            counted=_counts_only(config),
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
             command_line_layer=_layer(config.getoption),
@@ -361,6 +364,9 @@ class Options:
             "--llmperf-baseline-ref: the baseline of another revision is read-only: leave out "
             "--llmperf-update": self.updates and self.baseline_ref and not self.measure_only,
             "--llmperf-force-update needs --llmperf-update": self.force_update and not self.updates,
+            "--llmperf-counted with --llmperf-profile: a run that only counts has no times: leave out one": (
+                self.counted and self.profile
+            ),
             "--llmperf-profile: times of a profiled run cannot be compared: add --llmperf-measure-only, and leave out "
             "--llmperf-update": self.profile and (self.updates or not self.measure_only),
             f"--llmperf-base-url {self.base_url}: engine {self.engine!r} does not use a server: choose one that "
@@ -457,8 +463,11 @@ def measuring_arguments(config: pytest.Config) -> tuple[str, ...]:
     """Return the given command-line options that affect what is measured, not how it is judged."""
     given = {option.flag: config.getoption(option.ini) for option in SETTINGS if option.name not in JUDGING}
     given["--llmperf-device"] = config.getoption("llmperf_device") or config.getoption("llmperf_short_device", None)
-    trust = ("--llmperf-trust-remote-code",) if config.getoption("llmperf_trust_remote_code") else ()
-    return (*(f"{flag}={value}" for flag, value in given.items() if value is not None), *trust)
+    flags = [flag for flag in ("trust-remote-code", "counted") if config.getoption(f"llmperf_{flag.replace('-', '_')}")]
+    return (
+        *(f"{flag}={value}" for flag, value in given.items() if value is not None),
+        *(f"--llmperf-{flag}" for flag in flags),
+    )
 
 
 def _limit(metric: Metric, layers: list[LimitLayer]) -> Limit:
@@ -616,6 +625,10 @@ def _quantizations(value: Mapping[str, str]) -> tuple[str, ...]:
 def _resolve(config: pytest.Config, option: Option) -> str:
     given = config.getoption(option.ini)
     return str(given if given is not None else config.getini(option.ini))
+
+
+def _counts_only(config: pytest.Config) -> bool:
+    return bool(config.getoption("llmperf_counted") or config.getini("llmperf_counted"))
 
 
 def given_device(config: pytest.Config) -> str:

@@ -15,10 +15,10 @@ from typing import Any
 from pytest_llmperf.engines.engine import Engine
 from pytest_llmperf.engines.engine_registry import ENGINES, EngineOptions
 from pytest_llmperf.engines.transformers import TransformersEngine
-from pytest_llmperf.errors import BaselineError, MeasurementError, UsageError
+from pytest_llmperf.errors import BaselineError, MeasurementError, Unavailable, UsageError
 from pytest_llmperf.hardware.dead_device import why_dead
 from pytest_llmperf.hardware.device import is_fake
-from pytest_llmperf.hardware.environment import device_key, session_id
+from pytest_llmperf.hardware.environment import counted_device_key, device_key, session_id
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.fake_bench import FakeBench
 from pytest_llmperf.measure.generation import Plan
@@ -34,13 +34,14 @@ from pytest_llmperf.models.source import default_model
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.runner.config import Options, TestSettings
 from pytest_llmperf.stats.holm import holm_family_sizes
-from pytest_llmperf.storage.baseline_file import baseline_path, check_writable, load_baseline, parse_baseline
+from pytest_llmperf.storage.baseline_file import baseline_path, check_writable, load_baseline
+from pytest_llmperf.storage.baseline_folder import parse_baselines, read_baselines, texts_at
 from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult
-from pytest_llmperf.system.git import file_at, head_commit, is_dirty, is_file_at
+from pytest_llmperf.system.git import head_commit, is_dirty
 from pytest_llmperf.system.interrupts import can_interrupt
 from pytest_llmperf.system.tracing import changed_tracing, tracing
-from pytest_llmperf.text import slug
-from pytest_llmperf.verdict.anchor import Anchor, pinned_baseline
+from pytest_llmperf.text import slug, some
+from pytest_llmperf.verdict.anchor import Anchor, pinned_baselines
 from pytest_llmperf.verdict.comparison import Comparison, Confirmed
 from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.model import CellKey, Verdict
@@ -52,6 +53,8 @@ LEFT_TO_FRESH_RUNS = "possible regression, not confirmed: run pytest --llmperf"
 
 PROFILED_WARMUP = 2
 """Maximum of warm-up requests in a run that only profiles: the timed and the counted request warm up as well."""
+
+LONGEST_LIST = 3
 
 SLOWEST_RUNS = 10
 """Default time limit of a test's body, in multiples of the baseline's slowest run. Disturbed requests are measured up
@@ -90,7 +93,11 @@ class Workplace:
         """The test at which the device died, and why; empty while it works."""
         self._not_begun = dict.fromkeys(test.key for test in tests)
         fake = is_fake(options.device)
-        self._bench = FakeBench(options.device, options.sheet) if fake else Bench(options.device, options.guards)
+        self._bench = (
+            FakeBench(options.device, options.sheet)
+            if fake
+            else Bench(options.device, options.guards, counted=options.counted)
+        )
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
@@ -111,7 +118,7 @@ class Workplace:
         self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
         facts = self._bench.environment()
-        self.device_key = device_key(facts)
+        self.device_key = counted_device_key(facts) if options.counted and not fake else device_key(facts)
         self.run = Run(
             run_id=f"{start:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
             session_id=os.environ.get("LLMPERF_SESSION_ID") or session_id(f"{start:%Y-%m-%d}"),
@@ -120,10 +127,10 @@ class Workplace:
             dirty=is_dirty(root),
             environment=facts,
         )
-        baseline = self._read_baseline()
-        self._known = Comparison(baseline, facts)
-        self.comparison = Comparison(None if options.measure_only else baseline, facts)
-        self._anchor = self._read_anchor()
+        known = self._read_baselines()
+        self._known = self._compare_with(known)
+        self.comparison = self._compare_with({} if options.measure_only else known)
+        self._anchor = self._read_anchor(known)
         self._count_family(tests)
 
     @property
@@ -145,7 +152,9 @@ class Workplace:
         Raises:
             ModelError: the engine or its model cannot be loaded.
             UsageError: the run's engine has a model of its own, and the test asks for another one.
+            Unavailable: the run only counts.
         """
+        self.refuse_uncounted("how an engine serves requests")
         if self.options.loads_models:
             return TransformersEngine(self.load(param))
         if param not in self.options.served:
@@ -171,6 +180,7 @@ class Workplace:
 
     def serve(self, serving: Engine, plan: ServingPlan, *, test: str) -> TestResult:
         """Measure how an engine serves many requests."""
+        self.refuse_uncounted("how an engine serves requests")
         if self.options.request_injections:
             raise UsageError(
                 f"--llmperf-inject {self.options.request_injections[0]}: served requests have no separate forwards to "
@@ -210,22 +220,28 @@ class Workplace:
         marked = result.model_copy(update={"observation": seen.model_copy(update={"invalid": seen.invalid or why})})
         return _inject(marked, self.options)
 
-    def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
-        """Return a timer of callables on the run's device, without a model; ``keep`` gets each timing.
+    def refuse_uncounted(self, what: str) -> None:
+        """Skip a test that measures times, in a run that only counts.
 
         Raises:
-            Unavailable: the device is fake.
+            Unavailable: the run only counts, or its device is fake.
         """
-        self.needs_device("cuda_timer")
-        return KernelTimer(self.device, self._bench.clock, keep)
+        self.refuse_without_device(what)
+        if self.options.counted:
+            raise Unavailable(f"--llmperf-counted: {what} is not counted: run it without the option")
 
-    def needs_device(self, what: str) -> None:
-        """Skip the test if the device is fake.
+    def refuse_without_device(self, what: str) -> None:
+        """Skip a test that needs values, if the device is fake.
 
         Raises:
             Unavailable: it is.
         """
-        self._bench.needs_device(what)
+        self._bench.refuse_without_device(what)
+
+    def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
+        """Return a timer of callables on the run's device, without a model; ``keep`` gets each timing."""
+        self.refuse_uncounted("the time of a call")
+        return KernelTimer(self.device, self._bench.clock, keep)
 
     def entry(self, test: str, results: list[TestResult], *, timings: Sequence[str] = (), error: str = "") -> Entry:
         """Return the entry of a finished test; ``timings`` are shown beside the recorded results."""
@@ -367,37 +383,37 @@ class Workplace:
         if self._anchor:
             self._anchor = replace(self._anchor, comparison=replace(self._anchor.comparison, family_size=size))
 
-    def _read_baseline(self) -> Baseline | None:
+    def _compare_with(self, known: Mapping[str, Baseline]) -> Comparison:
+        others = [baseline for key, baseline in known.items() if key != self.device_key]
+        return Comparison(known.get(self.device_key), self.run.environment, others=others)
+
+    def _read_baselines(self) -> Mapping[str, Baseline]:
+        """Return the baselines that this run is compared with, by device key."""
         path = baseline_path(self.options.baselines, self.device_key)
         if self.options.updates:
             check_writable(path)
         if self.options.measure_only:
-            return _baseline_if_sound(path)
-        reference = self.options.baseline_ref
-        baseline = self._baseline_at(reference, path) if reference else _working_baseline(path)
-        if baseline and baseline.device_key != self.device_key:
-            raise BaselineError(
-                f"{path}: device_key: expected {self.device_key!r}, found {baseline.device_key!r}. "
-                "Rename the file, or record a baseline of this device"
-            )
-        return baseline
+            return _only_if_sound(path)
+        if self.options.baseline_ref:
+            return self._baselines_at(self.options.baseline_ref)
+        return read_baselines(self.options.baselines)
 
-    def _read_anchor(self) -> Anchor | None:
-        if self.options.anchor is None or self.options.measure_only:
+    def _read_anchor(self, known: Mapping[str, Baseline]) -> Anchor | None:
+        revision = self.options.anchor
+        if revision is None or self.options.measure_only:
             return None
-        path = baseline_path(self.options.baselines, self.device_key)
-        pinned = pinned_baseline(self._root, self.options.anchor, path, present=self.comparison.baseline)
-        return Anchor(self.options.anchor, Comparison(pinned, self.run.environment))
+        pinned = pinned_baselines(self._root, revision, self.options.baselines, present=known)
+        return Anchor(revision, self._compare_with(pinned))
 
-    def _baseline_at(self, revision: str, path: Path) -> Baseline | None:
-        """Return the baseline at a revision; note for the summary how the working tree's differs."""
-        known = is_file_at(self._root, revision, path)
-        text = file_at(self._root, revision, path) if known else ""
-        present = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        if present != text:
-            what = "differs" if present and text else "is new" if present else "is missing"
-            self.edited = f"read from {revision}; {path.name} in the working tree {what}"
-        return parse_baseline(text, name=f"{revision}:{path.name}") if known else None
+    def _baselines_at(self, revision: str) -> Mapping[str, Baseline]:
+        """Return the baselines at a revision; note for the summary how those of the working tree differ."""
+        folder = self.options.baselines
+        texts = texts_at(self._root, revision, folder)
+        present = {path.stem: path.read_text(encoding="utf-8", errors="replace") for path in folder.glob("*.json")}
+        changed = [key for key in sorted(texts | present) if texts.get(key) != present.get(key)]
+        told = [f"{key}.json in the working tree {_edit(texts.get(key), present.get(key))}" for key in changed]
+        self.edited = f"read from {revision}; {some(told, LONGEST_LIST)}" if told else ""
+        return parse_baselines(texts, revision=revision)
 
 
 def _trace_name(test: str, model: str, plan: Plan) -> str:
@@ -410,15 +426,15 @@ def _first(given: float | None, otherwise: float | None) -> float | None:
     return otherwise if given is None else given
 
 
-def _working_baseline(path: Path) -> Baseline | None:
-    return load_baseline(path) if path.exists() else None
+def _edit(then: str | None, now: str | None) -> str:
+    return "is new" if then is None else "is missing" if now is None else "differs"
 
 
-def _baseline_if_sound(path: Path) -> Baseline | None:
-    """Return the baseline if it can be trusted. A run that compares nothing needs it only for time limits."""
+def _only_if_sound(path: Path) -> Mapping[str, Baseline]:
+    """Return a device's baseline if it can be trusted. A run that compares nothing needs it only for time limits."""
     with suppress(BaselineError):
-        return _working_baseline(path)
-    return None
+        return {path.stem: load_baseline(path)} if path.exists() else {}
+    return {}
 
 
 def _inject(result: TestResult, options: Options) -> TestResult:

@@ -219,7 +219,7 @@ class LlmPerf:
         from pytest_llmperf.measure.balanced_prompt import balanced_ids
 
         __tracebackhide__ = True
-        self._workplace.needs_device("balanced_prompt")
+        self._workplace.refuse_without_device("a balanced prompt")
         length = self._workplace.options.input_tokens if input_tokens is None else input_tokens
         return balanced_ids(llm.model, sequences=sequences, input_tokens=length, seed=seed)
 
@@ -241,7 +241,7 @@ class LlmPerf:
         from pytest_llmperf.measure.speedup_result import speedup_of
 
         __tracebackhide__ = True
-        self._workplace.needs_device("speedup")
+        self._workplace.refuse_uncounted("a speed-up")
         for given in (result, over):
             if given not in self.results:
                 raise UsageError(f"speedup: {given!r:.60}: expected a result that llmperf measured in this test")

@@ -139,6 +139,7 @@ _ACTIONS = (
     "profile",
     "json",
     "measure_only",
+    "counted",
     "isolate",
     "tell",
 )
@@ -159,6 +160,9 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(option.ini, option.help.replace("%%", "%"), default=option.default)
     parser.addini(LIMIT_RULES_INI, "Limits by test, one per line: REGEX => gate=tpot tolerate=tpot:3% catch=8%",
                   type="linelist", default=[])  # fmt: skip
+    parser.addini(
+        "llmperf_counted", "Count the work of each workload, and measure no times", type="bool", default=False
+    )
     _add_actions(group)
 
 
@@ -223,6 +227,9 @@ def _add_actions(group: pytest.OptionGroup) -> None:
                          "slow down each forward: by matrix products ('work:+15%%'), a wait ('sleep:+15%%', "
                          "'sleep:2ms'), memory held during decode ('hold:64MiB') or smaller batches "
                          "('batch:-25%%')")  # fmt: skip
+    group.addoption("--llmperf-counted", action="store_true",
+                    help="Count the work of each workload in one untimed request, and measure no times: the result "
+                         "does not depend on the machine")  # fmt: skip
     group.addoption("--llmperf-strict", action="store_true",
                     help="Fail on undecided cells: --llmperf-fail-on with all outcomes except improved")  # fmt: skip
     group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")

@@ -23,7 +23,7 @@ from pytest_llmperf.system.git import folder_in_repository
 from pytest_llmperf.system.paths import make_room, scratch_folder
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.text import first_line, plural, short_name, slug, some
-from pytest_llmperf.verdict.anchor import pinned_baseline
+from pytest_llmperf.verdict.anchor import pinned_baselines
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome, Update
 from pytest_llmperf.verdict.verdict_file import VerdictFile, verdict_file, write_verdicts
@@ -132,7 +132,8 @@ class Session:
 
         path, reference = baseline_path(self.options.baselines, verdicts.device_key), self.options.baseline_ref
         if reference:
-            baseline = pinned_baseline(self.root, reference, path, present=None)
+            found = pinned_baselines(self.root, reference, self.options.baselines, present={})
+            baseline = found.get(verdicts.device_key)
         else:
             baseline = load_baseline(path) if path.exists() else None
         results = [result for entry in self.outcome.entries for result in entry.results]

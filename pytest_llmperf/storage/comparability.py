@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from pytest_llmperf.metrics import Scalar
+from pytest_llmperf.metrics import COUNTED, Metric, Scalar
+from pytest_llmperf.storage.schema import Workload
 
 
 class Weight(StrEnum):
@@ -61,22 +62,21 @@ FIELDS: Mapping[str, Weight] = {
 }
 """All fields of a run's environment, and the weight of a difference in each."""
 
-COUNTED = frozenset(
-    {
-        "method",
-        "device_type",
-        "compute_capability",
-        "cpu_capability",
-        "torch",
-        "transformers",
-        "bitsandbytes",
-        "torchao",
-    }
-)
-"""Fields that counted work depends on."""
+BLOCKING = frozenset(name for name, weight in FIELDS.items() if weight is Weight.BLOCKS)
+"""Fields that times and memory peaks depend on."""
 
 ASSUMED: Mapping[str, Scalar] = {"tracing": "none"}
 """Values assumed for runs recorded before a field existed, so that a traced run is not compared with them."""
+
+
+KIND = frozenset({"device_type", "compute_capability"})
+"""Fields that tell one kind of device from another."""
+
+DENSE = frozenset({"bf16", "fp16", "fp32"})
+"""Quantizations whose operators torch dispatches alike on every CPU. Libraries choose theirs by instruction set."""
+
+SPECULATIVE = frozenset({"lookup", "assisted"})
+"""Executions whose work depends on which tokens are accepted, and so on how the processor rounds."""
 
 
 @dataclass(frozen=True)
@@ -99,14 +99,31 @@ def compare_environments(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) 
     return [difference for difference in found if difference.state is not State.EQUAL]
 
 
-def blocking(differences: list[Difference]) -> list[Difference]:
-    """Return the differences that prevent a comparison; a field that only one side has does not."""
-    return [found for found in differences if found.weight is Weight.BLOCKS and found.state is State.DIFFERS]
+def blocking(differences: list[Difference], fields: frozenset[str] = BLOCKING) -> list[Difference]:
+    """Return the differences in ``fields`` that prevent a comparison; a field that only one side has does not."""
+    return [found for found in differences if found.field in fields and found.state is State.DIFFERS]
+
+
+def depends_on(metric: Metric, workload: Workload) -> frozenset[str]:
+    """Return the fields of the environment in which runs must be equal before their figures are compared."""
+    if metric.depends_on is None or workload.execution in SPECULATIVE:
+        return BLOCKING
+    return metric.depends_on - {"cpu_capability"} if workload.quantization in DENSE else metric.depends_on
+
+
+def is_portable(metric: Metric, workload: Workload) -> bool:
+    """Whether a figure does not depend on the machine, so that runs of other machines decide it too."""
+    return depends_on(metric, workload) != BLOCKING
 
 
 def counted_key(environment: Mapping[str, Scalar]) -> tuple[Scalar, ...]:
     """The values that counted work depends on; equal keys have equal counts."""
-    return tuple(_value(environment, name) for name in sorted(COUNTED))
+    return values_of(environment, COUNTED)
+
+
+def values_of(environment: Mapping[str, Scalar], fields: frozenset[str]) -> tuple[Scalar, ...]:
+    """The values of these fields, in the order of their names."""
+    return tuple(_value(environment, name) for name in sorted(fields))
 
 
 def _value(environment: Mapping[str, Scalar], name: str) -> Scalar:

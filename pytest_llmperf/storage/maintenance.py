@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.metrics import METRICS, Kind, Metric
+from pytest_llmperf.metrics import METRICS, Kind, Metric, is_counted
 from pytest_llmperf.storage.merge import with_cells
 from pytest_llmperf.storage.schema import Baseline, Epoch, Run
 from pytest_llmperf.text import printable, short_name, some
@@ -56,6 +56,19 @@ def next_epochs(
         Epoch(test=test, metric=name, time=latest[test, name], commit=commit, reason=reason)
         for test in tests
         for name in _metrics_of(test, metric, [name for known, name in latest if known == test])
+    ]
+
+
+def after_runs_of(kin: Iterable[Baseline], epochs: Iterable[Epoch]) -> list[Epoch]:
+    """Return the epochs; those of counted metrics not before the cell's latest run in any of these baselines."""
+    runs = [_latest_runs(baseline) for baseline in kin]
+
+    def latest(epoch: Epoch) -> str:
+        return max(epoch.time, *(found.get((epoch.test, epoch.metric), "") for found in runs))
+
+    return [
+        epoch.model_copy(update={"time": latest(epoch)}) if runs and is_counted(epoch.metric) else epoch
+        for epoch in epochs
     ]
 
 

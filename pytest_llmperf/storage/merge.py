@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from pydantic import BaseModel
 
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.storage.comparability import counted_key
+from pytest_llmperf.metrics import METRICS, Scalar
+from pytest_llmperf.storage.comparability import BLOCKING, counted_key, values_of
 from pytest_llmperf.storage.schema import Baseline, CellRun, Run
 
 WINDOW_RUNS = 20
 SESSION_RUNS = 2
+ENVIRONMENTS = 6
+"""Environments of a test that have a window each, such as those of two versions of torch with three of Python."""
 
 _Row = TypeVar("_Row", bound=BaseModel)
 
@@ -54,22 +57,26 @@ def only_new_cells(baseline: Baseline, addition: Baseline) -> Baseline:
 
 
 def trim(baseline: Baseline, *, runs: int = WINDOW_RUNS, per_session: int = SESSION_RUNS) -> Baseline:
-    """Return the baseline with at most ``runs`` runs of each test.
+    """Return the baseline with at most ``runs`` runs of each test in each of its latest environments.
 
-    Each test has its own window, so recording one test again does not remove the others' history. If a test has more
-    runs, the oldest runs of sessions with more than ``per_session`` runs are removed first, since they add the least
-    information. Then the oldest runs of all are removed. Counted work is kept of the latest run of each workload, for
-    each environment in which it may differ.
+    Each test has its own window, so recording one test again does not remove the others' history. So has each
+    environment, because runs of two versions of torch are not compared. If a window has more runs, the oldest runs of
+    sessions with more than ``per_session`` runs are removed first, since they add the least information. Then the
+    oldest runs of all are removed. Counted work is kept of the latest run of each workload, for each environment in
+    which it may differ.
     """
     baseline = _with_latest_work(baseline)
     of_test: defaultdict[str, set[str]] = defaultdict(set)
+    metrics: defaultdict[str, set[str]] = defaultdict(set)
     for cell in baseline.cells:
         of_test[cell.test].add(cell.run)
+        metrics[cell.test].add(cell.metric)
     by_age = sorted(baseline.runs, key=lambda run: (run.time, run.run_id))
     dispensable = {
         (test, run)
         for test, ids in of_test.items()
-        for run in _dispensable([run for run in by_age if run.run_id in ids], runs, per_session)
+        for window in _windows([run for run in by_age if run.run_id in ids], _fields(metrics[test]))
+        for run in _dispensable(window, runs, per_session)
     }
     if not dispensable:
         return baseline
@@ -98,6 +105,26 @@ def _with_latest_work(baseline: Baseline) -> Baseline:
     if len(latest) == len(by_age):
         return baseline
     return baseline.model_copy(update={"work": list(latest.values())})
+
+
+def _fields(metrics: Iterable[str]) -> frozenset[str]:
+    """Return the fields of the environment in which runs with these metrics must be equal to be compared."""
+    found: frozenset[str] = frozenset()
+    for name in metrics:
+        needed = METRICS[name].depends_on if name in METRICS else None
+        found |= BLOCKING if needed is None else needed
+    return found
+
+
+def _windows(by_age: list[Run], fields: frozenset[str]) -> Iterator[list[Run]]:
+    """Yield the runs of each of the latest environments, and last those of all others."""
+    groups: defaultdict[tuple[Scalar, ...], list[Run]] = defaultdict(list)
+    for run in reversed(by_age):
+        groups[values_of(run.environment, fields)].append(run)
+    windows = [group[::-1] for group in groups.values()]
+    older = {run.run_id for window in windows[ENVIRONMENTS:] for run in window}
+    yield from windows[:ENVIRONMENTS]
+    yield [run for run in by_age if run.run_id in older]
 
 
 def _dispensable(runs: list[Run], most: int, per_session: int) -> list[str]:

@@ -94,6 +94,17 @@ def is_file_at(folder: Path, revision: str, path: Path) -> bool:
     return _git(folder, "cat-file", "-e", f"{revision}:{_inside(folder, path)}") is not None
 
 
+def files_at(folder: Path, revision: str, inside: Path) -> list[str]:
+    """Return the names in a folder at a revision, sorted; none if it is not there. Arguments as for :func:`file_at`.
+
+    Raises:
+        BaselineError: there is no such repository or revision.
+    """
+    check_revision(folder, revision)
+    listed = _git(folder, "ls-tree", "--name-only", "-z", f"{revision}:{_inside(folder, inside)}")
+    return sorted(filter(None, (listed or "").split("\0")))
+
+
 def check_revision(folder: Path, revision: str) -> None:
     """Reject a revision that git does not know.
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.metrics import Limit, Metric
-from pytest_llmperf.storage.baseline_file import parse_baseline
+from pytest_llmperf.storage.baseline_folder import parse_baselines, texts_at
+from pytest_llmperf.storage.merge import with_cells
 from pytest_llmperf.storage.schema import Baseline, TestResult
-from pytest_llmperf.system.git import file_at, is_file_at
 from pytest_llmperf.verdict.comparison import Comparison, Confirmed
 from pytest_llmperf.verdict.model import CellKey, Outcome, Verdict
 
@@ -34,18 +33,18 @@ class Anchor:
         return replace(verdict, against=self.revision, reason="not in that baseline" if is_new else verdict.reason)
 
 
-def pinned_baseline(root: Path, revision: str, path: Path, *, present: Baseline | None) -> Baseline | None:
-    """Return a device's baseline at a revision of the repository around ``root``; ``None`` if it had none.
+def pinned_baselines(
+    root: Path, revision: str, folder: Path, *, present: Mapping[str, Baseline]
+) -> dict[str, Baseline]:
+    """Return the baselines of a folder at a revision of the repository around ``root``, by device key.
 
-    The accepted steps of the ``present`` baseline also apply: their cells are not compared until the anchor moves on.
+    The accepted steps of the ``present`` baselines also apply: their cells are not compared until the anchor moves on.
 
     Raises:
-        BaselineError: there is no such revision, or the file is invalid.
+        BaselineError: there is no such revision, or a file is invalid.
     """
-    if not is_file_at(root, revision, path):
-        return None
-    name = f"{revision}:{path.name}"
-    baseline = parse_baseline(file_at(root, revision, path), name=name)
-    if baseline.device_key != path.stem:
-        raise BaselineError(f"{name}: device_key: expected {path.stem!r}, found {baseline.device_key!r}")
-    return baseline.model_copy(update={"epochs": [*baseline.epochs, *(present.epochs if present else ())]})
+    pinned = parse_baselines(texts_at(root, revision, folder), revision=revision)
+    for key, baseline in present.items():
+        then = pinned.get(key) or with_cells(baseline, [])
+        pinned[key] = then.model_copy(update={"epochs": [*then.epochs, *baseline.epochs]})
+    return pinned

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric, Scalar
-from pytest_llmperf.storage.comparability import Difference, blocking, compare_environments
+from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric, Scalar, is_counted
+from pytest_llmperf.storage.comparability import (
+    KIND,
+    Difference,
+    blocking,
+    compare_environments,
+    depends_on,
+    is_portable,
+)
 from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult, Workload
+from pytest_llmperf.text import some
 from pytest_llmperf.verdict.judge import is_judged, judge
 from pytest_llmperf.verdict.model import Cell, CellKey, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
@@ -23,14 +31,28 @@ class Confirmed:
     family_size: int | None = None
 
 
+LONGEST_LIST = 4
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A stored figure, its run, and whether it decides cells here if the environments allow it."""
+
+    run: Run
+    cell: CellRun
+    decides: bool
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of one run with one baseline; ``baseline`` is ``None`` if the device has none."""
+    """Comparison of one run with the baselines of a folder; ``baseline`` is ``None`` if the device has none."""
 
     baseline: Baseline | None
     environment: Mapping[str, Scalar]
     family_size: int = 1
     """Number of cells that could fail this run."""
+    others: Sequence[Baseline] = ()
+    """Baselines of other devices: their counted figures decide too, where what these depend on is equal."""
 
     def verdicts(
         self,
@@ -59,12 +81,6 @@ class Comparison:
         """Return the tests of the baseline that were not collected although this run would have found them."""
         return sorted(filter(would_find, self._tests - collected))
 
-    def differences(self) -> list[Difference]:
-        """Return how this machine differs from the latest run in blocking fields, if no run is comparable."""
-        if self.baseline is None or self._comparable or not self.baseline.runs:
-            return []
-        return blocking(compare_environments(self.baseline.runs[-1].environment, self.environment))
-
     def all_differences(self) -> list[Difference]:
         """Return all differences between this machine and the baseline's latest run, also those that do not block."""
         if self.baseline is None or not self.baseline.runs:
@@ -73,13 +89,10 @@ class Comparison:
 
     def slowest_s(self, test: str) -> float | None:
         """Return the longest time that a comparable run took for a test, in seconds."""
-        seen = self.baseline.observations if self.baseline else []
+        seen, runs = (self.baseline.observations, self.baseline.runs) if self.baseline else ([], [])
+        comparable = {run.run_id for run in runs if not blocking(self._against(run))}
         return max(
-            (
-                one.elapsed_s
-                for one in seen
-                if one.test == test and one.run in self._comparable and one.elapsed_s is not None
-            ),
+            (one.elapsed_s for one in seen if one.test == test and one.run in comparable and one.elapsed_s is not None),
             default=None,
         )
 
@@ -97,24 +110,35 @@ class Comparison:
         return self._why_not_comparable(verdict, cell, workload)
 
     def _why_not_comparable(self, verdict: Verdict, cell: CellRun, workload: Workload) -> Verdict:
-        """Mark a new cell as not comparable if the baseline has it in another workload, environment or epoch."""
+        """Mark a new cell as not comparable if a baseline has it in another workload, environment or epoch."""
         stored = self._workloads_of.get((cell.test, cell.metric))
         if cell.value is None or not stored:
             return verdict
-        if workload.hash in stored:
-            found = self.differences()
-            reason = "environment " + ", ".join(map(str, found)) if found else "an accepted change: no run since then"
-        else:
-            nearest = min((workload.differences(self._workload(name)) for name in sorted(stored)), key=len)
+        if workload.hash not in stored:
+            nearest = min((workload.differences(self._workloads[name]) for name in sorted(stored)), key=len)
             reason = "workload " + ", ".join(nearest)
-        return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reason=reason)
+        else:
+            reason = self._why_no_run(cell.key[:3], depends_on(verdict.cell.metric, workload))
+        return replace(verdict, outcome=Outcome.NOT_COMPARABLE, reason=reason) if reason else verdict
+
+    def _why_no_run(self, key: CellKey, fields: frozenset[str]) -> str:
+        """Return what keeps a cell's nearest run from being compared: of those that differ least, the latest."""
+        measured = (row for row in self._rows[key] if row.cell.value is not None)
+        rows = sorted(measured, key=lambda row: row.run.time, reverse=True)
+        found = [blocking(self._against(row.run), fields) for row in rows]
+        if any(row.decides and not differences for row, differences in zip(rows, found, strict=True)):
+            return "an accepted change: no run since then"
+        nearest = [str(difference) for difference in min(filter(None, found), key=len, default=[])]
+        return f"environment {some(nearest, LONGEST_LIST)}" if nearest else ""
 
     def _window(self, key: CellKey) -> list[Sample]:
-        since = self._epochs.get((key[0], key[2]), "")
+        if key not in self._rows:
+            return []
+        since, fields = self._epochs.get((key[0], key[2]), ""), depends_on(METRICS[key[2]], self._workloads[key[1]])
         rows = [
-            (run, cell.value)
-            for cell in self._cells.get(key, ())
-            if (run := self._comparable.get(cell.run)) and run.time > since
+            (row.run, row.cell.value)
+            for row in self._rows[key]
+            if row.decides and row.run.time > since and not blocking(self._against(row.run), fields)
         ]
         rows.sort(key=lambda row: (row[0].time, row[0].run_id))
         return [
@@ -123,54 +147,80 @@ class Comparison:
             if value is not None
         ]
 
-    def _workload(self, name: str) -> Workload:
-        if self.baseline is None:
-            raise LookupError(name)
-        return self.baseline.workloads[name]
+    def _against(self, run: Run) -> list[Difference]:
+        """Return the differences between a stored run's environment and this one's."""
+        if run.run_id not in self._compared:
+            self._compared[run.run_id] = compare_environments(run.environment, self.environment)
+        return self._compared[run.run_id]
 
     @cached_property
-    def _comparable(self) -> dict[str, Run]:
-        runs = self.baseline.runs if self.baseline else []
-        return {
-            run.run_id: run for run in runs if not blocking(compare_environments(run.environment, self.environment))
-        }
+    def _compared(self) -> dict[str, list[Difference]]:
+        return {}
 
     @cached_property
-    def _cells(self) -> dict[CellKey, list[CellRun]]:
-        found: defaultdict[CellKey, list[CellRun]] = defaultdict(list)
-        invalid = self.baseline.invalid_cells() if self.baseline else {}
-        for cell in self.baseline.cells if self.baseline else ():
-            if cell.key not in invalid:
-                found[cell.test, cell.workload, cell.metric].append(cell)
+    def _kin(self) -> list[Baseline]:
+        """The other baselines of this kind of device."""
+        return [other for other in self.others if not any(blocking(self._against(run), KIND) for run in other.runs)]
+
+    @property
+    def _baselines(self) -> list[Baseline]:
+        return [*([self.baseline] if self.baseline else []), *self._kin]
+
+    @cached_property
+    def _workloads(self) -> dict[str, Workload]:
+        return {name: workload for one in self._baselines for name, workload in one.workloads.items()}
+
+    @cached_property
+    def _rows(self) -> dict[CellKey, list[_Row]]:
+        """The valid stored figures of each cell. Times of other machines decide nothing and explain why."""
+        found: defaultdict[CellKey, list[_Row]] = defaultdict(list)
+        for baseline in self._baselines:
+            for row in self._rows_of(baseline):
+                found[row.cell.test, row.cell.workload, row.cell.metric].append(row)
         return dict(found)
+
+    def _rows_of(self, baseline: Baseline) -> Iterator[_Row]:
+        runs, invalid = {run.run_id: run for run in baseline.runs}, baseline.invalid_cells()
+        for cell in baseline.cells:
+            metric = METRICS.get(cell.metric)
+            if metric and cell.key not in invalid:
+                own = baseline is self.baseline
+                decides = own or is_portable(metric, baseline.workloads[cell.workload])
+                yield _Row(runs[cell.run], cell, decides)
 
     @cached_property
     def _workloads_of(self) -> dict[tuple[str, str], set[str]]:
         found: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-        for test, workload, metric in self._cells:
+        for test, workload, metric in self._rows:
             found[test, metric].add(workload)
         return dict(found)
 
     @cached_property
     def _tests(self) -> set[str]:
-        return {test for test, _, _ in self._cells}
+        """The tests of this device's baseline."""
+        if self.baseline is None:
+            return set()
+        invalid = self.baseline.invalid_cells()
+        return {cell.test for cell in self.baseline.cells if cell.key not in invalid}
 
     @cached_property
     def _epochs(self) -> dict[tuple[str, str], str]:
-        """Time of the latest epoch of each test and metric."""
+        """Time of the latest epoch of each test and metric; those of counted metrics count wherever they are stored."""
+        own = self.baseline.epochs if self.baseline else []
+        shared = [epoch for other in self._kin for epoch in other.epochs if is_counted(epoch.metric)]
         latest: dict[tuple[str, str], str] = {}
-        for epoch in self.baseline.epochs if self.baseline else ():
+        for epoch in (*own, *shared):
             key = (epoch.test, epoch.metric)
             latest[key] = max(latest.get(key, ""), epoch.time)
         return latest
 
     @cached_property
     def stored_cells(self) -> dict[CellKey, Cell]:
-        """All judged cells of the baseline, each with its comparable window and its metric's default limit."""
+        """All judged cells that stored runs decide, each with its comparable window and its metric's default limit."""
         return {
             key: Cell.of(key, Limit.of(METRICS[key[2]]), None, self._window(key))
-            for key in self._cells
-            if key[2] in METRICS and is_judged(METRICS[key[2]])
+            for key, rows in self._rows.items()
+            if is_judged(METRICS[key[2]]) and any(row.decides for row in rows)
         }
 
     def prior(self, metric: Metric) -> Prior:

@@ -115,6 +115,8 @@ class RunOutcome:
 
     compared: bool
     """Whether verdicts were requested."""
+    counted: bool = False
+    """Whether work was counted and no times were measured."""
     device_key: str = ""
     """Key of the device that the tests should run on, known before any has run."""
     entries: list[Entry] = field(default_factory=list)
