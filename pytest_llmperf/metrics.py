@@ -384,8 +384,8 @@ _DEFINITIONS: tuple[Metric, ...] = (
         name="memory",
         unit="share",
         title="memory share",
-        definition="largest number of bytes of live tensors, from loading to the last token / memory of the device that "
-        "a fake one stands for",
+        definition="largest number of bytes of live tensors, from loading to the last token / memory of the GPU that a "
+        "fake device stands for",
         kind=Kind.INFORMATIVE,
     ),
     Metric(

@@ -85,6 +85,6 @@ def find_data_sheet(name: str) -> DataSheet:
     near = difflib.get_close_matches(name.lower(), DATA_SHEETS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UsageError(
-        f"--llmperf-fake {name!r}: unknown device{hint}: expected one of {', '.join(DATA_SHEETS)}, or memory and compute "
-        "capability, such as 48GiB:8.9"
+        f"--llmperf-fake {name!r}: unknown device{hint}: expected one of {', '.join(DATA_SHEETS)}, or memory and "
+        "compute capability, such as 48GiB:8.9"
     )

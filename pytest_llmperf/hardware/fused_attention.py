@@ -75,7 +75,11 @@ def chosen_kernel(call: AttentionCall, capability: tuple[int, int]) -> str:
     grouped = query.shape[1] != key.shape[1] or key.shape[1] != value.shape[1]
     if min(query.shape[2], key.shape[2]) == 0 or call.dropout_p or (grouped and not call.enable_gqa):
         return ""
-    rules = {"cudnn": _suits_cudnn, "flash": _suits_flash, "efficient": partial(_suits_efficient, grouped=grouped)}
+    rules: Mapping[str, Callable[[AttentionCall, tuple[int, int]], bool]] = {
+        "cudnn": _suits_cudnn,
+        "flash": _suits_flash,
+        "efficient": partial(_suits_efficient, grouped=grouped),
+    }
     return next((name for name in _order(capability) if _is_enabled(name) and rules[name](call, capability)), "")
 
 
@@ -83,7 +87,7 @@ def _order(capability: tuple[int, int]) -> tuple[str, ...]:
     """The kernels in the order in which torch tries them; cuDNN otherwise comes after the matrix products."""
     import torch
 
-    version = torch.backends.cudnn.version() or 0
+    version: int = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]  # untyped in torch
     prefers_cudnn = capability[0] in (9, 10) and version >= _CUDNN_PREFERRED_FROM
     return ("cudnn", "flash", "efficient") if prefers_cudnn else ("flash", "efficient")
 
@@ -92,8 +96,12 @@ def _is_enabled(name: str) -> bool:
     import torch
 
     cuda = torch.backends.cuda
-    asked = {"cudnn": cuda.cudnn_sdp_enabled, "flash": cuda.flash_sdp_enabled, "efficient": cuda.mem_efficient_sdp_enabled}
-    return bool(asked[name]())
+    asked: Mapping[str, Callable[[], bool]] = {
+        "cudnn": cuda.cudnn_sdp_enabled,
+        "flash": cuda.flash_sdp_enabled,
+        "efficient": cuda.mem_efficient_sdp_enabled,
+    }
+    return asked[name]()
 
 
 def _suits_cudnn(call: AttentionCall, capability: tuple[int, int]) -> bool:

@@ -115,9 +115,7 @@ class FakeBench(Bench):
             )
         self.progress.enter(TEST_BODY)
         load_peak = self._load_peaks.get(loaded.spec) if loaded.spec else None
-        return fake_result(
-            measured, as_it_is(loaded), self.fake, load_peak_bytes=load_peak, test=test, run_id=run_id
-        )
+        return fake_result(measured, as_it_is(loaded), self.fake, load_peak_bytes=load_peak, test=test, run_id=run_id)
 
     def serve(self, engine: Engine, plan: ServingPlan, *, test: str, run_id: str) -> NoReturn:  # noqa: ARG002  # as of every bench
         """Skip the test: the scheduler of requests reads values.

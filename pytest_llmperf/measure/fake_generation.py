@@ -26,6 +26,9 @@ from pytest_llmperf.storage.schema import PhaseWork
 if TYPE_CHECKING:
     import torch
 
+_NOT_DISPATCHED = (
+    "whose operators are not dispatched one by one on a fake device: count the model before it is compiled"
+)
 FIRST_TOKENS = 2
 """Output tokens of the request before the counted one: models create constants in their first forwards."""
 
@@ -113,12 +116,10 @@ def check_shape_only_execution(plan: Plan) -> None:
 def compiled_part(model: Any) -> str:
     """Why a model with parts that torch.compile made cannot be counted; empty if it has none."""
     for name, module in model.named_modules():
-        forward = getattr(module, "forward", None)
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl or hasattr(forward, "_torchdynamo_orig_callable"):  # noqa: SLF001  # torch has no public way to ask
-            return (
-                f"{name or type(module).__name__!r} is compiled by torch.compile, whose operators are not dispatched on "
-                "a fake device: count the model before it is compiled"
-            )
+        called = module._compiled_call_impl or getattr(module, "forward", None)  # noqa: SLF001  # torch has no public way to ask
+        if hasattr(module, "_orig_mod") or hasattr(called, "_torchdynamo_orig_callable"):
+            part = repr(name) if name else type(module).__name__
+            return f"{part} is compiled by torch.compile, {_NOT_DISPATCHED}"
     return ""
 
 
@@ -181,9 +182,7 @@ def _count_request(
 
         generated = prepared.request(plan.output_tokens, on_token)
     end_phase()
-    check_produced(
-        generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens, counted=sum(count.tokens)
-    )
+    check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens, counted=sum(count.tokens))
     measured.cache = cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find())
     measured.figures = _figures(count)
 

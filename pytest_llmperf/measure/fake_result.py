@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.hardware.fake_device import FakeDevice
@@ -22,11 +22,10 @@ NO_CLOCK = "none"
 """Recorded as the clock where no times are measured."""
 COUNTED_REQUESTS = 1
 _NOT_LOADED = "the test built the model itself"
-_GIB = 1024**3
 _MOST_LINES = 3
 
 
-def fake_result(
+def fake_result(  # noqa: PLR0913  # what was counted, of what, where, and for which test
     measured: FakeMeasurement,
     loaded: LoadedModel,
     device: FakeDevice,
@@ -56,26 +55,6 @@ def fake_result(
         cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
         work=dict(measured.work),
     )
-
-
-def fit_line(result: TestResult, device: FakeDevice) -> str:
-    """Whether the workload fits the memory of the device; empty if its memory or the peaks are unknown."""
-    cell = result.cell("memory_share")
-    if cell is None or device.sheet is None or not isinstance(cell.value, int | float):
-        return ""
-    peaks = _known_peaks({phase: result.cell(f"{phase}_peak_allocated_bytes") for phase in ("load", "prefill", "decode")})
-    phase, peak = max(peaks.items(), key=lambda one: one[1])
-    memory = device.sheet.memory_bytes
-    fits = "fits" if cell.value <= 1 else "does NOT fit"
-    return (
-        f"{fits} {device.sheet.name}: tensors take up to {peak / _GIB:.1f} of {memory / _GIB:.1f} GiB "
-        f"({cell.value:.0%}), in {phase}"
-    )
-
-
-def _known_peaks(cells: Mapping[str, object]) -> dict[str, float]:
-    values = {phase: getattr(cell, "value", None) for phase, cell in cells.items()}
-    return {phase: value for phase, value in values.items() if isinstance(value, int | float)}
 
 
 def _figures(measured: FakeMeasurement, device: FakeDevice, load_peak_bytes: int | None) -> Iterator[Figure]:

@@ -335,7 +335,7 @@ def _left_out(model: Any, unused: Iterable[str]) -> str:
 
 
 def load_tokenizer(spec: ModelSpec, source: str) -> tuple[Any | None, str]:
-    """Load a model's tokenizer: it and an empty text, or None and the reason: a model without one can be measured on token ids."""
+    """The tokenizer and an empty text, or None and the reason: a model without one can be measured on token ids."""
     from transformers import AutoTokenizer
 
     try:

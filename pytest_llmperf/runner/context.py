@@ -298,7 +298,11 @@ class Workplace:
         self._not_begun.pop(test, None)
         self._bench.load_limit_s = self.load_limit_s(test)
         limit_s = self.body_limit_s(test) if phase == TEST_BODY else None
-        with self._bench.computing(), self._noticing_death(test), contained(self.progress, self.device, phase=phase, limit_s=limit_s):
+        with (
+            self._bench.computing(),
+            self._noticing_death(test),
+            contained(self.progress, self.device, phase=phase, limit_s=limit_s),
+        ):
             yield
 
     @property

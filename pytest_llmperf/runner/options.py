@@ -56,15 +56,15 @@ SETTINGS = (
     Option("execution", "NAMES", "", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
            "(CUDA graphs replayed over a static cache), lookup (generate with tokens looked up in the sequence), "
-           "assisted (generate with the draft model of --llmperf-assistant) (default: generate; loop on a fake device)"),
+           "assisted (generate with the draft model of --llmperf-assistant); default: generate, on a fake device loop"),
     Option("assistant", "MODEL", "", "Draft model of the execution assisted, in bf16: a hub name, a folder or "
            "synthetic:NAME"),
     Option("compile-mode", "MODE", "default", "torch.compile mode of the execution compile: default, "
            "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
     Option("dynamo", "SETTINGS", "", "torch._dynamo.config settings of the execution compile: "
            "NAME=VALUE,... such as capture_dynamic_output_shape_ops=true"),
-    Option("fake", "GPU", "h100", "The GPU that the device fake-cuda stands for: a100-40, a100-80, h100, h200, b200, l4, "
-           "l40s, rtx-4090, t4, or memory and compute capability of another, such as 48GiB:8.9"),
+    Option("fake", "GPU", "h100", "The GPU that the device fake-cuda stands for: a100-40, a100-80, h100, h200, b200, "
+           "l4, l40s, rtx-4090, t4, or memory and compute capability of another, such as 48GiB:8.9"),
     Option("engine", "NAME", "transformers", "Engine that serves requests in tests that use the engine fixture: "
            "transformers, vllm (in this process), or openai (a server with the OpenAI protocol at --llmperf-base-url)"),
     Option("base-url", "URL", "", "URL of the server, such as http://127.0.0.1:8000/v1; a URL that ends with "
