@@ -20,7 +20,7 @@ from pytest_llmperf.errors import MeasurementError
 from pytest_llmperf.hardware.data_sheet import DataSheet
 from pytest_llmperf.hardware.device import torch_device
 from pytest_llmperf.hardware.fake_operator_check import OperatorCheck
-from pytest_llmperf.hardware.fused_attention import run_fused
+from pytest_llmperf.hardware.fused_attention import choosing_attention
 from pytest_llmperf.hardware.live_bytes import LiveBytes
 from pytest_llmperf.text import first_line
 
@@ -61,6 +61,7 @@ class FakeDevice:
         with ExitStack() as stack:
             if self.kind == "cuda" and self.sheet:
                 stack.enter_context(_answering(self.sheet))
+                stack.enter_context(choosing_attention(self.sheet.capability))
             stack.enter_context(self._fake_mode)
             stack.enter_context(_operators_of(self))
             yield
@@ -108,11 +109,7 @@ def _operators_of(device: FakeDevice) -> Any:
 
     A composite operator is run as its parts, so that tensors between them are followed too.
     """
-    import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    capability = device.sheet.capability if device.sheet else None
 
     class Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
         def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,8 +117,6 @@ def _operators_of(device: FakeDevice) -> Any:
             if func.namespace == "prim":
                 return func(*args, **kwargs)
             with self:
-                if func is attention and capability and (fused := run_fused(args, kwargs, capability)) is not None:
-                    return fused
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts

@@ -11,11 +11,13 @@ without gradients and dropout can break, and calls the operator that torch would
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     import torch
@@ -50,21 +52,25 @@ class AttentionCall:
         return 1 / math.sqrt(self.query.shape[-1]) if self.scale is None else self.scale
 
 
-def run_fused(args: Sequence[Any], kwargs: Mapping[str, Any], capability: tuple[int, int]) -> torch.Tensor | None:
-    """Run the fused kernel that a device of this capability would run.
+@contextmanager
+def choosing_attention(capability: tuple[int, int]) -> Iterator[None]:
+    """In the block, attention on fake CUDA tensors is composed of what a device of this capability would run.
 
-    Args:
-        args: positional arguments of ``aten::scaled_dot_product_attention``.
-        kwargs: its other arguments.
-        capability: the device's compute capability.
-
-    Returns:
-        Its result; ``None`` if it would run matrix products, or the tensors are on another kind of device.
+    Like torch's own composition, it takes effect in inference mode, in which dispatch modes see the operator.
     """
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    call = AttentionCall(**dict(zip(names, args, strict=False)), **kwargs)
-    name = chosen_kernel(call, capability)
-    return KERNELS[name](call) if name else None
+    import torch
+
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    compose = attention._op_dk  # noqa: SLF001  # torch has no public way to compose an operator otherwise
+
+    def composed(key: Any, *args: Any, **kwargs: Any) -> Any:
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        call = AttentionCall(**dict(zip(names, args, strict=False)), **kwargs)
+        name = chosen_kernel(call, capability)
+        return KERNELS[name](call) if name else compose(key, *args, **kwargs)
+
+    with patch.object(attention, "_op_dk", composed):
+        yield
 
 
 def chosen_kernel(call: AttentionCall, capability: tuple[int, int]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,12 @@ from pytest_llmperf.engines.executions.greedy_loop import GreedyLoop
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError
 from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.hardware.fake_device import FakeDevice, with_values
-from pytest_llmperf.measure.counters import CacheSize, NewStates, OperatorCount, cache_size, count_operators
+from pytest_llmperf.measure.cache_size import CacheSize, NewStates, cache_size
 from pytest_llmperf.measure.generation import Plan, check_decoder
 from pytest_llmperf.measure.prompt import digest, prompt_ids
-from pytest_llmperf.metrics import NO_DECODE, Figure, Scalar
+from pytest_llmperf.measure.work import count_work
+from pytest_llmperf.measure.work_figures import work_figures
+from pytest_llmperf.metrics import Figure, Scalar
 from pytest_llmperf.models.own_model import config_of
 from pytest_llmperf.models.position_limit import check_fits
 from pytest_llmperf.models.weights import weights_bytes
@@ -170,28 +171,20 @@ def _count_request(
 
     device.live.begin_peak()
     device.waits.clear()
-    with _counting() as count:
+    with count_work() as count:
 
         def on_token(came: int = 1, /) -> None:
             nonlocal phase
             if not count.tokens and plan.output_tokens > came:
-                end_phase()
-                phase = "decode"
-                enter(phase)
+                with count.paused():
+                    end_phase()
+                    phase = "decode"
+                    enter(phase)
             count.on_token(came)
 
         generated = prepared.request(plan.output_tokens, on_token)
     end_phase()
     check_produced(generated, batch_size=plan.batch_size, output_tokens=plan.output_tokens, counted=sum(count.tokens))
     measured.cache = cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find())
-    measured.figures = _figures(count)
-
-
-@contextmanager
-def _counting() -> Iterator[OperatorCount]:
-    with count_operators() as count:
-        yield count
-
-
-def _figures(count: OperatorCount) -> list[Figure]:
-    return [Figure("operators_per_token", count.per_token, "" if count.per_token is not None else NO_DECODE)]
+    measured.figures = work_figures(count)
+    measured.work = count.phases()
