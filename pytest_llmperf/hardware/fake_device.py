@@ -7,6 +7,7 @@ the bytes of live tensors, and errors that name the line of code where it cannot
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from pytest_llmperf.text import first_line
 
 ALLOCATED_BLOCK_BYTES = 512
 """torch's caching allocator rounds sizes up to multiples of this."""
+_STANCE = "fail_on_recompile"
 _PACKAGE = Path(__file__).parents[1]
 _NO_IMPLEMENTATION = "has no fake implementation, which computes the shape of its result (torch.library.register_fake)"
 
@@ -83,6 +85,29 @@ def with_values() -> Iterator[None]:
 
 
 @contextmanager
+def refusing_compiled() -> Iterator[None]:
+    """In the block, calling a function that ``torch.compile`` made is an error: it would run as if it was not compiled.
+
+    Raises:
+        NoValuesError: one was called.
+    """
+    import torch
+
+    with torch.compiler.set_stance(_STANCE):
+        try:
+            yield
+        except RuntimeError as error:
+            found = re.search(r"filename: '(.*?)', function name: '(.*?)', line number: (\d+)", str(error))
+            if _STANCE not in str(error) or not found:
+                raise
+            path, function, line = found.groups()
+            raise NoValuesError(
+                f"function {function!r} at {_shown(Path(path))}:{line} is compiled by torch.compile, whose operators a "
+                "fake device does not dispatch one by one: count the model before it is compiled"
+            ) from error
+
+
+@contextmanager
 def _answering(sheet: DataSheet) -> Iterator[None]:
     """Answer for CUDA's driver, which may not be here."""
     import torch
@@ -120,7 +145,7 @@ def _operators_of(device: FakeDevice) -> Any:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-            result = _run(func, args, kwargs)
+            result = _corrected(func, args, _run(func, args, kwargs))
             device.live.follow(_tensors(result))
             if _is_wait(func, args, kwargs, result):
                 device.waits.append(calling_line())
@@ -151,6 +176,21 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         raise NoValuesError(f"operator {name} {_NO_IMPLEMENTATION}: called at {calling_line()}") from error
     except fake_tensor.UnsupportedFakeTensorException as error:
         raise NoValuesError(f"operator {name} at {calling_line()}: {first_line(error)}") from error
+
+
+def _corrected(func: Any, args: Sequence[Any], result: Any) -> Any:
+    """A result with the strides that the real kernel gives it, where torch's fake implementation says otherwise.
+
+    Attention of a single token on a CPU: by its strides, torch 2.13 chooses how to multiply the result.
+    """
+    import torch
+
+    if func is not torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:  # noqa: SLF001  # torch's name
+        return result
+    query, (output, *others) = args[0], result
+    if query.shape[2] > 1:
+        return result
+    return torch.empty_permuted(output.shape, (0, 2, 1, 3), dtype=output.dtype, device=output.device), *others
 
 
 def _is_wait(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> bool:

@@ -12,7 +12,7 @@ from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.greedy_loop import GreedyLoop
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError
 from pytest_llmperf.hardware.clock import HostClock
-from pytest_llmperf.hardware.fake_device import FakeDevice, with_values
+from pytest_llmperf.hardware.fake_device import FakeDevice, refusing_compiled, with_values
 from pytest_llmperf.measure.cache_size import CacheSize, NewStates, cache_size
 from pytest_llmperf.measure.generation import Plan, check_decoder
 from pytest_llmperf.measure.prompt import digest, prompt_ids
@@ -27,9 +27,6 @@ from pytest_llmperf.storage.schema import PhaseWork
 if TYPE_CHECKING:
     import torch
 
-_NOT_DISPATCHED = (
-    "whose operators are not dispatched one by one on a fake device: count the model before it is compiled"
-)
 FIRST_TOKENS = 2
 """Output tokens of the request before the counted one: models create constants in their first forwards."""
 
@@ -87,9 +84,6 @@ def count_generation(
     check_fits(config, input_tokens=plan.input_tokens, output_tokens=plan.output_tokens)
     check_decoder(config, model)
     measured = FakeMeasurement(plan=plan, prompt_sha256=sha256, weights_bytes=weights_bytes(model))
-    measured.reason = compiled_part(model)
-    if measured.reason:
-        return measured
     device.live.follow([*model.parameters(), *model.buffers()])  # those of a model that was built elsewhere
     try:
         _count(measured, model, device, enter)
@@ -114,16 +108,6 @@ def check_shape_only_execution(plan: Plan) -> None:
         )
 
 
-def compiled_part(model: Any) -> str:
-    """Why a model with parts that torch.compile made cannot be counted; empty if it has none."""
-    for name, module in model.named_modules():
-        called = module._compiled_call_impl or getattr(module, "forward", None)  # noqa: SLF001  # torch has no public way to ask
-        if hasattr(module, "_orig_mod") or hasattr(called, "_torchdynamo_orig_callable"):
-            part = repr(name) if name else type(module).__name__
-            return f"{part} is compiled by torch.compile, {_NOT_DISPATCHED}"
-    return ""
-
-
 def _prompt(plan: Plan, config: Any, load_tokenizer: Callable[[], tuple[Any | None, str]]) -> torch.Tensor:
     needs_tokenizer = plan.prompt.text is not None or plan.prompt.chat is not None
     tokenizer, error = load_tokenizer() if needs_tokenizer else (None, "")
@@ -145,8 +129,9 @@ def _count(measured: FakeMeasurement, model: Any, device: FakeDevice, enter: Cal
     plan = measured.plan
     ids = torch.zeros(plan.batch_size, plan.input_tokens, dtype=torch.long, device=device.torch_device)
     execution = find_execution(plan.execution)
-    with measuring_conditions(), execution.open(model, ids, plan.output_tokens, HostClock()) as prepared:
-        enter("setting up")
+    enter("setting up")
+    opened = execution.open(model, ids, plan.output_tokens, HostClock())
+    with refusing_compiled(), measuring_conditions(), opened as prepared:
         measured.settings = prepared.settings
         prepared.request(min(FIRST_TOKENS, plan.output_tokens), unnoticed)
         enter("prefill")
