@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from pytest_llmperf.errors import MeasurementError
@@ -22,8 +22,12 @@ from pytest_llmperf.hardware.data_sheet import DataSheet
 from pytest_llmperf.hardware.device import torch_device
 from pytest_llmperf.hardware.fake_operator_check import OperatorCheck
 from pytest_llmperf.hardware.fused_attention import choosing_attention
+from pytest_llmperf.hardware.known_values import LARGEST, KnownValues
 from pytest_llmperf.hardware.live_bytes import LiveBytes
 from pytest_llmperf.text import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 ALLOCATED_BLOCK_BYTES = 512
 """torch's caching allocator rounds sizes up to multiples of this."""
@@ -67,6 +71,61 @@ class FakeDevice:
             stack.enter_context(self._fake_mode)
             stack.enter_context(_operators_of(self))
             yield
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A fake tensor on the device, whose values are known. Call it inside ``computing``."""
+        fake = self._like(tensor)
+        self._known.know(fake, tensor)
+        return fake
+
+    def run(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run an operator that is not composed of others.
+
+        Raises:
+            NoValuesError: its result depends on values that are not known, or it has no fake implementation.
+            MeasurementError: its fake implementation is wrong.
+        """
+        try:
+            result = _corrected(func, args, func(*args, **kwargs))
+        except _refusals() as error:
+            result = self._read(func, args, kwargs, error)
+        else:
+            if sum(tensor.numel() for tensor in _tensors(result)) <= LARGEST:
+                real = self._known.compute(func, args, kwargs)
+            else:
+                real = NotImplemented
+            if real is NotImplemented:
+                self._known.forget_written(func, args, kwargs)
+            else:
+                self._known.know(result, real)
+        self.live.follow(_tensors(result))
+        if _is_wait(func, args, kwargs, result):
+            self.waits.append(calling_line())
+        if self.check:
+            self.check(func, args, kwargs, result)
+        return result
+
+    def _read(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> Any:
+        """The result of an operator that depends on values, if they are known."""
+        from torch.utils._pytree import tree_map_only
+
+        real = self._known.compute(func, args, kwargs)
+        if real is NotImplemented:
+            raise _explained(func, error) from error
+        if self.kind != "cpu" and any(tensor.device.type == self.kind for tensor in _tensors((args, kwargs))):
+            self.waits.append(calling_line())
+        result = tree_map_only(_tensor_class(), self._like, real)
+        self._known.know(result, real)
+        return result
+
+    def _like(self, tensor: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self.torch_device)
+
+    @cached_property
+    def _known(self) -> KnownValues:
+        return KnownValues()
 
     @cached_property
     def _fake_mode(self) -> Any:
@@ -143,39 +202,36 @@ def _operators_of(device: FakeDevice) -> Any:
                 return func(*args, **kwargs)
             with self:
                 parts = func.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
-            result = _corrected(func, args, _run(func, args, kwargs))
-            device.live.follow(_tensors(result))
-            if _is_wait(func, args, kwargs, result):
-                device.waits.append(calling_line())
-            if device.check:
-                device.check(func, args, kwargs, result)
-            return result
+            return device.run(func, args, kwargs) if parts is NotImplemented else parts
 
     return Operators()  # type: ignore[no-untyped-call]  # untyped in torch
 
 
-def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Run an operator.
-
-    Raises:
-        NoValuesError: its result depends on values, or it has no fake implementation.
-    """
+def _explained(func: Any, error: Exception) -> NoValuesError:
+    """Why an operator cannot run on a fake device."""
     from torch._subclasses import fake_tensor
 
-    name = f"{func.namespace}::{func.overloadpacket.__name__}"
-    try:
-        return func(*args, **kwargs)
-    except fake_tensor.DataDependentOutputException as error:
-        raise NoValuesError(f"{calling_line()} reads a value back ({name}), and a fake device has none") from error
-    except fake_tensor.DynamicOutputShapeException as error:
-        reason = f"{calling_line()} makes a tensor whose shape depends on values ({name}), and a fake device has none"
-        raise NoValuesError(reason) from error
-    except (fake_tensor.UnsupportedOperatorException, NotImplementedError) as error:
-        raise NoValuesError(f"operator {name} {_NO_IMPLEMENTATION}: called at {calling_line()}") from error
-    except fake_tensor.UnsupportedFakeTensorException as error:
-        raise NoValuesError(f"operator {name} at {calling_line()}: {first_line(error)}") from error
+    line, name = calling_line(), f"{func.namespace}::{func.overloadpacket.__name__}"
+    if isinstance(error, fake_tensor.DataDependentOutputException):
+        return NoValuesError(f"{line} reads a value back ({name}), and a fake device has none")
+    if isinstance(error, fake_tensor.DynamicOutputShapeException):
+        return NoValuesError(f"{line} makes a tensor whose shape depends on values ({name}): a fake device has none")
+    if isinstance(error, fake_tensor.UnsupportedFakeTensorException):
+        return NoValuesError(f"operator {name} at {line}: {first_line(error)}")
+    return NoValuesError(f"operator {name} {_NO_IMPLEMENTATION}: called at {line}")
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What torch raises for an operator that it cannot run without values."""
+    from torch._subclasses import fake_tensor
+
+    return (
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+        fake_tensor.UnsupportedOperatorException,
+        fake_tensor.UnsupportedFakeTensorException,
+        NotImplementedError,
+    )
 
 
 def _corrected(func: Any, args: Sequence[Any], result: Any) -> Any:
@@ -201,10 +257,16 @@ def _is_wait(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> bo
 
 
 def _tensors(value: Any) -> list[Any]:
-    import torch
     from torch.utils._pytree import tree_leaves
 
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    kind = _tensor_class()
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, kind)]
+
+
+def _tensor_class() -> type[torch.Tensor]:
+    import torch
+
+    return torch.Tensor
 
 
 def calling_line() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions.execution import PreparedExecution, check_produced, unnoticed
@@ -86,7 +88,7 @@ def count_generation(
     measured = FakeMeasurement(plan=plan, prompt_sha256=sha256, weights_bytes=weights_bytes(model))
     device.live.follow([*model.parameters(), *model.buffers()])  # those of a model that was built elsewhere
     try:
-        _count(measured, model, device, enter)
+        _count(measured, model, device.place(prompt), device, enter)
     except MeasurementError as error:
         if isinstance(error, ExecutionUnavailable):
             raise
@@ -122,20 +124,28 @@ def _prompt(plan: Plan, config: Any, load_tokenizer: Callable[[], tuple[Any | No
     )
 
 
-def _count(measured: FakeMeasurement, model: Any, device: FakeDevice, enter: Callable[[str], None]) -> None:
+def _count(
+    measured: FakeMeasurement, model: Any, ids: torch.Tensor, device: FakeDevice, enter: Callable[[str], None]
+) -> None:
     """Make one request and fill in its counts."""
-    import torch
-
     plan = measured.plan
-    ids = torch.zeros(plan.batch_size, plan.input_tokens, dtype=torch.long, device=device.torch_device)
     execution = find_execution(plan.execution)
     enter("setting up")
     opened = execution.open(model, ids, plan.output_tokens, HostClock())
-    with refusing_compiled(), measuring_conditions(), opened as prepared:
+    with _not_traced(), refusing_compiled(), measuring_conditions(), opened as prepared:
         measured.settings = prepared.settings
         prepared.request(min(FIRST_TOKENS, plan.output_tokens), unnoticed)
         enter("prefill")
         _count_request(measured, prepared, NewStates(model), device, enter)
+
+
+@contextmanager
+def _not_traced() -> Iterator[None]:
+    """Keep transformers from taking other branches for fake tensors, as it does where ``torch.export`` traces it."""
+    from transformers.utils import import_utils
+
+    with patch.object(import_utils, "is_fake_tensor", lambda _tensor: False, create=True):
+        yield
 
 
 def _count_request(

@@ -102,7 +102,7 @@ def _build(spec: ModelSpec, source: str, device: str, computing: Computing) -> L
     verified = verify(model, spec.quantization)
     return LoadedModel(
         spec=spec,
-        model=model.eval().requires_grad_(requires_grad=False),
+        model=model.eval(),
         tokenizer=None,
         tokenizer_error=NO_TOKENIZER,
         name=name,
@@ -148,9 +148,16 @@ def _materialize(model: Any, dtype: torch.dtype, device: str) -> None:
         for name, tensor in _own(module._parameters):  # noqa: SLF001  # the same
             dense = on_device(f"{path}.{name}", tensor)
             quantize = _QUANTIZE.get(type(module).__name__) if name == "weight" else None
-            found = quantize(module, made.pop(tensor)) if quantize else torch.nn.Parameter(dense, requires_grad=False)
+            found = quantize(module, made.pop(tensor)) if quantize else _parameter(dense)
             del dense
             module._parameters[name] = found  # noqa: SLF001  # it is no Parameter where it is quantized
+
+
+def _parameter(dense: torch.Tensor) -> torch.Tensor:
+    """A parameter as loading leaves it: torch composes some products otherwise if it requires no gradients."""
+    import torch
+
+    return torch.nn.Parameter(dense, requires_grad=dense.is_floating_point())
 
 
 def _own(tensors: dict[str, torch.Tensor | None]) -> list[tuple[str, torch.Tensor]]:
