@@ -237,16 +237,18 @@ def _refusals() -> tuple[type[Exception], ...]:
 def _corrected(func: Any, args: Sequence[Any], result: Any) -> Any:
     """A result with the strides that the real kernel gives it, where torch's fake implementation says otherwise.
 
-    Attention of a single token on a CPU: by its strides, torch 2.13 chooses how to multiply the result.
+    Attention on a CPU keeps the query's, also of dimensions of size 1. By them, torch 2.13 chooses how to multiply the
+    result.
     """
     import torch
+    from torch._prims_common import is_non_overlapping_and_dense
 
     if func is not torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:  # noqa: SLF001  # torch's name
         return result
     query, (output, *others) = args[0], result
-    if query.shape[2] > 1:
+    if not is_non_overlapping_and_dense(query):
         return result
-    return torch.empty_permuted(output.shape, (0, 2, 1, 3), dtype=output.dtype, device=output.device), *others
+    return torch.empty_strided(query.shape, query.stride(), dtype=output.dtype, device=output.device), *others
 
 
 def _is_wait(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> bool:

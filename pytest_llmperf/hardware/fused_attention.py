@@ -175,7 +175,7 @@ def _flash(call: AttentionCall) -> torch.Tensor:
     ]
     run = torch.ops.aten._scaled_dot_product_flash_attention  # noqa: SLF001  # torch calls it itself
     found: torch.Tensor = run(*padded, 0.0, call.is_causal, False, scale=call.factor)[0]
-    return found[..., :size] if padding else found
+    return found.narrow(-1, 0, size) if padding else found
 
 
 def _efficient(call: AttentionCall) -> torch.Tensor:
@@ -202,7 +202,7 @@ def _expanded(mask: torch.Tensor, call: AttentionCall) -> torch.Tensor:
 
     tokens = call.key.shape[2]
     if padding := -tokens % _PADDED_TO:
-        mask = torch.nn.functional.pad(mask, (0, padding))[..., :tokens]
+        mask = torch.nn.functional.pad(mask, (0, padding)).narrow(-1, 0, tokens)
     return mask.expand(*call.query.shape[:3], tokens)
 
 

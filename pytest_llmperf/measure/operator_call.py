@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     import torch
 
 
+_LIFT = "aten::lift_fresh"
+"""Returns its argument, the tensor of a constant. Only where tensors are fake is that another tensor."""
+
+
 class OperatorCall:
     """The arguments of one call, taken before it runs, and its results, once it has run.
 
@@ -49,6 +53,8 @@ class OperatorCall:
     @property
     def new_results(self) -> list[torch.Tensor]:
         """Results in memory of their own. Others are arguments that the operator wrote to, or views of arguments."""
+        if self.name == _LIFT:
+            return []
         return [tensor for tensor in self.results if memory_of(tensor) not in self._sizes]
 
     @property
