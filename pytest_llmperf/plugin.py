@@ -252,7 +252,9 @@ def peak_memory(request: pytest.FixtureRequest) -> Callable[[], AbstractContextM
     """Peak memory of a block: ``with peak_memory() as peak: ...``, then ``peak.allocated_bytes``."""  # noqa: D402  # an example
     from pytest_llmperf.runner.fixtures import peak_memory as follow
 
-    return partial(follow, request.config.stash[WORKPLACE].device)
+    workplace = request.config.stash[WORKPLACE]
+    workplace.refuse_without_device("peak_memory")
+    return partial(follow, workplace.device)
 
 
 def test_key(item: pytest.Item) -> str:

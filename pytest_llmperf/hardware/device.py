@@ -1,4 +1,4 @@
-"""Resolve device names such as ``auto`` or ``cuda:1``."""
+"""Resolve device names such as ``auto``, ``cuda:1`` or ``fake-cuda``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pytest_llmperf.errors import MissingDependency, UsageError
 NUMBERED = ("cuda", "xpu")
 """Device kinds that a machine can have several of."""
 ACCELERATORS = (*NUMBERED, "mps")
-_FORM = re.compile(r"auto|cpu|mps|(cuda|xpu)(?::\d+(?:,\1:\d+)*)?")
+FAKE = "fake-"
+"""Begins the name of a device that is not here: its tensors have shapes and no values."""
+_FORM = re.compile(r"auto|cpu|mps|fake-(?:cpu|cuda|xpu)|(cuda|xpu)(?::\d+(?:,\1:\d+)*)?")
 
 
 def check_device_name(name: str) -> None:
@@ -22,13 +24,13 @@ def check_device_name(name: str) -> None:
     """
     if not _FORM.fullmatch(name):
         raise UsageError(
-            f"unknown device {name!r}: expected auto, cpu, cuda, cuda:N, xpu, xpu:N, mps, or one per "
-            "worker, such as cuda:0,cuda:2"
+            f"unknown device {name!r}: expected auto, cpu, cuda, cuda:N, xpu, xpu:N, mps, fake-cpu, "
+            "fake-cuda, fake-xpu, or one per worker, such as cuda:0,cuda:2"
         )
 
 
 def resolve_device(name: str) -> str:
-    """Resolve a name to a torch device, such as ``cpu`` or ``cuda:0``.
+    """Resolve a name to a torch device, such as ``cpu`` or ``cuda:0``; the name of a fake device stays as it is.
 
     ``auto`` is the first available accelerator, else the CPU. Of several names, the first is used. Indices count
     visible devices; a kind without an index is the process's current device.
@@ -41,6 +43,17 @@ def resolve_device(name: str) -> str:
     require_models_extra()
     first, *_ = map(_resolved, _found(name).split(","))
     return first
+
+
+def is_fake(device: str) -> bool:
+    """Whether a device's tensors have no values."""
+    return device.startswith(FAKE)
+
+
+def torch_device(device: str) -> str:
+    """The torch device that a fake device stands for, such as ``cuda:0``; any other name as it is."""
+    kind = device.removeprefix(FAKE)
+    return f"{kind}:0" if is_fake(device) and kind in NUMBERED else kind
 
 
 def worker_devices(name: str) -> list[str]:
@@ -75,6 +88,9 @@ def _found(name: str) -> str:
 
 
 def _resolved(name: str) -> str:
+    if is_fake(name):
+        _check_build(name)
+        return name
     if name == "cpu":
         return name
     kind, _, index = name.partition(":")
@@ -82,6 +98,23 @@ def _resolved(name: str) -> str:
     if int(index or 0) >= count:
         raise UsageError(_not_here(name, kind, count))
     return kind if kind == "mps" else f"{kind}:{index or _current(kind)}"
+
+
+def _check_build(name: str) -> None:
+    """Check that torch is built for the kind of device. Other builds cannot choose that device's operators.
+
+    Raises:
+        UsageError: it is built without.
+    """
+    import torch
+
+    kind = name.removeprefix(FAKE)
+    built: Any = {"cuda": torch.version.cuda or torch.version.hip, "xpu": torch.version.xpu}
+    if built.get(kind, "always") is None:
+        raise UsageError(
+            f"device {name!r} needs torch built for {kind}, found {torch.__version__}: install that build, which needs "
+            "no driver and no device, or use fake-cpu"
+        )
 
 
 def _count(kind: str) -> int:

@@ -10,14 +10,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from pytest_llmperf.hardware.cuda_settings import cuda_settings
+from pytest_llmperf.hardware.device import is_fake
 from pytest_llmperf.metrics import METHOD, Scalar
 from pytest_llmperf.system.tracing import tracing
 from pytest_llmperf.text import slug
+
+if TYPE_CHECKING:
+    from pytest_llmperf.hardware.fake_device import FakeDevice
 
 CI_JOB_VARIABLES = ("GITHUB_RUN_ID", "CI_JOB_ID", "BUILD_NUMBER")
 """Variables that identify a CI job on GitHub, GitLab and Jenkins."""
@@ -44,8 +48,44 @@ def environment(device: str) -> dict[str, Scalar]:
 
 def device_key(environment: Mapping[str, Scalar]) -> str:
     """Name of the device's baseline file, such as ``nvidia-h200`` or ``cpu-amd-epyc-2c``."""
+    if is_fake(str(environment["device_type"])):
+        return _fake_key(environment)
     name = slug(str(environment["device_name"]))
     return f"cpu-{name}-{environment['cpu_count']}c" if environment["device_type"] == "cpu" else name
+
+
+def fake_environment(device: FakeDevice) -> dict[str, Scalar]:
+    """The same fields of a fake device, without those of the machine, on which counts do not depend."""
+    counted = {
+        name: value
+        for name, value in environment("cpu").items()
+        if name not in ("cpu_model", "cpu_count", "torch_threads", "python", "cpu_capability")
+    }
+    return {**counted, **_fake_facts(device)}
+
+
+def _fake_facts(device: FakeDevice) -> dict[str, Scalar]:
+    import torch
+
+    facts: dict[str, Scalar] = {"device_type": device.name, "device_name": f"fake {device.kind}", "runtime": None}
+    if device.kind == "cpu":
+        return {**facts, "cpu_capability": _cpu_capability()}
+    if device.sheet is None:
+        return facts
+    return {
+        **facts,
+        "device_name": f"fake {device.sheet.name}",
+        "device_memory_bytes": device.sheet.memory_bytes,
+        "compute_capability": device.sheet.compute_capability,
+        "runtime": f"cuda {torch.version.cuda}",
+    }
+
+
+def _fake_key(environment: Mapping[str, Scalar]) -> str:
+    """Name of a fake device's baseline file, such as ``fake-cuda-h100`` or ``fake-cpu``."""
+    kind = str(environment["device_type"])
+    model = str(environment["device_name"]).removeprefix("fake ")
+    return kind if kind.endswith(model) else f"{kind}-{slug(model)}"
 
 
 def counted_device_key(environment: Mapping[str, Scalar]) -> str:

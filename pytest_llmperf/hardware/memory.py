@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.profiler import mark, profiler
-from pytest_llmperf.system.tensors import storage_bytes
+from pytest_llmperf.system.tensors import is_without_values, storage_bytes
 
 
 @dataclass
@@ -219,7 +219,7 @@ def live_tensor_bytes() -> int:
 
     # Not isinstance: it reads the class of lazy objects, which triggers their deprecation warnings.
     found = (thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
-    return storage_bytes(tensor for tensor in found if tensor.device.type == "cpu")
+    return storage_bytes(tensor for tensor in found if tensor.device.type == "cpu" and not is_without_values(tensor))
 
 
 class _ResidentSet:

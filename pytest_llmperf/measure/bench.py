@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +15,8 @@ from pytest_llmperf.engines.engine_registry import EngineFactory, EngineOptions
 from pytest_llmperf.engines.executions.execution import Request
 from pytest_llmperf.errors import LlmperfError, MeasurementError, ModelError
 from pytest_llmperf.hardware.clock import NS_PER_MS, Clock, clock_for
-from pytest_llmperf.hardware.device import resolve_device
+from pytest_llmperf.hardware.device import resolve_device, torch_device
+from pytest_llmperf.hardware.environment import environment
 from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
 from pytest_llmperf.hardware.memory import is_out_of_memory, trace_memory
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
@@ -31,10 +32,13 @@ from pytest_llmperf.measure.serving_result import serving_result
 from pytest_llmperf.measure.timeout import give_back, one_line, time_limit
 from pytest_llmperf.models.load import LoadedModel, as_it_is, check_whole, load, misplaced, prepare
 from pytest_llmperf.models.model_registry import ModelRegistry
+from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
+from pytest_llmperf.models.source import check_source
 from pytest_llmperf.storage.schema import PhaseProfile, TestResult
 from pytest_llmperf.system.run_processes import begin_use
 
 if TYPE_CHECKING:
+    from pytest_llmperf.metrics import Scalar
     from pytest_llmperf.models.spec import ModelSpec
 
 
@@ -54,7 +58,7 @@ class Bench:
     """
 
     def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS), *, counted: bool = False) -> None:
-        self.device = resolve_device(device)
+        self.device = torch_device(resolve_device(device))
         self.guards = guards
         self.counted = counted
         self.progress = Progress(self.device)
@@ -69,6 +73,26 @@ class Bench:
         """The device's clock. First use creates a context on the device, so a process that only waits has none."""
         begin_use()
         return clock_for(self.device)
+
+    def environment(self) -> dict[str, Scalar]:
+        """The environment of a run."""
+        return environment(self.device)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """A block in which tests run."""
+        return nullcontext()
+
+    def check_spec(self, spec: ModelSpec) -> None:
+        """Check a spec before anything is measured.
+
+        Raises:
+            UsageError, MissingDependency: it cannot be loaded here.
+        """
+        check_available(QUANTIZATIONS[spec.quantization], self.device)
+        check_source(spec)
+
+    def refuse_without_device(self, what: str) -> None:
+        """Skip the test if there is no device: ``what`` is what it is needed for."""
 
     def measure(  # noqa: PLR0913  # the model, the plan, ids, and options
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -11,8 +11,8 @@ from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
-from pytest_llmperf.measure.generation import Measurement
-from pytest_llmperf.metrics import METRICS, NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure
+from pytest_llmperf.measure.generation import Measurement, Plan
+from pytest_llmperf.metrics import METRICS, NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure, Scalar
 from pytest_llmperf.stats.summary import summarize
 from pytest_llmperf.storage.comparability import is_portable
 from pytest_llmperf.storage.schema import Observation, TestResult, Workload
@@ -47,6 +47,7 @@ def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *,
         observation=_observation(measured, loaded, test=test, run_id=run_id, workload=workload),
         cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
         samples=_samples(measured),
+        work=dict(measured.counts.work),
         profile=dict(measured.profile),
     )
 
@@ -72,7 +73,12 @@ def _samples(measured: Measurement) -> dict[str, list[float]]:
 
 
 def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
-    plan, execution = measured.plan, find_execution(measured.plan.execution)
+    return workload_of(measured.plan, loaded, prompt_sha256=measured.prompt_sha256, settings=measured.settings)
+
+
+def workload_of(plan: Plan, loaded: LoadedModel, *, prompt_sha256: str, settings: Mapping[str, Scalar]) -> Workload:
+    """The workload of a plan on a model; ``settings`` are those of generation that change the work."""
+    execution = find_execution(plan.execution)
     return Workload(
         engine="transformers",
         model=loaded.name,
@@ -85,8 +91,8 @@ def _workload(measured: Measurement, loaded: LoadedModel) -> Workload:
         input_tokens=plan.input_tokens,
         output_tokens=plan.output_tokens,
         sampling="greedy",
-        prompt_sha256=measured.prompt_sha256,
-        settings={**loaded.settings, **execution.settings, **measured.settings},
+        prompt_sha256=prompt_sha256,
+        settings={**loaded.settings, **execution.settings, **settings},
     )
 
 
@@ -149,8 +155,5 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
 
 
 def _counted(measured: Measurement) -> Iterator[Figure]:
-    operators = measured.counts.operators_per_token
-    if operators is not None or measured.dispatches:
-        reason = measured.counts.data_dependent or _lacking(measured)
-        yield Figure("operators_per_token", operators, "" if operators is not None else reason)
+    yield from measured.counts.figures
     yield Figure("token_digest", measured.counts.token_digest)

@@ -120,7 +120,7 @@ def load(spec: ModelSpec, device: str) -> LoadedModel:
         ModelError: Loading failed, or the model is not as requested.
     """
     prepare(spec, device)
-    with _one_line_errors(spec), quiet():
+    with one_line_errors(spec), quiet():
         return _load(spec, device)
 
 
@@ -133,9 +133,9 @@ def prepare(spec: ModelSpec, device: str) -> None:
         UsageError, MissingDependency, ModelError: As ``load`` does.
     """
     check_source(spec)
-    _check_packages(spec)
+    check_packages(spec)
     check_available(QUANTIZATIONS[spec.quantization], device)
-    with _one_line_errors(spec), quiet():
+    with one_line_errors(spec), quiet():
         source = locate(spec)
         _import_all(*_whole(spec, source, find_adapter(spec, source)))
 
@@ -156,7 +156,7 @@ def _import_all(spec: ModelSpec, source: str) -> None:
     from accelerate import dispatch_model  # noqa: F401  # accessing its attributes imports its parts
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: F401  # imports their modules
 
-    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    config = AutoConfig.from_pretrained(source, **hub_options(spec))
     _auto_class(spec, config)  # looking up a model's class imports its module
     quantization, stored = QUANTIZATIONS[spec.quantization], getattr(config, "quantization_config", None)
     for module in _IMPORTS.get(method_of(stored) if stored else quantization.package, ()):
@@ -172,7 +172,7 @@ def _kept_dense(spec: ModelSpec, source: str) -> tuple[str, ...]:
     import torch
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    config = AutoConfig.from_pretrained(source, **hub_options(spec))
     if getattr(config, "quantization_config", None) is not None:
         return ()
     with torch.device("meta"):
@@ -181,7 +181,8 @@ def _kept_dense(spec: ModelSpec, source: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _one_line_errors(spec: ModelSpec) -> Iterator[None]:
+def one_line_errors(spec: ModelSpec) -> Iterator[None]:
+    """Raise errors of the libraries in the block as a ModelError of one line."""
     try:
         yield
     except Exception as error:
@@ -192,7 +193,12 @@ def _one_line_errors(spec: ModelSpec) -> Iterator[None]:
         raise kind(_explain(spec, error)) from error
 
 
-def _check_packages(spec: ModelSpec) -> None:
+def check_packages(spec: ModelSpec) -> None:
+    """Check that the packages that every model needs are installed.
+
+    Raises:
+        MissingDependency: One is not.
+    """
     for package in ("torch", "transformers", "accelerate"):
         if find_spec(package) is None:
             raise MissingDependency(package, extra="models", purpose=f"loading model {spec.model!r}")
@@ -238,7 +244,7 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
     if adapter:
         model = adapter.apply(model, device)
         _check_placed(spec, model, device)
-    tokenizer, tokenizer_error = _load_tokenizer(*_with_tokenizer(spec, source, adapter))
+    tokenizer, tokenizer_error = load_tokenizer(*_with_tokenizer(spec, source, adapter))
     return LoadedModel(
         spec=spec,
         model=model.eval(),
@@ -295,15 +301,15 @@ def _load_weights(spec: ModelSpec, source: str, device: str) -> tuple[Any, str]:
     """Load a model; return it and the names of the checkpoint's modules that it does not have."""
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(source, **_hub_options(spec))
+    config = AutoConfig.from_pretrained(source, **hub_options(spec))
     model, report = _auto_class(spec, config).from_pretrained(
         source,
         device_map={"": device},
         attn_implementation=spec.attention,
         use_safetensors=True,
         output_loading_info=True,
-        **_dtype_options(spec, source, config, device),
-        **_hub_options(spec),
+        **dtype_options(spec, source, config, device),
+        **hub_options(spec),
     )
     _check_complete(spec, report)
     _check_placed(spec, model, device)
@@ -328,22 +334,28 @@ def _left_out(model: Any, unused: Iterable[str]) -> str:
     return f"{first} and {plural(len(others), 'other module')}" if others else first
 
 
-def _load_tokenizer(spec: ModelSpec, source: str) -> tuple[Any | None, str]:
+def load_tokenizer(spec: ModelSpec, source: str) -> tuple[Any | None, str]:
     """The tokenizer and an empty text, or None and the reason: a model without one can be measured on token ids."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source, **_hub_options(spec)), ""
+        return AutoTokenizer.from_pretrained(source, **hub_options(spec)), ""
     except Exception as error:  # noqa: BLE001  # the library raises whatever a broken file leads to
         return None, error_line(error)
 
 
-def _hub_options(spec: ModelSpec) -> dict[str, Any]:
+def hub_options(spec: ModelSpec) -> dict[str, Any]:
+    """Arguments of every ``from_pretrained``."""
     revision = {"revision": spec.revision} if spec.revision else {}
     return {"trust_remote_code": spec.trust_remote_code, **revision}
 
 
-def _dtype_options(spec: ModelSpec, source: str, config: Any, device: str) -> dict[str, Any]:
+def dtype_options(spec: ModelSpec, source: str, config: Any, device: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that decide the form of the weights.
+
+    Raises:
+        ModelError: The checkpoint is quantized, and not as the spec requests.
+    """
     quantization = QUANTIZATIONS[spec.quantization]
     stored = getattr(config, "quantization_config", None)
     if spec.quantization == STORED:

@@ -7,7 +7,7 @@ import gc
 import sys
 from collections.abc import Callable
 
-from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, ModelError, UsageError
+from pytest_llmperf.errors import AttentionUnavailable, LlmperfError, ModelError, Unavailable, UsageError
 from pytest_llmperf.models.load import LoadedModel, load
 from pytest_llmperf.models.spec import ModelSpec
 
@@ -53,7 +53,7 @@ class ModelRegistry:
             return self._load(spec, self._device)
         except LlmperfError as error:
             # A copy: the original error's traceback keeps the half-loaded model alive.
-            kinds = (UsageError, AttentionUnavailable, ModelError)
+            kinds = (UsageError, AttentionUnavailable, Unavailable, ModelError)
             kind = next((kind for kind in kinds if isinstance(error, kind)), ModelError)
             self._failures[spec] = kind(str(error))
             raise

@@ -176,7 +176,7 @@ def _form(module: Any, elements: int, method: str) -> str:
     weight = module._parameters.get("weight")  # noqa: SLF001  # without what a property computes
     if getattr(weight, "quant_state", None) is not None:
         return _four_bit(weight.quant_state)
-    if type(weight).__name__ == "Int8Params" and not weight.is_floating_point():
+    if type(module).__name__ == "Linear8bitLt" and not module.weight.is_floating_point():
         return _int8(module.state.threshold)
     packed = [tensor for tensor in _own_tensors(module) if not tensor.is_floating_point()]
     main = weight if weight is not None else max(packed, key=_nbytes, default=next(_own_tensors(module)))

@@ -41,8 +41,12 @@ def is_local(model: str) -> bool:
     return model.startswith((".", "~")) or Path(model).is_absolute() or Path(model).exists()
 
 
-def check_source(spec: ModelSpec) -> None:
+def check_source(spec: ModelSpec, *, weights: bool = True) -> None:
     """Check everything about a model that can be checked before loading it, without the network.
+
+    Args:
+        spec: The model.
+        weights: Whether its weights are needed, too.
 
     Raises:
         UsageError: No model, an unknown synthetic model, a folder without safetensors, an invalid hub name, a revision
@@ -54,7 +58,7 @@ def check_source(spec: ModelSpec) -> None:
         synthetic.architecture(model)
         check_no_adapter(spec)
     elif is_local(model):
-        _check_folder(spec, model)
+        _check_folder(spec, model, weights=weights)
     else:
         _check_hub_name(model)
     _check_revision(spec)
@@ -72,9 +76,9 @@ def named_model(spec: ModelSpec) -> str:
     return spec.model
 
 
-def _check_folder(spec: ModelSpec, model: str) -> None:
+def _check_folder(spec: ModelSpec, model: str, *, weights: bool) -> None:
     folder = Path(model).expanduser()
-    wanted = "expected a folder with config.json and *.safetensors"
+    wanted = f"expected a folder with config.json{' and *.safetensors' if weights else ''}"
     if not folder.is_dir():
         raise UsageError(f"model {model!r} {'is a file' if folder.exists() else 'does not exist'}: {wanted}")
     if is_adapter(folder):
@@ -83,7 +87,7 @@ def _check_folder(spec: ModelSpec, model: str) -> None:
     check_no_adapter(spec)
     if not (folder / "config.json").is_file():
         raise UsageError(f"model {model!r} has no config.json: {wanted}")
-    if not any(folder.glob("*.safetensors")):
+    if weights and not any(folder.glob("*.safetensors")):
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLES)
         found = f"only pickled weights ({pickles[0]}), which can run code" if pickles else "no weights"
         raise UsageError(f"model {model!r} has {found}: {wanted}; save_pretrained() writes them")
@@ -113,11 +117,14 @@ def _check_revision(spec: ModelSpec) -> None:
         )
 
 
-def locate(spec: ModelSpec) -> str:
-    """The argument for ``from_pretrained``: a folder or a hub name. Builds a synthetic model if it does not exist."""
+def locate(spec: ModelSpec, *, weights: bool = True) -> str:
+    """The argument for ``from_pretrained``: a folder or a hub name. Builds a synthetic model if it does not exist.
+
+    Without ``weights``, a synthetic model's folder may hold its config alone.
+    """
     model = named_model(spec)
     if synthetic.is_synthetic(model):
-        return str(synthetic.prepare(model))
+        return str(synthetic.prepare(model) if weights else synthetic.prepare_config(model))
     return str(Path(model).expanduser()) if is_local(model) else model
 
 

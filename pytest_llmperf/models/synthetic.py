@@ -147,6 +147,20 @@ def prepare(name: str) -> Path:
     return folder
 
 
+def prepare_config(name: str) -> Path:
+    """Write the config of a synthetic model, without weights, unless it exists; return its folder.
+
+    Raises:
+        UsageError: The synthetic model is unknown.
+        OSError: The cache folder is not writable.
+    """
+    folder = model_folder(name)
+    if not folder.is_dir():
+        folder = folder.with_name(f"{folder.name}-config")
+        _config(architecture(name)).save_pretrained(folder)
+    return folder
+
+
 def _transformers_major() -> str:
     """The major version of transformers: version 4 cannot read tokenizers written by version 5."""
     return version("transformers").partition(".")[0]
@@ -170,18 +184,25 @@ def _build(shape: Architecture, folder: Path) -> None:
 
 def _random_model(shape: Architecture) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
-    from pytest_llmperf.models.tokenizer import SPECIAL_IDS
-
-    config = LlamaConfig(**asdict(shape), **SPECIAL_IDS, max_position_embeddings=_MAX_POSITIONS)
     # On the meta device, so that nothing is initialized twice or in fp32.
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(_config(shape), dtype=torch.bfloat16)
     model.to_empty(device="cpu")
     model.tie_weights()
     _initialise(model)
     return model
+
+
+def _config(shape: Architecture) -> Any:
+    from transformers import LlamaConfig
+
+    from pytest_llmperf.models.tokenizer import SPECIAL_IDS
+
+    return LlamaConfig(
+        **asdict(shape), **SPECIAL_IDS, max_position_embeddings=_MAX_POSITIONS, architectures=["LlamaForCausalLM"]
+    )
 
 
 def _initialise(model: Any) -> None:

@@ -19,6 +19,7 @@ from pytest_llmperf.verdict.sentence import sentence, short_sentence
 from pytest_llmperf.verdict.verdict_file import VerdictFile, decided
 
 LONGEST_LIST = 3
+GIB = 1024**3
 
 RECORD = "llmperf record --runs 5"
 COUNT = "llmperf record --counted"
@@ -75,6 +76,8 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         yield from (f"timed: {entry.test}: {timing}" for timing in entry.timings)
     if run.missing:
         yield _missing_line(run)
+    yield from _not_counted(run.entries)
+    yield from _memory_fit(run.entries)
     yield from _unsteady(run.entries)
     yield from _disturbed(run.entries)
     if run.disturbed and not run.compared:
@@ -190,6 +193,39 @@ def _group(verdict: Verdict) -> str:
             return f"too few or too noisy runs at {verdict.against} to detect the required change"
         return f"too few or too noisy runs to detect the required change; add sessions with {RECORD}, see llmperf show"
     return verdict.reason
+
+
+def _not_counted(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield why requests could not be made on a fake device."""
+    tests: defaultdict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        for result in entry.results:
+            cell = result.cell("operators_per_token")
+            if cell and cell.value is None and not result.observation.tokens_produced:
+                tests[cell.reason].append(entry.test)
+    yield from (f"not counted: {some(names, LONGEST_LIST)}: {reason}" for reason, names in tests.items())
+
+
+def _memory_fit(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield whether each workload fits the memory of the GPU that a fake device stands for."""
+    shares = [
+        (float(cell.value), entry)
+        for entry in entries
+        for result in entry.results
+        if (cell := result.cell("memory_share")) and isinstance(cell.value, int | float)
+    ]
+    if not shares:
+        return
+    largest, entry = max(shares, key=lambda one: one[0])
+    environment = entry.run.environment
+    memory = float(environment["device_memory_bytes"] or 0)
+    device = str(environment["device_name"]).removeprefix("fake ")
+    most = f"{largest * memory / GIB:.1f} of {memory / GIB:.1f} GiB ({largest:.0%}): {entry.test}"
+    over = sum(share > 1 for share, _ in shares)
+    if over:
+        yield f"memory: {over} of {plural(len(shares), 'workload')} do NOT fit {device}; the largest takes {most}"
+    else:
+        yield f"memory: every workload fits {device}; the largest takes {most}"
 
 
 def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:

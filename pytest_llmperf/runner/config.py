@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.engines.engine_registry import SERVER, TRANSFORMERS, check_engine_name
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.hardware.data_sheet import DataSheet, find_data_sheet
+from pytest_llmperf.hardware.device import is_fake
 from pytest_llmperf.measure.injection import FORMS, Injection, parse_injection
 from pytest_llmperf.measure.prompt import Prompt
 from pytest_llmperf.measure.serving_plan import SCHEDULERS
@@ -129,6 +131,8 @@ class Options:
     """The execution that ``compile`` names."""
     assisted: Assisted | None
     """The execution that ``assisted`` names, if there is a draft model."""
+    sheet: DataSheet | None
+    """The GPU that a fake CUDA device stands for; ``None`` for other devices."""
     engine: str
     base_url: str | None
     schedulers: tuple[str, ...]
@@ -256,8 +260,10 @@ class Options:
         from pytest_llmperf.measure.guards import parse_guards  # heavy; this module checks markers in every run
 
         value = {option.name: _resolve(config, option) for option in SETTINGS}
+        device = given_device(config)
+        fake = is_fake(device)
         options = cls(
-            device=given_device(config),
+            device=device,
             model=_model(config, value["model"], engine=value["engine"]) or None,
             revision=value["revision"] or None,
             adapter=_adapter(value["adapter"]) if value["adapter"] else None,
@@ -266,11 +272,12 @@ class Options:
             attentions=_names("--llmperf-attention", value["attention"]) if value["attention"] else (),
             batch_sizes=_wholes("--llmperf-batch-sizes", value["batch-sizes"]),
             input_lengths=_wholes("--llmperf-input-tokens", value["input-tokens"]),
-            output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"]),
+            output_tokens=_whole("--llmperf-output-tokens", value["output-tokens"] or (8 if fake else 64)),
             prompt=Prompt.parse(value["prompt"]),
-            executions=_names("--llmperf-execution", value["execution"]),
+            executions=_names("--llmperf-execution", value["execution"] or ("loop" if fake else "generate")),
             compile=_compile(value["compile-mode"], value["dynamo"]),
             assisted=_assisted(value["assistant"]),
+            sheet=_sheet(config, device, value["fake"]),
             engine=check_engine_name(value["engine"]),
             base_url=value["base-url"] or None,
             schedulers=_schedulers(value["schedulers"]),
@@ -297,7 +304,7 @@ class Options:
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
             profile=_given_path(config, "llmperf_profile"),
-            explain=_switch("--llmperf-explain", value["explain"]) and not _counts_only(config),
+            explain=_switch("--llmperf-explain", value["explain"]) and not (fake or _counts_only(config)),
             only=frozenset(config.getoption("llmperf_only")),
             isolate=config.getoption("llmperf_isolate") and not config.getoption("llmperf_tell"),
             tell=_given_path(config, "llmperf_tell"),
@@ -364,6 +371,9 @@ class Options:
             "--llmperf-update": self.profile and (self.updates or not self.measure_only),
             f"--llmperf-base-url {self.base_url}: engine {self.engine!r} does not use a server: choose one that "
             "does with --llmperf-engine": self.base_url and self.loads_models,
+            f"--llmperf-engine {self.engine} on device {self.device!r}: an engine loads weights: leave it out": (
+                is_fake(self.device) and not self.loads_models
+            ),
             f"--llmperf-adapter {self.adapter}: engine {self.engine!r} loads no adapters: leave it out": (
                 self.adapter and not self.loads_models
             ),
@@ -649,6 +659,15 @@ def _model(config: pytest.Config, given: str, *, engine: str) -> str:
         places.append(Path(users, os.path.relpath(beside, here)))
     found = (place / given for place in places)
     return next((os.path.normpath(folder) for folder in found if folder.is_dir()), given)
+
+
+def _sheet(config: pytest.Config, device: str, name: str) -> DataSheet | None:
+    """The data sheet of the GPU that a fake CUDA device stands for."""
+    if device == "fake-cuda":
+        return find_data_sheet(name)
+    if config.getoption("llmperf_fake"):
+        raise UsageError(f"--llmperf-fake {name}: device {device!r} stands for no GPU: expected --device fake-cuda")
+    return None
 
 
 def _adapter(given: str) -> str:

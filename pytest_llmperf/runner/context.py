@@ -17,8 +17,10 @@ from pytest_llmperf.engines.engine_registry import ENGINES, EngineOptions
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import BaselineError, MeasurementError, Unavailable, UsageError
 from pytest_llmperf.hardware.dead_device import why_dead
-from pytest_llmperf.hardware.environment import counted_device_key, device_key, environment, session_id
+from pytest_llmperf.hardware.device import is_fake
+from pytest_llmperf.hardware.environment import counted_device_key, device_key, session_id
 from pytest_llmperf.measure.bench import Bench
+from pytest_llmperf.measure.fake_bench import FakeBench
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.measure.kernel import KernelTimer
 from pytest_llmperf.measure.kernel_timing import Timing
@@ -28,8 +30,7 @@ from pytest_llmperf.measure.timeout import contained
 from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.models.load import LoadedModel
 from pytest_llmperf.models.own_model import adopt, check_generates
-from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available
-from pytest_llmperf.models.source import check_source, default_model
+from pytest_llmperf.models.source import default_model
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.runner.config import Options, TestSettings
 from pytest_llmperf.stats.holm import holm_family_sizes
@@ -91,7 +92,12 @@ class Workplace:
         self.dead = ""
         """The test at which the device died, and why; empty while it works."""
         self._not_begun = dict.fromkeys(test.key for test in tests)
-        self._bench = Bench(options.device, options.guards, counted=options.counted)
+        fake = is_fake(options.device)
+        self._bench = (
+            FakeBench(options.device, options.sheet)
+            if fake
+            else Bench(options.device, options.guards, counted=options.counted)
+        )
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}
         self._check_specs(tests)
@@ -111,8 +117,8 @@ class Workplace:
             )
         self._layers = {test.key: test.settings.layer() for test in tests}
         start = datetime.now(UTC)
-        facts = environment(self._bench.device)
-        self.device_key = counted_device_key(facts) if options.counted else device_key(facts)
+        facts = self._bench.environment()
+        self.device_key = counted_device_key(facts) if options.counted and not fake else device_key(facts)
         self.run = Run(
             run_id=f"{start:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}",
             session_id=os.environ.get("LLMPERF_SESSION_ID") or session_id(f"{start:%Y-%m-%d}"),
@@ -218,10 +224,19 @@ class Workplace:
         """Skip a test that measures times, in a run that only counts.
 
         Raises:
-            Unavailable: the run only counts.
+            Unavailable: the run only counts, or its device is fake.
         """
+        self.refuse_without_device(what)
         if self.options.counted:
             raise Unavailable(f"--llmperf-counted: {what} is not counted: run it without the option")
+
+    def refuse_without_device(self, what: str) -> None:
+        """Skip a test that needs values, if the device is fake.
+
+        Raises:
+            Unavailable: it is.
+        """
+        self._bench.refuse_without_device(what)
 
     def timer(self, keep: Callable[[Timing], object]) -> KernelTimer:
         """Return a timer of callables on the run's device, without a model; ``keep`` gets each timing."""
@@ -283,7 +298,11 @@ class Workplace:
         self._not_begun.pop(test, None)
         self._bench.load_limit_s = self.load_limit_s(test)
         limit_s = self.body_limit_s(test) if phase == TEST_BODY else None
-        with self._noticing_death(test), contained(self.progress, self.device, phase=phase, limit_s=limit_s):
+        with (
+            self._bench.computing(),
+            self._noticing_death(test),
+            contained(self.progress, self.device, phase=phase, limit_s=limit_s),
+        ):
             yield
 
     @property
@@ -355,9 +374,7 @@ class Workplace:
     def _check_specs(self, tests: Sequence[PlannedTest]) -> None:
         for test in tests:
             if test.spec is not None:
-                spec = self._complete(test.spec)
-                check_available(QUANTIZATIONS[spec.quantization], self._bench.device)
-                check_source(spec)
+                self._bench.check_spec(self._complete(test.spec))
 
     def _count_family(self, tests: Sequence[PlannedTest]) -> None:
         """Set each comparison's family size: how many timed cells could fail this run, those of the anchor included."""

@@ -78,7 +78,7 @@ class LlmPerf:
             execution: ``generate``, the library's own loop with a streamer; ``loop``, a bare greedy loop;
                 ``compile``, as the run's options say, or a ``Compile``; ``graph`` or a ``Graph``; ``lookup`` or a
                 ``Lookup``; ``assisted``, with the run's draft model, or an ``Assisted`` (default: ``generate``, or
-                ``loop`` for a torch module that has none).
+                ``loop`` for a torch module that has none, and on a fake device).
             requests: requests to time (default: the marker's, else ``--llmperf-requests``).
             warmup: maximum of warm-up requests (default: the marker's, else ``--llmperf-warmup``).
             seed: of the random prompts.
@@ -92,13 +92,15 @@ class LlmPerf:
             MeasurementError: the measurement is not valid; ``ExecutionUnavailable``, which skips the test, if this
                 execution cannot run here.
         """
+        from pytest_llmperf.hardware.device import is_fake
         from pytest_llmperf.measure.generation import Plan
         from pytest_llmperf.models.own_model import check_execution, usual_execution
 
         __tracebackhide__ = True
         options, words = self._workplace.options, self._prompt(prompt, input_tokens)
         loaded = self._workplace.adopt(llm, name=name, revision=revision)
-        chosen = options.execution(usual_execution(loaded) if execution is None else execution)
+        usual = "loop" if is_fake(options.device) else usual_execution(loaded)
+        chosen = options.execution(usual if execution is None else execution)
         check_execution(loaded, chosen.name)
         plan = Plan(
             batch_size=batch_size,
@@ -217,6 +219,7 @@ class LlmPerf:
         from pytest_llmperf.measure.balanced_prompt import balanced_ids
 
         __tracebackhide__ = True
+        self._workplace.refuse_without_device("a balanced prompt")
         length = self._workplace.options.input_tokens if input_tokens is None else input_tokens
         return balanced_ids(llm.model, sequences=sequences, input_tokens=length, seed=seed)
 

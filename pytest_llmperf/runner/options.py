@@ -51,17 +51,20 @@ SETTINGS = (
     Option("prompt", "PROMPT", "random", "Prompt, unless a test sets it: random (token ids), text:WORDS, file:PATH, "
            "chat (a short one), chat:PATH (JSON messages) or ids:PATH (JSON lists of token ids); chats use the "
            "tokenizer's template. All except random determine the prompt length"),
-    Option("output-tokens", "N", "64", "Number of tokens to generate, unless a test sets it"),
-    Option("execution", "NAMES", "generate", "Executions of the ready-made suite, comma-separated: generate (the "
+    Option("output-tokens", "N", "", "Number of tokens to generate, unless a test sets it (default: 64; 8 on a fake "
+           "device)"),
+    Option("execution", "NAMES", "", "Executions of the ready-made suite, comma-separated: generate (the "
            "library's own loop), loop (a bare greedy loop), compile (torch.compile over a static cache), graph "
            "(CUDA graphs replayed over a static cache), lookup (generate with tokens looked up in the sequence), "
-           "assisted (generate with the draft model of --llmperf-assistant)"),
+           "assisted (generate with the draft model of --llmperf-assistant); default: generate, on a fake device loop"),
     Option("assistant", "MODEL", "", "Draft model of the execution assisted, in bf16: a hub name, a folder or "
            "synthetic:NAME"),
     Option("compile-mode", "MODE", "default", "torch.compile mode of the execution compile: default, "
            "reduce-overhead, max-autotune, max-autotune-no-cudagraphs"),
     Option("dynamo", "SETTINGS", "", "torch._dynamo.config settings of the execution compile: "
            "NAME=VALUE,... such as capture_dynamic_output_shape_ops=true"),
+    Option("fake", "GPU", "h100", "The GPU that the device fake-cuda stands for: a100-40, a100-80, h100, h200, b200, "
+           "l4, l40s, rtx-4090, t4, or memory and compute capability of another, such as 48GiB:8.9"),
     Option("engine", "NAME", "transformers", "Engine that serves requests in tests that use the engine fixture: "
            "transformers, vllm (in this process), or openai (a server with the OpenAI protocol at --llmperf-base-url)"),
     Option("base-url", "URL", "", "URL of the server, such as http://127.0.0.1:8000/v1; a URL that ends with "
@@ -89,8 +92,8 @@ SETTINGS = (
            "cannot accumulate"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
            "speedup, call, weights, assistant_weights, kv_cache, graph_memory, the peaks of allocated memory, "
-           "operators_per_token, acceptance, tokens_per_step, graph_breaks, unique_graphs and recompilations, and on "
-           "CUDA kernel_launches_per_token and syncs_per_token)"),
+           "operators, FLOPs and moved bytes of the prefill and per token, acceptance, tokens_per_step, graph_breaks, "
+           "unique_graphs and recompilations, and on CUDA kernel_launches_per_token and syncs_per_token)"),
     Option("tolerate", "LIMITS", "", "Accepted slowdown or growth: 3%% for every timed metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be detected; a cell whose baseline cannot detect it is "
            "inconclusive"),
@@ -149,7 +152,8 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
     group.addoption("--llmperf-device", metavar="DEVICE", default=None,
                     help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto); several, "
-                         "such as cuda:0,cuda:2, get one xdist worker each")  # fmt: skip
+                         "such as cuda:0,cuda:2, get one xdist worker each; fake-cpu, fake-cuda or fake-xpu count the "
+                         "work of a model without weights on a device that is not here")  # fmt: skip
     parser.addini("llmperf_device", "Device to measure on", default="auto")
     for option in SETTINGS:
         group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)

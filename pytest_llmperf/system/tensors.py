@@ -42,24 +42,30 @@ def unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages of tensors, wrappers unwrapped; shared storage counts once, and no storage as 0."""
-    storages = (storage_of(tensor) for tensor in chain.from_iterable(map(unwrapped, tensors)))
-    return sum({_key(storage): storage.nbytes() for storage in storages if storage is not None}.values())
+    """Bytes of the storages of tensors, wrappers unwrapped; shared storage counts once, and no storage as 0.
+
+    A fake tensor counts as if it was real.
+    """
+    found: dict[Hashable, int] = {}
+    for tensor in chain.from_iterable(map(unwrapped, tensors)):
+        if (key := memory_key(tensor)) is not None:
+            found[key] = tensor.untyped_storage().nbytes()
+    return sum(found.values())
 
 
-def storage_of(tensor: torch.Tensor) -> Any | None:
-    """The storage of a tensor; ``None`` if it has no memory of its own, as fake, sparse and wrapper tensors have."""
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    if issubclass(type(tensor), FakeTensor):  # data_ptr() of a FakeTensor warns
-        return None
+def memory_key(tensor: torch.Tensor) -> Hashable | None:
+    """What tensors share if they share memory; ``None`` if it has none of its own, as sparse and wrapper tensors."""
     try:
-        storage = tensor.untyped_storage()
-        storage.data_ptr()
+        storage: Any = tensor.untyped_storage()
+        if is_without_values(tensor):  # asking for its address warns
+            return tensor.device, "fake", storage._cdata  # noqa: SLF001  # storages have no public identity
+        return tensor.device, storage.data_ptr()
     except RuntimeError:
         return None
-    return storage
 
 
-def _key(storage: Any) -> Hashable:
-    return storage.device, storage.data_ptr()
+def is_without_values(tensor: torch.Tensor) -> bool:
+    """Whether it is a fake tensor."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return issubclass(type(tensor), FakeTensor)

@@ -67,12 +67,19 @@ def test_weights_in_wrappers():
 
 
 def test_tensors_without_memory_weigh_nothing():
-    """Fake tensors, and sparse ones, whose storage cannot be asked for."""
+    """Sparse ones, whose storage cannot be asked for."""
+    assert storage_bytes([torch.eye(3).to_sparse(), torch.zeros(2)]) == 8
+
+
+def test_a_fake_tensor_weighs_as_if_it_was_real():
+    """Views of it weigh nothing more. It takes no memory of the process."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    before = live_tensor_bytes()
     with FakeTensorMode():
         fake = torch.empty(100)
-    assert storage_bytes([fake, torch.eye(3).to_sparse(), torch.zeros(2)]) == 8
+        assert storage_bytes([fake, fake[:50], torch.empty(100)]) == 800
+    assert live_tensor_bytes() == before
 
 
 def test_tensors_are_found_at_any_depth():

@@ -1,57 +1,16 @@
-"""Deterministic counts from one untimed request: operators and KV cache bytes."""
+"""Bytes of a KV cache and of recurrent states after a request."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-from pytest_llmperf.system.tensors import tensors_in
+from pytest_llmperf.system.tensors import memory_key, tensors_in
 
 if TYPE_CHECKING:
     import torch
-
-
-class OperatorCount:
-    """Operators dispatched so far; if it is told of output tokens, also their number per token."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.tokens: list[int] = []
-        """Tokens that came at each call of `on_token`."""
-        self._totals: list[int] = []
-
-    def on_token(self, count: int = 1, /) -> None:
-        """Take notice of ``count`` more tokens of each sequence."""
-        self.tokens.append(count)
-        self._totals.append(self.total)
-
-    @property
-    def per_token(self) -> float | None:
-        """Operators after the first tokens, per token that came later; ``None`` if none did."""
-        later = sum(self.tokens[1:])
-        return (self._totals[-1] - self._totals[0]) / later if later else None
-
-
-@contextmanager
-def count_operators() -> Iterator[OperatorCount]:
-    """Count the operators that torch dispatches in the block.
-
-    A composite operator counts as its parts; a custom operator, such as a quantized matrix product, counts as one.
-    """
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    count = OperatorCount()
-
-    class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-        def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            count.total += 1
-            return func(*args, **(kwargs or {}))
-
-    with Counting():  # type: ignore[no-untyped-call]  # untyped in torch
-        yield count
 
 
 @dataclass(frozen=True)
@@ -74,7 +33,8 @@ def cache_size(cache: Any, positions: int, states: Iterable[torch.Tensor] = ()) 
     """
     found: dict[Hashable, torch.Tensor] = {}
     for tensor in tensors_in([cache, *states]):
-        if tensor.dim() and tensor.nbytes > getattr(found.get(key := _memory(tensor)), "nbytes", 0):
+        key = memory_key(tensor)
+        if tensor.dim() and key is not None and tensor.nbytes > getattr(found.get(key), "nbytes", 0):
             found[key] = tensor
     total = sum(map(_own_bytes, found.values()))
     return CacheSize(total, _growing_bytes(cache, positions)) if total else None
@@ -90,10 +50,6 @@ def _growing_bytes(cache: Any, positions: int) -> int:
     held = (value for layer in getattr(cache, "layers", ()) for value in vars(layer).values())
     tensors = (value for value in held if isinstance(value, torch.Tensor) and value.shape[-2:-1] == (positions,))
     return sum(map(_own_bytes, tensors))
-
-
-def _memory(tensor: torch.Tensor) -> Hashable:
-    return tensor.device, tensor.data_ptr()
 
 
 def _own_bytes(tensor: torch.Tensor) -> int:
