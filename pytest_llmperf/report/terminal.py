@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_llmperf.report.charts import figures
 from pytest_llmperf.report.results_table import changed, results_table
+from pytest_llmperf.report.work_text import work_line
 from pytest_llmperf.report.workload_family import OVER_CONTEXT, ContextCost, MeasuredWorkload, families
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.text import plural, printable, some
@@ -62,6 +63,7 @@ def title(entries: list[Entry]) -> str:
 def summary_lines(run: RunOutcome) -> Iterator[str]:
     """Yield the lines of the summary: attention, baseline, and last the number of decided cells."""
     yield from attention_lines(_told_here(run.entries))
+    yield from _work_lines(run.entries)
     for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
@@ -92,6 +94,18 @@ def _told_here(entries: Iterable[Entry]) -> Iterator[Verdict]:
     for entry in entries:
         shown = entry.failing if entry.failed else []
         yield from (verdict for verdict in entry.verdicts if verdict not in shown)
+
+
+def _work_lines(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield what changed in the counted work, once for tests with the same change."""
+    tests: defaultdict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        for change in entry.telling_work:
+            tests[work_line(change)].append(entry.test)
+    for line, names in [*tests.items()][:LONGEST_LIST]:
+        yield f"work: {some(names, LONGEST_LIST)}: {line}"
+    if len(tests) > LONGEST_LIST:
+        yield f"work: {len(tests) - LONGEST_LIST} more changes; --llmperf-verdicts=FILE writes all of them"
 
 
 def decided_line(run: RunOutcome) -> str:

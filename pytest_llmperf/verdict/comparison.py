@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric, Scalar
-from pytest_llmperf.storage.comparability import Difference, blocking, compare_environments
+from pytest_llmperf.storage.comparability import Difference, blocking, compare_environments, counted_key
 from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult, Workload
 from pytest_llmperf.verdict.judge import is_judged, judge
 from pytest_llmperf.verdict.model import Cell, CellKey, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
+from pytest_llmperf.verdict.work_change import NOT_STORED, OTHER_ENVIRONMENT, BaseWork
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,17 @@ class Comparison:
             ),
             default=None,
         )
+
+    def stored_work(self, result: TestResult) -> BaseWork:
+        """Return the baseline's counted work of a result's workload, of its latest run with comparable counts."""
+        key, runs = (result.observation.test, result.workload.hash), self.baseline.runs if self.baseline else []
+        run_of, now = {run.run_id: run for run in runs}, counted_key(self.environment)
+        rows = [row for row in (self.baseline.work if self.baseline else ()) if row.key[:2] == key]
+        alike = [(run_of[row.run], row) for row in rows if counted_key(run_of[row.run].environment) == now]
+        if not alike:
+            return BaseWork("baseline", why_not=OTHER_ENVIRONMENT if rows else NOT_STORED)
+        run, latest = max(alike, key=lambda pair: (pair[0].time, pair[0].run_id))
+        return BaseWork(f"baseline of {run.commit[:12]}" if run.commit else "baseline", latest.phases)
 
     def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
         key = cell.key[:3]
