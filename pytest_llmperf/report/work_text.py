@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.report.explanation_text import STEPS
@@ -16,9 +16,11 @@ MENTIONED, MOST_LISTED = 3, 12
 LONGEST_NAME = 60
 GROWS = 2.0
 """Minimum ratio of growths that the line mentions; the details have all."""
-READABLE_RATIO = 100.0
+READABLE_RATIO, UNREADABLE_RATIO = 100.0, 1e6
 
-_FLOP_SCALES = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"), (0.0, "FLOP"))
+_JOINT = "\N{NO-BREAK SPACE}"
+"""Where a line must not be wrapped; names have none, because `printable` escapes it."""
+_FLOP_SCALES = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 _LABELS = {
     "operators": "operators",
     "flops": "FLOPs",
@@ -39,14 +41,19 @@ def work_line(change: WorkChange, width: int | None = None) -> str:
 
     Example: ``decode: +35 operators a token: aten::_to_copy 9 -> 27, ...; FLOPs ×1.00; bytes ×1.12 (+3.1 MiB: ...)``.
     """
-    lines = [_line(change, most) for most in range(MENTIONED, 0, -1)]
-    return next((line for line in lines if width is None or len(line) <= width), lines[-1])
+    return _fitting(change, width).replace(_JOINT, " ")
 
 
 def work_text(change: WorkChange, width: int) -> str:
     """Format the line and its details in at most ``width`` columns."""
-    details = [f"{label}: {text}" for label, text in _details(change)]
-    return "\n".join(wrapped(line, width) for line in [work_line(change, width), *details])
+    line = _fitting(change, width)
+    lines = [line, *(f"{label}: {text}" for label, text in _details(change, line))]
+    return "\n".join(wrapped(text, width) for text in lines).replace(_JOINT, " ")
+
+
+def _fitting(change: WorkChange, width: int | None) -> str:
+    lines = [_line(change, most) for most in range(MENTIONED, 0, -1)]
+    return next((line for line in lines if width is None or len(line) <= width), lines[-1])
 
 
 def _line(change: WorkChange, most: int) -> str:
@@ -84,7 +91,7 @@ def _by_dtype(name: str, total: CountChange, by_dtype: Sequence[CountChange]) ->
         return ""
     increase = f"{_signed(name, total.difference)}: " if total.difference else ""
     largest = by_dtype[0]
-    own = f" {_signed(name, largest.difference)}" if largest.difference != total.difference else ""
+    own = f" {_signed(name, largest.difference)}" if len(by_dtype) > 1 or not increase else ""
     return f" ({increase}{_name(largest)}{own})"
 
 
@@ -106,28 +113,31 @@ def _allocations(change: WorkChange) -> Iterator[str]:
 
 def _growth(change: WorkChange) -> Iterator[str]:
     if change.growth:
-        growth = ", ".join(f"{_LABELS[one.name]} {_values(one.name, one)}" for one in change.growth)
+        growth = ", ".join(f"{_LABELS[one.name]}{_JOINT}{_values(one.name, one)}" for one in change.growth)
         yield f"{growth} more with each {STEPS[change.phase]}"
 
 
-def _details(change: WorkChange) -> Iterator[tuple[str, str]]:
+def _details(change: WorkChange, line: str) -> Iterator[tuple[str, str]]:
     """Yield what the line leaves out, each with a label."""
-    if len(change.operators) > 1:
-        total = _values("operators", change.total("operators"))
-        yield "operators", f"{total}: {_listed('operators', change.operators, MOST_LISTED)}"
+    if change.reason or change.is_equal:
+        return
+    if (listed := _listed("operators", change.operators, MOST_LISTED)) not in line:
+        yield "operators", f"{_values('operators', change.total('operators'))}: {listed}"
     for name, by_dtype in (("flops", change.flops), ("bytes", change.bytes)):
         if by_dtype:
-            total = _values(name, change.total(name))
-            yield _LABELS[name], f"{total}: {_listed(name, by_dtype, MOST_LISTED)}"
+            dtypes = f": {_listed(name, by_dtype, MOST_LISTED)}" if len(by_dtype) > 1 else ""
+            yield _LABELS[name], f"{_values(name, change.total(name))}{dtypes}"
     for text in _allocations(change):
         yield "memory", text
     yield from (("growth", text) for text in _growth(change))
-    if change.without_formula and not (change.reason or change.is_equal):
+    if change.without_formula:
         yield "FLOPs not counted", some([_cut(name) for name in change.without_formula], MOST_LISTED)
 
 
-def _listed(kind: str, changes: Iterable[CountChange], most: int) -> str:
-    return some([f"{_cut(one.name)} {_values(kind, one)}" for one in changes], most)
+def _listed(kind: str, changes: Sequence[CountChange], most: int) -> str:
+    named = [f"{_name(one)}{_JOINT}{_values(kind, one)}" for one in changes[:most]]
+    more = f" and {len(changes) - most} more" if len(changes) > most else ""
+    return ", ".join(named) + more
 
 
 def _name(change: CountChange) -> str:
@@ -144,7 +154,7 @@ def _values(kind: str, change: CountChange) -> str:
         before, after = (_value(kind, amount, digits) for amount in (change.before, change.after))
         if before != after:
             break
-    return f"{before} -> {after}"
+    return f"{before}{_JOINT}->{_JOINT}{after}"
 
 
 def _signed(kind: str, amount: float) -> str:
@@ -159,13 +169,13 @@ def _value(kind: str, amount: float, digits: int = 3) -> str:
 
 
 def _flops(amount: float, digits: int) -> str:
-    size, unit = next(scale for scale in _FLOP_SCALES if abs(amount) >= scale[0])
-    return f"{amount / (size or 1.0):.{digits}g} {unit}" if amount else "0"
+    size, unit = next((scale for scale in _FLOP_SCALES if abs(amount) >= 0.9995 * scale[0]), (1.0, "FLOP"))
+    return f"{amount / size:.{digits}g} {unit}" if amount else "0"
 
 
 def _ratio(ratio: float) -> str:
     """Format to two decimals, or to as many as show that it is not 1."""
     if ratio >= READABLE_RATIO:
-        return f"{ratio:.3g}"
+        return f"{ratio:.0f}" if ratio < UNREADABLE_RATIO else f"{ratio:.3g}"
     shown = [f"{ratio:.{digits}f}" for digits in range(2, 16)]
     return next((text for text in shown if (float(text) == 1.0) == (ratio == 1.0)), shown[-1])

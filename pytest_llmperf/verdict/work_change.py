@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum
 
+from pydantic import ConfigDict
+
 from pytest_llmperf.storage.baseline_file import Written
 from pytest_llmperf.storage.schema import PhaseWork, StepCounts, TestResult
 from pytest_llmperf.verdict.explanation import OF_DECODE, OF_PREFILL, Phase
@@ -48,6 +50,8 @@ OTHER_ENVIRONMENT = "its counted work is of another kind of device or other vers
 
 class CountChange(Written):
     """One count on both sides, per step."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: str
     before: float
@@ -98,8 +102,9 @@ class WorkChange(Written):
         return not (self.reason or any(lists) or any(one.difference for one in self.totals))
 
     def total(self, name: str) -> CountChange:
-        """Return a total by its name in `StepCounts`."""
-        return next(one for one in self.totals if one.name == name)
+        """Return a total by its name in `StepCounts`; zeros if the base's is unknown."""
+        unknown = CountChange(name=name, before=0.0, after=0.0)
+        return next((one for one in self.totals if one.name == name), unknown)
 
     def grown(self, name: str) -> CountChange | None:
         """Return the growth of a total by its name; ``None`` if it is equal on both sides."""
