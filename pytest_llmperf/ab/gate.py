@@ -183,11 +183,11 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
 
 def _combined_work(test: TestVerdicts, second: TestVerdicts | None) -> tuple[WorkChange, ...]:
     """Return one change for each workload and phase: the merge base's, unless only the baseline's shows a change."""
-    found = {_phase(change): change for change in test.work_changes}
-    for change in second.work_changes if second else ():
-        if not change.is_equal or _phase(change) not in found:
-            found[_phase(change)] = change
-    return (*found.values(),)
+    screened = {_phase(change): change for change in test.work_changes}
+    compared = {_phase(change): change for change in second.work_changes} if second else {}
+    kept = {key: change for key, change in compared.items() if change.differs or key not in screened}
+    known = {key: change for key, change in screened.items() if change.differs or key not in compared}
+    return (*({**compared, **known, **kept}).values(),)
 
 
 def _phase(change: WorkChange) -> tuple[str, str, str]:

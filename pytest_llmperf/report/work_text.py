@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.report.explanation_text import STEPS
 from pytest_llmperf.report.text_table import wrapped
-from pytest_llmperf.text import cut, printable, some
+from pytest_llmperf.text import cut, printable
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict.work_change import CountChange, WorkChange
 
 MENTIONED, MOST_LISTED = 3, 12
 """Maximum of operators named in the line, and in the details."""
-LONGEST_NAME = 60
+LONGEST_NAME = 48
 GROWS = 2.0
 """Minimum ratio of growths that the line mentions; the details have all."""
 READABLE_RATIO, UNREADABLE_RATIO = 100.0, 1e6
@@ -92,7 +92,7 @@ def _by_dtype(name: str, total: CountChange, by_dtype: Sequence[CountChange]) ->
     increase = f"{_signed(name, total.difference)}: " if total.difference else ""
     largest = by_dtype[0]
     own = f" {_signed(name, largest.difference)}" if len(by_dtype) > 1 or not increase else ""
-    return f" ({increase}{_name(largest)}{own})"
+    return f" ({increase}{_name(largest.name)}{own})"
 
 
 def _growing(change: WorkChange, name: str) -> str:
@@ -119,7 +119,7 @@ def _growth(change: WorkChange) -> Iterator[str]:
 
 def _details(change: WorkChange, line: str) -> Iterator[tuple[str, str]]:
     """Yield what the line leaves out, each with a label."""
-    if change.reason or change.is_equal:
+    if not change.differs:
         return
     if (listed := _listed("operators", change.operators, MOST_LISTED)) not in line:
         yield "operators", f"{_values('operators', change.total('operators'))}: {listed}"
@@ -131,21 +131,21 @@ def _details(change: WorkChange, line: str) -> Iterator[tuple[str, str]]:
         yield "memory", text
     yield from (("growth", text) for text in _growth(change))
     if change.without_formula:
-        yield "FLOPs not counted", some([_cut(name) for name in change.without_formula], MOST_LISTED)
+        yield "FLOPs not counted", _some([_name(name) for name in change.without_formula], MOST_LISTED)
 
 
 def _listed(kind: str, changes: Sequence[CountChange], most: int) -> str:
-    named = [f"{_name(one)}{_JOINT}{_values(kind, one)}" for one in changes[:most]]
-    more = f" and {len(changes) - most} more" if len(changes) > most else ""
-    return ", ".join(named) + more
+    return _some([f"{_name(one.name)}{_JOINT}{_values(kind, one)}" for one in changes], most)
 
 
-def _name(change: CountChange) -> str:
-    return printable(_cut(change.name))
+def _some(named: Sequence[str], most: int) -> str:
+    more = f" and {len(named) - most} more" if len(named) > most else ""
+    return ", ".join(named[:most]) + more
 
 
-def _cut(name: str) -> str:
-    return cut(name, LONGEST_NAME)
+def _name(name: str) -> str:
+    """Return a name as one word, so that no part of it begins a line, where a GitHub runner reads commands."""
+    return cut(printable(name), LONGEST_NAME).replace(" ", _JOINT)
 
 
 def _values(kind: str, change: CountChange) -> str:

@@ -101,6 +101,11 @@ class WorkChange(Written):
         lists = (self.operators, self.flops, self.bytes, self.growth)
         return not (self.reason or any(lists) or any(one.difference for one in self.totals))
 
+    @property
+    def differs(self) -> bool:
+        """Whether both sides are known, and do other work."""
+        return not (self.reason or self.is_equal)
+
     def total(self, name: str) -> CountChange:
         """Return a total by its name in `StepCounts`; zeros if the base's is unknown."""
         unknown = CountChange(name=name, before=0.0, after=0.0)
@@ -175,7 +180,7 @@ def _explains(change: WorkChange, verdict: Verdict) -> bool:
         return cell.limit.gates and verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
     if cell.metric.key in TIMED[change.phase]:
         return verdict.fails
-    return verdict.fails and cell.metric.key in FOLLOWING[change.phase] and not (change.reason or change.is_equal)
+    return verdict.fails and cell.metric.key in FOLLOWING[change.phase] and change.differs
 
 
 def _totals(work: PhaseWork) -> dict[str, float]:

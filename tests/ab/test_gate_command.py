@@ -14,6 +14,7 @@ from pytest_llmperf.cli.gate_command import final_line
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts
+from pytest_llmperf.verdict.work_change import CountChange, WorkChange
 
 STEP_OF_REVISION = """
 os.environ["STEP_MS"] = open(os.path.join(os.path.dirname(__file__), "step")).read()
@@ -200,6 +201,33 @@ def test_what_the_blocks_left_open_is_told_in_their_words(outcome, blocks):
     compared = verdicts(a=[cell(outcome, blocks=blocks, sentence="after 24 blocks, the last look")])
     (found,) = combined(screened, compared, fail_on=frozenset()).tests[0].cells
     assert (found.outcome, found.blocks, found.sentence) == (outcome, blocks, "after 24 blocks, the last look")
+
+
+def changed(base, count):
+    operators = (CountChange(name="aten::mm", before=1.0, after=count),) if count != 1.0 else ()
+    return WorkChange(workload="w", phase="decode", base=base, operators=operators)
+
+
+@pytest.mark.parametrize(
+    ("screened", "compared", "kept"),
+    [
+        ([changed("baseline", 2.0)], [changed("base", 2.0)], "base"),
+        ([changed("baseline", 2.0)], [changed("base", 1.0)], "baseline"),
+        ([changed("baseline", 2.0)], [], "baseline"),
+        ([], [changed("base", 1.0)], "base"),
+        ([WorkChange(workload="w", phase="decode", base="baseline", reason="-")], [changed("base", 1.0)], "base"),
+    ],
+    ids=["both", "equal to the merge base", "screened", "compared", "nothing stored"],
+)
+def test_the_work_is_explained_once(screened, compared, kept):
+    """Beside the merge base, unless only the baseline shows a change."""
+    both = [
+        verdicts(a=[cell(Outcome.REGRESSED)]).tests[0].model_copy(update={"work_changes": tuple(changes)})
+        for changes in (screened, compared)
+    ]
+    first, second = (verdicts().model_copy(update={"tests": [test]}) for test in both)
+    found = combined(first, second, fail_on=frozenset()).tests[0]
+    assert [change.base for change in found.work_changes] == [kept]
 
 
 @pytest.mark.parametrize("screened", [Outcome.UNCHANGED, Outcome.REGRESSED, Outcome.IMPROVED])

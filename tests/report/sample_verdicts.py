@@ -64,6 +64,13 @@ def work_of(before, after, phase="decode", *, workload="w", base="baseline of c0
     return work_change(before, after, workload=workload, phase=phase, base=base)
 
 
+def hostile_work(workload="w"):
+    """Return a change of work in which every name is hostile."""
+    before = phase_work({"aten::mm": 1}, {"float32": 1.0}, {"float32": 1.0}, unknown=[HOSTILE])
+    after = phase_work({HOSTILE * 9: 5, HOSTILE: 4}, {HOSTILE: 1.0}, {HOSTILE: 2.0}, unknown=[HOSTILE])
+    return work_of(before, after, workload=workload, base=HOSTILE)
+
+
 def verdict_file(*tests, **more):
     outcomes = [one.outcome for test in tests for one in test.cells if one.counts]
     outcomes += [Outcome.ERROR for test in tests if test.error]
