@@ -89,10 +89,11 @@ def _amount(change: WorkChange, name: str) -> str:
 def _by_dtype(name: str, total: CountChange, by_dtype: Sequence[CountChange]) -> str:
     if not by_dtype:
         return ""
-    increase = f"{_signed(name, total.difference)}: " if total.difference else ""
+    increase = _signed(name, total.difference) if total.difference else ""
     largest = by_dtype[0]
-    own = f" {_signed(name, largest.difference)}" if len(by_dtype) > 1 or not increase else ""
-    return f" ({increase}{_name(largest.name)}{own})"
+    own = _signed(name, largest.difference)
+    words = [f"{increase}:" if increase else "", _name(largest.name), "" if own == increase else own]
+    return f" ({' '.join(filter(None, words))})"
 
 
 def _growing(change: WorkChange, name: str) -> str:
