@@ -67,7 +67,8 @@ class Metric:
     @property
     def key(self) -> str:
         """The stored name, including the unit."""
-        return f"{self.name}_{self.unit}" if self.unit else self.name
+        named = not self.unit or f"_{self.unit}_" in f"_{self.name}_"
+        return self.name if named else f"{self.name}_{self.unit}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,8 @@ NO_CACHE = "the request kept no KV cache"
 """Why a request has no size of the KV cache."""
 SEVERAL_AT_A_TIME = "several tokens arrived at a time: the gaps between them are unknown"
 """Why figures of single tokens are missing."""
+ONE_STEP = "growth needs two steps of decode: ask for three or more output tokens"
+"""Why a request with a single step of decode has no growth."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,35 @@ def _timed(  # noqa: PLR0913  # the fields of a definition
     )
 
 
-def _counted(name: str, title: str, definition: str, *, gates: bool) -> Metric:
-    return Metric(name=name, unit="", title=title, definition=definition, kind=Kind.EXACT, gates=gates)
+def _counted(name: str, title: str, definition: str, *, gates: bool, unit: str = "") -> Metric:
+    return Metric(name=name, unit=unit, title=title, definition=definition, kind=Kind.EXACT, gates=gates)
+
+
+_UNTIMED = "from one untimed request; from two with different prompts that agree, where the work depends on the data"
+
+
+def _work(name: str, title: str, definition: str, *, unit: str = "", gates: bool = False) -> tuple[Metric, ...]:
+    """Counted work of the prefill, per token of decode, and how much it grows from step to step."""
+    return (
+        _counted(f"prefill_{name}", f"prefill {title}", f"{definition} until the first token", unit=unit, gates=gates),
+        _counted(
+            f"{name}_per_token",
+            f"{title} / token",
+            f"{definition} during decode / (output tokens - 1), {_UNTIMED}",
+            unit=unit,
+            gates=gates,
+        ),
+    )
+
+
+def _growth(name: str, title: str, *, unit: str = "") -> Metric:
+    return _counted(
+        f"{name}_growth",
+        f"{title} growth",
+        f"{title} of the last step of decode, less those of the first, / (steps - 1)",
+        unit=unit,
+        gates=False,
+    )
 
 
 def _explaining_ms(name: str, title: str, definition: str) -> Metric:
@@ -289,12 +319,35 @@ _DEFINITIONS: tuple[Metric, ...] = (
         "driver: what it keeps of them beside the allocator, and what other processes took meanwhile",
         kind=Kind.INFORMATIVE,
     ),
-    _counted(
-        "operators_per_token",
-        "operators / token",
-        "operators dispatched during decode / (output tokens - 1), from one untimed request; from two with different "
-        "prompts that agree, where the model has experts",
+    *_work("operators", "operators", "operators dispatched", gates=True),
+    *_work(
+        "flops",
+        "FLOPs",
+        "floating-point operations of matrix products, convolutions and attention, two for a multiplication and its "
+        "addition, where operators that work number by number count 0,",
+        unit="flops",
         gates=True,
+    ),
+    *_work(
+        "moved_bytes",
+        "bytes moved",
+        "bytes of each argument that an operator reads and of each result that it writes, where views move nothing and "
+        "a gather reads what it returns,",
+        unit="bytes",
+        gates=True,
+    ),
+    *_work("allocations", "allocations", "storages allocated for the operators' results"),
+    *_work("allocated_bytes", "allocated", "bytes of the storages allocated for the operators' results", unit="bytes"),
+    _growth("operators", "operators"),
+    _growth("flops", "FLOPs", unit="flops"),
+    _growth("moved_bytes", "bytes moved", unit="bytes"),
+    Metric(
+        name="intensity",
+        unit="",
+        title="intensity",
+        definition="FLOPs of decode / bytes moved during decode",
+        kind=Kind.INFORMATIVE,
+        better=Better.LARGER,
     ),
     _counted("graph_breaks", "graph breaks", "places at which dynamo had to split what it compiles", gates=True),
     _counted("unique_graphs", "graphs", "graphs that dynamo handed to the compiler", gates=True),

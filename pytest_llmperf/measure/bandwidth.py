@@ -6,7 +6,7 @@ from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.measure.counters import CacheSize
+from pytest_llmperf.measure.cache_size import CacheSize
 from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure

@@ -26,20 +26,22 @@ from pytest_llmperf.hardware.clock import ArrivalClock, Clock
 from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.garbage_collector import collector_paused
 from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
+from pytest_llmperf.measure.cache_size import CacheSize, NewStates, cache_size
 from pytest_llmperf.measure.contention import KeptRequests, undisturbed
-from pytest_llmperf.measure.counters import CacheSize, NewStates, OperatorCount, cache_size, count_operators
 from pytest_llmperf.measure.cuda_activity import activity_figures
 from pytest_llmperf.measure.injection import Injection, SmallerBatch, StepTimes, inject, reduced_batch_size
 from pytest_llmperf.measure.progress import TIMED_REQUESTS
 from pytest_llmperf.measure.prompt import RANDOM, Prompt, digest, prompt_ids, random_prompt
 from pytest_llmperf.measure.warmup import warm_up
+from pytest_llmperf.measure.work import WorkCounter, count_work
+from pytest_llmperf.measure.work_figures import agreeing_figures, agreeing_phases, work_figures
 from pytest_llmperf.metrics import Figure, Scalar
 from pytest_llmperf.models.experts import experts_implementation, has_experts
 from pytest_llmperf.models.model_class import is_encoder
 from pytest_llmperf.models.own_model import config_of
 from pytest_llmperf.models.position_limit import check_fits
 from pytest_llmperf.models.weights import weights_bytes
-from pytest_llmperf.storage.schema import PhaseProfile, Warmup
+from pytest_llmperf.storage.schema import PhaseProfile, PhaseWork, Warmup
 from pytest_llmperf.validation import require_whole
 
 if TYPE_CHECKING:
@@ -69,14 +71,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Counts:
-    """Deterministic results of one request; ``None`` where they cannot be counted."""
+    """Deterministic results of one request."""
 
     token_digest: str
-    operators_per_token: float | None
     cache: CacheSize | None
     """The KV cache or the recurrent states after the last token."""
-    data_dependent: str = ""
-    """Why operators are not counted although they could be: their number depends on the prompt."""
+    figures: Sequence[Figure] = ()
+    """Figures of its work; none if operators are not dispatched one by one."""
+    work: Mapping[str, PhaseWork] = field(default_factory=dict)
+    """Its work by phase, without phases that depend on the prompt."""
+
+    def figure(self, metric: str) -> Figure | None:
+        """A figure by its metric's key; ``None`` if it was not counted."""
+        return next((figure for figure in self.figures if figure.metric == metric), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +105,6 @@ class Measurement:
     weights_bytes: int
     """Bytes of the model as it was measured."""
     peaks: dict[str, PeakMemory]
-    dispatches: bool
-    """Whether operators could be counted."""
     figures: Sequence[Figure]
     """The execution's own figures, and those of the profiler."""
     profile: Mapping[str, PhaseProfile]
@@ -178,10 +183,11 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
             prepared, plan, partial(request, plan.output_tokens), device, states=NewStates(model), enter=enter
         )
         other = None
-        if has_experts(model):  # which of them run, and how many, depends on the prompt
-            request, other = _with_each_prompt(request, prompt, config, seed=plan.seed)
+        if source := _data_dependence(model, counts):
+            request, another = _with_each_prompt(request, prompt, config, seed=plan.seed)
             if prepared.dispatches:
-                counts = _checked_on(partial(other, plan.output_tokens), counts, model)
+                counts = _checked_on(another, plan.output_tokens, counts, source)
+            other = another if has_experts(model) else None
         activity = activity_figures(
             request,
             other=other,
@@ -205,7 +211,6 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         counts=counts,
         weights_bytes=weights_bytes(model),
         peaks=peaks,
-        dispatches=prepared.dispatches,
         figures=figures,
         profile=profiled,
         settings=prepared.settings,
@@ -281,55 +286,78 @@ def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is fo
     The request's output, including its KV cache, is freed on return.
     """
     enter("prefill")
-    counting = count_operators() if prepared.dispatches else nullcontext(OperatorCount())
+    counting = count_work() if prepared.dispatches else nullcontext(WorkCounter())
     with trace_memory(device, "prefill") as trace, counting as count:
 
         def on_token(came: int = 1, /) -> None:
             if not count.tokens and plan.output_tokens > came:
-                enter("decode")
-                trace.enter("decode")  # dispatches operators of its own, which are not the model's
+                with count.paused():  # the trace dispatches operators of its own, which are not the model's
+                    enter("decode")
+                    trace.enter("decode")
             count.on_token(came)
 
         generated = run(on_token)
     _check_produced(generated, plan, sum(count.tokens))
     counts = Counts(
         token_digest=digest(generated.tokens),
-        operators_per_token=count.per_token if prepared.dispatches else None,
         cache=cache_size(generated.cache, plan.input_tokens + plan.output_tokens - 1, states.find()),
+        figures=work_figures(count) if prepared.dispatches else (),
+        work=count.phases() if prepared.dispatches else {},
     )
     return counts, trace.peaks
 
 
-def _with_each_prompt(request: Request, prompt: torch.Tensor, config: Any, *, seed: int) -> tuple[Request, Request]:
-    """The request with its own prompt, and with another random one of the same shape.
+_OUTLIERS = "bitsandbytes::int8_mixed_scaled_mm"
+"""Multiplies the columns with outliers in the activations once more, and allocates space for them."""
+
+
+def _data_dependence(model: Any, counts: Counts) -> str:
+    """Why work may depend on the prompt; empty if nothing speaks for it."""
+    if has_experts(model):  # which of them run, and how many, depends on the prompt
+        return f"experts implementation {experts_implementation(model)}"
+    found = any(_OUTLIERS in phase.operators for phase in counts.work.values())
+    return f"outliers of {_OUTLIERS}" if found else ""
+
+
+@dataclass(frozen=True)
+class _WithPrompt:
+    """A request with other prompt tokens of the same shape.
 
     Every execution reads the prompt when a request begins, so it is replaced in place: nothing is set up again.
     """
+
+    request: Request
+    prompt: torch.Tensor
+    ids: torch.Tensor
+
+    def __call__(self, output_tokens: int, on_token: OnToken) -> Generated:
+        self.put()
+        return self.request(output_tokens, on_token)
+
+    def put(self) -> None:
+        """Replace the prompt."""
+        self.prompt.copy_(self.ids)
+
+
+def _with_each_prompt(
+    request: Request, prompt: torch.Tensor, config: Any, *, seed: int
+) -> tuple[_WithPrompt, _WithPrompt]:
+    """The request with its own prompt, and with another random one of the same shape."""
     batch_size, input_tokens = prompt.shape
     random = random_prompt(config, batch_size=batch_size, input_tokens=input_tokens, seed=seed + 1)
-
-    def with_ids(ids: torch.Tensor) -> Request:
-        def made(output_tokens: int, on_token: OnToken) -> Generated:
-            prompt.copy_(ids)
-            return request(output_tokens, on_token)
-
-        return made
-
-    return with_ids(prompt.clone()), with_ids(random.to(prompt.device))
+    return _WithPrompt(request, prompt, prompt.clone()), _WithPrompt(request, prompt, random.to(prompt.device))
 
 
-def _checked_on(run: Run, counts: Counts, model: Any) -> Counts:
-    """The counts, without operators if another prompt has a different number of them."""
-    with count_operators() as count:
-        run(count.on_token)
-    first, second = counts.operators_per_token, count.per_token
-    if first is None or first == second:
-        return counts
-    reason = (
-        f"depends on the data: {first:.10g} and {second:.10g} operators with two prompts "
-        f"(experts implementation {experts_implementation(model)})"
+def _checked_on(other: _WithPrompt, output_tokens: int, counts: Counts, source: str) -> Counts:
+    """The counts, without figures and phases that another prompt changes."""
+    other.put()  # outside: it is not the model's work
+    with count_work() as count:
+        other.request(output_tokens, count.on_token)
+    return replace(
+        counts,
+        figures=agreeing_figures(counts.figures, work_figures(count), source),
+        work=agreeing_phases(counts.work, count.phases()),
     )
-    return replace(counts, operators_per_token=None, data_dependent=reason)
 
 
 def _median_tpot_ms(requests: Sequence[RequestTimes]) -> float | None:

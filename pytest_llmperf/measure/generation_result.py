@@ -48,6 +48,7 @@ def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *,
         observation=_observation(measured, loaded, test=test, run_id=run_id, workload=workload),
         cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
         samples=samples | {"itl_ms": list(chain.from_iterable(times.itl_ms for times in measured.requests))},
+        work=dict(measured.counts.work),
         profile=dict(measured.profile),
     )
 
@@ -133,8 +134,5 @@ def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
 
 
 def _counted(measured: Measurement) -> Iterator[Figure]:
-    operators = measured.counts.operators_per_token
-    if operators is not None or measured.dispatches:
-        reason = measured.counts.data_dependent or _lacking(measured)
-        yield Figure("operators_per_token", operators, "" if operators is not None else reason)
+    yield from measured.counts.figures
     yield Figure("token_digest", measured.counts.token_digest)

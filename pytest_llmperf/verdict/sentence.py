@@ -13,10 +13,11 @@ from pytest_llmperf.verdict.model import Outcome, Verdict, evidence, number, per
 _SCALES = {
     "ms": ((1e3, "s"), (1.0, "ms"), (1e-3, "us")),
     "bytes": ((1024.0**3, "GiB"), (1024.0**2, "MiB"), (1024.0, "KiB")),
+    "flops": ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP")),
     "tokens_per_s": ((1.0, "tokens/s"),),
     "mj_per_token": ((1e3, "J/token"), (1.0, "mJ/token")),
 }
-_UNSCALED = {"bytes": "B", "tokens_per_s": "tokens/s", "mj_per_token": "mJ/token"}
+_UNSCALED = {"bytes": "B", "flops": "FLOP", "tokens_per_s": "tokens/s", "mj_per_token": "mJ/token"}
 
 _READABLE_RATIOS = (0.1, 1e3)
 _LARGEST_WRITTEN_OUT = 1e15

@@ -13,8 +13,8 @@ from pytest_llmperf.engines.engine import EngineRequest, Sampling
 from pytest_llmperf.engines.generation_settings import IDS, OURS, REFUSED, SPECULATION, WORKLOAD, GenerationSettings
 from pytest_llmperf.engines.transformers import TransformersEngine
 from pytest_llmperf.errors import ExecutionUnavailable, UsageError
-from pytest_llmperf.measure.counters import count_operators
 from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.work import count_work
 from pytest_llmperf.models.load import load
 
 PLAN = Plan(batch_size=2, input_tokens=8, output_tokens=6, execution="generate", requests=1, warmup_cap=0)
@@ -82,7 +82,9 @@ def test_fields_of_the_workload_act_and_are_recorded(model, name, value, recorde
     setattr(model.generation_config, name, value)
     found = measured(model)
     assert dict(found.settings) == {name: recorded}
-    assert (found.counts.operators_per_token > plain.counts.operators_per_token) == (name != "prefill_chunk_size")
+    assert (found.counts.figure("operators_per_token").value > plain.counts.figure("operators_per_token").value) == (
+        name != "prefill_chunk_size"
+    )
 
 
 @pytest.mark.parametrize("name", ["repetition_penalty", "num_beams", "cache_implementation", "bad_words_ids"])
@@ -164,7 +166,7 @@ def test_a_single_served_request_treats_it_alike(loaded, model):
     engine, request = TransformersEngine(loaded), EngineRequest(prompt=(3, 4, 5), output_tokens=5)
 
     def operators() -> int:
-        with count_operators() as count:
+        with count_work() as count:
             engine.serve_one(request, Sampling(temperature=0.6))
         return count.total
 

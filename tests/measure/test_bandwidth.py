@@ -11,7 +11,7 @@ from pytest_llmperf import ModelSpec
 from pytest_llmperf.measure import bandwidth
 from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
 from pytest_llmperf.measure.bench import Bench
-from pytest_llmperf.measure.counters import CacheSize
+from pytest_llmperf.measure.cache_size import CacheSize
 from pytest_llmperf.measure.generation import Plan
 from pytest_llmperf.metrics import Figure
 from pytest_llmperf.models.experts import has_experts

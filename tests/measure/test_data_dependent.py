@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from ticking_clock import TickingClock
 
@@ -10,7 +12,10 @@ pytest.importorskip("transformers")
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from pytest_llmperf import ModelSpec
 from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
+from pytest_llmperf.metrics import NO_DECODE
+from pytest_llmperf.models.load import load
 
 
 def mixtral(implementation: str) -> MixtralForCausalLM:
@@ -33,19 +38,42 @@ def measured(implementation: str, **changes) -> Measurement:
 
 
 @pytest.mark.parametrize("execution", ["loop", "generate"])
-def test_operators_that_depend_on_the_prompt_are_not_called_exact(execution: str) -> None:
+def test_work_that_depends_on_the_prompt_is_not_called_exact(execution: str) -> None:
     """Several sequences reach another number of experts with each prompt."""
-    found = measured("eager", execution=execution)
-    assert found.counts.operators_per_token is None
-    assert found.counts.data_dependent.startswith("depends on the data: ")
-    assert found.counts.data_dependent.endswith("operators with two prompts (experts implementation eager)")
+    counts = measured("eager", execution=execution).counts
+    figure = counts.figure("operators_per_token")
+    assert figure.value is None
+    assert figure.reason.startswith("depends on the data: ")
+    assert figure.reason.endswith("operators with two prompts (experts implementation eager)")
+    assert " bytes moved with two prompts" in counts.figure("moved_bytes_per_token").reason
+    assert "decode" not in counts.work
 
 
-def test_operators_that_do_not_are_exact() -> None:
+def test_what_agrees_stays_exact() -> None:
+    """Each token is multiplied by as many experts, whichever they are."""
+    found = measured("eager").counts.figure("flops_per_token")
+    assert found.value > 0
+
+
+def test_work_that_does_not_is_exact() -> None:
     """One operator multiplies all experts of a layer."""
     found = measured("grouped_mm")
-    assert found.counts.operators_per_token > 100
-    assert not found.counts.data_dependent
+    assert found.counts.figure("operators_per_token").value > 100
+    assert set(found.counts.work) == {"prefill", "decode"}
+    assert not any(figure.reason for figure in found.counts.figures)
+
+
+def test_outliers_are_data(model_cache) -> None:
+    """Their columns are multiplied once more in the dtype of the activations."""
+    model = load(ModelSpec("synthetic:tiny", "int8-decomp"), "cpu").model
+    plan = Plan(batch_size=1, input_tokens=6, output_tokens=5, execution="loop", requests=1, warmup_cap=0)
+    counts = measure_generation(model, plan, device="cpu", clock=TickingClock()).counts
+    assert counts.figure("operators_per_token").value > 100
+    assert re.fullmatch(
+        r"depends on the data: [\d.]+ and [\d.]+ FLOPs with two prompts \(outliers of \S+int8_mixed_scaled_mm\)",
+        counts.figure("flops_per_token").reason,
+    )
+    assert not counts.work
 
 
 def test_the_second_prompt_leaves_no_trace() -> None:
@@ -57,6 +85,5 @@ def test_the_second_prompt_leaves_no_trace() -> None:
 
 
 def test_a_single_token_has_no_operators_to_compare() -> None:
-    found = measured("eager", output_tokens=1)
-    assert found.counts.operators_per_token is None
-    assert not found.counts.data_dependent
+    found = measured("eager", output_tokens=1).counts.figure("operators_per_token")
+    assert (found.value, found.reason) == (None, NO_DECODE)

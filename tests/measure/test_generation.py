@@ -29,7 +29,7 @@ def test_a_measurement_holds_every_request(tiny, execution):
     assert found.tokens_produced == 3 * 2 * 4
     assert [times.itl_ms for times in found.requests] == [[1.0] * 3] * 3
     assert found.warmup.steady
-    assert found.counts.operators_per_token > 50
+    assert found.counts.figure("operators_per_token").value > 50
     config = tiny.model.config
     per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
     assert found.counts.cache.total_bytes == 2 * (5 + 3) * per_position

@@ -13,8 +13,8 @@ from pytest_llmperf import Assisted, Lookup, ModelSpec
 from pytest_llmperf.engines.executions import assisted
 from pytest_llmperf.engines.executions.assisted import assistance_figures
 from pytest_llmperf.errors import ExecutionUnavailable, ModelError, UsageError
-from pytest_llmperf.measure.counters import count_operators
 from pytest_llmperf.measure.generation import Plan, measure_generation
+from pytest_llmperf.measure.work import count_work
 from pytest_llmperf.models.load import load
 from pytest_llmperf.models.weights import weights_bytes
 
@@ -67,11 +67,11 @@ def test_operators_are_by_token(zeros):
     prompt = torch.tensor([[5, 6, 7, 8]])
     with Lookup(tokens=3).open(zeros.model, prompt, 41, TickingClock()) as prepared, torch.inference_mode():
         seen = []
-        with count_operators() as count:
+        with count_work() as count:
             prepared.request(41, lambda came=1, /: seen.append((count.total, came)))
     assert tuple(came for _, came in seen) == STEPS
     found = measured(zeros, Lookup(tokens=3))
-    assert found.counts.operators_per_token == pytest.approx((seen[-1][0] - seen[0][0]) / 40, rel=0.02)
+    assert found.counts.figure("operators_per_token").value == pytest.approx((seen[-1][0] - seen[0][0]) / 40, rel=0.02)
 
 
 def test_a_draft_model_that_is_always_right(tiny):

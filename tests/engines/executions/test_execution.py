@@ -9,8 +9,8 @@ from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.executions.execution import Generated, check_produced, library_generate, unnoticed
 from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.errors import MeasurementError
-from pytest_llmperf.measure.counters import count_operators
 from pytest_llmperf.measure.prompt import random_prompt
+from pytest_llmperf.measure.work import count_work
 from pytest_llmperf.models.load import load
 
 
@@ -32,10 +32,10 @@ def test_generate_does_what_it_does_for_its_user(tiny):
     given = {"attention_mask": torch.ones_like(prompt), "do_sample": False}
     counts: dict[str, list[int]] = {"theirs": [], "ours": []}
     for tokens in (6, 10):
-        with count_operators() as theirs:
+        with count_work() as theirs:
             out = model.generate(prompt, max_new_tokens=tokens, **given)
         assert out.shape == (2, 5 + tokens), "no end token by chance"
-        with count_operators() as ours:
+        with count_work() as ours:
             found = library_generate(model, prompt, tokens, unnoticed)
         assert torch.equal(found.tokens, out[:, 5:])
         counts["theirs"].append(theirs.total)

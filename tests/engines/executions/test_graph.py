@@ -62,8 +62,7 @@ def test_the_tokens_are_those_of_the_loop(tiny, cuda, batch_size):
     requests, rest = divmod(len(cuda.replayed) - len(cuda.captured), 5)
     assert requests >= 1 + 2 + 1, "disturbed ones are made again"
     assert rest == 0
-    assert found.counts.operators_per_token is None
-    assert not found.dispatches
+    assert not found.counts.figures
 
 
 def test_tokens_that_differ_are_counted(tiny, cuda, monkeypatch):

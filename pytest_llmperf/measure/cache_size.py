@@ -1,9 +1,8 @@
-"""Deterministic counts from one untimed request: operators and KV cache bytes."""
+"""Bytes of a KV cache and of recurrent states after a request."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -12,46 +11,6 @@ from pytest_llmperf.system.tensors import tensors_in
 
 if TYPE_CHECKING:
     import torch
-
-
-class OperatorCount:
-    """Operators dispatched so far; if it is told of output tokens, also their number per token."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.tokens: list[int] = []
-        """Tokens that came at each call of `on_token`."""
-        self._totals: list[int] = []
-
-    def on_token(self, count: int = 1, /) -> None:
-        """Take notice of ``count`` more tokens of each sequence."""
-        self.tokens.append(count)
-        self._totals.append(self.total)
-
-    @property
-    def per_token(self) -> float | None:
-        """Operators after the first tokens, per token that came later; ``None`` if none did."""
-        later = sum(self.tokens[1:])
-        return (self._totals[-1] - self._totals[0]) / later if later else None
-
-
-@contextmanager
-def count_operators() -> Iterator[OperatorCount]:
-    """Count the operators that torch dispatches in the block.
-
-    A composite operator counts as its parts; a custom operator, such as a quantized matrix product, counts as one.
-    """
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    count = OperatorCount()
-
-    class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-        def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            count.total += 1
-            return func(*args, **(kwargs or {}))
-
-    with Counting():  # type: ignore[no-untyped-call]  # untyped in torch
-        yield count
 
 
 @dataclass(frozen=True)

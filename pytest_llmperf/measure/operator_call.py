@@ -1,0 +1,129 @@
+"""One call of an operator of torch: its arguments and results, and whose memory they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+class OperatorCall:
+    """The arguments of one call, taken before it runs, and its results, once it has run.
+
+    It holds tensors, so it must not outlive the call.
+    """
+
+    def __init__(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        self.operator = operator
+        self.name = operator_name(operator)
+        self.args = args
+        self.kwargs = kwargs
+        names, self.written, self.overwritten, self._changes_shape_only = _signature(operator)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.arguments: dict[str, Any] = {name: given[name] for name in names if name in given}
+        """Arguments by name, in the order of the operator's schema; those with default values are absent."""
+        self.results: list[torch.Tensor] = []
+        self._sizes = {memory_of(tensor): storage_size(tensor) for _, tensor in self.inputs()}
+
+    def inputs(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Tensors among the arguments, those in lists included, with the arguments' names."""
+        for name, value in self.arguments.items():
+            for tensor in tensors_of(value):
+                yield name, tensor
+
+    def first(self) -> torch.Tensor:
+        """The first tensor among the arguments.
+
+        Raises:
+            StopIteration: there is none.
+        """
+        return next(tensor for _, tensor in self.inputs())
+
+    def ran(self, results: Any) -> None:
+        """Take the results."""
+        self.results = list(tensors_of(results))
+
+    @property
+    def new_results(self) -> list[torch.Tensor]:
+        """Results in memory of their own. Others are arguments that the operator wrote to, or views of arguments."""
+        return [tensor for tensor in self.results if memory_of(tensor) not in self._sizes]
+
+    @property
+    def only_views(self) -> bool:
+        """Whether the operator touched no numbers: its results are views, or it only changed an argument's shape."""
+        return self._changes_shape_only or bool(self.results and not self.written and not self.new_results)
+
+    def allocated_sizes(self) -> list[int]:
+        """Bytes of each storage that the operator allocated: those of its new results, and of arguments that grew."""
+        new = {memory_of(tensor): storage_size(tensor) for tensor in self.new_results}
+        grown = {memory_of(tensor): storage_size(tensor) for name, tensor in self.inputs() if name in self.written}
+        sizes = [*new.values(), *(size for key, size in grown.items() if size > self._sizes.get(key, size))]
+        return [size for size in sizes if size]
+
+
+def operator_name(operator: Any) -> str:
+    """Name of an operator without its overload, such as ``aten::add``."""
+    name: str = operator._schema.name  # noqa: SLF001  # torch has no other way to ask
+    return name
+
+
+@cache
+def _signature(operator: Any) -> tuple[tuple[str, ...], frozenset[str], frozenset[str], bool]:
+    """Names of all arguments, of those written to, of those only written to, and whether only a shape changes."""
+    import torch
+
+    arguments = operator._schema.arguments  # noqa: SLF001  # torch has no other way to ask
+    written = [argument for argument in arguments if argument.alias_info and argument.alias_info.is_write]
+    overwritten = (argument.name for argument in written if argument.is_out or argument.name == "out")
+    return (
+        tuple(argument.name for argument in arguments),
+        frozenset(argument.name for argument in written),
+        frozenset(overwritten),
+        torch.Tag.inplace_view in operator.tags,
+    )
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """A tensor, or those in a list or tuple, at any depth."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_of(part)
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """What two tensors have in common if they share memory, as views do. It is valid while they live.
+
+    Storages are told apart by their objects, not by addresses: fake tensors have no addresses.
+    """
+    try:
+        identity: int = tensor.untyped_storage()._cdata  # noqa: SLF001  # storages have no public identity
+    except NotImplementedError:  # sparse and nested tensors have no single storage
+        return id(tensor)
+    return identity
+
+
+def storage_size(tensor: torch.Tensor) -> int:
+    """Bytes of the storage behind a tensor."""
+    try:
+        return tensor.untyped_storage().nbytes()
+    except NotImplementedError:
+        return tensor.nbytes
+
+
+def touched_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the distinct numbers of a tensor: those that an expanded dimension repeats count once."""
+    import torch
+
+    if tensor.layout is not torch.strided:
+        return tensor.nbytes
+    distinct = tensor.itemsize
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        distinct *= size if stride or not size else 1
+    return min(distinct, storage_size(tensor))
