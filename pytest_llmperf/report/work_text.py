@@ -20,13 +20,19 @@ READABLE_RATIO, UNREADABLE_RATIO = 100.0, 1e6
 
 _JOINT = "\N{NO-BREAK SPACE}"
 """Where a line must not be wrapped; names have none, because `printable` escapes it."""
-_FLOP_SCALES = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 _LABELS = {
     "operators": "operators",
     "flops": "FLOPs",
     "bytes": "bytes",
     "allocations": "allocations",
     "allocated_bytes": "allocated",
+}
+_METRIC_OF = {
+    "operators": "operators_per_token",
+    "flops": "flops_per_token",
+    "bytes": "moved_bytes_per_token",
+    "allocations": "allocations_per_token",
+    "allocated_bytes": "allocated_bytes_per_token",
 }
 
 
@@ -150,7 +156,9 @@ def _name(name: str) -> str:
 
 
 def _values(kind: str, change: CountChange) -> str:
-    """Format both counts with as many digits as show that they differ."""
+    """Format both counts with as many digits as show that they differ; one, if they are equal."""
+    if not change.difference:
+        return _value(kind, change.after)
     for digits in range(3, 17):
         before, after = (_value(kind, amount, digits) for amount in (change.before, change.after))
         if before != after:
@@ -163,15 +171,7 @@ def _signed(kind: str, amount: float) -> str:
 
 
 def _value(kind: str, amount: float, digits: int = 3) -> str:
-    if kind == "flops":
-        return _flops(amount, digits)
-    metric = METRICS["weights_bytes" if "bytes" in kind else "operators_per_token"]
-    return format_value(metric, amount, digits=digits)
-
-
-def _flops(amount: float, digits: int) -> str:
-    size, unit = next((scale for scale in _FLOP_SCALES if abs(amount) >= 0.9995 * scale[0]), (1.0, "FLOP"))
-    return f"{amount / size:.{digits}g} {unit}" if amount else "0"
+    return format_value(METRICS[_METRIC_OF[kind]], amount, digits=digits)
 
 
 def _ratio(ratio: float) -> str:

@@ -35,10 +35,12 @@ def test_an_upcast_is_named():
 def test_a_lost_cache_grows():
     """The growth is named where it at least doubled; of bytes it hardly changed."""
     assert work_line(LOST_CACHE) == (
-        "decode: the same operators; FLOPs ×7.10 (+12.2 MFLOP: bfloat16), and grow by 2.1 MFLOP a token (0 before); "
-        "bytes ×1.12 (+977 KiB: bfloat16)"
+        "decode: the same operators; FLOPs ×7.10 (+12.2 MFLOP: bfloat16), and grow by 2.10 MFLOP a token "
+        "(0 FLOP before); bytes ×1.12 (+977 KiB: bfloat16)"
     )
-    assert "growth: FLOPs 0 -> 2.1 MFLOP, bytes 1.00 KiB -> 1.07 KiB more with each token" in work_text(LOST_CACHE, 160)
+    assert "growth: FLOPs 0 FLOP -> 2.10 MFLOP, bytes 1.00 KiB -> 1.07 KiB more with each token" in work_text(
+        LOST_CACHE, 160
+    )
 
 
 def test_what_moved_from_one_dtype_to_another():
@@ -48,10 +50,10 @@ def test_what_moved_from_one_dtype_to_another():
         phase_work({"aten::mm": 15}, {"float32": 2e6}, {"float32": 4 * MIB}),
         phase="prefill",
     )
-    line = "prefill: the same operators; FLOPs ×1.00 (bfloat16 -2 MFLOP); bytes ×2.00 (+2.00 MiB: float32 +4.00 MiB)"
+    line = "prefill: the same operators; FLOPs ×1.00 (bfloat16 -2.00 MFLOP); bytes ×2.00 (+2.00 MiB: float32 +4.00 MiB)"
     assert work_line(found) == line
     assert work_text(found, 160).split("\n")[1:] == [
-        "FLOPs: 2 MFLOP -> 2 MFLOP: bfloat16 2 MFLOP -> 0, float32 0 -> 2 MFLOP",
+        "FLOPs: 2.00 MFLOP: bfloat16 2.00 MFLOP -> 0 FLOP, float32 0 FLOP -> 2.00 MFLOP",
         "bytes: 2.00 MiB -> 4.00 MiB: float32 0 B -> 4.00 MiB, bfloat16 2.00 MiB -> 0 B",
     ]
     assert work_title(found) == "counted work per request in prefill, beside baseline of c0ffee"
@@ -64,8 +66,8 @@ def test_what_moved_from_one_dtype_to_another():
         ({"operators": {"aten::mm": 14.25}}, "-0.75 operators a token: aten::mm 15 -> 14.25; FLOPs ×1.00"),
         ({"operators": {"aten::bmm": 15}}, "as many operators a token: aten::bmm 0 -> 15, aten::mm 15 -> 0; FLOPs"),
         ({"flops": {"float32": 2e6 + 2}}, "the same operators; FLOPs ×1.000001 (+2 FLOP: float32); bytes ×1.00"),
-        ({"flops": {"float32": 4e9}}, "the same operators; FLOPs ×2000 (+4 GFLOP: float32); bytes ×1.00"),
-        ({"flops": {}}, "the same operators; FLOPs ×0.00 (-2 MFLOP: float32); bytes ×1.00"),
+        ({"flops": {"float32": 4e9}}, "the same operators; FLOPs ×2000 (+4.00 GFLOP: float32); bytes ×1.00"),
+        ({"flops": {}}, "the same operators; FLOPs ×0.00 (-2.00 MFLOP: float32); bytes ×1.00"),
         ({"allocations": 3}, "the same operators, FLOPs and bytes; allocations 2 -> 3"),
         ({"allocated_bytes": 65}, "the same operators, FLOPs and bytes; allocated 64 B -> 65 B"),
     ],
@@ -79,7 +81,7 @@ def test_small_and_odd_changes_show(after, words):
 def test_flops_from_nothing_have_no_ratio():
     """Both values are shown instead."""
     found = work_of(phase_work({}, {}, {}), phase_work({"aten::mm": 1}, {"float32": 1500.0}, {}))
-    assert "; FLOPs 0 -> 1.5 kFLOP (+1.5 kFLOP: float32); bytes ×1.00" in work_line(found)
+    assert "; FLOPs 0 FLOP -> 1.50 kFLOP (+1.50 kFLOP: float32); bytes ×1.00" in work_line(found)
 
 
 def test_operators_without_a_formula_are_listed():

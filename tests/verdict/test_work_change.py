@@ -24,8 +24,11 @@ from pytest_llmperf.storage.schema import (
 from pytest_llmperf.verdict.comparison import Comparison
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 from pytest_llmperf.verdict.work_change import (
+    COUNTED,
+    FOLLOWING,
     NOT_STORED,
     OTHER_ENVIRONMENT,
+    TIMED,
     BaseWork,
     telling,
     work_change,
@@ -223,3 +226,8 @@ UNKNOWN = SAME.model_copy(update={"totals": (), "reason": f"baseline: {NOT_STORE
 def test_which_verdicts_the_work_explains(change, cause, tells):
     """Counted changes that gate and slower times of the same phase; of memory only if the work differs."""
     assert telling([change], [cause]) == ([change] if tells else [])
+
+
+def test_the_metrics_of_each_phase_exist():
+    """A metric that was renamed would no longer explain itself."""
+    assert set().union(*COUNTED.values(), *TIMED.values(), *FOLLOWING.values()) <= METRICS.keys()
