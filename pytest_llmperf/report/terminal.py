@@ -18,6 +18,7 @@ from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
 from pytest_llmperf.verdict.verdict_file import VerdictFile, decided
+from pytest_llmperf.verdict.work_change import WorkChange
 
 LONGEST_LIST = 3
 
@@ -97,15 +98,16 @@ def _told_here(entries: Iterable[Entry]) -> Iterator[Verdict]:
 
 
 def _work_lines(entries: Iterable[Entry]) -> Iterator[str]:
-    """Yield what changed in the counted work, once for tests with the same change."""
-    tests: defaultdict[str, list[str]] = defaultdict(list)
+    """Yield what changed in the counted work, once for all changes of the same operators."""
+    groups: defaultdict[tuple[object, ...], list[tuple[str, WorkChange]]] = defaultdict(list)
     for entry in entries:
         for change in entry.telling_work:
-            tests[work_line(change)].append(entry.test)
-    for line, names in [*tests.items()][:LONGEST_LIST]:
-        yield f"work: {some(names, LONGEST_LIST)}: {line}"
-    if len(tests) > LONGEST_LIST:
-        yield f"work: {len(tests) - LONGEST_LIST} more changes; --llmperf-verdicts=FILE writes all of them"
+            groups[change.phase, change.operators, change.reason, change.differs].append((entry.test, change))
+    for (test, change), *others in [*groups.values()][:LONGEST_LIST]:
+        alike = f" and {len(others)} more with the same operators" if others else ""
+        yield f"work: {test}{alike}: {work_line(change)}"
+    if more := [*groups][LONGEST_LIST:]:
+        yield f"work: {plural(len(more), 'more change')}: --llmperf-verdicts=FILE writes all of them"
 
 
 def decided_line(run: RunOutcome) -> str:

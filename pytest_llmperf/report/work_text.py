@@ -59,7 +59,7 @@ def work_text(change: WorkChange, width: int) -> str:
 
 def _fitting(change: WorkChange, width: int | None) -> str:
     lines = [_line(change, most) for most in range(MENTIONED, 0, -1)]
-    return next((line for line in lines if width is None or len(line) <= width), lines[-1])
+    return next((line for line in lines if width is None or len(line) <= width), lines[0])
 
 
 def _line(change: WorkChange, most: int) -> str:
@@ -171,7 +171,7 @@ def _signed(kind: str, amount: float) -> str:
 
 
 def _value(kind: str, amount: float, digits: int = 3) -> str:
-    return format_value(METRICS[_METRIC_OF[kind]], amount, digits=digits)
+    return format_value(METRICS[_METRIC_OF[kind]], amount, digits=digits).replace(" ", _JOINT)
 
 
 def _ratio(ratio: float) -> str:

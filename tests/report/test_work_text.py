@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from sample_verdicts import HOSTILE, hostile_work, phase_work, work_of
 
+from pytest_llmperf.report.terminal import _work_lines
 from pytest_llmperf.report.work_text import work_line, work_text, work_title
 from pytest_llmperf.verdict.work_change import WorkChange
 
@@ -88,6 +91,16 @@ def test_operators_without_a_formula_are_listed():
     """FLOPs that are not known are never silently 0."""
     found = work_of(phase_work({"custom::a": 1}, {}, {}), phase_work({"custom::a": 2}, {}, {}, unknown=["custom::a"]))
     assert work_text(found, 80).split("\n")[-1] == "FLOPs not counted: custom::a"
+
+
+def test_the_summary_has_one_line_for_changes_of_the_same_operators():
+    """A change of one function shows in many tests, with other bytes; the summary is not a list of all tests."""
+    other_shape = UPCAST.model_copy(update={"bytes": (), "workload": "x"})
+    entries = [SimpleNamespace(test=f"test_{n}", telling_work=[one]) for n, one in enumerate([UPCAST, other_shape])]
+    assert list(_work_lines(entries)) == [f"work: test_0 and 1 more with the same operators: {work_line(UPCAST)}"]
+    phases = [LOST_CACHE.model_copy(update={"reason": f"reason {number}"}) for number in range(5)]
+    *_, last = _work_lines([*entries, SimpleNamespace(test="test", telling_work=phases)])
+    assert last == "work: 3 more changes: --llmperf-verdicts=FILE writes all of them"
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
