@@ -47,7 +47,9 @@ _PRODUCT = re.compile(
     r"\w*mm|mv|addmv|dot|vdot|matmul|linear|conv(?!ert)\w*|convolution|\w*attention|einsum|trilinear|rnn|cdist|fft|encoder"
 )
 """Words in the names of torch's operators that multiply matrices, or do as much work."""
-_DECOMPOSITION = re.compile(r"_?(linalg_(?!\w*norm|cross|vander|diagonal)\w+|cholesky\w*|lu_\w+|ormqr|geqrf)")
+_DECOMPOSITION = re.compile(
+    r"_?(linalg_(?!\w*norm|cross|vander|diagonal|check_errors)\w+|cholesky\w*|lu_\w+|ormqr|geqrf)"
+)
 
 
 def _computes(call: OperatorCall) -> bool:

@@ -83,7 +83,7 @@ def _touched(call: OperatorCall, name: str, tensor: torch.Tensor) -> int:
 
 
 def _gathered(call: OperatorCall, _table: torch.Tensor) -> int:
-    return sum(result.nbytes for result in call.results)
+    return sum(touched_bytes(result) for result in call.results)
 
 
 def _rows(call: OperatorCall, tensor: torch.Tensor) -> int:

@@ -102,28 +102,42 @@ def memory_of(tensor: torch.Tensor) -> int:
 
     Storages are told apart by their objects, not by addresses: fake tensors have no addresses.
     """
-    try:
-        identity: int = tensor.untyped_storage()._cdata  # noqa: SLF001  # storages have no public identity
-    except NotImplementedError:  # sparse and nested tensors have no single storage
+    if not _has_storage(tensor):
         return id(tensor)
+    identity: int = tensor.untyped_storage()._cdata  # noqa: SLF001  # storages have no public identity
     return identity
 
 
 def storage_size(tensor: torch.Tensor) -> int:
     """Bytes of the storage behind a tensor."""
-    try:
-        return tensor.untyped_storage().nbytes()
-    except NotImplementedError:
-        return tensor.nbytes
+    return tensor.untyped_storage().nbytes() if _has_storage(tensor) else _held_bytes(tensor)
 
 
 def touched_bytes(tensor: torch.Tensor) -> int:
     """Bytes of the distinct numbers of a tensor: those that an expanded dimension repeats count once."""
-    import torch
-
-    if tensor.layout is not torch.strided:
-        return tensor.nbytes
+    if not _has_storage(tensor):
+        return _held_bytes(tensor)
     distinct = tensor.itemsize
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         distinct *= size if stride or not size else 1
     return min(distinct, storage_size(tensor))
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a view of one storage; sparse, nested and oneDNN's tensors are not."""
+    import torch
+
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
+def _held_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a sparse tensor's indices and values; of others, those of all numbers."""
+    import torch
+
+    parts = {
+        torch.sparse_coo: ("_indices", "_values"),
+        torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    }.get(tensor.layout)
+    if parts is None:
+        return tensor.numel() * tensor.itemsize
+    return sum(getattr(tensor, part)().nbytes for part in parts)

@@ -188,7 +188,7 @@ def _counting_mode() -> Any:
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            if self._count.is_paused:
+            if self._count.is_paused or _asks_a_fake(func, types):
                 return func(*args, **kwargs)
             if self._names is not None:
                 return self._run(func, types, args, kwargs)
@@ -235,6 +235,11 @@ def _restored(state: tuple[Any, Any]) -> Any:
     return torch._C._ForceDispatchKeyGuard(*state)  # noqa: SLF001  # torch has no other way
 
 
+def _asks_a_fake(operator: Any, types: Sequence[type]) -> bool:
+    """Whether a fake tensor is asked for its device: of others, this is no operator."""
+    return operator.namespace == "prim" and any(one.__name__ == "FakeTensor" for one in types)
+
+
 def _wrapper_type(types: Sequence[type]) -> Any | None:
     """The first type of wrapper tensors, which run their operators on the tensors inside; ``None`` if there is none."""
     return next((one for one in types if hasattr(one, "__tensor_flatten__")), None)
@@ -255,8 +260,9 @@ def _is_composed(operator: Any, device_type: str) -> bool:
     """Whether torch composes an operator of others on this device, where it has no kernel of its own."""
     import torch
 
+    if operator.namespace == "prim":  # these are not known to the dispatcher
+        return False
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # noqa: SLF001  # torch has no other way to ask
-    backends = torch._C.DispatchKey.__members__  # noqa: SLF001  # same
-    backend = backends.get({"xpu": "XPU", "mps": "MPS"}.get(device_type, device_type.upper()))
+    backend = torch._C.DispatchKey.__members__.get(device_type.upper())  # noqa: SLF001  # same
     own = backend is not None and has_kernel(operator.name(), backend)
     return bool(has_kernel(operator.name(), _composite_key())) and not own

@@ -89,8 +89,8 @@ SETTINGS = (
            "cannot accumulate"),
     Option("gate", "METRICS", "", "Metrics that may fail a test, comma-separated, or none (default: tpot, output, "
            "speedup, call, weights, assistant_weights, kv_cache, graph_memory, the peaks of allocated memory, "
-           "operators_per_token, acceptance, tokens_per_step, graph_breaks, unique_graphs and recompilations, and on "
-           "CUDA kernel_launches_per_token and syncs_per_token)"),
+           "operators, FLOPs and moved bytes of the prefill and per token, acceptance, tokens_per_step, graph_breaks, "
+           "unique_graphs and recompilations, and on CUDA kernel_launches_per_token and syncs_per_token)"),
     Option("tolerate", "LIMITS", "", "Accepted slowdown or growth: 3%% for every timed metric, or tpot:3%%,ttft:5%%"),
     Option("catch", "LIMITS", "", "Slowdown or growth that must be detected; a cell whose baseline cannot detect it is "
            "inconclusive"),

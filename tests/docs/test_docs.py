@@ -75,8 +75,9 @@ def test_the_metrics_that_gate_are_those_that_are_told():
     gating = {metric.name for metric in METRICS.values() if metric.gates}
     peaks = {f"{phase}_peak_allocated" for phase in ("load", "prefill", "decode", "serving")}
     timed = {"tpot", "output", "speedup", "call"}
+    work = {f"prefill_{name}" for name in ("operators", "flops", "moved_bytes")}
+    work |= {f"{name}_per_token" for name in ("operators", "flops", "moved_bytes")}
     counted = {
-        "operators_per_token",
         "graph_breaks",
         "unique_graphs",
         "recompilations",
@@ -84,7 +85,10 @@ def test_the_metrics_that_gate_are_those_that_are_told():
         "tokens_per_step",
     }
     on_cuda = {"kernel_launches_per_token", "syncs_per_token"}
-    assert gating == timed | counted | on_cuda | {"weights", "assistant_weights", "kv_cache", "graph_memory"} | peaks
+    assert (
+        gating
+        == timed | work | counted | on_cuda | {"weights", "assistant_weights", "kv_cache", "graph_memory"} | peaks
+    )
 
 
 def test_the_blocking_fields_are_those_that_are_told():
