@@ -8,6 +8,7 @@ from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.report.explanation_text import STEPS
 from pytest_llmperf.report.text_table import wrapped
 from pytest_llmperf.text import cut, printable
+from pytest_llmperf.verdict.model import since
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict.work_change import CountChange, WorkChange
 
@@ -39,7 +40,7 @@ _METRIC_OF = {
 def work_title(change: WorkChange) -> str:
     """Return the title of the details."""
     beside = f", beside {change.base}" if change.base and not change.reason else ""
-    return printable(f"counted work per {STEPS[change.phase]} in {change.phase}{beside}")
+    return printable(f"counted work per {STEPS[change.phase]} in {change.phase}{beside}{since(change.against)}")
 
 
 def work_line(change: WorkChange, width: int | None = None) -> str:

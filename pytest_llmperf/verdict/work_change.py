@@ -140,9 +140,11 @@ def telling(changes: Sequence[WorkChange], verdicts: Sequence[Verdict]) -> list[
     """Return the changes that explain a verdict of the same test.
 
     Those are changes and regressions of gating counted metrics, and timed regressions, for which equal work is telling
-    too. Regressions of memory, kernels and synchronizations are explained if the work differs.
+    too. Regressions of memory, kernels and synchronizations are explained if the work differs. A change since an anchor
+    is left out if it is the same as that since the present baseline.
     """
-    return [change for change in changes if any(_explains(change, verdict) for verdict in verdicts)]
+    found = [change for change in changes if any(_explains(change, verdict) for verdict in verdicts)]
+    return [change for change in found if not change.against or change.model_copy(update={"against": ""}) not in found]
 
 
 def work_change(  # noqa: PLR0913  # two sides, and what they are

@@ -56,7 +56,7 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     assert re.search(
         r"regressed: test_perf.py::test_decode\[1-fp32\]: TPOT ×1\.\d+ \[.*\]: 1\.50 ms > 1\.00 ms baseline", said
     )
-    assert "llmperf gate: FAILED: 6 of 12 gating cells decided: 1 regressed, 5 unchanged, 6 new" in said
+    assert "llmperf gate: FAILED: 11 of 22 gating cells decided: 1 regressed, 10 unchanged, 11 new" in said
     found = read_verdicts(repository / "out.json")
     assert found.failed
     assert {test.test: test.failed for test in found.tests} == {
@@ -68,6 +68,8 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     explained = {test.test: [one.phase for one in test.explanations] for test in found.tests}
     assert explained == {"test_perf.py::test_decode[1-fp32]": ["decode"], "test_perf.py::test_decode[2-fp32]": []}
     assert found.tests[0].explanations[0].operators
+    assert [(change.base, change.is_equal) for change in found.tests[0].work_changes] == [("base", True)]
+    assert "decode: the same operators, FLOPs and bytes\n" in said
     assert "llmperf ab: profiling what regressed, on both sides: test_perf.py::test_decode[1-fp32]" in said
     assert "with base, " in said
     assert {path.parent.name for path in (repository / ".llmperf" / "traces").glob("*/*/*.gz")} == {"base", "head"}

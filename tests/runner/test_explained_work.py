@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 
 import pytest
 from perf_project import FAKE_CLOCK
@@ -119,6 +120,18 @@ def test_a_baseline_without_counted_work_says_what_would_store_it(counted, proje
     assert result.ret == 1
     words = "decode: work not compared: baseline: it has no counted work of this workload; recording a run stores it"
     assert len(lines_with(result, words)) == 2
+
+
+def test_a_change_since_an_anchor_is_compared_with_the_work_stored_there(counted, project):
+    """If that is the work of the present baseline, it is told once."""
+    for command in (["init"], ["add", "."], ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-m", "one"]):
+        subprocess.run(["git", *command], cwd=project.path, check=True, capture_output=True)
+    result = counted(CHANGED, GATED, MORE_PRODUCTS, "--llmperf-anchor=HEAD")
+    assert len(lines_with(result, "- llmperf: counted work ")) == 1
+    project.baseline().unlink()
+    result = counted(CHANGED, GATED, MORE_PRODUCTS, "--llmperf-anchor=HEAD")
+    (title,) = lines_with(result, "- llmperf: counted work ")
+    assert title.strip("- ") == "llmperf: counted work per token in decode, beside baseline since HEAD"
 
 
 def test_a_real_run_counts_what_it_explains(project):
