@@ -29,12 +29,13 @@ from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.runner.profiling import profiles_of
 from pytest_llmperf.storage.comparability import FIELDS, compare_environments
 from pytest_llmperf.storage.provenance import Imported, site_folders
-from pytest_llmperf.storage.schema import Baseline, TestResult
+from pytest_llmperf.storage.schema import Baseline, PhaseWork, TestResult
 from pytest_llmperf.system.paths import run_folder, user_folder
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.explanation import Profiles, explanations
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.paired import LOOKS
+from pytest_llmperf.verdict.work_change import BaseWork, WorkChange, work_changes
 
 NONE = "none"
 
@@ -171,17 +172,18 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
     if head.baseline is None or head.run is None:
         errors = "; ".join(f"{test}: {standing.error(test)}" for test in standing.tests)
         raise UsageError(f"head measured nothing: {errors}")
-    results = {test: [verdict for verdict in standing.verdicts if verdict.cell.test == test] for test in standing.tests}
+    results = {test: _results(head.baseline, test) for test in standing.tests}
     entries = [
         Entry(
             test=test,
             device_key=head.baseline.device_key,
             run=head.run,
-            results=_results(head.baseline, test),
-            verdicts=verdicts,
+            results=measured,
+            verdicts=[verdict for verdict in standing.verdicts if verdict.cell.test == test],
+            work_changes=_work_changes(measured, base.baseline),
             error=standing.error(test),
         )
-        for test, verdicts in results.items()
+        for test, measured in results.items()
     ]
     found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
     differences = [*map(str, found), *_other_versions(first.imported)]
@@ -232,7 +234,24 @@ def _results(head: Baseline, test: str) -> list[TestResult]:
             workload=head.workloads[one.workload],
             observation=one,
             cells=[cell for cell in head.cells if (cell.test, cell.workload) == (test, one.workload)],
+            work=_phases(head, test, one.workload),
         )
         for one in head.observations
         if one.test == test
     ]
+
+
+def _work_changes(results: Sequence[TestResult], base: Baseline | None) -> list[WorkChange]:
+    """Compare head's counted work with base's, from the first block."""
+    sides = (
+        (one, _phases(base, one.observation.test, one.workload.hash) if base else {}) for one in results if one.work
+    )
+    return [
+        change
+        for one, phases in sides
+        for change in work_changes(one, BaseWork("base", phases, "it counted no work of this workload"))
+    ]
+
+
+def _phases(side: Baseline, test: str, workload: str) -> dict[str, PhaseWork]:
+    return next((row.phases for row in side.work if (row.test, row.workload) == (test, workload)), {})

@@ -22,6 +22,7 @@ from pytest_llmperf.verdict.verdict_file import (
     decided,
     read_verdicts,
 )
+from pytest_llmperf.verdict.work_change import WorkChange
 
 BRANCH_VARIABLES = (
     "GITHUB_BASE_REF",
@@ -174,9 +175,23 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
             "error": error,
             "failed": failed,
             "reproduce": reproduce,
+            "work_changes": _combined_work(test, second),
             "explanations": explanations,
         }
     )
+
+
+def _combined_work(test: TestVerdicts, second: TestVerdicts | None) -> tuple[WorkChange, ...]:
+    """Return one change for each workload and phase: the merge base's, unless only the baseline's shows a change."""
+    screened = {_phase(change): change for change in test.work_changes}
+    compared = {_phase(change): change for change in second.work_changes} if second else {}
+    kept = {key: change for key, change in compared.items() if change.differs or key not in screened}
+    known = {key: change for key, change in screened.items() if change.differs or key not in compared}
+    return (*({**compared, **known, **kept}).values(),)
+
+
+def _phase(change: WorkChange) -> tuple[str, str, str]:
+    return (change.workload, change.phase, change.against)
 
 
 def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:

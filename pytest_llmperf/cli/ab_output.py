@@ -15,6 +15,7 @@ from pytest_llmperf.report.explanation_text import explanation_text, explanation
 from pytest_llmperf.report.results_table import change, outcome_text
 from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
 from pytest_llmperf.report.text_table import narrowed, plain_table, render
+from pytest_llmperf.report.work_text import work_text, work_title
 from pytest_llmperf.text import plural, printable, short_name, some
 from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.outcome import RunOutcome
@@ -54,6 +55,9 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
     for line in attention_lines(run.verdicts):
         yield printable(line)
     for entry in run.entries:
+        for changed in entry.telling_work:
+            yield f"{printable(entry.test)}: {work_title(changed)}"
+            yield work_text(changed, table_width())
         for one in entry.explanations:
             yield f"{printable(entry.test)}: {explanation_title(one)}"
             yield explanation_text(one, table_width(), color=sys.stdout.isatty())

@@ -12,6 +12,7 @@ from pytest_llmperf.report.explanation_text import explanation_text, explanation
 from pytest_llmperf.report.inputs import Evidence
 from pytest_llmperf.report.terminal import counted
 from pytest_llmperf.report.verdict_rows import Row, rows, severity, shape
+from pytest_llmperf.report.work_text import work_text, work_title
 from pytest_llmperf.report.workload_family import MeasuredWorkload, families
 from pytest_llmperf.storage.comparability import FIELDS, Weight
 from pytest_llmperf.storage.schema import CellRun, Observation, TestResult
@@ -57,6 +58,8 @@ class Test:
     error: str
     sentences: Sequence[tuple[str, str]]
     """Outcome and sentence of each cell that gates or moved."""
+    work_changes: Sequence[tuple[str, Sequence[str]]]
+    """Title and lines of each phase whose counted work explains a verdict."""
     explanations: Sequence[tuple[str, Sequence[str]]]
     """Title and lines of each explained phase."""
     parts: Sequence[Part]
@@ -160,6 +163,7 @@ def _test(test: TestVerdicts, evidence: Evidence) -> Test:
         outcome=_outcome(test),
         error=test.error,
         sentences=[(cell.outcome.words, cell.sentence) for cell in sorted(telling, key=severity)],
+        work_changes=[(work_title(one), work_text(one, TABLE_COLUMNS).split("\n")) for one in test.work_changes],
         explanations=[
             (explanation_title(one), explanation_text(one, TABLE_COLUMNS).split("\n")) for one in test.explanations
         ],

@@ -18,6 +18,7 @@ from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.report.verdict_rows import figure_texts, severity
+from pytest_llmperf.report.work_text import work_line, work_text, work_title
 from pytest_llmperf.text import plural, printable, slug
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
@@ -97,6 +98,7 @@ def _body(verdicts: VerdictFile, most_bytes: int) -> str:
         _failures_block(verdicts.tests),
         _undecided_block(verdicts.tests),
         _cells_block(verdicts.tests),
+        _work_block(verdicts.tests),
         _explanations_block(verdicts.tests),
         _reproduce_block(verdicts.tests),
     ]
@@ -160,12 +162,18 @@ def _failures_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
 
 
 def _failure(test: TestVerdicts) -> str:
-    return f"<li>{_code(test.test)}<br>{_codes(_reasons(test), '<br>')}</li>\n"
+    lines = [_codes(_reasons(test), "<br>"), *map(_code, _work_lines(test))]
+    return f"<li>{_code(test.test)}<br>{'<br>'.join(lines)}</li>\n"
 
 
 def _reasons(test: TestVerdicts) -> list[str]:
     """Return why a test failed, one line per reason."""
     return [test.error] if test.error else [cell.sentence for cell in test.cells if cell.fails]
+
+
+def _work_lines(test: TestVerdicts) -> list[str]:
+    """Return what changed in the counted work of a failed test, one line per phase."""
+    return [work_line(change) for change in test.work_changes[:LONGEST_LIST]]
 
 
 def _undecided_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
@@ -190,6 +198,16 @@ def _reason(cell: CellVerdict) -> str:
     """Return the part of the sentence after the outcome; the whole sentence if the outcome is elsewhere."""
     words = cell.outcome.words
     return re.split(f"; {words}: |: {words}, ", cell.sentence, maxsplit=1)[-1]
+
+
+def _work_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
+    told = [
+        f"<p>{_code(test.test)}: {_code(work_title(change))}</p>\n"
+        f"<pre>\n{escape(work_text(change, TABLE_COLUMNS))}\n</pre>\n"
+        for test in tests
+        for change in test.work_changes
+    ]
+    return CommentBlock("<details><summary>What changed in the work</summary>\n", told, "</details>\n")
 
 
 def _explanations_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
@@ -236,7 +254,7 @@ def _reproduce_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
 
 def _annotation(test: TestVerdicts) -> str:
     place = {"file": printable(test.file), "line": str(test.line or 1)} if test.file else {}
-    message = "\n".join(map(printable, _reasons(test)))
+    message = "\n".join(map(printable, [*_reasons(test), *_work_lines(test)]))
     return _command("error", message, **place, title=printable(test.test)[:LONGEST_TITLE])
 
 

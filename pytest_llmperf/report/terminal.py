@@ -10,6 +10,7 @@ from typing import Any
 
 from pytest_llmperf.report.charts import figures
 from pytest_llmperf.report.results_table import changed, results_table
+from pytest_llmperf.report.work_text import work_line
 from pytest_llmperf.report.workload_family import OVER_CONTEXT, ContextCost, MeasuredWorkload, families
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.text import plural, printable, some
@@ -17,6 +18,7 @@ from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
 from pytest_llmperf.verdict.verdict_file import VerdictFile, decided
+from pytest_llmperf.verdict.work_change import WorkChange
 
 LONGEST_LIST = 3
 GIB = 1024**3
@@ -68,6 +70,7 @@ def title(entries: list[Entry]) -> str:
 def summary_lines(run: RunOutcome) -> Iterator[str]:
     """Yield the lines of the summary: attention, baseline, and last the number of decided cells."""
     yield from attention_lines(_told_here(run.entries))
+    yield from _work_lines(run.entries)
     for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
@@ -103,6 +106,19 @@ def _told_here(entries: Iterable[Entry]) -> Iterator[Verdict]:
     for entry in entries:
         shown = entry.failing if entry.failed else []
         yield from (verdict for verdict in entry.verdicts if verdict not in shown)
+
+
+def _work_lines(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield what changed in the counted work, once for all changes of the same operators."""
+    groups: defaultdict[tuple[object, ...], list[tuple[str, WorkChange]]] = defaultdict(list)
+    for entry in entries:
+        for change in entry.telling_work:
+            groups[change.phase, change.operators, change.reason, change.differs].append((entry.test, change))
+    for (test, change), *others in [*groups.values()][:LONGEST_LIST]:
+        alike = f" and {len(others)} more with the same operators" if others else ""
+        yield f"work: {test}{alike}: {work_line(change)}"
+    if more := [*groups][LONGEST_LIST:]:
+        yield f"work: {plural(len(more), 'more change')}: --llmperf-verdicts=FILE writes all of them"
 
 
 def decided_line(run: RunOutcome) -> str:

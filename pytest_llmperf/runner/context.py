@@ -47,6 +47,7 @@ from pytest_llmperf.verdict.judge import is_judged
 from pytest_llmperf.verdict.model import CellKey, Verdict
 from pytest_llmperf.verdict.outcome import Entry
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
+from pytest_llmperf.verdict.work_change import WorkChange, work_changes
 
 LEFT_TO_THE_GATE = "possible regression: llmperf gate decides"
 LEFT_TO_FRESH_RUNS = "possible regression, not confirmed: run pytest --llmperf"
@@ -252,6 +253,7 @@ class Workplace:
             results=results,
             timings=list(timings),
             verdicts=[] if error or self.options.measure_only else self._judge(test, results),
+            work_changes=[] if error or self.options.measure_only else self._work_changes(results),
             injected=[str(injection) for injection in self.options.injections],
             fail_on=self.options.fail_on,
             limits=self._limits(test) if self.options.journal else {},
@@ -352,6 +354,18 @@ class Workplace:
         if self._anchor:
             found += [verdict for result in results for verdict in self._anchor.verdicts(result, limit, confirmed)]
         return found
+
+    def _work_changes(self, results: Sequence[TestResult]) -> list[WorkChange]:
+        """Compare the counted work with the baseline's, and with the anchor's."""
+        sides = [("", self.comparison)]
+        if self._anchor:
+            sides.append((self._anchor.revision, self._anchor.comparison))
+        return [
+            change
+            for against, comparison in sides
+            for result in results
+            for change in work_changes(result, comparison.stored_work(result), against=against)
+        ]
 
     def _limits(self, test: str) -> dict[str, Limit]:
         limit = self.options.limits(test, self._layers[test])

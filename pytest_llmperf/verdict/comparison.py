@@ -16,11 +16,12 @@ from pytest_llmperf.storage.comparability import (
     depends_on,
     is_portable,
 )
-from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult, Workload
+from pytest_llmperf.storage.schema import Baseline, CellRun, Run, StoredWork, TestResult, Workload
 from pytest_llmperf.text import some
 from pytest_llmperf.verdict.judge import is_judged, judge
 from pytest_llmperf.verdict.model import Cell, CellKey, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.prior import DEFAULT_PRIOR, Prior, prior_of
+from pytest_llmperf.verdict.work_change import NOT_STORED, OTHER_ENVIRONMENT, BaseWork
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,24 @@ class Comparison:
             (one.elapsed_s for one in seen if one.test == test and one.run in comparable and one.elapsed_s is not None),
             default=None,
         )
+
+    def stored_work(self, result: TestResult) -> BaseWork:
+        """Return the baseline's counted work of a result's workload, of its latest run with comparable counts."""
+        key = (result.observation.test, result.workload.hash)
+        fields = depends_on(METRICS["operators_per_token"], result.workload)
+        rows = [pair for pair in self._work if pair[1].key[:2] == key]
+        alike = [pair for pair in rows if not blocking(self._against(pair[0]), fields)]
+        if not alike:
+            return BaseWork("baseline", why_not=OTHER_ENVIRONMENT if rows else NOT_STORED)
+        run, latest = max(alike, key=lambda pair: (pair[0].time, pair[0].run_id))
+        return BaseWork(f"baseline of {run.commit[:12]}" if run.commit else "baseline", latest.phases)
+
+    @cached_property
+    def _work(self) -> list[tuple[Run, StoredWork]]:
+        """The stored work of all baselines, each with its run."""
+        baselines = [*filter(None, [self.baseline]), *self.others]
+        runs = {run.run_id: run for baseline in baselines for run in baseline.runs}
+        return [(runs[row.run], row) for baseline in baselines for row in baseline.work]
 
     def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
         key = cell.key[:3]

@@ -18,6 +18,7 @@ from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.explanation import Explanation
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
+from pytest_llmperf.verdict.work_change import WorkChange, telling
 
 
 class Entry(BaseModel):
@@ -44,6 +45,8 @@ class Entry(BaseModel):
     """Limits by metric key, if another process judges the test's cells."""
     expected: bool = False
     """Whether the test is marked xfail; its regressions then fail nothing."""
+    work_changes: list[WorkChange] = []
+    """Counted work of each phase beside that of the baseline."""
     explanations: list[Explanation] = []
     """Operator profiles of the regressions."""
     confirm_seconds: float = 0.0
@@ -64,6 +67,11 @@ class Entry(BaseModel):
             for cell in result.cells
             if cell.value is not None
         ]
+
+    @property
+    def telling_work(self) -> list[WorkChange]:
+        """The counted work that explains a verdict."""
+        return telling(self.work_changes, self.verdicts)
 
     @property
     def suspect(self) -> bool:

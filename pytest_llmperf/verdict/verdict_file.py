@@ -27,6 +27,7 @@ from pytest_llmperf.verdict.explanation import Explanation
 from pytest_llmperf.verdict.model import Outcome, Verdict, compared_figure
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence
+from pytest_llmperf.verdict.work_change import WorkChange
 
 
 class CellVerdict(Written):
@@ -93,6 +94,8 @@ class TestVerdicts(Written):
     workloads: dict[str, Workload]
     cells: list[CellVerdict]
     reproduce: str
+    work_changes: tuple[WorkChange, ...] = ()
+    """Changes of the counted work that explain a verdict, by workload and phase."""
     explanations: tuple[Explanation, ...] = ()
     """Operator profiles of the regressions, by workload."""
 
@@ -205,6 +208,7 @@ def _test_verdicts(entry: Entry, command: Sequence[str], folder: str) -> TestVer
         workloads={result.workload.hash: result.workload for result in entry.results},
         cells=[_cell_verdict(verdict, fails=entry.failed and verdict in entry.failing) for verdict in entry.verdicts],
         reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
+        work_changes=tuple(entry.telling_work),
         explanations=tuple(entry.explanations),
     )
 

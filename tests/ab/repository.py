@@ -37,7 +37,7 @@ class PlayedRuns:
     """Stands for `run_perf_tests`: writes the journal that a process with these figures would have written.
 
     ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails, and one
-    with a text as ``invalid`` was disturbed.
+    with a text as ``invalid`` was disturbed. ``work`` is its counted work.
     """
 
     def __init__(self, figures: Callable[[str, int], Mapping[str, Any]], *, output_tokens: int = 4) -> None:
@@ -90,6 +90,6 @@ class PlayedRuns:
         rows = [
             CellRun(test=test, workload=workload.hash, metric=metric, run=run, value=value, reason="" if value else "-")
             for metric, value in cells.items()
-            if metric != "invalid"
+            if metric not in {"invalid", "work"}
         ]
-        return TestResult(workload=workload, observation=observation, cells=rows)
+        return TestResult(workload=workload, observation=observation, cells=rows, work=cells.get("work", {}))

@@ -13,9 +13,11 @@ from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import BlockSeries, block_orders
 from pytest_llmperf.ab.compare import comparison_outcome
 from pytest_llmperf.ab.side import Side
-from pytest_llmperf.cli.ab_output import _disturbed_lines
+from pytest_llmperf.cli.ab_output import _disturbed_lines, result_lines
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.report.work_text import work_line
 from pytest_llmperf.storage.provenance import Imported
+from pytest_llmperf.storage.schema import PhaseWork, StepCounts
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import verdict_file
 
@@ -93,6 +95,40 @@ def test_the_verdict_file_has_the_workloads_that_head_measured(start):
         "t.py::a": ["m"], "t.py::b": [],
     }  # fmt: skip
     assert {cell.workload for cell in tests[0].cells} == {*tests[0].workloads}
+
+
+def test_a_counted_regression_explains_itself_by_the_work_of_both_sides(start):
+    """From the first block, without a profiler; base's work may be missing, and a test with equal work says nothing."""
+
+    def of(arm, _number):
+        count = 11.0 if arm == "head" else 10.0
+        work = {"decode": counted_work(count)}
+        return {
+            "t.py::a": {"operators_per_token": count, "work": work},
+            "t.py::b": {"operators_per_token": count, "work": work if arm == "head" else {}},
+            "t.py::c": {"operators_per_token": 5.0, "work": {"decode": counted_work(5.0)}},
+        }
+
+    series, _ = start(of)
+    outcome = comparison_outcome(series, measure(series, 1))
+    tests = verdict_file(outcome, command=["llmperf", "ab", "main"], exit_code=1).tests
+    found = {test.test: [work_line(change) for change in test.work_changes] for test in tests}
+    assert found == {
+        "t.py::a": ["decode: +1 operators a token: aten::mm 10 -> 11; FLOPs ×1.00; bytes ×1.00"],
+        "t.py::b": ["decode: work not compared: base: it counted no work of this workload"],
+        "t.py::c": [],
+    }
+    said = list(result_lines(outcome, series.blocks, null_trip=""))
+    assert "t.py::a: counted work per token in decode, beside base" in said
+    assert found["t.py::a"][0] in said
+
+
+def counted_work(products):
+    step = StepCounts(operators=products, flops=2.0, bytes=4.0, allocations=1, allocated_bytes=4)
+    return PhaseWork(
+        steps=3, operators={"aten::mm": products}, flops={"float32": 2.0}, bytes={"float32": 4.0}, allocations=1,
+        allocated_bytes=4, first=step, last=step,
+    )  # fmt: skip
 
 
 def test_before_the_first_look_nothing_is_decided(start):

@@ -14,6 +14,7 @@ from pytest_llmperf.cli.gate_command import final_line
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts
+from pytest_llmperf.verdict.work_change import CountChange, WorkChange
 
 STEP_OF_REVISION = """
 os.environ["STEP_MS"] = open(os.path.join(os.path.dirname(__file__), "step")).read()
@@ -55,7 +56,7 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     assert re.search(
         r"regressed: test_perf.py::test_decode\[1-fp32\]: TPOT ×1\.\d+ \[.*\]: 1\.50 ms > 1\.00 ms baseline", said
     )
-    assert "llmperf gate: FAILED: 6 of 12 gating cells decided: 1 regressed, 5 unchanged, 6 new" in said
+    assert "llmperf gate: FAILED: 11 of 22 gating cells decided: 1 regressed, 10 unchanged, 11 new" in said
     found = read_verdicts(repository / "out.json")
     assert found.failed
     assert {test.test: test.failed for test in found.tests} == {
@@ -67,6 +68,8 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     explained = {test.test: [one.phase for one in test.explanations] for test in found.tests}
     assert explained == {"test_perf.py::test_decode[1-fp32]": ["decode"], "test_perf.py::test_decode[2-fp32]": []}
     assert found.tests[0].explanations[0].operators
+    assert [(change.base, change.is_equal) for change in found.tests[0].work_changes] == [("base", True)]
+    assert "decode: the same operators, FLOPs and bytes\n" in said
     assert "llmperf ab: profiling what regressed, on both sides: test_perf.py::test_decode[1-fp32]" in said
     assert "with base, " in said
     assert {path.parent.name for path in (repository / ".llmperf" / "traces").glob("*/*/*.gz")} == {"base", "head"}
@@ -200,6 +203,33 @@ def test_what_the_blocks_left_open_is_told_in_their_words(outcome, blocks):
     compared = verdicts(a=[cell(outcome, blocks=blocks, sentence="after 24 blocks, the last look")])
     (found,) = combined(screened, compared, fail_on=frozenset()).tests[0].cells
     assert (found.outcome, found.blocks, found.sentence) == (outcome, blocks, "after 24 blocks, the last look")
+
+
+def changed(base, count):
+    operators = (CountChange(name="aten::mm", before=1.0, after=count),) if count != 1.0 else ()
+    return WorkChange(workload="w", phase="decode", base=base, operators=operators)
+
+
+@pytest.mark.parametrize(
+    ("screened", "compared", "kept"),
+    [
+        ([changed("baseline", 2.0)], [changed("base", 2.0)], "base"),
+        ([changed("baseline", 2.0)], [changed("base", 1.0)], "baseline"),
+        ([changed("baseline", 2.0)], [], "baseline"),
+        ([], [changed("base", 1.0)], "base"),
+        ([WorkChange(workload="w", phase="decode", base="baseline", reason="-")], [changed("base", 1.0)], "base"),
+    ],
+    ids=["both", "equal to the merge base", "screened", "compared", "nothing stored"],
+)
+def test_the_work_is_explained_once(screened, compared, kept):
+    """Beside the merge base, unless only the baseline shows a change."""
+    both = [
+        verdicts(a=[cell(Outcome.REGRESSED)]).tests[0].model_copy(update={"work_changes": tuple(changes)})
+        for changes in (screened, compared)
+    ]
+    first, second = (verdicts().model_copy(update={"tests": [test]}) for test in both)
+    found = combined(first, second, fail_on=frozenset()).tests[0]
+    assert [change.base for change in found.work_changes] == [kept]
 
 
 @pytest.mark.parametrize("screened", [Outcome.UNCHANGED, Outcome.REGRESSED, Outcome.IMPROVED])

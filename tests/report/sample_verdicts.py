@@ -6,10 +6,11 @@ from statistics import fmean
 
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.stats.interval import Interval
-from pytest_llmperf.storage.schema import Run, Workload
+from pytest_llmperf.storage.schema import PhaseWork, Run, StepCounts, Workload
 from pytest_llmperf.verdict.explanation import Explanation, OperatorChange
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
+from pytest_llmperf.verdict.work_change import work_change
 
 HOSTILE = "</code><img src=x onerror=alert(1)> `a`|b @octocat #1 $x$ [l](u)\n::error::owned\x1b[31m"
 
@@ -45,6 +46,29 @@ def explanation(name):
     return Explanation(
         workload="w", phase="decode", base="baseline of c0ffee", base_ms=4.0, now_ms=6.0, operators=(grown,)
     )
+
+
+def phase_work(operators, flops, bytes, *, growth=(), unknown=(), **more):  # noqa: A002  # named as the field
+    """Return counted work of four steps, of which the totals grow by ``growth``."""
+    first = {"operators": 0.0, "flops": 0.0, "bytes": 0.0, "allocations": 2.0, "allocated_bytes": 64.0}
+    last = {name: amount + 3 * dict(growth).get(name, 0.0) for name, amount in first.items()}
+    fields = {"allocations": 2, "allocated_bytes": 64} | more
+    return PhaseWork(
+        steps=4, operators=operators, flops=flops, bytes=bytes, **fields, first=StepCounts(**first),
+        last=StepCounts(**last), without_formula=list(unknown),
+    )  # fmt: skip
+
+
+def work_of(before, after, phase="decode", *, workload="w", base="baseline of c0ffee"):
+    """Return the change from one to the other."""
+    return work_change(before, after, workload=workload, phase=phase, base=base)
+
+
+def hostile_work(workload="w"):
+    """Return a change of work in which every name is hostile."""
+    before = phase_work({"aten::mm": 1}, {"float32": 1.0}, {"float32": 1.0}, unknown=[HOSTILE])
+    after = phase_work({HOSTILE * 9: 5, HOSTILE: 4}, {HOSTILE: 1.0}, {HOSTILE: 2.0}, unknown=[HOSTILE])
+    return work_of(before, after, workload=workload, base=HOSTILE)
 
 
 def verdict_file(*tests, **more):

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from report_data import TEST, evidence, result, workload
-from sample_verdicts import explanation
+from sample_verdicts import explanation, phase_work, work_of
 
 from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
@@ -169,6 +169,22 @@ def test_a_run_that_decided_nothing_is_no_pass():
         update={"tests": [], "failed": False, "decided": 0, "total": 0, "outcomes": {}, "run": None}
     )
     assert document(Evidence(verdicts=verdicts)).conclusion == "Nothing was verified"
+
+
+def test_what_changed_in_the_work_stands_with_its_test():
+    """Before the times; the text is the same as on the terminal."""
+    found = evidence()
+    first, *others = found.verdicts.tests
+    changed = work_of(phase_work({"aten::mm": 1}, {}, {}), phase_work({"aten::mm": 3, "<b>": 1}, {}, {}))
+    told = first.model_copy(update={"work_changes": (changed,), "explanations": (explanation("aten::mm"),)})
+    verdicts = found.verdicts.model_copy(update={"tests": [told, *others]})
+    shown = document(dataclasses.replace(found, verdicts=verdicts))
+    ((title, lines),) = next(one for one in shown.tests if one.test == first.test).work_changes
+    assert title == "counted work per token in decode, beside baseline of c0ffee"
+    assert lines == ["decode: +3 operators a token: aten::mm 1 -> 3, <b> 0 -> 1; FLOPs ×1.00; bytes ×1.00"]
+    page = render(shown)
+    assert "aten::mm 1 -&gt; 3, &lt;b&gt; 0 -&gt; 1" in page
+    assert page.index("What changed: counted work") < page.index("Where the time went: ")
 
 
 def test_where_the_time_went_stands_with_its_test():

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_verdicts import SAMPLE, a_test, cell, explanation, verdict_file
+from sample_verdicts import SAMPLE, a_test, cell, explanation, phase_work, verdict_file, work_of
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.report.github import comment, summary, workflow_commands
@@ -192,6 +192,22 @@ def test_a_test_that_is_written_outside_of_the_repository_has_no_line():
     """The built-in suite is such a case."""
     broken = verdict_file(a_test("pytest_llmperf.suite::t", error="ValueError", file="", line=3))
     assert workflow_commands(broken).startswith("::error title=pytest_llmperf.suite%3A%3At::ValueError\n")
+
+
+def test_what_changed_in_the_work_stands_with_the_failure():
+    """One line there and in the annotation; the details are folded, before the times."""
+    changed = work_of(phase_work({"aten::mm": 1}, {}, {}), phase_work({"aten::mm": 1, "</pre># x": 2}, {}, {}))
+    failed = a_test("test_one", cell(Outcome.REGRESSED)).model_copy(
+        update={"work_changes": (changed,), "explanations": (explanation("aten::mm"),)}
+    )
+    line = "decode: +2 operators a token: </pre># x 0 -> 2; FLOPs ×1.00; bytes ×1.00"
+    body = comment(verdict_file(failed))
+    page = seen(body)
+    assert [sorted(tags & {"code", "pre"}) for text, tags in page.texts if line in text] == [["code"], ["pre"]]
+    assert body.index("</table>") < body.index("What changed in the work") < body.index("Where the time went")
+    assert "counted work per token in decode, beside baseline of c0ffee" in body
+    assert "h1" not in page.tags
+    assert f"%0A{line}\n" in workflow_commands(verdict_file(failed))
 
 
 def test_where_the_time_went_is_a_table_that_nothing_breaks_out_of():

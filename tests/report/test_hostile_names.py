@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from report_data import evidence
-from sample_verdicts import HOSTILE, explanation
+from sample_verdicts import HOSTILE, explanation, hostile_work
 
 from pytest_llmperf.cli.ab_output import result_lines
 from pytest_llmperf.cli.gate_command import final_line
@@ -27,6 +27,7 @@ from pytest_llmperf.report.history_text import change_lines
 from pytest_llmperf.report.html import render
 from pytest_llmperf.report.openmetrics import openmetrics
 from pytest_llmperf.report.terminal import write_summary
+from pytest_llmperf.report.work_text import work_text, work_title
 from pytest_llmperf.runner.context import _trace_name
 from pytest_llmperf.runner.pytest_benchmark import rows_of
 from pytest_llmperf.runner.session import _file_name
@@ -71,6 +72,7 @@ class Sample:
                 results=[one],
                 verdicts=[replace(verdict, blocks=4) for verdict in comparison.verdicts(one, Limit.of)],
                 timings=[f"{HOSTILE}: 1 ms"],
+                work_changes=[hostile_work(one.workload.hash)],
                 explanations=[explanation(HOSTILE)],
             )
             for one in self.evidence.results
@@ -115,6 +117,7 @@ TERMINAL = {
     "results with -vv": lambda sample: summary_of(sample, 2),
     "a failed test": lambda sample: failure_text(sample.entries[0].failing, [HOSTILE]),
     "explanation": lambda _sample: explanation_text(explanation(HOSTILE), 200),
+    "counted work": lambda _sample: f"{work_title(hostile_work())}\n{work_text(hostile_work(), 80)}",
     "llmperf show": lambda sample: "\n".join(baseline_lines(sample.baseline, name=NAME, every_metric=True)),
     "llmperf history": lambda sample: "\n".join(change_lines(sample.series, name=NAME)),
     "llmperf ab": ab_text,
