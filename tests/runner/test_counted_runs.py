@@ -7,10 +7,13 @@ import sys
 
 import pytest
 
-from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.metrics import METRICS, is_counted
 from pytest_llmperf.verdict.verdict_file import read_verdicts
 
-COUNTED = {"operators_per_token", "weights_bytes", "kv_cache_bytes"}
+COUNTED = {
+    "operators_per_token", "flops_per_token", "moved_bytes_per_token", "prefill_operators", "prefill_flops",
+    "prefill_moved_bytes", "weights_bytes", "kv_cache_bytes",
+}  # fmt: skip
 
 TEST = """
 import pytest
@@ -35,13 +38,14 @@ def test_only_counts_are_recorded_and_nothing_is_timed(project):
     project.write(TEST)
     result = project.run("--llmperf-counted", "--llmperf-requests=9", "-s")
     result.stdout.fnmatch_lines(
-        ["*6 new. Nothing was verified.", "to verify: llmperf record --counted --llmperf-model=*"]
+        ["*16 new. Nothing was verified.", "to verify: llmperf record --counted --llmperf-model=*"]
     )
     result = project.run("--llmperf-counted", "--llmperf-update", "-s")
     assert result.ret == 0
     assert project.baseline().name == "counted-cpu.json"
-    cells = stored(project)["cells"]
-    assert {cell["metric"] for cell in cells} == {name for name in COUNTED if METRICS[name].gates}
+    metrics = {cell["metric"] for cell in stored(project)["cells"]}
+    assert all(map(is_counted, metrics))
+    assert {name for name in metrics if METRICS[name].gates} == COUNTED
     assert {row["clock"] for row in stored(project)["observations"]} == {"none"}
     assert result.stdout.str().count("forwards: 6") == 2
     result.stdout.fnmatch_lines([
@@ -60,7 +64,7 @@ def test_a_run_with_times_counts_the_same(project):
         assert result.ret == 0
         cells = [cell for test in read_verdicts(project.path / "verdicts.json").tests for cell in test.cells]
         assert {cell.outcome.value for cell in cells if cell.metric in COUNTED} == {"unchanged"}
-    result.stdout.fnmatch_lines(["llmperf: 2 tests, 6 of 6 gating cells decided: 6 unchanged"])
+    result.stdout.fnmatch_lines(["llmperf: 2 tests, 16 of 16 gating cells decided: 16 unchanged"])
 
 
 def test_the_ini_file_can_ask_for_it(project):

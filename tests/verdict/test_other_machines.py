@@ -15,10 +15,10 @@ FAKE_MACHINE = """
 import json
 import os
 
-import pytest_llmperf.runner.context as context
+from pytest_llmperf.measure.bench import Bench
 
-real = context.environment
-context.environment = lambda device: real(device) | json.loads(os.environ["MACHINE"])
+real = Bench.environment
+Bench.environment = lambda bench: real(bench) | json.loads(os.environ["MACHINE"])
 """
 
 THERE = {
@@ -47,7 +47,10 @@ def test_decode(llm, llmperf):
 """
 DECODE = "test_perf.py::test_decode[fp32]"
 OPERATORS = "operators_per_token"
-COUNTED = {OPERATORS, "weights_bytes", "kv_cache_bytes"}
+COUNTED = {
+    OPERATORS, "flops_per_token", "moved_bytes_per_token", "prefill_operators", "prefill_flops", "prefill_moved_bytes",
+    "weights_bytes", "kv_cache_bytes",
+}  # fmt: skip
 
 
 class Machines:
@@ -97,9 +100,9 @@ def test_another_machines_baseline_decides_what_is_counted_and_no_time(machines,
     assert {outcome for metric, outcome in found.items() if metric not in COUNTED} == {"not_comparable"}
     result.stdout.fnmatch_lines([
         "not comparable: 3 cells of 1 test (*, tpot): environment device_name: Intel Xeon -> *, cpu_count: 64 -> *",
-        "counted work: 3 of 3 cells decided: 3 unchanged",
+        "counted work: 8 of 8 cells decided: 8 unchanged",
         "times and peaks: 0 of 3 cells decided: 3 not comparable",
-        "llmperf: 1 test, 3 of 6 gating cells decided: 3 unchanged, 3 not comparable",
+        "llmperf: 1 test, 8 of 11 gating cells decided: 8 unchanged, 3 not comparable",
     ])  # fmt: skip
     result.stdout.no_fnmatch_line("*Nothing was verified*")
     assert all(len(line) <= 60 for line in result.outlines if line.startswith(("counted work", "times and peaks")))
@@ -121,7 +124,7 @@ def test_another_version_of_torch_decides_nothing(machines):
     assert set(machines.outcomes().values()) == {"not_comparable"}
     result.stdout.fnmatch_lines(["not comparable: * tpot): environment device_name: Intel Xeon -> *"])
     result.stdout.fnmatch_lines(
-        ["not comparable: * (kv_cache, operators_per_token, weights): environment torch: 1.0 *"]
+        ["not comparable: * (*kv_cache, *operators_per_token, *weights): environment torch: 1.0 *"]
     )
     result.stdout.fnmatch_lines(["*Nothing was verified.*"])
     result.stdout.no_fnmatch_line("counted work: *")
