@@ -133,7 +133,7 @@ def test_a_compiled_part_is_named(model_cache):
 
 
 def test_a_leaked_tensor_shows_in_the_peak(model_cache):
-    """A mebibyte for each forward: one is kept in the prefill, three more in decode."""
+    """Each forward keeps a mebibyte; the last one does so after most of its work."""
     kept = []
 
     def change(model):
@@ -141,8 +141,8 @@ def test_a_leaked_tensor_shows_in_the_peak(model_cache):
 
     spec = ModelSpec("synthetic:tiny", "fp32")
     clean, leaking = faked(spec, plan()), faked(spec, plan(), change=change)
-    before = len(kept) - 4
-    assert leaking.peaks["decode"] == clean.peaks["decode"] + (before + 4) * 2**20
+    for phase, forwards in {"decode": len(kept), "prefill": len(kept) - 3}.items():
+        assert forwards - 1 < (leaking.peaks[phase] - clean.peaks[phase]) / 2**20 <= forwards
 
 
 def test_a_prompt_of_words_needs_the_tokenizer(model_cache):
