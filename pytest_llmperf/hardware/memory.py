@@ -76,6 +76,16 @@ class MemoryTrace:
             self._rss.append(self._resident.peak_bytes())
 
 
+class Untraced:
+    """In place of a `MemoryTrace` where no memory is traced."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, PeakMemory] = {}
+
+    def enter(self, phase: str) -> None:
+        """Do nothing."""
+
+
 @contextlib.contextmanager
 def trace_memory(device: str, phase: str) -> Iterator[MemoryTrace]:
     """Trace peak memory in the block, starting with ``phase``; ``peaks`` is filled when the block ends.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -15,12 +15,14 @@ from pytest_llmperf.hardware.device import resolve_device
 from pytest_llmperf.hardware.environment import (
     NvmlUnavailableError,
     ask_nvml,
+    counted_device_key,
     device_key,
     environment,
     nvml_handle,
     whole_gpu,
 )
 from pytest_llmperf.hardware.memory import trace_memory
+from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.models.quantization import QUANTIZATIONS, check_available, compute_dtype
 
 
@@ -43,6 +45,7 @@ def examine(device: str) -> list[Finding]:
     facts = environment(found)
     return [
         Finding("device", True, f"{found}: {facts['device_name']}; baseline {device_key(facts)}.json"),
+        Finding("counted work", True, _counted(facts)),
         _clock(found),
         *_memory(found),
         _nvml(found),
@@ -51,6 +54,11 @@ def examine(device: str) -> list[Finding]:
         *_attentions(),
         _compile(found),
     ]
+
+
+def _counted(facts: Mapping[str, Scalar]) -> str:
+    kernels = f"; CPU kernels of bitsandbytes: {facts['cpu_capability']}" if facts.get("cpu_capability") else ""
+    return f"on every machine of this kind: baseline {counted_device_key(facts)}.json{kernels}"
 
 
 def _clock(device: str) -> Finding:

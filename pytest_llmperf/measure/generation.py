@@ -26,7 +26,7 @@ from pytest_llmperf.errors import UsageError
 from pytest_llmperf.hardware.clock import ArrivalClock, Clock
 from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
 from pytest_llmperf.hardware.garbage_collector import collector_paused
-from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
+from pytest_llmperf.hardware.memory import PeakMemory, Untraced, trace_memory
 from pytest_llmperf.measure.cache_size import CacheSize, NewStates, cache_size
 from pytest_llmperf.measure.contention import KeptRequests, undisturbed
 from pytest_llmperf.measure.counting import check_countable
@@ -309,7 +309,9 @@ def _count_and_follow(  # noqa: PLR0913  # a request, its device, and what is fo
     """
     enter("prefill")
     counting = count_work() if prepared.dispatches else nullcontext(WorkCounter())
-    with trace_memory(device, "prefill") as trace, counting as count:
+    # Peaks depend on the machine: on its threads, and on the workspaces of its kernels.
+    following = nullcontext(Untraced()) if plan.counted else trace_memory(device, "prefill")
+    with following as trace, counting as count:
 
         def on_token(came: int = 1, /) -> None:
             if not count.tokens and plan.output_tokens > came:

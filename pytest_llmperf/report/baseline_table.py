@@ -6,23 +6,26 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from statistics import median, stdev
 
 from rich.text import Text
 
-from pytest_llmperf.metrics import Kind
+from pytest_llmperf.metrics import COUNTED, Kind
 from pytest_llmperf.report.results_table import figure_text
 from pytest_llmperf.report.text_table import PIPE_COLUMNS, Outline, narrowed, plain_table, wrapped
 from pytest_llmperf.report.verdict_rows import shape
-from pytest_llmperf.storage.schema import Baseline
-from pytest_llmperf.text import printable
+from pytest_llmperf.storage.comparability import blocking, compare_environments, counted_key
+from pytest_llmperf.storage.schema import Baseline, Run
+from pytest_llmperf.text import plural, printable, some
 from pytest_llmperf.verdict.comparison import Comparison
 from pytest_llmperf.verdict.exact import limit_value, varies
 from pytest_llmperf.verdict.model import Cell, evidence
 from pytest_llmperf.verdict.screen import screen
 from pytest_llmperf.verdict.sentence import format_value
+
+LONGEST_LIST = 3
 
 
 def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iterator[str]:
@@ -45,8 +48,17 @@ def baseline_lines(baseline: Baseline, *, name: str, every_metric: bool) -> Iter
             outline.table.add_row(*map(Text, map(printable, _row(cell, comparison))))
     outline.table = narrowed(outline.table, table_width(), spare=("sessions", "runs", "spread"))
     yield outline.render(table_width(), color=False)
+    if others := [run for run in baseline.runs if counted_key(run.environment) != counted_key(latest.environment)]:
+        yield wrapped(printable(_not_shown(others, latest)), table_width())
     yield "spread: standard deviation between runs"
     yield "finds: smallest change for the worse that is found 9 times in 10"
+
+
+def _not_shown(others: Sequence[Run], latest: Run) -> str:
+    """Return how many runs are of other versions, such as those of another torch, and which."""
+    found = [blocking(compare_environments(run.environment, latest.environment), COUNTED) for run in others]
+    names = dict.fromkeys(str(difference) for differences in found for difference in differences)
+    return f"not shown: {plural(len(others), 'run')} of other environments: {some([*names], LONGEST_LIST)}"
 
 
 def _row(cell: Cell, comparison: Comparison) -> tuple[str, ...]:

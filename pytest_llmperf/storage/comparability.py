@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -89,6 +90,11 @@ class Difference:
     then: Scalar
     now: Scalar
 
+    @property
+    def is_of_builds(self) -> bool:
+        """Whether it is only one of two builds of torch, such as ``2.13.0+cpu`` and ``2.13.0+cu130``."""
+        return self.field == "torch" and _release(self.then) == _release(self.now)
+
     def __str__(self) -> str:
         return f"{self.field}: {self.then} -> {self.now}"
 
@@ -100,8 +106,12 @@ def compare_environments(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) 
 
 
 def blocking(differences: list[Difference], fields: frozenset[str] = BLOCKING) -> list[Difference]:
-    """Return the differences in ``fields`` that prevent a comparison; a field that only one side has does not."""
-    return [found for found in differences if found.field in fields and found.state is State.DIFFERS]
+    """Return the differences in ``fields`` that prevent a comparison; a field that only one side has does not.
+
+    Two builds of torch run at different speeds and dispatch the same operators, so that they block only times.
+    """
+    relevant = [found for found in differences if found.field in fields and found.state is State.DIFFERS]
+    return relevant if fields == BLOCKING else [found for found in relevant if not found.is_of_builds]
 
 
 def depends_on(metric: Metric, workload: Workload) -> frozenset[str]:
@@ -118,12 +128,17 @@ def is_portable(metric: Metric, workload: Workload) -> bool:
 
 def counted_key(environment: Mapping[str, Scalar]) -> tuple[Scalar, ...]:
     """The values that counted work depends on; equal keys have equal counts."""
-    return values_of(environment, COUNTED)
+    return values_of({**environment, "torch": _release(environment.get("torch"))}, COUNTED)
 
 
 def values_of(environment: Mapping[str, Scalar], fields: frozenset[str]) -> tuple[Scalar, ...]:
     """The values of these fields, in the order of their names."""
     return tuple(_value(environment, name) for name in sorted(fields))
+
+
+def _release(torch: Scalar) -> Scalar:
+    """The version of torch without the build for CPUs or a version of CUDA; a build for ROCm is another library."""
+    return re.sub(r"\+(cpu|cu\d+)$", "", torch) if isinstance(torch, str) else torch
 
 
 def _value(environment: Mapping[str, Scalar], name: str) -> Scalar:

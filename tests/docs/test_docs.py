@@ -21,7 +21,7 @@ PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "baselines" /
 ACTIONS = {"--llmperf-update", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-json", "--llmperf-only", "--llmperf-journal", "--llmperf-measure-only", "--llmperf-strict",
            "--llmperf-verdicts", "--llmperf-report", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
-           "--llmperf-tell", "--llmperf-profile", "--llmperf-trust-remote-code"}  # fmt: skip
+           "--llmperf-tell", "--llmperf-profile", "--llmperf-trust-remote-code", "--llmperf-counted"}  # fmt: skip
 COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history", "ab", "gate",
             "selftest", "report"}  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_the_blocking_fields_are_those_that_are_told():
     told = {"method", "device_name", "device_type", "device_memory_bytes", "compute_capability", "mig", "ecc",
             "power_limit_w", "driver", "runtime", "cpu_model", "cpu_count", "torch_threads", "tracing", "python",
             "cuda_launch_blocking", "cublas_workspace", "cuda_allocator", "fp32_precision",
-            "torch", "transformers", "bitsandbytes", "torchao", "vllm"}  # fmt: skip
+            "torch", "transformers", "bitsandbytes", "torchao", "vllm", "cpu_capability"}  # fmt: skip
     assert {name for name, weight in FIELDS.items() if weight == "blocks"} == told
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
+from functools import reduce
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.storage import baseline_file
+from pytest_llmperf.storage import merge as merge_module
 from pytest_llmperf.storage.baseline_file import dump_baseline, load_baseline, update_baseline
 from pytest_llmperf.storage.merge import merge, only_new_cells, trim
 from pytest_llmperf.storage.schema import Baseline, CellRun, Epoch, Observation, Run, Warmup, Workload
@@ -201,3 +203,55 @@ def test_the_committed_json_schema_is_the_codes(request):
     committed = json.loads((request.config.rootpath / "docs" / "baseline.schema.json").read_text())
     assert committed == Baseline.model_json_schema()
     jsonschema.validate(json.loads(dump_baseline(one_run(1))), committed)
+
+
+def in_environment(number: int, *, cells: slice = slice(None), **environment: str) -> Baseline:
+    """Return one run of another environment; ``cells`` selects its metrics."""
+    run = one_run(number, session=number)
+    return run.model_copy(
+        update={
+            "runs": [run.runs[0].model_copy(update={"environment": {"torch": "2", **environment}})],
+            "cells": run.cells[cells],
+        }
+    )
+
+
+def merged(*parts: Baseline) -> Baseline:
+    return reduce(merge, parts)
+
+
+def test_runs_of_another_version_push_out_none(monkeypatch):
+    """Each environment has a window of its own; the oldest environments share one."""
+    old = [in_environment(number, torch="1") for number in range(3)]
+    new = [in_environment(number) for number in range(3, 9)]
+    kept = [run.run_id for run in trim(merged(*old, *new), runs=3).runs]
+    assert kept == [f"run {number:03}" for number in (0, 1, 2, 6, 7, 8)]
+    monkeypatch.setattr(merge_module, "ENVIRONMENTS", 1)
+    older = [in_environment(number, torch=f"0.{number}") for number in range(10, 15)]
+    kept = [run.run_id for run in trim(merged(*old, *older), runs=3).runs]
+    assert kept == ["run 011", "run 012", "run 013", "run 014"]
+
+
+WEIGHTS = slice(1, 2)
+
+
+def test_counts_of_many_machines_have_one_window():
+    """The processor is no part of a counted figure's environment, and is of a time's."""
+    machines = [{"cpu_model": f"processor {number}"} for number in range(6)]
+    counted = merged(*(in_environment(n, cells=WEIGHTS, **machine) for n, machine in enumerate(machines)))
+    assert [run.run_id for run in trim(counted, runs=2).runs] == ["run 004", "run 005"]
+    timed = merged(*(in_environment(n, **machine) for n, machine in enumerate(machines)))
+    assert trim(timed, runs=2) is timed
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from("abc")), min_size=1, max_size=20, unique_by=lambda p: p[0]),
+    st.integers(1, 4),
+)
+def test_every_environment_keeps_its_latest_runs(runs, most):
+    """The window of an environment is what it would be if the file held no other."""
+    whole = trim(merged(*(in_environment(number, torch=torch) for number, torch in runs)), runs=most)
+    for torch in {torch for _, torch in runs}:
+        alone = trim(merged(*(in_environment(n, torch=t) for n, t in runs if t == torch)), runs=most)
+        ours = {run.run_id for run in whole.runs if run.environment["torch"] == torch}
+        assert ours == {run.run_id for run in alone.runs}

@@ -9,13 +9,25 @@ import statistics
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_baseline_file import one_run, union
+from test_baseline_file import WORKLOAD, one_run, union
 
 from pytest_llmperf import load_runs
 from pytest_llmperf.errors import BaselineError, MeasurementError
+from pytest_llmperf.metrics import COUNTED, METRICS, Kind
 from pytest_llmperf.stats.summary import percentile, summarize
 from pytest_llmperf.storage.baseline_file import dump_baseline
-from pytest_llmperf.storage.comparability import ASSUMED, FIELDS, State, Weight, blocking, compare_environments
+from pytest_llmperf.storage.comparability import (
+    ASSUMED,
+    BLOCKING,
+    DENSE,
+    FIELDS,
+    State,
+    Weight,
+    blocking,
+    compare_environments,
+    counted_key,
+    depends_on,
+)
 from pytest_llmperf.storage.dataframe import COLUMNS
 from pytest_llmperf.storage.journal import Journal, read_journal
 from pytest_llmperf.storage.schema import TestResult
@@ -47,6 +59,53 @@ def test_another_host_is_noted_and_does_not_block():
     found = compare_environments({"host": "a"}, {"host": "b"})
     assert [difference.field for difference in found] == ["host"]
     assert blocking(found) == []
+
+
+def test_what_a_figure_depends_on_is_told_by_its_metric_and_workload():
+    """Times depend on all that blocks; counts on versions and the kind of device, where no processor has a say."""
+    nf4, dense = WORKLOAD, WORKLOAD.model_copy(update={"quantization": "bf16"})
+    lookup = dense.model_copy(update={"execution": "lookup"})
+    operators, tpot, syncs = (METRICS[key] for key in ("operators_per_token", "tpot_ms", "syncs_per_token"))
+    assert COUNTED < BLOCKING == depends_on(tpot, dense) == depends_on(operators, lookup)
+    assert depends_on(operators, nf4) == COUNTED
+    assert depends_on(operators, dense) == COUNTED - {"cpu_capability"}
+    assert depends_on(syncs, nf4) == COUNTED | {"runtime"}
+    assert not {"cpu_model", "cpu_count", "driver", "power_limit_w", "host"} & COUNTED
+
+
+def test_every_metric_that_another_machine_may_decide_is_exact():
+    """A digest of tokens, and what depends on rounding, is not among them."""
+    counted = {key for key, metric in METRICS.items() if metric.depends_on is not None}
+    assert {METRICS[key].kind for key in counted} == {Kind.EXACT}
+    assert {METRICS[key].depends_on - BLOCKING for key in counted} == {frozenset()}
+    left_out = {"tokens_per_step", "acceptance_share", "tokens_unlike_loop", "kernel_launches_per_token",
+                "decode_peak_allocated_bytes", "token_digest"}  # fmt: skip
+    assert not left_out & counted
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "are_builds"),
+    [
+        ("2.13.0+cpu", "2.13.0", True),
+        ("2.13.0+cu126", "2.13.0+cu130", True),
+        ("2.13.0+rocm6.4", "2.13.0", False),
+        ("2.13.0", "2.13.1", False),
+        ("2.13.0+git123", "2.13.0+cpu", False),
+    ],
+)
+def test_two_builds_of_torch_count_alike(then, now, are_builds):
+    """Times are never compared between them."""
+    found = compare_environments({"torch": then}, {"torch": now})
+    assert len(blocking(found)) == 1
+    assert (blocking(found, COUNTED) == []) is are_builds
+    assert (counted_key({"torch": then}) == counted_key({"torch": now})) is are_builds
+
+
+def test_the_dense_quantizations_are_those_of_the_models():
+    """The storage must not import the models."""
+    from pytest_llmperf.models import quantization
+
+    assert set(quantization.DENSE) == DENSE
 
 
 def journal_of(baseline, path) -> Journal:
