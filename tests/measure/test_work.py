@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from zoo import ZOO
 
+from pytest_llmperf import ModelSpec
 from pytest_llmperf.engines.conditions import measuring_conditions
 from pytest_llmperf.engines.executions.greedy_loop import greedy_loop
 from pytest_llmperf.hardware.memory import trace_memory
@@ -25,6 +26,7 @@ from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.work import WorkCounter, count_work
 from pytest_llmperf.measure.work_figures import work_figures
 from pytest_llmperf.metrics import NO_DECODE, ONE_STEP, SEVERAL_AT_A_TIME
+from pytest_llmperf.models.load import load
 from pytest_llmperf.storage.schema import StepCounts
 
 CONFIG = LlamaConfig(
@@ -112,6 +114,22 @@ def test_as_many_operators_as_torch_dispatches(name, tmp_path):
             greedy_loop(model, prompt, 3, count.on_token)
     assert count.total == plain.calls
     assert not count.decode.without_formula
+
+
+@pytest.mark.parametrize("quantization", ["torchao-int8wo", "torchao-fp8wo", "torchao-int8dq"])
+def test_layers_of_torchao_count_by_their_parts(quantization, model_cache):
+    """As many FLOPs as dense layers have, none unknown, and as many operators as torch dispatches."""
+    pytest.importorskip("torchao")
+    found, prompt = {}, torch.arange(40, 46)[None]
+    for name in ("bf16", quantization):
+        model = load(ModelSpec("synthetic:tiny", name), "cpu").model
+        with measuring_conditions(), Plain() as plain:
+            greedy_loop(model, prompt, 3, lambda: None)
+        with measuring_conditions(), count_work() as found[name]:
+            greedy_loop(model, prompt, 3, lambda: None)
+        assert found[name].total == plain.calls
+    assert found[quantization].current.flops.total() == found["bf16"].current.flops.total()
+    assert not found[quantization].current.without_formula
 
 
 def test_a_failing_operator_is_counted_and_the_next_one_too(inference):
