@@ -18,11 +18,11 @@ from pytest_llmperf.models.load import (
     dtype_options,
     hub_options,
     one_line_errors,
+    verified_form,
 )
 from pytest_llmperf.models.model_class import auto_class
 from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, check_available
 from pytest_llmperf.models.quantized_layers import check_layers, quantize_experts
-from pytest_llmperf.models.quantized_weights import verify
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, locate, named_model
 from pytest_llmperf.models.spec import ModelSpec
@@ -99,7 +99,7 @@ def _build(spec: ModelSpec, source: str, device: str, computing: Computing) -> L
     check_loaded(spec, model)
     check_layers(model, device, name=named_model(spec))
     name, revision = identify(spec, model.config)
-    verified = verify(model, spec.quantization)
+    verified = verified_form(spec, model)
     return LoadedModel(
         spec=spec,
         model=model.eval(),
