@@ -239,7 +239,7 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
     model, left_out = _load_weights(*_whole(spec, source, adapter), device)
     named = replace(spec, model=str(adapter.folder)) if adapter else spec  # its folder in the hub's cache has a name
     name, revision = identify(named, model.config)
-    verified = _verified(spec, model)
+    verified = verified_form(spec, model)
     settings = _adapter_settings(adapter, model.config) if adapter else {}
     if adapter:
         model = adapter.apply(model, device)
@@ -261,7 +261,12 @@ def _load(spec: ModelSpec, device: str) -> LoadedModel:
     )
 
 
-def _verified(spec: ModelSpec, model: Any) -> Verified:
+def verified_form(spec: ModelSpec, model: Any) -> Verified:
+    """Check that the weights have the form that the spec requests.
+
+    Raises:
+        ModelError: None has; the message names the model.
+    """
     try:
         return verify(model, spec.quantization)
     except ModelError as error:

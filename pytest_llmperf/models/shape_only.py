@@ -18,11 +18,11 @@ from pytest_llmperf.models.load import (
     dtype_options,
     hub_options,
     one_line_errors,
+    verified_form,
 )
 from pytest_llmperf.models.model_class import auto_class
 from pytest_llmperf.models.quantization import QUANTIZATIONS, STORED, check_available
 from pytest_llmperf.models.quantized_layers import check_layers, quantize_experts
-from pytest_llmperf.models.quantized_weights import verify
 from pytest_llmperf.models.quiet import quiet
 from pytest_llmperf.models.source import check_source, identify, locate, named_model
 from pytest_llmperf.models.spec import ModelSpec
@@ -99,7 +99,7 @@ def _build(spec: ModelSpec, source: str, device: str, computing: Computing) -> L
     check_loaded(spec, model)
     check_layers(model, device, name=named_model(spec))
     name, revision = identify(spec, model.config)
-    verified = verify(model, spec.quantization)
+    verified = verified_form(spec, model)
     return LoadedModel(
         spec=spec,
         model=model.eval(),
@@ -136,32 +136,29 @@ def _materialize(model: Any, dtype: torch.dtype, device: str) -> None:
     made: dict[torch.Tensor, torch.Tensor] = {}
     in_fp32 = _kept_in_fp32(model, dtype)
 
-    def on_device(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor not in made:
-            kept = torch.float32 if tensor.is_floating_point() and in_fp32(name) else tensor.dtype
-            made[tensor] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=kept, device=device)
-        return made[tensor]
+    def on_device(name: str, tensor: torch.Tensor, module: Any) -> torch.Tensor:
+        kept = dtype if type(module).__name__ in _QUANTIZE else tensor.dtype  # its bias was made in another dtype
+        kept = torch.float32 if tensor.is_floating_point() and in_fp32(name) else kept
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=kept, device=device)
 
     for path, module in model.named_modules():
-        for name, tensor in _own(module._buffers):  # noqa: SLF001  # without those of its parts
-            module._buffers[name] = on_device(f"{path}.{name}", tensor)  # noqa: SLF001  # the same
-        for name, tensor in _own(module._parameters):  # noqa: SLF001  # the same
-            dense = on_device(f"{path}.{name}", tensor)
-            quantize = _QUANTIZE.get(type(module).__name__) if name == "weight" else None
-            found = quantize(module, made.pop(tensor)) if quantize else _parameter(dense)
-            del dense
-            module._parameters[name] = found  # noqa: SLF001  # it is no Parameter where it is quantized
+        for owned, form in ((module._buffers, _unchanged), (module._parameters, _parameter)):  # noqa: SLF001  # without those of its parts
+            for name, tensor in [(name, tensor) for name, tensor in owned.items() if tensor is not None]:
+                if tensor not in made:
+                    quantize = _QUANTIZE.get(type(module).__name__) if name == "weight" else None
+                    made[tensor] = (quantize or form)(module, on_device(f"{path}.{name}", tensor, module))
+                owned[name] = made[tensor]
 
 
-def _parameter(dense: torch.Tensor) -> torch.Tensor:
+def _unchanged(_module: Any, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _parameter(_module: Any, dense: torch.Tensor) -> torch.Tensor:
     """A parameter as loading leaves it: torch composes some products otherwise if it requires no gradients."""
     import torch
 
     return torch.nn.Parameter(dense, requires_grad=dense.is_floating_point())
-
-
-def _own(tensors: dict[str, torch.Tensor | None]) -> list[tuple[str, torch.Tensor]]:
-    return [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
 
 
 def _kept_in_fp32(model: Any, dtype: torch.dtype) -> Callable[[str], bool]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
+from pytest_llmperf.hardware.device import is_fake
 from pytest_llmperf.report.charts import figures
 from pytest_llmperf.report.results_table import changed, results_table
 from pytest_llmperf.report.work_text import work_line
@@ -93,7 +94,8 @@ def summary_lines(run: RunOutcome) -> Iterator[str]:
         yield f"baseline: {run.edited}"
     yield from _baseline_lines(run)
     if run.counted:
-        yield f"times were not measured: {COUNTED_FLAG} only counts"
+        counting = "a fake device" if is_fake(run.device_key) else COUNTED_FLAG
+        yield f"times were not measured: {counting} only counts"
     yield from _kind_lines(run)
     if run.breach:
         yield f"failed: {run.breach}"

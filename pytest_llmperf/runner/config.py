@@ -316,7 +316,7 @@ class Options:
             verdicts=_given_path(config, "llmperf_verdicts"),
             report=_given_path(config, "llmperf_report"),
             measure_only=config.getoption("llmperf_measure_only"),
-            counted=_counts_only(config),
+            counted=fake or _counts_only(config),
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
             command_line_layer=_layer(config.getoption),

@@ -97,7 +97,7 @@ def test_values_without_weights_are_known(computing):
     assert torch.arange(4).tolist() == [0, 1, 2, 3]
     mask = torch.ones(2, 3, dtype=torch.bool)
     assert bool(mask.all())
-    mask[0].fill_(False)  # noqa: FBT003  # torch's signature
+    mask[0].fill_(False)  # torch's signature
     assert mask.sum().item() == 3
     assert torch.tensor(4).item() == 4
     assert torch.where(mask, torch.arange(3), torch.zeros((), dtype=torch.long)).max().item() == 2
@@ -151,7 +151,9 @@ def test_an_operator_without_a_fake_implementation_is_named(computing):
 
 def test_a_fake_implementation_of_another_shape_is_found(computing):
     """The real kernel runs on zeros of the same shapes, once each."""
-    message = r"^operator llmperf_test::wrong_fake: its fake .* returns float32\[3, 2\], and its kernel float32\[1, 2\]:"
+    message = (
+        r"^operator llmperf_test::wrong_fake: its fake .* returns float32\[3, 2\], and its kernel float32\[1, 2\]:"
+    )
     with pytest.raises(MeasurementError, match=message):
         torch.ops.llmperf_test.wrong_fake(unknown(3, 2))
     assert torch.ops.llmperf_test.right_fake(unknown(3, 2)).shape == (1, 2)
