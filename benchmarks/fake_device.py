@@ -70,8 +70,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("FOLDER", "FORM"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        folder, form = options.one
-        print(json.dumps(count(folder, form, options.gpu, options.device)))
+        print(json.dumps(count(options.one[0], options.one[1], options.gpu, options.device)))
         return
     packages = ("torch", "transformers", "bitsandbytes", "pytest-llmperf")
     print(", ".join(f"{name} {version(name)}" for name in packages), f"Python {sys.version.split()[0]}", sep=", ")

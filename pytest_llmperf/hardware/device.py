@@ -29,17 +29,23 @@ def check_device_name(name: str) -> None:
         )
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(name: str, *, fakes: bool = False) -> str:
     """Resolve a name to a torch device, such as ``cpu`` or ``cuda:0``; the name of a fake device stays as it is.
 
     ``auto`` is the first available accelerator, else the CPU. Of several names, the first is used. Indices count
     visible devices; a kind without an index is the process's current device.
 
+    Args:
+        name: the name.
+        fakes: whether the device may be a fake one.
+
     Raises:
-        UsageError: the name is unknown, or torch does not see the device.
+        UsageError: the name is unknown, or torch does not see the device, or is not built for a fake one.
         MissingDependency: torch is not installed.
     """
     check_device_name(name)
+    if is_fake(name) and not fakes:
+        raise UsageError(f"device {name!r} is none, and this needs one: expected auto, cpu, cuda, xpu or mps")
     require_models_extra()
     first, *_ = map(_resolved, _found(name).split(","))
     return first

@@ -101,11 +101,10 @@ def _order(capability: tuple[int, int]) -> tuple[str, ...]:
 def _is_enabled(name: str) -> bool:
     import torch
 
-    cuda = torch.backends.cuda
     asked: Mapping[str, Callable[[], bool]] = {
-        "cudnn": cuda.cudnn_sdp_enabled,
-        "flash": cuda.flash_sdp_enabled,
-        "efficient": cuda.mem_efficient_sdp_enabled,
+        "cudnn": torch.backends.cuda.cudnn_sdp_enabled,
+        "flash": torch.backends.cuda.flash_sdp_enabled,
+        "efficient": torch.backends.cuda.mem_efficient_sdp_enabled,
     }
     return asked[name]()
 

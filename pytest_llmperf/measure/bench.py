@@ -58,7 +58,7 @@ class Bench:
     """
 
     def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS), *, counted: bool = False) -> None:
-        self.device = torch_device(resolve_device(device))
+        self.device = torch_device(resolve_device(device, fakes=True))
         self.guards = guards
         self.counted = counted
         self.progress = Progress(self.device)

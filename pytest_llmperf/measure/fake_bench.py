@@ -48,7 +48,7 @@ class FakeBench(Bench):
 
     def __init__(self, device: str, sheet: DataSheet | None) -> None:
         super().__init__(device)
-        self.fake = FakeDevice(resolve_device(device), sheet)
+        self.fake = FakeDevice(resolve_device(device, fakes=True), sheet)
         self.progress = Progress(self.fake.name)
         self._load_peaks: dict[ModelSpec, int] = {}
 

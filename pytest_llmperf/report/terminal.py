@@ -227,23 +227,28 @@ def _not_counted(entries: Iterable[Entry]) -> Iterator[str]:
 def _memory_fit(entries: Iterable[Entry]) -> Iterator[str]:
     """Yield whether each workload fits the memory of the GPU that a fake device stands for."""
     shares = [
-        (float(cell.value), entry)
+        (float(cell.value), entry, result)
         for entry in entries
         for result in entry.results
         if (cell := result.cell("memory_share")) and isinstance(cell.value, int | float)
     ]
     if not shares:
         return
-    largest, entry = max(shares, key=lambda one: one[0])
+    largest, entry, result = max(shares, key=lambda one: one[0])
     environment = entry.run.environment
     memory = float(environment["device_memory_bytes"] or 0)
     device = str(environment["device_name"]).removeprefix("fake ")
-    most = f"{largest * memory / GIB:.1f} of {memory / GIB:.1f} GiB ({largest:.0%}): {entry.test}"
-    over = sum(share > 1 for share, _ in shares)
-    if over:
-        yield f"memory: {over} of {plural(len(shares), 'workload')} do NOT fit {device}; the largest takes {most}"
-    else:
-        yield f"memory: every workload fits {device}; the largest takes {most}"
+    taken = f"{largest * memory / GIB:.1f} of {memory / GIB:.1f} GiB ({largest:.0%})"
+    over = sum(share > 1 for share, _, _ in shares)
+    fits = f"{over} of {plural(len(shares), 'workload')} do NOT fit" if over else "every workload fits"
+    yield f"memory: {fits} {device}; the largest takes {taken}, in {_largest_phase(result)}: {entry.test}"
+
+
+def _largest_phase(result: TestResult) -> str:
+    """Return the phase with the largest peak of live tensor bytes."""
+    cells = {phase: result.cell(f"{phase}_peak_allocated_bytes") for phase in ("load", "prefill", "decode")}
+    peaks = {phase: cell.value for phase, cell in cells.items() if cell and isinstance(cell.value, int | float)}
+    return max(peaks, key=lambda phase: peaks[phase])
 
 
 def _unsteady(entries: Iterable[Entry]) -> Iterator[str]:

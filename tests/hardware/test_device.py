@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.hardware.device import check_device_name, resolve_device
+from pytest_llmperf.hardware.device import check_device_name, resolve_device, torch_device
 
 
-@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:3", "xpu", "xpu:0", "mps"])
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:3", "xpu", "xpu:0", "mps", "fake-cpu", "fake-cuda"])
 def test_known_devices_have_these_forms(name):
     """Valid names are accepted."""
     check_device_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "CUDA", "cuda:-1"])
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "cuda:", "cuda:x", "cpu:0", "CUDA", "cuda:-1", "fake-mps", "fake-cuda:0", "fake-"]
+)
 def test_other_names_are_no_devices(name):
     """They are refused before torch is imported."""
     with pytest.raises(UsageError, match="unknown device"):
@@ -34,3 +36,23 @@ def test_auto_takes_an_accelerator_that_works(monkeypatch):
     assert resolve_device("auto") == resolve_device("xpu") == "xpu:1"
     with pytest.raises(UsageError, match=r"'xpu:2' is not available: torch .* sees 2 xpu devices"):
         resolve_device("xpu:2")
+
+
+def test_a_fake_device_is_for_those_who_ask():
+    """Its name stays; torch's name for it is that of the device it stands for."""
+    assert resolve_device("fake-cpu", fakes=True) == "fake-cpu"
+    assert [torch_device(name) for name in ("fake-cpu", "fake-cuda", "fake-xpu", "cuda:1", "cpu")] == [
+        "cpu", "cuda:0", "xpu:0", "cuda:1", "cpu",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="^device 'fake-cpu' is none, and this needs one: "):
+        resolve_device("fake-cpu")
+
+
+@pytest.mark.parametrize(("name", "built"), [("fake-cuda", "cuda"), ("fake-xpu", "xpu")])
+def test_a_fake_device_needs_the_build_of_its_kind(monkeypatch, name, built):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.version, built, None)
+    with pytest.raises(UsageError, match=f"^device '{name}' needs torch built for {built}, found [^\n]*use fake-cpu$"):
+        resolve_device(name, fakes=True)
+    monkeypatch.setattr(torch.version, built, "1.0")
+    assert resolve_device(name, fakes=True) == name
