@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from import_server.forking_popen import shell_programs
+
 
 def user_environment(**more: str) -> dict[str, str]:
     """Return an environment without CI and xdist variables, with this environment's programs first in ``PATH``."""
     names = ("CI", "BUILD_NUMBER", "GITHUB_RUN_ID", "CI_JOB_ID", "LLMPERF_SESSION_ID", "PYTEST_XDIST_WORKER")
     kept = {name: value for name, value in os.environ.items() if name not in names}
     author = {f"GIT_{role}_{what}": "a@example.com" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    return {**kept, **author, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}", **more}
+    path = os.pathsep.join(filter(None, [shell_programs(), str(Path(sys.executable).parent), kept["PATH"]]))
+    return {**kept, **author, "PATH": path, **more}
 
 
 def run_script(script: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:

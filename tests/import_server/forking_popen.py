@@ -5,9 +5,13 @@ from __future__ import annotations
 import atexit
 import os
 import secrets
+import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,30 @@ PLAIN_OPTIONS = ("executable", "pass_fds", "preexec_fn", "shell")
 """Options of `subprocess.Popen` with which a process starts plainly."""
 
 _Popen = subprocess.Popen
+_servers: list[Callable[[], str]] = []
+"""The address of this process's server, if there is one."""
 
 
 def start_on_demand() -> None:
     """Start a server when the first process asks for it; it ends with this process."""
     if sys.platform == "linux":
-        _replace_popen(_started_once())
+        _servers.append(_started_once())
+        _replace_popen(_servers[0])
+
+
+@cache
+def shell_programs() -> str:
+    """A folder for the ``PATH`` of a shell, whose programs run in forks; empty where there is no server."""
+    if not _servers:
+        return ""
+    folder = tempfile.mkdtemp(prefix="programs-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for program in Path(sys.executable).parent.iterdir():
+        if program.name in PROGRAMS:
+            script = Path(folder, program.name)
+            script.write_text(f'#!/bin/sh\nexec {shlex.join(_stand_in(_servers[0](), str(program)))} "$@"\n')
+            script.chmod(0o755)
+    return folder
 
 
 def ask_server(address: str) -> None:
@@ -37,13 +59,16 @@ def _replace_popen(address: Callable[[], str]) -> None:
         def __init__(self, args: Any, *more: Any, **options: Any) -> None:
             arguments = None if more or any(map(options.get, PLAIN_OPTIONS)) else _arguments(args)
             if arguments:
-                stand_in = [sys.executable, "-I", "-S", str(HERE / "stand_in.py"), address(), *arguments]
-                super().__init__(stand_in, **options)
+                super().__init__(_stand_in(address(), *arguments), **options)
                 self.args = args
             else:
                 super().__init__(args, *more, **options)
 
     subprocess.Popen = ForkingPopen  # type: ignore[misc]
+
+
+def _stand_in(address: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-I", "-S", str(HERE / "stand_in.py"), address, *arguments]
 
 
 def _arguments(args: Any) -> list[str] | None:

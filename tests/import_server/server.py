@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 PREPARED = (
@@ -91,14 +92,24 @@ class Fork:
         for own, theirs in enumerate(self._streams):
             os.dup2(theirs, own)
             os.close(theirs)
-        sys.stdout.reconfigure(line_buffering=sys.stdout.isatty())
+        # New objects: those of the server know whether its own streams can seek.
+        opened = partial(open, closefd=False)
+        sys.stdin = sys.__stdin__ = opened(0)
+        sys.stdout = sys.__stdout__ = opened(1, "w", buffering=1 if os.isatty(1) else -1)
+        sys.stderr = sys.__stderr__ = opened(2, "w", buffering=1, errors="backslashreplace")
 
 
 class Server:
-    """Forks a process for each request, reports its end, and kills it when its stand-in has ended."""
+    """Forks a process for each request, reports its end, and kills it when its stand-in has ended.
 
-    def __init__(self, listener: socket.socket) -> None:
+    Args:
+        listener: where stand-ins connect.
+        environment: the variables that libraries saw when they were imported.
+    """
+
+    def __init__(self, listener: socket.socket, environment: Mapping[str, str]) -> None:
         self._listener = listener
+        self._environment = environment
         self._ended, self._wake_up = socket.socketpair()
         self._forks: dict[int, socket.socket] = {}
         self._selector = selectors.DefaultSelector()
@@ -145,7 +156,7 @@ class Server:
 
     def _can_fork(self, environment: Mapping[str, str]) -> bool:
         """Whether this environment is as ours to libraries; a process with several threads must not fork."""
-        alike = seen_by_imports(environment) == seen_by_imports(os.environ)
+        alike = seen_by_imports(environment) == self._environment
         return alike and not environment.get("PLAIN_PYTHON") and len(list(TASKS.iterdir())) == 1
 
     def _leave(self) -> None:
@@ -213,12 +224,13 @@ def _main(address: str) -> None:
     listener.bind(address.replace("@", "\0", 1))
     listener.listen(64)
     os.write(1, b"\n")  # stand-ins can connect, and wait for the imports
+    environment = seen_by_imports(os.environ)  # some libraries add to it
     _import_libraries()
     from forking_popen import ask_server  # from this folder
 
     sys.modules.pop("forking_popen")
     ask_server(address)
-    fork = Server(listener).serve()
+    fork = Server(listener, environment).serve()
     fork.run(library_path)
 
 
