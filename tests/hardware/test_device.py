@@ -44,7 +44,7 @@ def test_a_fake_device_is_for_those_who_ask():
     assert [torch_device(name) for name in ("fake-cpu", "fake-cuda", "fake-xpu", "cuda:1", "cpu")] == [
         "cpu", "cuda:0", "xpu:0", "cuda:1", "cpu",
     ]  # fmt: skip
-    with pytest.raises(UsageError, match="^device 'fake-cpu' is none, and this needs one: "):
+    with pytest.raises(UsageError, match=r"^device 'fake-cpu' is none, and this needs one: "):
         resolve_device("fake-cpu")
 
 
