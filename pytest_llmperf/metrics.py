@@ -175,9 +175,8 @@ _UNTIMED = "from one untimed request; from two with different prompts that agree
 
 
 def _work(name: str, title: str, definition: str, *, unit: str = "", gates: bool = False) -> tuple[Metric, ...]:
-    """Counted work of the prefill, per token of decode, and how much it grows from step to step."""
+    """Counted work per token of decode, and of the prefill."""
     return (
-        _counted(f"prefill_{name}", f"prefill {title}", f"{definition} until the first token", unit=unit, gates=gates),
         _counted(
             f"{name}_per_token",
             f"{title} / token",
@@ -185,6 +184,7 @@ def _work(name: str, title: str, definition: str, *, unit: str = "", gates: bool
             unit=unit,
             gates=gates,
         ),
+        _counted(f"prefill_{name}", f"prefill {title}", f"{definition} until the first token", unit=unit, gates=gates),
     )
 
 

@@ -49,12 +49,12 @@ def work_figures(count: WorkCounter) -> list[Figure]:
 
 def _figures(quantity: _Quantity, count: WorkCounter) -> Iterator[Figure]:
     prefill, decode = count.steps[0], count.decode
-    yield _figure(f"prefill_{quantity.name}", quantity, prefill, quantity.total(prefill))
     per_token = f"{quantity.name}_per_token"
     if decode is None:
         yield Figure(per_token, None, _no_decode(count))
     else:
         yield _figure(per_token, quantity, decode, quantity.total(decode) / count.later_tokens)
+    yield _figure(f"prefill_{quantity.name}", quantity, prefill, quantity.total(prefill))
     if quantity.grows:
         yield _growth(quantity, count)
 

@@ -81,7 +81,7 @@ def test_two_regressions_of_one_test_are_one_line(project):
     result = project.run(step_ms=1.5)
     (told,) = (line for line in result.outlines if line.startswith("TPOT "))
     assert re.search(
-        r"TPOT ×1.5\d* \[.*\]: 1.5\d ms > 1.0\d ms baseline, .*\); also .*operators / token ×1\.\d+$", told
+        r"TPOT ×1.5\d* \[.*\]: 1.5\d ms > 1.0\d ms baseline, .*\); also operators / token ×1\.\d+, .*FLOPs", told
     )
     (failed,) = (number for number, line in enumerate(result.outlines) if line.startswith("FAILED"))
     assert result.outlines[failed + 1].startswith("=")
@@ -131,7 +131,9 @@ def test_one_extra_product_a_layer_fails_exactly(project, execution):
     project.write(changed(EXTRA_PRODUCT.strip(), execution=execution))
     result = project.run(step_ms=1.0)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*operators*token ×*: * > * baseline, limit * (exact, 1 run)", "FAILED *"])
+    result.stdout.fnmatch_lines(
+        ["operators / token ×*: * > * baseline, limit * (exact, 1 run); also *FLOPs / token ×1.005, *", "FAILED *"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     assert re.search(
         r"regressed: test_perf.py::test_decode\[1-fp32\]: TPOT ×1\.\d+ \[.*\]: 1\.50 ms > 1\.00 ms baseline", said
     )
-    assert "llmperf gate: FAILED: 6 of 12 gating cells decided: 1 regressed, 5 unchanged, 6 new" in said
+    assert "llmperf gate: FAILED: 11 of 22 gating cells decided: 1 regressed, 10 unchanged, 11 new" in said
     found = read_verdicts(repository / "out.json")
     assert found.failed
     assert {test.test: test.failed for test in found.tests} == {

@@ -39,7 +39,7 @@ def test_a_disturbed_test_is_neither_regressed_nor_unchanged(busy):
     result = busy.run(LOAD, step_ms=5.0)
     assert result.ret == 0
     result.stdout.fnmatch_lines(
-        [f"invalid: 1 cell of 1 test (tpot): {TEST}: {WHY}", "llmperf: 1 test, 5 of 6 gating cells decided: *"]
+        [f"invalid: 1 cell of 1 test (tpot): {TEST}: {WHY}", "llmperf: 1 test, 10 of 11 gating cells decided: *"]
     )
     assert busy.run(LOAD, "--llmperf-strict", step_ms=5.0).ret == 1
 

@@ -51,7 +51,7 @@ def test_a_model_that_cannot_be_released_is_told_and_fails_the_run(recorded, wor
         [
             "the model could not be released: RuntimeError: device lost",
             "failed: a file could not be written or a resource not released",
-            "llmperf: 1 test, 5 of 6 gating cells decided: 5 unchanged, *",
+            "llmperf: 1 test, 10 of 11 gating cells decided: 10 unchanged, *",
         ]
     )
     assert "test_decode" in journal(recorded)
@@ -88,7 +88,7 @@ def test_a_hook_of_another_plugin_that_raises_keeps_nothing_from_being_told(reco
     recorded.write(conftest=FAKE_CLOCK + hook)
     result = recorded.run(VERDICTS)
     assert result.ret != 0
-    told = [line for line in result.outlines if line.startswith("llmperf: 1 test, 5 of 6 gating cells decided")]
+    told = [line for line in result.outlines if line.startswith("llmperf: 1 test, 10 of 11 gating cells decided")]
     assert len(told) == 1
     assert [len(one["cells"]) > 0 for one in verdicts(recorded)["tests"]] == [True]
     assert "test_decode" in journal(recorded)
@@ -197,5 +197,5 @@ def test_a_run_that_a_test_ended_tells_what_it_measured(recorded):
     recorded.write(EXITS)
     result = recorded.run(VERDICTS, "--llmperf-update")
     assert result.ret == 99
-    result.stdout.fnmatch_lines(["baseline NOT updated: the run was interrupted*", "llmperf: 1 test, 5 of 6 *"])
+    result.stdout.fnmatch_lines(["baseline NOT updated: the run was interrupted*", "llmperf: 1 test, 10 of 11 *"])
     assert verdicts(recorded)["failed"]

@@ -215,7 +215,7 @@ def test_the_verdict_file_holds_the_evidence(recorded):
     """It has every cell, its evidence, and the command that reproduces it."""
     assert recorded.run("--llmperf-verdicts=out/verdicts.json", step_ms=1.5).ret == 1
     found = read_verdicts(recorded.path / "out" / "verdicts.json")
-    assert (found.exit_code, found.failed, found.decided, found.total) == (1, True, 6, 6)
+    assert (found.exit_code, found.failed, found.decided, found.total) == (1, True, 11, 11)
     (test,) = found.tests
     assert test.failed
     assert test.reproduce.endswith("'--llmperf-only=test_perf.py::test_decode[fp32]'")
