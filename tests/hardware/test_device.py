@@ -52,7 +52,7 @@ def test_a_fake_device_is_for_those_who_ask():
 def test_a_fake_device_needs_the_build_of_its_kind(monkeypatch, name, built):
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.version, built, None)
-    with pytest.raises(UsageError, match=f"^device '{name}' needs torch built for {built}, found [^\n]*use fake-cpu$"):
+    with pytest.raises(UsageError, match=rf"^device '{name}' needs torch built for {built}, found [^\n]*use fake-cpu$"):
         resolve_device(name, fakes=True)
     monkeypatch.setattr(torch.version, built, "1.0")
     assert resolve_device(name, fakes=True) == name
