@@ -46,7 +46,9 @@ def seen_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
 class Fork:
     """A process that was asked for."""
 
-    def __init__(self, streams: Sequence[int], *, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self, streams: Sequence[int], *, arguments: list[str], folder: str, environment: dict[str, str]
+    ) -> None:
         self._streams = streams
         self._arguments = arguments
         self._folder = folder
