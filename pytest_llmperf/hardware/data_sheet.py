@@ -61,7 +61,7 @@ DATA_SHEETS: Mapping[str, DataSheet] = MappingProxyType(
             _sheet("a100-80", 81920, (8, 0), 2039, tflops=312, fp32=19.5, int8=624),
             _sheet("h100", 81559, (9, 0), 3350, tflops=989.5, fp32=67, int8=1979),
             _sheet("h200", 143771, (9, 0), 4800, tflops=989.5, fp32=67, int8=1979),
-            _sheet("b200", 183359, (10, 0), 7700, tflops=2250, fp32=75, int8=4500),
+            _sheet("b200", 183359, (10, 0), 8000, tflops=2250, fp32=80, int8=4500),
             _sheet("l4", 23034, (8, 9), 300, tflops=121, fp32=30.3, int8=242),
             _sheet("l40s", 46068, (8, 9), 864, tflops=362, fp32=91.6, int8=733),
             _sheet("rtx-4090", 24564, (8, 9), 1008, tflops=165.2, fp32=82.6, int8=660.6),
