@@ -31,6 +31,8 @@ SEEN_BY_IMPORTS = (
     "OPENBLAS", "PYTHON", "PYTORCH", "TORCH", "TRANSFORMERS", "TRITON",
 )  # fmt: skip
 """Beginnings of the names of variables that Python or a library reads once."""
+READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
+"""Of these, variables that forks use themselves. Torch sets one of them."""
 OF_A_PYTEST_PLUGIN = "anyio"
 """A library with a plugin: pytest would warn that it is imported before its assertions can be rewritten."""
 TASKS = Path("/proc/self/task")
@@ -38,8 +40,10 @@ TASKS = Path("/proc/self/task")
 
 def seen_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables that must have equal values in the server and a fork."""
-    return {name: value for name, value in environment.items() if name.startswith(SEEN_BY_IMPORTS)} | {
-        "PYTHONPATH": ""  # each fork makes its own path
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(SEEN_BY_IMPORTS) and name not in READ_LATER
     }
 
 

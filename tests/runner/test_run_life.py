@@ -92,7 +92,7 @@ def test_one_xdist_worker_measures_and_the_controller_writes(project):
     project.write()
     result = project.run("-nauto", "--llmperf-update")
     assert result.ret == 0, result.outlines
-    result.stdout.fnmatch_lines(["baseline updated: * holds 1 run *", "llmperf: 1 test, 0 of * 6 new*"])
+    result.stdout.fnmatch_lines(["baseline updated: * holds 1 run *", "llmperf: 1 test, 0 of * 11 new*"])
     result = project.run("-n1", "--llmperf-inject=tpot:+900%")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*TPOT*baseline*", "FAILED *"])

@@ -18,13 +18,13 @@ from pytest_llmperf.verdict.outcome import RunOutcome
 
 TWO_DEVICES = """
 import pytest_llmperf.hardware.device as device
-import pytest_llmperf.runner.context as workplace
+from pytest_llmperf.measure.bench import Bench
 
 given = []
 device._count = lambda kind: 2
-bench.resolve_device = lambda name: given.append(name) or "cpu"
-real = workplace.environment
-workplace.environment = lambda name: real(name) | {"device_uuid": given[-1]}
+bench.resolve_device = lambda name, **_: given.append(name) or "cpu"
+real = Bench.environment
+Bench.environment = lambda bench: real(bench) | {"device_uuid": given[-1]}
 """
 
 TWO_MODELS = """
