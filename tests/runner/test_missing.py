@@ -154,6 +154,7 @@ def test_a_run_without_perf_tests_and_without_a_baseline_imports_no_torch(pytest
     pytester.makeconftest("def pytest_unconfigure():\n    import sys\n    print('TORCH', 'torch' in sys.modules)")
     command = [sys.executable, "-m", "pytest", "--llmperf", "-p", "no:benchmark", "-s"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env["PLAIN_PYTHON"] = "1"  # a fork has imported torch
     found = subprocess.run(command, cwd=pytester.path, env=env, capture_output=True, text=True, check=False)
     assert found.returncode == pytest.ExitCode.NO_TESTS_COLLECTED
     assert "TORCH False" in found.stdout
