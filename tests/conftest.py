@@ -121,7 +121,8 @@ def _imported(model_cache: Path) -> None:
     bench.models.release()
     for module in walk_packages(pytest_llmperf.__path__, "pytest_llmperf."):
         if not module.name.endswith(PROGRAMS) and ".suite." not in module.name:
-            import_module(module.name)
+            with suppress(ImportError):  # some sessions have no xdist
+                import_module(module.name)
     _old_objects_aside()
 
 

@@ -38,6 +38,7 @@ def _add_files(commands: Any) -> None:
 
     record = commands.add_parser(
         "record",
+        allow_abbrev=False,  # --count is pytest-repeat's, not short for --counted
         help="run the perf tests in fresh processes and append every run to the baseline",
         description="Arguments that are not listed here are passed on to pytest.",
     )

@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from types import SimpleNamespace
 
 import pytest
 
 from pytest_llmperf.cli import main
 from pytest_llmperf.storage.dataframe import COLUMNS
+from pytest_llmperf.system import pytest_process
 
 
 @pytest.fixture
@@ -161,6 +163,16 @@ def test_record_stops_at_a_failing_run_and_says_what_was_recorded(project):
     )
     assert result.ret == 1
     result.stdout.fnmatch_lines(["llmperf record: run 1 ended with exit code 1; 0 runs recorded before"])
+
+
+def test_an_option_that_looks_like_one_of_record_is_passed_on(monkeypatch):
+    """``--count`` is pytest-repeat's."""
+    seen = []
+    ended = SimpleNamespace(exit_code=0)
+    monkeypatch.setattr(pytest_process, "run_perf_tests", lambda arguments: seen.extend(arguments) or ended)
+    assert main(["record", "--runs=1", "--count=2"]) == 0
+    assert "--count=2" in seen
+    assert "--llmperf-counted" not in seen
 
 
 def test_help_teaches_the_first_steps(capsys):
