@@ -112,7 +112,9 @@ def test_codspeed_in_the_place_of_pytest_benchmark(beside):
 
 def test_coverage_that_the_baseline_had_not(beside):
     """A traced run is not compared with untraced ones, and the reason is shown."""
-    result = beside("pytest-cov==7.1.0").pytest("--llmperf", "--llmperf-gate=tpot", "--cov=tests", "--cov-report=", "-q")
+    result = beside("pytest-cov==7.1.0").pytest(
+        "--llmperf", "--llmperf-gate=tpot", "--cov=tests", "--cov-report=", "-q"
+    )
     assert "1 not comparable" in result.text, result.text
     assert "tracing: none -> coverage" in result.text
 
