@@ -73,7 +73,7 @@ def test_an_accepted_step_is_red_before_and_not_compared_after(recorded, command
     again = recorded.run(step_ms=1.5)
     again.assert_outcomes(passed=1, failed=1)
     again.stdout.fnmatch_lines(["not comparable: *tpot*an accepted change: no run since then*"])
-    journals = sorted((recorded.path / ".llmperf" / "runs").glob("*.jsonl"))
+    journals = sorted((recorded.path / ".llmperf" / "runs").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     baseline = str(recorded.baseline())
     assert command("merge", baseline, *map(str, journals[-2:]), "-o", baseline)[0] == 0
     last = recorded.run(step_ms=1.5)

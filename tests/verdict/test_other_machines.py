@@ -243,7 +243,7 @@ def test_commands_read_a_folder_with_a_counted_file(machines, capsys, tmp_path):
     assert "not shown: 1 run of other environments: torch: " in out
     assert main(["history"]) == 0
     assert main(["export", "baselines", str(tmp_path / "runs.csv")]) == 0
-    (journal, *_) = sorted((machines.path / ".llmperf" / "runs").glob("*.jsonl"), reverse=True)
+    journal = max((machines.path / ".llmperf" / "runs").glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
     assert main(["merge", "baselines/counted-cpu.json", str(journal), "-o", "merged.json"]) == 0
     assert "merged.json: 2 runs, " in capsys.readouterr().out
 
