@@ -24,6 +24,7 @@ from pytest_llmperf.hardware.fake_operator_check import OperatorCheck
 from pytest_llmperf.hardware.fused_attention import choosing_attention
 from pytest_llmperf.hardware.known_values import LARGEST, KnownValues
 from pytest_llmperf.hardware.live_bytes import LiveBytes
+from pytest_llmperf.system.tensors import tensors_of
 from pytest_llmperf.text import first_line
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class FakeDevice:
         except _refusals() as error:
             result = self._read(func, args, kwargs, error)
         else:
-            if sum(tensor.numel() for tensor in _tensors(result)) <= LARGEST:
+            if sum(tensor.numel() for tensor in tensors_of(result)) <= LARGEST:
                 real = self._known.compute(func, args, kwargs)
             else:
                 real = NotImplemented
@@ -98,7 +99,7 @@ class FakeDevice:
                 self._known.forget_written(func, args, kwargs)
             else:
                 self._known.know(result, real)
-        self.live.follow(_tensors(result))
+        self.live.follow(tensors_of(result))
         if _is_wait(func, args, kwargs, result):
             self.waits.append(calling_line())
         if self.check:
@@ -112,7 +113,7 @@ class FakeDevice:
         real = self._known.compute(func, args, kwargs)
         if real is NotImplemented:
             raise _explained(func, error) from error
-        if self.kind != "cpu" and any(tensor.device.type == self.kind for tensor in _tensors((args, kwargs))):
+        if self.kind != "cpu" and any(tensor.device.type == self.kind for tensor in tensors_of((args, kwargs))):
             self.waits.append(calling_line())
         result = tree_map_only(_tensor_class(), self._like, real)
         self._known.know(result, real)
@@ -255,14 +256,7 @@ def _is_wait(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> bo
     """Whether the host waits for a copy: memory of the host is pageable here, and empty tensors are not copied."""
     if func.overloadpacket.__name__ not in ("_to_copy", "copy_") or result.numel() == 0 or kwargs.get("non_blocking"):
         return False
-    return len({tensor.device.type for tensor in _tensors((args, result))}) > 1
-
-
-def _tensors(value: Any) -> list[Any]:
-    from torch.utils._pytree import tree_leaves
-
-    kind = _tensor_class()
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, kind)]
+    return len({tensor.device.type for tensor in tensors_of((args, result))}) > 1
 
 
 def _tensor_class() -> type[torch.Tensor]:

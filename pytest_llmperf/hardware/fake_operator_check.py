@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from pytest_llmperf.errors import MeasurementError
+from pytest_llmperf.system.tensors import tensors_of
 
 LARGEST_CHECKED_BYTES = 16 << 20
 """Operators with more bytes of arguments are not checked, so that a fake device needs no memory."""
@@ -72,10 +73,7 @@ def _described(value: Any) -> tuple[str, ...]:
 
 
 def _bytes_of(value: Any) -> int:
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(value))
 
 
 def _text(described: tuple[str, ...]) -> str:

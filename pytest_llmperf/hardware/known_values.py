@@ -6,11 +6,11 @@ chooses as it does on a device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.system.tensors import is_without_values
+from pytest_llmperf.system.tensors import is_without_values, storage_id, tensors_of
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ class KnownValues:
 
     def know(self, fake: Any, real: Any) -> None:
         """Keep the values of a fake tensor, or of each in a structure of them, unless there are too many."""
-        for one, value in zip(_tensors(fake), _tensors(real), strict=True):
+        for one, value in zip(tensors_of(fake), tensors_of(real), strict=True):
             if is_without_values(one) and value.numel() <= LARGEST:
                 self._values[one] = value
 
@@ -41,7 +41,7 @@ class KnownValues:
         from torch.utils._python_dispatch import _disable_current_modes
         from torch.utils._pytree import tree_map
 
-        given = [*_tensors((args, kwargs))]
+        given = [*tensors_of((args, kwargs))]
         if not (all(map(self._is_known, given)) if given else _makes_values(func)):
             return NotImplemented
         args, kwargs = tree_map(self._real, (tuple(args), dict(kwargs)))
@@ -55,10 +55,10 @@ class KnownValues:
         """Forget the values of what an operator wrote to, and of all tensors that share its memory."""
         if not func._schema.is_mutable or not self._values:  # noqa: SLF001  # torch has no other way to ask
             return
-        given = [tensor for tensor in _tensors((args, kwargs)) if is_without_values(tensor)]
-        memory = {_memory(tensor) for tensor in given}
+        given = [tensor for tensor in tensors_of((args, kwargs)) if is_without_values(tensor)]
+        memory = {storage_id(tensor) for tensor in given}
         for known in [*self._values]:
-            if _memory(known) in memory:
+            if storage_id(known) in memory:
                 del self._values[known]
 
     def _is_known(self, tensor: torch.Tensor) -> bool:
@@ -80,14 +80,3 @@ def _makes_values(func: Any) -> bool:
 
     random = torch.Tag.nondeterministic_seeded in func.tags
     return not random and func.overloadpacket.__name__ not in _WITHOUT_VALUES
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  # storages have no public identity
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    return (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
+from pytest_llmperf.system.tensors import storage_id
+
 if TYPE_CHECKING:
     import torch
 
@@ -36,10 +38,11 @@ class LiveBytes:
         """Follow the storages of tensors until they are freed; known ones only if they have another size now."""
         for tensor in tensors:
             if tensor.device.type == self._device_type:
-                self._follow(tensor.untyped_storage())
+                self._follow(tensor)
 
-    def _follow(self, storage: Any) -> None:
-        key, size = storage._cdata, self._rounded(storage.nbytes())  # noqa: SLF001  # storages have no public identity
+    def _follow(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage_id(tensor), self._rounded(storage.nbytes())
         if key in self._followed:
             known, before = self._followed[key]
             self._followed[key] = known, size

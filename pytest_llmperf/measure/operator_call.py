@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.system.tensors import storage_id, tensors_of
+
 if TYPE_CHECKING:
     import torch
 
@@ -92,26 +94,12 @@ def _signature(operator: Any) -> tuple[tuple[str, ...], frozenset[str], frozense
     )
 
 
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
-    """A tensor, or those in a list or tuple, at any depth."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_of(part)
-
-
 def memory_of(tensor: torch.Tensor) -> int:
     """What two tensors have in common if they share memory, as views do. It is valid while they live.
 
     Storages are told apart by their objects, not by addresses: fake tensors have no addresses.
     """
-    if not _has_storage(tensor):
-        return id(tensor)
-    identity: int = tensor.untyped_storage()._cdata  # noqa: SLF001  # storages have no public identity
-    return identity
+    return storage_id(tensor) if _has_storage(tensor) else id(tensor)
 
 
 def storage_size(tensor: torch.Tensor) -> int:

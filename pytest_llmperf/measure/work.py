@@ -11,8 +11,9 @@ from typing import Any
 
 from pytest_llmperf.measure.flops import flops_of
 from pytest_llmperf.measure.moved_bytes import moved_bytes
-from pytest_llmperf.measure.operator_call import OperatorCall, operator_name, tensors_of
+from pytest_llmperf.measure.operator_call import OperatorCall, operator_name
 from pytest_llmperf.storage.schema import PhaseWork, StepCounts
+from pytest_llmperf.system.tensors import tensors_of
 
 
 @dataclass

@@ -41,6 +41,19 @@ def unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from tensors_in([getattr(tensor, name) for name in flatten()[0]])
 
 
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """A tensor, or those in lists, tuples and mappings at any depth, such as an operator's arguments and results."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_of(part)
+    elif isinstance(value, Mapping):
+        yield from tensors_of([*value.values()])
+
+
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the storages of tensors, wrappers unwrapped; shared storage counts once, and no storage as 0.
 
@@ -56,12 +69,21 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def memory_key(tensor: torch.Tensor) -> Hashable | None:
     """What tensors share if they share memory; ``None`` if it has none of its own, as sparse and wrapper tensors."""
     try:
-        storage: Any = tensor.untyped_storage()
         if is_without_values(tensor):  # asking for its address warns
-            return tensor.device, "fake", storage._cdata  # noqa: SLF001  # storages have no public identity
-        return tensor.device, storage.data_ptr()
+            return tensor.device, "fake", storage_id(tensor)
+        return tensor.device, tensor.untyped_storage().data_ptr()
     except RuntimeError:
         return None
+
+
+def storage_id(tensor: torch.Tensor) -> int:
+    """What two tensors have in common if they are views of one storage, while it lives; fake tensors have no address.
+
+    Raises:
+        RuntimeError: it is a view of no storage.
+    """
+    identity: int = tensor.untyped_storage()._cdata  # noqa: SLF001  # storages have no public identity
+    return identity
 
 
 def is_without_values(tensor: torch.Tensor) -> bool:
