@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pytest_llmperf.errors import ExecutionUnavailable, Unavailable, UsageError
 from pytest_llmperf.hardware.clock import Clock, HostClock
-from pytest_llmperf.hardware.device import resolve_device
 from pytest_llmperf.hardware.environment import fake_environment
 from pytest_llmperf.hardware.fake_device import FakeDevice, with_values
 from pytest_llmperf.measure.bench import Bench
@@ -48,7 +47,7 @@ class FakeBench(Bench):
 
     def __init__(self, device: str, sheet: DataSheet | None) -> None:
         super().__init__(device)
-        self.fake = FakeDevice(resolve_device(device, fakes=True), sheet)
+        self.fake = FakeDevice(device, sheet)
         self.progress = Progress(self.fake.name)
         self._load_peaks: dict[ModelSpec, int] = {}
 

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from pytest_llmperf.engines.conditions import measuring_conditions
-from pytest_llmperf.engines.executions.execution import PreparedExecution, check_produced, unnoticed
+from pytest_llmperf.engines.executions.execution import PreparedExecution, check_produced
 from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.greedy_loop import GreedyLoop
 from pytest_llmperf.errors import ExecutionUnavailable, MeasurementError
 from pytest_llmperf.hardware.clock import HostClock
 from pytest_llmperf.hardware.fake_device import FakeDevice, refusing_compiled, with_values
 from pytest_llmperf.measure.cache_size import CacheSize, NewStates, cache_size
-from pytest_llmperf.measure.generation import Plan, check_decoder
-from pytest_llmperf.measure.prompt import digest, prompt_ids
+from pytest_llmperf.measure.generation import Plan, prepare_prompt, use_first
+from pytest_llmperf.measure.prompt import digest
 from pytest_llmperf.measure.work import count_work
 from pytest_llmperf.measure.work_figures import work_figures
 from pytest_llmperf.metrics import Figure, Scalar
-from pytest_llmperf.models.own_model import config_of
-from pytest_llmperf.models.position_limit import check_fits
 from pytest_llmperf.models.weights import weights_bytes
 from pytest_llmperf.storage.schema import PhaseWork
 
 if TYPE_CHECKING:
     import torch
-
-FIRST_TOKENS = 2
-"""Output tokens of the request before the counted one: models create constants in their first forwards."""
 
 
 @dataclass(kw_only=True)
@@ -78,21 +73,19 @@ def count_generation(
         UsageError: prompt and output exceed the model's limit, or its tokenizer cannot make the prompt.
     """
     check_shape_only_execution(plan)
-    config = config_of(model)
+    needs_tokenizer = plan.prompt.text is not None or plan.prompt.chat is not None
     with with_values():
-        prompt = _prompt(plan, config, load_tokenizer)
+        tokenizer, error = load_tokenizer() if needs_tokenizer else (None, "")
+        prompt, plan = prepare_prompt(plan, model, tokenizer, error)
         sha256 = digest(prompt)
-    plan = replace(plan, input_tokens=prompt.shape[1])
-    check_fits(config, input_tokens=plan.input_tokens, output_tokens=plan.output_tokens)
-    check_decoder(config, model)
     measured = FakeMeasurement(plan=plan, prompt_sha256=sha256, weights_bytes=weights_bytes(model))
     device.live.follow([*model.parameters(), *model.buffers()])  # those of a model that was built elsewhere
     try:
         _count(measured, model, device.place(prompt), device, enter)
-    except MeasurementError as error:
-        if isinstance(error, ExecutionUnavailable):
-            raise
-        measured.reason = str(error)
+    except ExecutionUnavailable:
+        raise
+    except MeasurementError as refusal:
+        measured.reason = str(refusal)
     measured.weights_bytes = weights_bytes(model)
     return measured
 
@@ -110,20 +103,6 @@ def check_shape_only_execution(plan: Plan) -> None:
         )
 
 
-def _prompt(plan: Plan, config: Any, load_tokenizer: Callable[[], tuple[Any | None, str]]) -> torch.Tensor:
-    needs_tokenizer = plan.prompt.text is not None or plan.prompt.chat is not None
-    tokenizer, error = load_tokenizer() if needs_tokenizer else (None, "")
-    return prompt_ids(
-        plan.prompt,
-        config,
-        tokenizer,
-        batch_size=plan.batch_size,
-        input_tokens=plan.input_tokens,
-        seed=plan.seed,
-        tokenizer_error=error,
-    )
-
-
 def _count(
     measured: FakeMeasurement, model: Any, ids: torch.Tensor, device: FakeDevice, enter: Callable[[str], None]
 ) -> None:
@@ -134,7 +113,7 @@ def _count(
     opened = execution.open(model, ids, plan.output_tokens, HostClock())
     with _not_traced(), refusing_compiled(), measuring_conditions(), opened as prepared:
         measured.settings = prepared.settings
-        prepared.request(min(FIRST_TOKENS, plan.output_tokens), unnoticed)
+        use_first(prepared.request, plan)
         enter("prefill")
         _count_request(measured, prepared, NewStates(model), device, enter)
 

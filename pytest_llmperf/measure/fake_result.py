@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pytest_llmperf.hardware.data_sheet import DataSheet
 from pytest_llmperf.hardware.fake_device import FakeDevice
 from pytest_llmperf.measure.fake_generation import FakeMeasurement
 from pytest_llmperf.measure.figures import cells_of
-from pytest_llmperf.measure.generation_result import workload_of
+from pytest_llmperf.measure.generation import NO_CLOCK
+from pytest_llmperf.measure.generation_result import COUNTED_REQUESTS, NOT_LOADED, workload_of
 from pytest_llmperf.measure.roofline_time import roofline_figures
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure, Scalar
 from pytest_llmperf.storage.schema import Observation, TestResult, Warmup
@@ -18,10 +20,6 @@ from pytest_llmperf.text import plural, some
 if TYPE_CHECKING:
     from pytest_llmperf.models.load import LoadedModel
 
-NO_CLOCK = "none"
-"""Recorded as the clock where no times are measured."""
-COUNTED_REQUESTS = 1
-_NOT_LOADED = "the test built the model itself"
 _MOST_LINES = 3
 
 
@@ -59,7 +57,7 @@ def fake_result(  # noqa: PLR0913  # what was counted, of what, where, and for w
 
 def _figures(measured: FakeMeasurement, device: FakeDevice, load_peak_bytes: int | None) -> Iterator[Figure]:
     yield Figure("weights_bytes", measured.weights_bytes)
-    yield _or_reason("load_peak_allocated_bytes", load_peak_bytes, _NOT_LOADED)
+    yield _or_reason("load_peak_allocated_bytes", load_peak_bytes, NOT_LOADED.peak.reason)
     cache = measured.cache.total_bytes if measured.cache else None
     yield _or_reason("kv_cache_bytes", cache, measured.reason or NO_CACHE)
     for phase, otherwise in {"prefill": "", "decode": NO_DECODE}.items():
@@ -70,7 +68,7 @@ def _figures(measured: FakeMeasurement, device: FakeDevice, load_peak_bytes: int
     if device.kind != "cpu":
         yield _waits_per_token(measured)
     if device.sheet:
-        yield from _of_sheet(measured, device, load_peak_bytes)
+        yield from _of_sheet(measured, device.sheet, load_peak_bytes)
 
 
 def _or_reason(metric: str, value: float | None, reason: str) -> Figure:
@@ -85,16 +83,14 @@ def _waits_per_token(measured: FakeMeasurement) -> Figure:
     return Figure("syncs_per_token", len(measured.waits["decode"]) / steps)
 
 
-def _of_sheet(measured: FakeMeasurement, device: FakeDevice, load_peak_bytes: int | None) -> Iterator[Figure]:
-    if device.sheet is None:
-        return
+def _of_sheet(measured: FakeMeasurement, sheet: DataSheet, load_peak_bytes: int | None) -> Iterator[Figure]:
     peak = max([load_peak_bytes or 0, *measured.peaks.values()])
-    share = None if measured.reason else peak / device.sheet.memory_bytes
+    share = None if measured.reason else peak / sheet.memory_bytes
     yield _or_reason("memory_share", share, measured.reason)
     if measured.reason:
         yield from (Figure(f"roofline_{name}_ms", None, measured.reason) for name in ("ttft", "tpot"))
     else:
-        yield from roofline_figures(measured.work, device.sheet)
+        yield from roofline_figures(measured.work, sheet)
 
 
 def _conditions(measured: FakeMeasurement) -> dict[str, Scalar]:

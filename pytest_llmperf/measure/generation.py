@@ -159,19 +159,8 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         UsageError: prompt and output exceed the model's limit, or its tokenizer cannot make the prompt.
     """
     config = config_of(model)
-    prompt = prompt_ids(
-        plan.prompt,
-        config,
-        tokenizer,
-        batch_size=plan.batch_size,
-        input_tokens=plan.input_tokens,
-        seed=plan.seed,
-        tokenizer_error=tokenizer_error,
-    ).to(device)
-    prompt_sha256 = digest(prompt)
-    asked = replace(plan, input_tokens=prompt.shape[1])
-    check_fits(config, input_tokens=asked.input_tokens, output_tokens=asked.output_tokens)
-    check_decoder(config, model)
+    prompt, asked = prepare_prompt(plan, model, tokenizer, tokenizer_error)
+    prompt, prompt_sha256 = prompt.to(device), digest(prompt)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
     execution = find_execution(plan.execution)
     clock = clock_of(execution, device, clock)
@@ -231,6 +220,30 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         profile=profiled,
         settings=prepared.settings,
     )
+
+
+def prepare_prompt(
+    plan: Plan, model: Any, tokenizer: Any | None, tokenizer_error: str = ""
+) -> tuple[torch.Tensor, Plan]:
+    """The prompt's token ids on the host, of shape ``(batch_size, input_tokens)``, and the plan with their length.
+
+    Raises:
+        UsageError: the model cannot take them, or its tokenizer cannot make them.
+    """
+    config = config_of(model)
+    prompt = prompt_ids(
+        plan.prompt,
+        config,
+        tokenizer,
+        batch_size=plan.batch_size,
+        input_tokens=plan.input_tokens,
+        seed=plan.seed,
+        tokenizer_error=tokenizer_error,
+    )
+    plan = replace(plan, input_tokens=prompt.shape[1])
+    check_fits(config, input_tokens=plan.input_tokens, output_tokens=plan.output_tokens)
+    check_decoder(config, model)
+    return prompt, plan
 
 
 def clock_of(execution: Execution, device: str, clock: Clock) -> Clock:
@@ -294,9 +307,13 @@ def _time_requests(
     return undisturbed(request, plan.requests)
 
 
-def _nothing_timed(request: Request, plan: Plan) -> tuple[Warmup, KeptRequests[tuple[RequestTimes, int]]]:
+def use_first(request: Request, plan: Plan) -> None:
     """Make one short request, whose first forwards do what later ones do not: bitsandbytes packs weights in them."""
     request(min(FIRST_USE_TOKENS, plan.output_tokens), unnoticed)
+
+
+def _nothing_timed(request: Request, plan: Plan) -> tuple[Warmup, KeptRequests[tuple[RequestTimes, int]]]:
+    use_first(request, plan)
     return Warmup(requests=0, steady=False, drift=None), KeptRequests([], None)
 
 

@@ -103,11 +103,6 @@ class WorkCounter:
         return sum(step.operators.total() for step in [*self.steps, self.current])
 
     @property
-    def prefill(self) -> StepWork | None:
-        """Work until the first tokens; ``None`` if none came."""
-        return self.steps[0] if self.steps else None
-
-    @property
     def decode(self) -> StepWork | None:
         """Work after the first tokens, of all steps together; ``None`` if no tokens came later."""
         return StepWork.sum(self.steps[1:]) if self.later_tokens else None
@@ -125,10 +120,10 @@ class WorkCounter:
     def phases(self) -> dict[str, PhaseWork]:
         """The work by phase: ``prefill`` per request, and ``decode`` per token, if there is any."""
         found = {}
-        if self.prefill:
-            found["prefill"] = _phase(self.prefill, self.steps[:1], per=1)
-        if self.decode:
-            found["decode"] = _phase(self.decode, self.steps[1:], per=self.later_tokens)
+        if self.steps:
+            found["prefill"] = _phase(self.steps[0], self.steps[:1], per=1)
+        if decode := self.decode:
+            found["decode"] = _phase(decode, self.steps[1:], per=self.later_tokens)
         return found
 
 

@@ -43,12 +43,13 @@ def work_figures(count: WorkCounter) -> list[Figure]:
 
     FLOPs of a phase are ``None`` if one of its operators has no formula, and the reason names it.
     """
-    figures = [figure for quantity in _QUANTITIES for figure in _figures(quantity, count)]
-    return [*figures, _intensity(count)]
+    decode = count.decode
+    figures = [figure for quantity in _QUANTITIES for figure in _figures(quantity, count, decode)]
+    return [*figures, _intensity(count, decode)]
 
 
-def _figures(quantity: _Quantity, count: WorkCounter) -> Iterator[Figure]:
-    prefill, decode = count.steps[0], count.decode
+def _figures(quantity: _Quantity, count: WorkCounter, decode: StepWork | None) -> Iterator[Figure]:
+    prefill = count.steps[0]
     per_token = f"{quantity.name}_per_token"
     if decode is None:
         yield Figure(per_token, None, _no_decode(count))
@@ -56,11 +57,11 @@ def _figures(quantity: _Quantity, count: WorkCounter) -> Iterator[Figure]:
         yield _figure(per_token, quantity, decode, quantity.total(decode) / count.later_tokens)
     yield _figure(f"prefill_{quantity.name}", quantity, prefill, quantity.total(prefill))
     if quantity.grows:
-        yield _growth(quantity, count)
+        yield _growth(quantity, count, decode)
 
 
-def _growth(quantity: _Quantity, count: WorkCounter) -> Figure:
-    metric, steps, decode = f"{quantity.name}_growth", count.steps[1:], count.decode
+def _growth(quantity: _Quantity, count: WorkCounter, decode: StepWork | None) -> Figure:
+    metric, steps = f"{quantity.name}_growth", count.steps[1:]
     if decode is None:
         return Figure(metric, None, _no_decode(count))
     if len(steps) == 1:
@@ -69,8 +70,7 @@ def _growth(quantity: _Quantity, count: WorkCounter) -> Figure:
     return _figure(metric, quantity, decode, more / (len(steps) - 1))
 
 
-def _intensity(count: WorkCounter) -> Figure:
-    decode = count.decode
+def _intensity(count: WorkCounter, decode: StepWork | None) -> Figure:
     if decode is None:
         return Figure("intensity", None, _no_decode(count))
     moved = _BYTES.total(decode)
