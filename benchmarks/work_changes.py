@@ -29,7 +29,7 @@ from pytest_llmperf.models.load import load
 from pytest_llmperf.report.work_text import work_line
 from pytest_llmperf.storage.schema import PhaseWork
 from pytest_llmperf.verdict.explanation import Phase
-from pytest_llmperf.verdict.work_change import COUNTED, WorkChange, work_change
+from pytest_llmperf.verdict.work_change import COUNTED_METRICS, WorkChange, work_change
 
 INPUT_TOKENS, OUTPUT_TOKENS, BATCH_SIZE = 16, 9, 5
 MULTIPLE = 8
@@ -262,7 +262,7 @@ def grown_metrics(change: WorkChange) -> list[str]:
     totals = [named.get(one.name, one.name) for one in change.totals if one.difference > 0]
     growth = [f"{named.get(one.name, one.name)}_growth" for one in change.growth if one.difference > 0]
     keys = [f"prefill_{name}" if change.phase == "prefill" else f"{name}_per_token" for name in totals]
-    return [key for key in [*keys, *growth] if key in COUNTED[change.phase]]
+    return [key for key in [*keys, *growth] if key in COUNTED_METRICS[change.phase]]
 
 
 def _norms(model: Any) -> list[Any]:

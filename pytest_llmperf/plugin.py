@@ -465,7 +465,8 @@ def _missing(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
 
 def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> None:
     """Add sections to a failed test's report: counted work, then times; pytest shows them below the failure."""
-    if not (entry.explanations or entry.telling_work):
+    changes = entry.telling_work
+    if not (entry.explanations or changes):
         return
     from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
     from pytest_llmperf.report.text_table import PIPE_COLUMNS
@@ -473,7 +474,7 @@ def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> 
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest has no public API for it
-    for change in entry.telling_work:
+    for change in changes:
         report.sections.append((f"llmperf: {work_title(change)}", work_text(change, width)))
     for one in entry.explanations:
         report.sections.append((f"llmperf: {explanation_title(one)}", explanation_text(one, width)))

@@ -183,15 +183,12 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
 
 def _combined_work(test: TestVerdicts, second: TestVerdicts | None) -> tuple[WorkChange, ...]:
     """Return one change for each workload and phase: the merge base's, unless only the baseline's shows a change."""
-    screened = {_phase(change): change for change in test.work_changes}
-    compared = {_phase(change): change for change in second.work_changes} if second else {}
-    kept = {key: change for key, change in compared.items() if change.differs or key not in screened}
-    known = {key: change for key, change in screened.items() if change.differs or key not in compared}
-    return (*({**compared, **known, **kept}).values(),)
-
-
-def _phase(change: WorkChange) -> tuple[str, str, str]:
-    return (change.workload, change.phase, change.against)
+    chosen: dict[tuple[str, str, str], WorkChange] = {}
+    for change in (*(second.work_changes if second else ()), *test.work_changes):
+        key = (change.workload, change.phase, change.against)
+        if key not in chosen or (change.differs and not chosen[key].differs):
+            chosen[key] = change
+    return (*chosen.values(),)
 
 
 def _chosen(first: CellVerdict, second: CellVerdict | None, fail_on: frozenset[Outcome]) -> CellVerdict:

@@ -13,7 +13,6 @@ from pytest_llmperf.text import plural
 
 DEFAULT_BASELINES = Path("baselines")
 USUAL_RUNS = 5
-COUNTED_FLAG = "--llmperf-counted"
 
 
 def add_commands(commands: Any) -> None:
@@ -140,6 +139,8 @@ def _merge(options: argparse.Namespace, _rest: list[str]) -> int:
 
 
 def _record(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.report.terminal import COUNTED_FLAG
+
     if options.counted and COUNTED_FLAG not in rest:
         rest = [COUNTED_FLAG, *rest]
     usual = 1 if COUNTED_FLAG in rest else USUAL_RUNS  # counts do not vary

@@ -202,8 +202,7 @@ def _reason(cell: CellVerdict) -> str:
 
 def _work_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     told = [
-        f"<p>{_code(test.test)}: {_code(work_title(change))}</p>\n"
-        f"<pre>\n{escape(work_text(change, TABLE_COLUMNS))}\n</pre>\n"
+        _preformatted(test, _code(work_title(change)), work_text(change, TABLE_COLUMNS))
         for test in tests
         for change in test.work_changes
     ]
@@ -212,12 +211,16 @@ def _work_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
 
 def _explanations_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     told = [
-        f"<p>{_code(test.test)}: {explanation_title(one)}</p>\n"
-        f"<pre>\n{escape(explanation_text(one, TABLE_COLUMNS))}\n</pre>\n"
+        _preformatted(test, explanation_title(one), explanation_text(one, TABLE_COLUMNS))
         for test in tests
         for one in test.explanations
     ]
     return CommentBlock("<details><summary>Where the time went</summary>\n", told, "</details>\n")
+
+
+def _preformatted(test: TestVerdicts, title: str, text: str) -> str:
+    """Return a text of several lines below a test's name and a title, which is HTML."""
+    return f"<p>{_code(test.test)}: {title}</p>\n<pre>\n{escape(text)}\n</pre>\n"
 
 
 def _cells_block(tests: Sequence[TestVerdicts]) -> CommentBlock:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_llmperf.engines.engine_registry import SERVER, TRANSFORMERS, check_engine_name
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.hardware.data_sheet import DataSheet, find_data_sheet
 from pytest_llmperf.hardware.device import is_fake
 from pytest_llmperf.measure.injection import FORMS, Injection, parse_injection
 from pytest_llmperf.measure.prompt import Prompt
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.engines.executions.assisted import Assisted
     from pytest_llmperf.engines.executions.execution import Execution
     from pytest_llmperf.engines.executions.torch_compile import Compile
+    from pytest_llmperf.hardware.data_sheet import DataSheet
 
 ALL_METRICS = "*"
 
@@ -262,6 +262,7 @@ class Options:
         value = {option.name: _resolve(config, option) for option in SETTINGS}
         device = given_device(config)
         fake = is_fake(device)
+        counted = fake or bool(config.getoption("llmperf_counted") or config.getini("llmperf_counted"))
         options = cls(
             device=device,
             model=_model(config, value["model"], engine=value["engine"]) or None,
@@ -304,7 +305,7 @@ class Options:
             json_folder=_given_path(config, "llmperf_json"),
             journal=_given_path(config, "llmperf_journal"),
             profile=_given_path(config, "llmperf_profile"),
-            explain=_switch("--llmperf-explain", value["explain"]) and not (fake or _counts_only(config)),
+            explain=_switch("--llmperf-explain", value["explain"]) and not counted,
             only=frozenset(config.getoption("llmperf_only")),
             isolate=config.getoption("llmperf_isolate") and not config.getoption("llmperf_tell"),
             tell=_given_path(config, "llmperf_tell"),
@@ -316,7 +317,7 @@ class Options:
             verdicts=_given_path(config, "llmperf_verdicts"),
             report=_given_path(config, "llmperf_report"),
             measure_only=config.getoption("llmperf_measure_only"),
-            counted=fake or _counts_only(config),
+            counted=counted,
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
             command_line_layer=_layer(config.getoption),
@@ -627,10 +628,6 @@ def _resolve(config: pytest.Config, option: Option) -> str:
     return str(given if given is not None else config.getini(option.ini))
 
 
-def _counts_only(config: pytest.Config) -> bool:
-    return bool(config.getoption("llmperf_counted") or config.getini("llmperf_counted"))
-
-
 def given_device(config: pytest.Config) -> str:
     """Return the device or devices to measure on, as named; in an xdist worker the assigned one.
 
@@ -664,6 +661,8 @@ def _model(config: pytest.Config, given: str, *, engine: str) -> str:
 def _sheet(config: pytest.Config, device: str, name: str) -> DataSheet | None:
     """The data sheet of the GPU that a fake CUDA device stands for."""
     if device == "fake-cuda":
+        from pytest_llmperf.hardware.data_sheet import find_data_sheet
+
         return find_data_sheet(name)
     if config.getoption("llmperf_fake"):
         raise UsageError(f"--llmperf-fake {name}: device {device!r} stands for no GPU: expected --device fake-cuda")

@@ -110,10 +110,9 @@ class Comparison:
 
     @cached_property
     def _work(self) -> list[tuple[Run, StoredWork]]:
-        """The stored work of all baselines, each with its run."""
-        baselines = [*filter(None, [self.baseline]), *self.others]
-        runs = {run.run_id: run for baseline in baselines for run in baseline.runs}
-        return [(runs[row.run], row) for baseline in baselines for row in baseline.work]
+        """The stored work of all baselines of this kind of device, each with its run."""
+        runs = {run.run_id: run for baseline in self._baselines for run in baseline.runs}
+        return [(runs[row.run], row) for baseline in self._baselines for row in baseline.work]
 
     def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
         key = cell.key[:3]

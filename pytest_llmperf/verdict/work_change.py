@@ -13,7 +13,7 @@ from pytest_llmperf.storage.schema import PhaseWork, StepCounts, TestResult
 from pytest_llmperf.verdict.explanation import OF_DECODE, OF_PREFILL, Phase
 from pytest_llmperf.verdict.model import Outcome, Verdict
 
-COUNTED: Mapping[Phase, frozenset[str]] = {
+COUNTED_METRICS: Mapping[Phase, frozenset[str]] = {
     "prefill": frozenset(
         {
             "prefill_operators",
@@ -133,7 +133,7 @@ def work_changes(result: TestResult, base: BaseWork, *, against: str = "") -> li
         base: of the same workload.
         against: git revision of the base, if it is an anchor.
     """
-    return [_phase_change(result, phase, base, against) for phase in COUNTED if phase in result.work]
+    return [_phase_change(result, phase, base, against) for phase in COUNTED_METRICS if phase in result.work]
 
 
 def telling(changes: Sequence[WorkChange], verdicts: Sequence[Verdict]) -> list[WorkChange]:
@@ -178,7 +178,7 @@ def _explains(change: WorkChange, verdict: Verdict) -> bool:
     cell = verdict.cell
     if (cell.workload, verdict.against) != (change.workload, change.against):
         return False
-    if cell.metric.key in COUNTED[change.phase]:
+    if cell.metric.key in COUNTED_METRICS[change.phase]:
         return cell.limit.gates and verdict.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
     if cell.metric.key in TIMED[change.phase]:
         return verdict.fails

@@ -24,7 +24,7 @@ from pytest_llmperf.storage.schema import (
 from pytest_llmperf.verdict.comparison import Comparison
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
 from pytest_llmperf.verdict.work_change import (
-    COUNTED,
+    COUNTED_METRICS,
     FOLLOWING,
     NOT_STORED,
     OTHER_ENVIRONMENT,
@@ -230,4 +230,4 @@ def test_which_verdicts_the_work_explains(change, cause, tells):
 
 def test_the_metrics_of_each_phase_exist():
     """A metric that was renamed would no longer explain itself."""
-    assert set().union(*COUNTED.values(), *TIMED.values(), *FOLLOWING.values()) <= METRICS.keys()
+    assert set().union(*COUNTED_METRICS.values(), *TIMED.values(), *FOLLOWING.values()) <= METRICS.keys()
