@@ -436,7 +436,8 @@ _DEFINITIONS: tuple[Metric, ...] = (
     _explaining_ms(
         "roofline_ttft",
         "roofline TTFT",
-        "least time of the prefill on a device of known peaks: the larger of FLOPs / peak rate and bytes / bandwidth",
+        "least time of the prefill's counted work: the larger of FLOPs / peak rate and bytes / bandwidth, with "
+        "measured rates of matrix products and of a copy, or with those of a fake device's data sheet",
     ),
     _explaining_ms("roofline_tpot", "roofline TPOT", "the same of a token of decode"),
     Metric(

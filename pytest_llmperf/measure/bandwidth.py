@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.measure.cache_size import CacheSize
-from pytest_llmperf.measure.kernel import copy_bandwidth
 from pytest_llmperf.measure.kernel_timing import MS_PER_S
+from pytest_llmperf.measure.peaks import NO_BANDWIDTH
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
 from pytest_llmperf.models.experts import has_experts
-from pytest_llmperf.models.model_registry import free_memory
 from pytest_llmperf.models.own_model import config_of
 from pytest_llmperf.system.tensors import storage_bytes
 
@@ -19,20 +17,6 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.generation import Measurement, Plan
 
 _READ_BY_PREFILL_ALONE = ("is_encoder_decoder", "vision_config", "audio_config")
-
-
-@cache
-def spare_bandwidth(device: str) -> float | None:
-    """Bytes per second that a copy reads and writes, measured once per process; ``None`` where that fails.
-
-    Call it while the device holds no model; the memory it uses is freed afterwards.
-    """
-    try:
-        return copy_bandwidth(device)
-    except RuntimeError:  # torch raises several classes of errors when out of memory
-        return None
-    finally:
-        free_memory(device)
 
 
 def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidth: float | None) -> Figure:
@@ -60,7 +44,7 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
 def _why_not(model: Any, measured: Measurement, *, has_decode: bool, has_bandwidth: bool) -> str:
     reasons = {
         NO_DECODE: not has_decode,
-        "the device's copy bandwidth could not be measured": not has_bandwidth,
+        NO_BANDWIDTH: not has_bandwidth,
         "which of the model's weights are its embedding is unknown": not hasattr(model, "get_output_embeddings"),
         "a decode step does not read the weights of an encoder": any(
             getattr(config_of(model), name, None) for name in _READ_BY_PREFILL_ALONE

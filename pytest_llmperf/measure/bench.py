@@ -19,13 +19,15 @@ from pytest_llmperf.hardware.device import resolve_device, torch_device
 from pytest_llmperf.hardware.environment import environment
 from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
 from pytest_llmperf.hardware.memory import is_out_of_memory, trace_memory
-from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
+from pytest_llmperf.measure.bandwidth import bandwidth_share
 from pytest_llmperf.measure.generation import Measurement, Plan, measure_generation
 from pytest_llmperf.measure.generation_result import NOT_LOADED, LoadFacts, test_result
 from pytest_llmperf.measure.guards import GUARDS, Watch, watch
 from pytest_llmperf.measure.injection import Injection
 from pytest_llmperf.measure.operator_profile import profile_request
+from pytest_llmperf.measure.peaks import measured_peaks, spare_bandwidth
 from pytest_llmperf.measure.progress import LOAD, TEST_BODY, Moment, Progress
+from pytest_llmperf.measure.roofline_time import roofline_figures
 from pytest_llmperf.measure.serving_measurement import measure_serving
 from pytest_llmperf.measure.serving_plan import ServingPlan
 from pytest_llmperf.measure.serving_result import serving_result
@@ -190,9 +192,11 @@ class Bench:
             raise MeasurementError(message) from error
 
     def _with_physics(self, measured: Measurement, loaded: LoadedModel, watched: Watch) -> Measurement:
-        """Add the share of the memory bandwidth limit, and energy where the device has a counter."""
+        """Add the share of the memory bandwidth, roofline times, and energy where the device has a counter."""
         weights, bandwidth = measured.weights_bytes, spare_bandwidth(self.device)
         figures = [*measured.figures, bandwidth_share(loaded.model, measured, weights=weights, bandwidth=bandwidth)]
+        if measured.counts.figures:
+            figures += roofline_figures(measured.counts.work, measured_peaks(self.device))
         if watched.gpu:
             figures.append(watched.gpu.energy(measured.batch_size * measured.plan.output_tokens))
         return replace(measured, figures=figures)

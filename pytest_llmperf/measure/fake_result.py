@@ -12,6 +12,7 @@ from pytest_llmperf.measure.fake_generation import FakeMeasurement
 from pytest_llmperf.measure.figures import cells_of
 from pytest_llmperf.measure.generation import NO_CLOCK
 from pytest_llmperf.measure.generation_result import COUNTED_REQUESTS, NOT_LOADED, workload_of
+from pytest_llmperf.measure.peaks import sheet_peaks
 from pytest_llmperf.measure.roofline_time import roofline_figures
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure, Scalar
 from pytest_llmperf.storage.schema import Observation, TestResult, Warmup
@@ -90,7 +91,7 @@ def _of_sheet(measured: FakeMeasurement, sheet: DataSheet, load_peak_bytes: int 
     if measured.reason:
         yield from (Figure(f"roofline_{name}_ms", None, measured.reason) for name in ("ttft", "tpot"))
     else:
-        yield from roofline_figures(measured.work, sheet)
+        yield from roofline_figures(measured.work, sheet_peaks(sheet))
 
 
 def _conditions(measured: FakeMeasurement) -> dict[str, Scalar]:

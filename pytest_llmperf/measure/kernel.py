@@ -169,12 +169,12 @@ class KernelTimer:
         """Measured peak rates of the device, for a roofline; measured on first use, once per process.
 
         Args:
-            dtype: a floating torch dtype for which the device has matrix products, such as ``bfloat16``.
+            dtype: a torch dtype of which the device has matrix products, such as ``bfloat16`` or ``int8``.
 
         Raises:
             UsageError: ``dtype`` is not such a dtype.
         """
-        return _limits(self.device, dtype)
+        return Limits(self.device, dtype, copy_bandwidth(self.device), matrix_product_rate(self.device, dtype))
 
     def _warm_up(self, work: Work, cap: int) -> tuple[Warmup, float]:
         """Warm up; return the outcome, and the milliseconds per flush and call in the last batch."""
@@ -263,9 +263,9 @@ def copy_bandwidth(device: str) -> float:
 
 
 @cache
-def _limits(device: str, dtype: str) -> Limits:
-    operations_per_s = matrix_rate(KernelTimer.on(device), device, dtype)
-    return Limits(device, dtype, copy_bandwidth(device), operations_per_s)
+def matrix_product_rate(device: str, dtype: str) -> float:
+    """Operations per second of a matrix product on the device; measured on first use, once per process and dtype."""
+    return matrix_rate(KernelTimer.on(device), device, dtype)
 
 
 def _graph_calls(call_ms: float, *, sets: int) -> int:

@@ -42,16 +42,17 @@ def matrix_rate(timer: Callable[..., Timing], device: str, dtype: str) -> float:
     Args:
         timer: times a callable on the device.
         device: the torch device.
-        dtype: a torch dtype, such as ``bfloat16``.
+        dtype: a floating dtype of torch, such as ``bfloat16``, or ``int8``.
 
     Raises:
-        UsageError: ``dtype`` is not a floating torch dtype.
+        UsageError: ``dtype`` is another one.
     """
     import torch
 
-    found, size = _floating_dtype(dtype), MATRIX_SIZE.get(device, ACCELERATOR_MATRIX_SIZE)
-    left, right = (torch.rand(size, size, device=device).to(found) for _ in range(2))
-    return 2 * size**3 / _seconds(timer(torch.mm, left, right, **SAMPLES))
+    found, size = _multiplied_dtype(dtype), MATRIX_SIZE.get(device, ACCELERATOR_MATRIX_SIZE)
+    largest, product = (127, torch._int_mm) if found is torch.int8 else (1, torch.mm)  # noqa: SLF001  # mm takes no int8
+    left, right = (torch.rand(size, size, device=device).mul_(largest).to(found) for _ in range(2))
+    return 2 * size**3 / _seconds(timer(product, left, right, **SAMPLES))
 
 
 def _seconds(timing: Timing) -> float:
@@ -59,10 +60,10 @@ def _seconds(timing: Timing) -> float:
     return min(timing.graph_samples_ms or timing.samples_ms) / MS_PER_S
 
 
-def _floating_dtype(name: object) -> torch.dtype:
+def _multiplied_dtype(name: object) -> torch.dtype:
     import torch
 
     found = getattr(torch, name, None) if isinstance(name, str) else None
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UsageError(f"dtype={name!r}: expected a floating dtype of torch, such as 'bfloat16'")
+    if not isinstance(found, torch.dtype) or not (found.is_floating_point or found is torch.int8):
+        raise UsageError(f"dtype={name!r}: expected a floating dtype of torch, such as 'bfloat16', or 'int8'")
     return found

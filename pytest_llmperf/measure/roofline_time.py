@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pytest_llmperf.metrics import Figure
 
 if TYPE_CHECKING:
-    from pytest_llmperf.hardware.data_sheet import DataSheet
+    from pytest_llmperf.measure.peaks import Peaks
     from pytest_llmperf.storage.schema import PhaseWork
 
 MS_PER_S = 1e3
@@ -35,27 +35,22 @@ def roofline_ms(
     return MS_PER_S * max(compute_s, moved_bytes / bytes_per_s)
 
 
-def roofline_figures(work: Mapping[str, PhaseWork], sheet: DataSheet) -> list[Figure]:
-    """The roofline times of the prefill and of a token of decode on a device that its data sheet describes."""
+def roofline_figures(work: Mapping[str, PhaseWork], peaks: Peaks) -> list[Figure]:
+    """The roofline times of the prefill and of a token of decode on a device of these peaks."""
     phases = {"roofline_ttft_ms": "prefill", "roofline_tpot_ms": "decode"}
-    return [_figure(metric, work.get(phase), sheet) for metric, phase in phases.items()]
+    return [_figure(metric, work.get(phase), peaks) for metric, phase in phases.items()]
 
 
-def _figure(metric: str, phase: PhaseWork | None, sheet: DataSheet) -> Figure:
+def _figure(metric: str, phase: PhaseWork | None, peaks: Peaks) -> Figure:
     if phase is None:
         return Figure(metric, None, "FLOPs and bytes were not counted")
-    flops = {dtype: count for dtype, count in phase.flops.items() if count}
-    if reason := _why_not(flops, phase, sheet):
-        return Figure(metric, None, reason)
-    moved = sum(phase.bytes.values())
-    value = roofline_ms(flops, moved, flops_per_s=sheet.flops_per_s, bytes_per_s=sheet.bytes_per_s or 0.0)
-    return Figure(metric, value)
-
-
-def _why_not(flops: Mapping[str, float], phase: PhaseWork, sheet: DataSheet) -> str:
-    if sheet.bytes_per_s is None:
-        return f"the bandwidth of {sheet.name} is unknown: choose a device with a data sheet with --llmperf-fake"
     if phase.without_formula:
-        return f"the FLOPs of {', '.join(phase.without_formula)} are unknown"
-    lacking = [dtype for dtype in flops if dtype not in sheet.flops_per_s]
-    return f"the data sheet of {sheet.name} has no rate of {', '.join(lacking)}" if lacking else ""
+        return Figure(metric, None, f"the FLOPs of {', '.join(phase.without_formula)} are unknown")
+    if peaks.bytes_per_s is None:
+        return Figure(metric, None, peaks.no_bandwidth)
+    flops = {dtype: count for dtype, count in phase.flops.items() if count}
+    rates = {dtype: rate for dtype in flops if (rate := peaks.flops_per_s(dtype))}
+    if lacking := [dtype for dtype in flops if dtype not in rates]:
+        return Figure(metric, None, peaks.no_rate.format(", ".join(lacking)))
+    moved = sum(phase.bytes.values())
+    return Figure(metric, roofline_ms(flops, moved, flops_per_s=rates, bytes_per_s=peaks.bytes_per_s))

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pytest_llmperf import ModelSpec
-from pytest_llmperf.measure import bandwidth
-from pytest_llmperf.measure.bandwidth import bandwidth_share, spare_bandwidth
+from pytest_llmperf.measure import peaks
+from pytest_llmperf.measure.bandwidth import bandwidth_share
 from pytest_llmperf.measure.bench import Bench
 from pytest_llmperf.measure.cache_size import CacheSize
 from pytest_llmperf.measure.generation import Plan
+from pytest_llmperf.measure.peaks import spare_bandwidth
 from pytest_llmperf.metrics import Figure
 from pytest_llmperf.models.experts import has_experts
 from pytest_llmperf.models.weights import weights_bytes
@@ -115,7 +116,7 @@ def test_no_room_for_a_copy_is_no_error(monkeypatch):
     def fail(_device):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(bandwidth, "copy_bandwidth", fail)
+    monkeypatch.setattr(peaks, "copy_bandwidth", fail)
     spare_bandwidth.cache_clear()
     assert spare_bandwidth("cpu") is None
     monkeypatch.undo()
@@ -126,7 +127,7 @@ def test_no_room_for_a_copy_is_no_error(monkeypatch):
 def test_the_copy_is_timed_once_a_process_before_the_first_model(model_cache, monkeypatch):
     """Its bandwidth is recorded in the conditions."""
     asked = []
-    monkeypatch.setattr(bandwidth, "copy_bandwidth", lambda device: asked.append(device) or 1e12)
+    monkeypatch.setattr(peaks, "copy_bandwidth", lambda device: asked.append(device) or 1e12)
     spare_bandwidth.cache_clear()
     bench = Bench("cpu", frozenset())
     plan = Plan(batch_size=1, input_tokens=2, output_tokens=2, execution="loop", requests=1, warmup_cap=0)
@@ -136,4 +137,5 @@ def test_the_copy_is_timed_once_a_process_before_the_first_model(model_cache, mo
         result = bench.measure(loaded, plan, test="test", run_id="run")
         assert result.observation.conditions["copy_bytes_per_s"] == 1e12
         assert 0 < result.value("bandwidth") < 1
+        assert 0 < result.value("roofline_tpot") < result.value("tpot")
     spare_bandwidth.cache_clear()

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.hardware.data_sheet import DATA_SHEETS, find_data_sheet
+from pytest_llmperf.measure.peaks import Peaks, measured_peaks, sheet_peaks
 from pytest_llmperf.measure.roofline_time import roofline_figures, roofline_ms
 from pytest_llmperf.storage.schema import PhaseWork, StepCounts
 
@@ -22,7 +23,7 @@ def work(flops, moved, **more):
 
 
 def values(phases, name="h100"):
-    return {figure.metric: figure for figure in roofline_figures(phases, find_data_sheet(name))}
+    return {figure.metric: figure for figure in roofline_figures(phases, sheet_peaks(find_data_sheet(name)))}
 
 
 def test_by_hand():
@@ -73,3 +74,20 @@ def test_without_a_figure_there_is_a_reason(phase, name, reason):
     found = values({"decode": phase} if phase else {}, name)["roofline_tpot_ms"]
     assert found.value is None
     assert reason in found.reason
+
+
+def test_measured_peaks_are_those_of_the_device():
+    """A product of 512 x 512 matrices, and a copy, are timed; what cannot be multiplied has no rate."""
+    peaks = measured_peaks("cpu")
+    assert peaks.bytes_per_s > 1e8
+    assert all(peaks.flops_per_s(dtype) > 1e8 for dtype in ("float32", "int8"))
+    work_of_bools = {"decode": work({"float32": 1.0, "bool": 1.0}, {"float32": 1.0})}
+    found = {figure.metric: figure for figure in roofline_figures(work_of_bools, peaks)}
+    assert found["roofline_tpot_ms"].reason == "the device's rate of products in bool could not be measured"
+
+
+def test_a_device_whose_bandwidth_is_unknown_has_no_roofline():
+    peaks = Peaks(bytes_per_s=None, flops_per_s={"float32": 1.0}.get, no_bandwidth="no room for a copy", no_rate="{}")
+    prefill, decode = roofline_figures({"prefill": work({"float32": 1.0}, {})}, peaks)
+    assert (prefill.value, prefill.reason) == (None, "no room for a copy")
+    assert (decode.value, decode.reason) == (None, "FLOPs and bytes were not counted")
