@@ -33,7 +33,7 @@ def bandwidth_share(model: Any, measured: Measurement, *, weights: int, bandwidt
         bandwidth: the device's copy bandwidth, in bytes per second.
     """
     tpots = [tpot for times in measured.requests if (tpot := times.tpot_ms)]
-    size = measured.counts.cache
+    size = measured.counts.cache if measured.counts else None
     reason = _why_not(model, measured, has_decode=bool(tpots), has_bandwidth=bool(bandwidth))
     if reason or size is None:
         return Figure("bandwidth_share", None, reason or NO_CACHE)

@@ -51,6 +51,7 @@ class Bench:
         device: the device, as :func:`resolve_device` takes it.
         guards: names of the guards that may invalidate a measurement.
         counted: whether work is counted and no times are measured.
+        times_only: whether times are measured and nothing else is.
 
     Attributes:
         load_limit_s: Time limit for loading a model, in seconds; ``None`` for no limit.
@@ -59,10 +60,18 @@ class Bench:
         UsageError: the device does not exist.
     """
 
-    def __init__(self, device: str, guards: frozenset[str] = frozenset(GUARDS), *, counted: bool = False) -> None:
+    def __init__(
+        self,
+        device: str,
+        guards: frozenset[str] = frozenset(GUARDS),
+        *,
+        counted: bool = False,
+        times_only: bool = False,
+    ) -> None:
         self.device = torch_device(resolve_device(device, fakes=True))
         self.guards = guards
         self.counted = counted
+        self.times_only = times_only
         self.progress = Progress(self.device)
         self.models = ModelRegistry(self.device, load=self._load)
         self.load_limit_s: float | None = None
@@ -118,7 +127,7 @@ class Bench:
         with watch(self.device, self.progress) as watched, self._in_one_line(loaded.title):
             measured = measure_generation(
                 loaded.model,
-                replace(plan, counted=self.counted),
+                replace(plan, counted=self.counted, times_only=self.times_only),
                 device=self.device,
                 clock=self.clock,
                 tokenizer=loaded.tokenizer,
@@ -193,6 +202,8 @@ class Bench:
 
     def _with_physics(self, measured: Measurement, loaded: LoadedModel, watched: Watch) -> Measurement:
         """Add the share of the memory bandwidth, roofline times, and energy where the device has a counter."""
+        if measured.counts is None:
+            return measured
         weights, bandwidth = measured.weights_bytes, spare_bandwidth(self.device)
         figures = [*measured.figures, bandwidth_share(loaded.model, measured, weights=weights, bandwidth=bandwidth)]
         if measured.counts.figures:
@@ -204,7 +215,9 @@ class Bench:
     def _guarded(self, result: TestResult, watched: Watch, *, misplaced: str = "") -> TestResult:
         """Add the observed conditions, and mark the result invalid if a guard objects."""
         observed = watched.observed(result.observation, misplaced=misplaced)
-        conditions = {**observed.conditions, "copy_bytes_per_s": spare_bandwidth(self.device)}
+        conditions = observed.conditions
+        if not self.times_only:
+            conditions["copy_bytes_per_s"] = spare_bandwidth(self.device)
         update = {"conditions": conditions, "invalid": observed.objection(self.guards)}
         return result.model_copy(update={"observation": result.observation.model_copy(update=update)})
 
@@ -218,7 +231,7 @@ class Bench:
         """Load a model and record time and memory; imports and building a synthetic model are excluded."""
         prepare(spec, device)
         set_libraries_aside()
-        if not self.counted:
+        if not (self.counted or self.times_only):
             spare_bandwidth(device)  # measured while memory is free
         self.progress.enter(LOAD)
         try:

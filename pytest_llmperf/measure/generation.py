@@ -65,6 +65,8 @@ class Plan:
     """``input_tokens`` is the length of random prompts; other prompts have their own length."""
     counted: bool = False
     """Whether to count the work of one request, and to make no warm-up and no timed request."""
+    times_only: bool = False
+    """Whether to make no request after the timed ones."""
 
     def __post_init__(self) -> None:
         find_execution(self.execution)
@@ -90,6 +92,18 @@ class Counts:
         return next((figure for figure in self.figures if figure.metric == metric), None)
 
 
+@dataclass(frozen=True)
+class _Untimed:
+    """Results of the requests after the timed ones."""
+
+    request: Request
+    """The request with the plan's own prompt."""
+    counts: Counts | None = None
+    peaks: dict[str, PeakMemory] = field(default_factory=dict)
+    figures: Sequence[Figure] = ()
+    """The execution's own figures, and those of the profiler."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """All results of one plan on one model."""
@@ -105,7 +119,8 @@ class Measurement:
     disturbed: int | None
     """Timed requests that CPU contention slowed; ``None`` where the system does not report it."""
     tokens_produced: int
-    counts: Counts
+    counts: Counts | None
+    """``None`` if only times were measured."""
     weights_bytes: int
     """Bytes of the model as it was measured."""
     peaks: dict[str, PeakMemory]
@@ -158,7 +173,6 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
         MeasurementError: fewer tokens were produced than requested.
         UsageError: prompt and output exceed the model's limit, or its tokenizer cannot make the prompt.
     """
-    config = config_of(model)
     prompt, asked = prepare_prompt(plan, model, tokenizer, tokenizer_error)
     prompt, prompt_sha256 = prompt.to(device), digest(prompt)
     plan = replace(asked, batch_size=reduced_batch_size(asked.batch_size, injections))
@@ -184,42 +198,62 @@ def measure_generation(  # noqa: PLR0913  # the model, its device, and callbacks
                 warmup = _warm_up(request, plan, clock)
                 enter(TIMED_REQUESTS)
                 timed = _time_requests(partial(request, plan.output_tokens), plan, clock, on_request)
-        counts, peaks = _count_and_follow(
-            prepared, plan, partial(request, plan.output_tokens), device, states=NewStates(model), enter=enter
-        )
-        other = None
-        if source := _data_dependence(model, counts):
-            request, another = _with_each_prompt(request, prompt, config, seed=plan.seed)
-            if prepared.dispatches:
-                counts = _checked_on(another, plan.output_tokens, counts, source)
-            other = another if has_experts(model) else None
-        activity = activity_figures(
-            request,
-            other=other,
-            output_tokens=plan.output_tokens,
-            tpot_ms=_median_tpot_ms([times for times, _ in timed.requests]),
-            device=device,
-            clock=clock,
-            enter=enter,
-        )
-        figures = [*prepared.figures(), *activity]
-        profiled = profile(request, plan.output_tokens)
+        requests = [times for times, _ in timed.requests]
+        untimed = _Untimed(request)
+        if not plan.times_only:
+            untimed = _measure_untimed(
+                prepared, plan, request, prompt, model=model, device=device, clock=clock, timed=requests, enter=enter
+            )
+        profiled = profile(untimed.request, plan.output_tokens)
     return Measurement(
         plan=asked,
         batch_size=plan.batch_size,
         clock=NO_CLOCK if plan.counted else clock.name,
         prompt_sha256=prompt_sha256,
         warmup=warmup,
-        requests=[times for times, _ in timed.requests],
+        requests=requests,
         disturbed=timed.disturbed,
         tokens_produced=plan.batch_size * plan.output_tokens * plan.counted + sum(made for _, made in timed.requests),
-        counts=counts,
+        counts=untimed.counts,
         weights_bytes=weights_bytes(model),
-        peaks=peaks,
-        figures=figures,
+        peaks=untimed.peaks,
+        figures=untimed.figures,
         profile=profiled,
         settings=prepared.settings,
     )
+
+
+def _measure_untimed(  # noqa: PLR0913  # a request, its model and device, and what was timed
+    prepared: PreparedExecution,
+    plan: Plan,
+    request: Request,
+    prompt: torch.Tensor,
+    *,
+    model: Any,
+    device: str,
+    clock: Clock,
+    timed: Sequence[RequestTimes],
+    enter: Callable[[str], None],
+) -> _Untimed:
+    """Count the work of a request and follow its memory; on CUDA, profile requests."""
+    run = partial(request, plan.output_tokens)
+    counts, peaks = _count_and_follow(prepared, plan, run, device, states=NewStates(model), enter=enter)
+    other = None
+    if source := _data_dependence(model, counts):
+        request, another = _with_each_prompt(request, prompt, config_of(model), seed=plan.seed)
+        if prepared.dispatches:
+            counts = _checked_on(another, plan.output_tokens, counts, source)
+        other = another if has_experts(model) else None
+    activity = activity_figures(
+        request,
+        other=other,
+        output_tokens=plan.output_tokens,
+        tpot_ms=_median_tpot_ms(timed),
+        device=device,
+        clock=clock,
+        enter=enter,
+    )
+    return _Untimed(request, counts, peaks, [*prepared.figures(), *activity])
 
 
 def prepare_prompt(

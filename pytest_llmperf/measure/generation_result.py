@@ -11,7 +11,7 @@ from pytest_llmperf.engines.executions.execution_registry import find_execution
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.hardware.memory import PeakMemory
 from pytest_llmperf.measure.figures import cells_of, gap_percentiles, memory_figures, timed
-from pytest_llmperf.measure.generation import Measurement, Plan
+from pytest_llmperf.measure.generation import Counts, Measurement, Plan
 from pytest_llmperf.metrics import METRICS, NO_CACHE, NO_DECODE, SEVERAL_AT_A_TIME, Figure, Scalar
 from pytest_llmperf.stats.summary import summarize
 from pytest_llmperf.storage.comparability import is_portable
@@ -47,7 +47,7 @@ def test_result(measured: Measurement, loaded: LoadedModel, facts: LoadFacts, *,
         observation=_observation(measured, loaded, test=test, run_id=run_id, workload=workload),
         cells=cells_of(figures, test=test, run_id=run_id, workload=workload),
         samples=_samples(measured),
-        work=dict(measured.counts.work),
+        work=dict(measured.counts.work) if measured.counts else {},
         profile=dict(measured.profile),
     )
 
@@ -60,8 +60,10 @@ def _figures(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
         samples = _request_samples(measured.requests)
         yield from (timed(metric, values, lacking=_lacking(measured)) for metric, values in samples.items())
         yield from _informative(measured, facts)
-    yield from _memory(measured, facts)
-    yield from _counted(measured)
+    if measured.counts:
+        yield from _memory(measured, measured.counts, facts)
+        yield from measured.counts.figures
+        yield Figure("token_digest", measured.counts.token_digest)
     yield from measured.figures
 
 
@@ -145,15 +147,10 @@ def _rates(measured: Measurement) -> Iterator[Figure]:
         yield Figure("decode_tokens_per_s", None, _lacking(measured))
 
 
-def _memory(measured: Measurement, facts: LoadFacts) -> Iterator[Figure]:
+def _memory(measured: Measurement, counts: Counts, facts: LoadFacts) -> Iterator[Figure]:
     yield Figure("weights_bytes", measured.weights_bytes)
-    cache = measured.counts.cache
+    cache = counts.cache
     yield Figure("kv_cache_bytes", cache.total_bytes) if cache else Figure("kv_cache_bytes", None, NO_CACHE)
     no_decode = PeakMemory(None, None, None, NO_DECODE)
     for phase, peak in {"decode": no_decode, "load": facts.peak, **measured.peaks}.items():
         yield from memory_figures(phase, peak)
-
-
-def _counted(measured: Measurement) -> Iterator[Figure]:
-    yield from measured.counts.figures
-    yield Figure("token_digest", measured.counts.token_digest)

@@ -168,6 +168,8 @@ class Options:
     verdicts: Path | None
     report: Path | None
     measure_only: bool
+    times_only: bool
+    """Whether only times are measured: no counted work and no memory."""
     counted: bool
     """Whether work is counted and no times are measured."""
     ini_layer: LimitLayer
@@ -317,6 +319,7 @@ class Options:
             verdicts=_given_path(config, "llmperf_verdicts"),
             report=_given_path(config, "llmperf_report"),
             measure_only=config.getoption("llmperf_measure_only"),
+            times_only=config.getoption("llmperf_times_only"),
             counted=counted,
             ini_layer=_layer(config.getini),
             rules=tuple(LimitRule.parse(line) for line in config.getini(LIMIT_RULES_INI)),
@@ -368,6 +371,11 @@ class Options:
             "--llmperf-counted with --llmperf-profile: a run that only counts has no times: leave out one": (
                 self.counted and self.profile
             ),
+            "--llmperf-counted with --llmperf-times-only: nothing is left to measure: leave out one": (
+                self.counted and self.times_only
+            ),
+            "--llmperf-times-only: a baseline needs counted work and memory: add --llmperf-measure-only, and leave out "
+            "--llmperf-update": self.times_only and (self.updates or not self.measure_only),
             "--llmperf-profile: times of a profiled run cannot be compared: add --llmperf-measure-only, and leave out "
             "--llmperf-update": self.profile and (self.updates or not self.measure_only),
             f"--llmperf-base-url {self.base_url}: engine {self.engine!r} does not use a server: choose one that "

@@ -97,7 +97,7 @@ class Workplace:
         self._bench = (
             FakeBench(options.device, options.sheet)
             if fake
-            else Bench(options.device, options.guards, counted=options.counted)
+            else Bench(options.device, options.guards, counted=options.counted, times_only=options.times_only)
         )
         self.progress = self._bench.progress
         self._timeouts = {test.key: _first(test.settings.timeout, options.timeout_s) for test in tests}

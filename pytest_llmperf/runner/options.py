@@ -119,6 +119,8 @@ PROCESS_OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
                           {"metavar": "DIR"}),
     "--llmperf-tell": ("Write phases and reports to this file as they occur, for --llmperf-isolate",
                        {"metavar": "FILE"}),
+    "--llmperf-times-only": ("With --llmperf-measure-only: generate in warm-up and timed requests only, without counts",
+                             {"action": "store_true"}),
     "--llmperf-measure-only": ("Compare nothing; with --llmperf-update, append the run without judging it",
                                {"action": "store_true"}),
 }  # fmt: skip
@@ -139,6 +141,7 @@ _ACTIONS = (
     "profile",
     "json",
     "measure_only",
+    "times_only",
     "counted",
     "isolate",
     "tell",

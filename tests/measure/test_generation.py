@@ -37,6 +37,17 @@ def test_a_measurement_holds_every_request(tiny, execution):
     assert found.peaks["prefill"].rss_bytes is None or found.peaks["prefill"].rss_bytes > 0
 
 
+def test_only_times(tiny):
+    """Warm-up and timed requests as always, and no request after them."""
+    entered = []
+    found = measure_generation(
+        tiny.model, plan(times_only=True), device="cpu", clock=TickingClock(), enter=entered.append
+    )
+    assert entered == ["setting up", "warm-up", "timed requests"]
+    assert (len(found.requests), found.warmup.steady, found.tokens_produced) == (3, True, 3 * 2 * 4)
+    assert (found.counts, found.peaks, found.figures) == (None, {}, ())
+
+
 def test_identical_measurements_agree_on_what_is_exact(tiny):
     """Operators, tokens, cache size and CPU memory are the same in every run."""
     one, two = (measure_generation(tiny.model, plan(), device="cpu", clock=TickingClock()) for _ in range(2))
