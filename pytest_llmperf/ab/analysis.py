@@ -127,10 +127,16 @@ class Standing:
     @property
     def undecided(self) -> list[str]:
         """Tests that more blocks may decide."""
-        disturbed = [verdict for verdict in self._unpaired if verdict.outcome is Outcome.INVALID]
-        found = [*self._paired, *disturbed]
-        waiting = {verdict.cell.test for verdict in found if verdict.counts and not verdict.outcome.decided}
+        waiting = {verdict.cell.test for verdict in self._waiting}
         return [test for test in self.tests if test in waiting]
+
+    @property
+    def needs_exact(self) -> bool:
+        """Whether more blocks must measure exact figures: those of the first block do not decide them all.
+
+        Exact figures are decided by the first block, unless they differ between base's two processes.
+        """
+        return any(verdict.cell.metric.kind is Kind.EXACT for verdict in self._waiting)
 
     def error(self, test: str) -> str:
         """Return why head could not measure a test, in any block; empty if it could."""
@@ -152,6 +158,13 @@ class Standing:
                 what = f"{pairs.metric.name} of {pairs.key[0]}"
                 return f"base differs from itself in {what}: noise of the machine, not the code"
         return ""
+
+    @cached_property
+    def _waiting(self) -> list[Verdict]:
+        """Verdicts that more blocks may decide."""
+        disturbed = [verdict for verdict in self._unpaired if verdict.outcome is Outcome.INVALID]
+        found = [*self._paired, *disturbed]
+        return [verdict for verdict in found if verdict.counts and not verdict.outcome.decided]
 
     @cached_property
     def _paired(self) -> list[Verdict]:

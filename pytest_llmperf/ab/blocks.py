@@ -84,17 +84,19 @@ class BlockSeries:
             self.blocks.append(self._read(_Block.model_validate_json(written.read_bytes())))
             next(self._orders)
 
-    def measure(self, tests: Sequence[str]) -> MeasuredBlock:
+    def measure(self, tests: Sequence[str], *, times_only: bool = False) -> MeasuredBlock:
         """Measure one more block.
 
         Args:
             tests: keys of the tests to measure; if empty, all that the arguments select.
+            times_only: whether to measure only times, because exact figures are decided.
 
         Raises:
             UsageError: a process left nothing to compare, or did not run its own revision.
         """
         number, order = len(self.blocks) + 1, next(self._orders)
-        seconds = sum(self._run(number, arm, tests).seconds for arm in order)
+        more = [*_only(tests), *(["--llmperf-times-only"] if times_only else [])]
+        seconds = sum(self._run(number, arm, more).seconds for arm in order)
         block = _Block(number=number, order=order, seconds=seconds)
         measured = self._read(block)
         replace_file(self._path(number, "block.json"), block.model_dump_json())
@@ -122,11 +124,11 @@ class BlockSeries:
         ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
         return ProcessResult.read(journal), ended
 
-    def _run(self, number: int, arm: str, tests: Sequence[str]) -> ProcessExit:
-        ended = self._try(number, arm, tests)
+    def _run(self, number: int, arm: str, more: Sequence[str]) -> ProcessExit:
+        ended = self._try(number, arm, more)
         while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
             self._absent[arm] |= gone
-            ended = self._try(number, arm, tests)
+            ended = self._try(number, arm, more)
         if ended.exit_code not in _ORDINARY_EXITS:
             self._prove(number, arm, must_report=False)
             found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
@@ -134,8 +136,8 @@ class BlockSeries:
         self._prove(number, arm)
         return ended
 
-    def _try(self, number: int, arm: str, tests: Sequence[str]) -> ProcessExit:
-        return self._start(arm, self._path(number, f"{arm}.jsonl"), _only(tests))
+    def _try(self, number: int, arm: str, more: Sequence[str]) -> ProcessExit:
+        return self._start(arm, self._path(number, f"{arm}.jsonl"), more)
 
     def _start(self, arm: str, journal: Path, more: Sequence[str]) -> ProcessExit:
         side, log = self._sides[arm], journal.with_suffix(".log")

@@ -49,7 +49,10 @@ def measure_until_decided(series: BlockSeries, effort: Effort) -> Iterator[Stand
     """
     standing = Standing(series.blocks) if series.blocks else None
     while standing is None or (standing.undecided and not effort.is_spent(series.blocks)):
-        series.measure(standing.undecided if standing else ())
+        if standing:
+            series.measure(standing.undecided, times_only=not standing.needs_exact)
+        else:
+            series.measure(())
         standing = Standing(series.blocks)
         if not standing.tests:
             raise UsageError("no perf test was selected on head: nothing to compare")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pytest_llmperf.metrics import METRICS, Limit
+from pytest_llmperf.metrics import METRICS, Kind, Limit
 from pytest_llmperf.storage.journal import Journal, Note
 from pytest_llmperf.storage.schema import CellRun, Observation, Run, TestResult, Warmup, Workload
 from pytest_llmperf.system.pytest_process import ProcessExit
@@ -15,7 +15,10 @@ from pytest_llmperf.system.pytest_process import ProcessExit
 Figures = Mapping[str, Mapping[str, float | None]]
 """Test, metric key, value."""
 
-LIMITS = {name: Limit.of(METRICS[name]) for name in ("tpot_ms", "operators_per_token", "ttft_ms")}
+LIMITS = {
+    name: Limit.of(METRICS[name])
+    for name in ("tpot_ms", "operators_per_token", "ttft_ms", "decode_peak_allocated_bytes")
+}
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -37,7 +40,8 @@ class PlayedRuns:
     """Stands for `run_perf_tests`: writes the journal that a process with these figures would have written.
 
     ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails, and one
-    with a text as ``invalid`` was disturbed. ``work`` is its counted work.
+    with a text as ``invalid`` was disturbed. ``work`` is its counted work. Processes that measure only times leave out
+    the other figures.
     """
 
     def __init__(self, figures: Callable[[str, int], Mapping[str, Any]], *, output_tokens: int = 4) -> None:
@@ -46,6 +50,7 @@ class PlayedRuns:
         self.calls: list[tuple[str, list[str]]] = []
         self.asked: list[tuple[str, list[str]]] = []
         self.arguments: list[str] = []
+        self.times_only: list[bool] = []
         self.words = "played"
 
     def __call__(self, arguments: Sequence[str], **process: Any) -> ProcessExit:
@@ -55,12 +60,15 @@ class PlayedRuns:
         self.calls.append((arm, only))
         self.arguments = [word for word in arguments if not word.startswith("--llmperf-")]
         self.asked.append((arm, self.arguments))
+        self.times_only.append("--llmperf-times-only" in arguments)
         process["log"].write_text(self.words)
         figures = self._figures(arm, int(journal.stem[:4]))
         if isinstance(figures, BaseException):
             raise figures
         if isinstance(figures, int):
             return ProcessExit(figures, 1.0, process["log"])
+        if self.times_only[-1]:
+            figures = {test: _timed(cells) for test, cells in figures.items()}
         self._write(journal, {test: cells for test, cells in figures.items() if not only or test in only})
         return ProcessExit(0, 1.0, process["log"])
 
@@ -93,3 +101,9 @@ class PlayedRuns:
             if metric not in {"invalid", "work"}
         ]
         return TestResult(workload=workload, observation=observation, cells=rows, work=cells.get("work", {}))
+
+
+def _timed(cells: Any) -> Any:
+    if isinstance(cells, Exception):
+        return cells
+    return {name: value for name, value in cells.items() if name not in METRICS or METRICS[name].kind is Kind.TIMED}

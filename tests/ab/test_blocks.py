@@ -13,6 +13,7 @@ from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import BlockSeries, block_orders
 from pytest_llmperf.ab.compare import comparison_outcome
 from pytest_llmperf.ab.side import Side
+from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.cli.ab_output import _disturbed_lines, result_lines
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.report.work_text import work_line
@@ -143,6 +144,39 @@ def test_exact_metrics_need_no_statistics(start):
     """One more operator is a fact."""
     series, _ = start(figures(operators=11.0))
     assert outcomes(measure(series, 1))["t.py::a", "operators_per_token"] is Outcome.REGRESSED
+
+
+def test_blocks_after_the_first_measure_only_times(start):
+    """Exact figures are decided by the first block and keep its evidence."""
+    series, played = start(figures(operators=11.0))
+    *_, standing = measure_until_decided(series, Effort())
+    assert played.times_only == [False] * 3 + [True] * 9
+    assert outcomes(standing) == {
+        ("t.py::a", "tpot"): Outcome.UNCHANGED, ("t.py::a", "operators_per_token"): Outcome.REGRESSED,
+    }  # fmt: skip
+    exact = next(verdict for verdict in standing.verdicts if verdict.cell.metric.name == "operators_per_token")
+    assert (exact.cell.value, exact.baseline, exact.runs) == (11.0, 10.0, 2)
+
+
+def test_an_exact_figure_that_varies_in_base_is_measured_in_every_block(start):
+    """It needs blocks as a timed one does, until it is decided."""
+
+    def of(arm, number):
+        peak = 2**30 + (2**20 if arm == "null" else 0)
+        return {"t.py::a": figures()(arm, number)["t.py::a"] | {"decode_peak_allocated_bytes": float(peak)}}
+
+    series, played = start(of)
+    *_, standing = measure_until_decided(series, Effort())
+    assert played.times_only == [False] * 12
+    assert outcomes(standing)["t.py::a", "decode_peak_allocated"] is Outcome.UNCHANGED
+
+
+def test_a_first_block_whose_times_are_invalid_needs_no_further_counts(start):
+    """Its counts are valid."""
+    series, played = start(disturbed({1}))
+    *_, standing = measure_until_decided(series, Effort())
+    assert played.times_only == [False] * 3 + [True] * 12
+    assert set(outcomes(standing).values()) == {Outcome.UNCHANGED}
 
 
 def test_a_machine_that_moves_base_beside_base_decides_no_change(start):
