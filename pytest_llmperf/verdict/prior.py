@@ -1,7 +1,6 @@
 """Prior variance of a metric: estimate the typical spread from all of a baseline's cells.
 
-A cell has few sessions, but a baseline has many cells. The typical variance of a metric adds degrees of freedom to each
-of its cells. The method is the moderated variance of Smyth 2004 (https://doi.org/10.2202/1544-6115.1027).
+A cell has few sessions, but a baseline has many cells: see `moderated_variance`.
 """
 
 from __future__ import annotations
@@ -9,19 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
-from scipy.special import digamma, polygamma
-
-from pytest_llmperf.stats.student_t import SD_FLOOR
+from pytest_llmperf.stats.moderated_variance import Variance, typical_variance
 from pytest_llmperf.verdict.model import Cell
-from pytest_llmperf.verdict.window_stats import History, Variance
-
-DF_CAP = 30.0
-"""Maximum degrees of freedom of a prior, since the cells of one metric are similar, not identical."""
-
-FEWEST_CELLS = 5
-FEWEST_DF = 2
+from pytest_llmperf.verdict.window_stats import History
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,37 +63,5 @@ def fit_prior(variances: Sequence[tuple[float, float]]) -> Prior:
 
 
 def _fit(variances: Sequence[tuple[float, float]]) -> Prior | None:
-    """Fit by the method of moments on log s² for s² ~ s0² F(df, df0).
-
-    Source: Smyth 2004, section 6.2 (``fitFDist`` of limma).
-    """
-    usable = [(max(value, SD_FLOOR**2), df) for value, df in variances if df >= FEWEST_DF]
-    if len(usable) < FEWEST_CELLS:
-        return None
-    logs = [math.log(value) - _log_bias(df) for value, df in usable]
-    mean = fmean(logs)
-    spread = math.fsum((log - mean) ** 2 for log in logs) / (len(logs) - 1)
-    excess = spread - fmean(_trigamma(df / 2) for _, df in usable)
-    df0 = min(DF_CAP, 2 * _inverse_trigamma(excess)) if excess > 0 else DF_CAP
-    return Prior(variance=math.exp(mean + _log_bias(df0)), df=df0)
-
-
-def _log_bias(df: float) -> float:
-    """Return E[ln(s²/σ²)] of a sample variance."""
-    return float(digamma(df / 2)) - math.log(df / 2)
-
-
-def _trigamma(x: float) -> float:
-    return float(polygamma(1, x))
-
-
-def _inverse_trigamma(x: float) -> float:
-    """Return the y > 0 with trigamma(y) = x > 0, by Newton's method on 1/trigamma: Smyth 2004, appendix."""
-    y = 0.5 + 1 / x
-    for _ in range(50):
-        trigamma = _trigamma(y)
-        step = trigamma * (1 - trigamma / x) / float(polygamma(2, y))
-        y += step
-        if -step < 1e-8 * y:
-            break
-    return y
+    typical = typical_variance(variances)
+    return typical and Prior(variance=typical.value, df=typical.df)

@@ -11,25 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
 
 from pytest_llmperf.metrics import Metric
+from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance
 from pytest_llmperf.verdict.model import Cell, number
-
-
-class Variance(NamedTuple):
-    """An estimated variance of ln(value) and its degrees of freedom; both 0 if unknown."""
-
-    value: float
-    df: float
-
-    def pooled(self, other: Variance) -> Variance:
-        """Return the pooled variance, each estimate weighted by its degrees of freedom."""
-        df = self.df + other.df
-        return Variance((self.df * self.value + other.df * other.value) / df, df) if df else UNKNOWN
-
-
-UNKNOWN = Variance(0.0, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from verdict_cells import make_cell
 
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.verdict.window_stats import UNKNOWN, History, Variance, oriented
+from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance
+from pytest_llmperf.verdict.window_stats import History, oriented
 
 times = st.floats(0.01, 1e4)
 sessions = st.lists(st.lists(times, min_size=1, max_size=4), min_size=1, max_size=6)

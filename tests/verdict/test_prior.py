@@ -9,17 +9,9 @@ import pytest
 from scipy.special import polygamma
 from verdict_cells import make_cell
 
+from pytest_llmperf.stats.moderated_variance import DF_CAP, Variance, _inverse_trigamma
 from pytest_llmperf.stats.student_t import SD_FLOOR
-from pytest_llmperf.verdict.prior import (
-    DEFAULT_NOISE,
-    DEFAULT_PRIOR,
-    DF_CAP,
-    Prior,
-    _inverse_trigamma,
-    fit_prior,
-    prior_of,
-)
-from pytest_llmperf.verdict.window_stats import Variance
+from pytest_llmperf.verdict.prior import DEFAULT_NOISE, DEFAULT_PRIOR, Prior, fit_prior, prior_of
 
 SEED = 20240607
 
