@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
-from pytest_llmperf.ab.analysis import Pairs
+from pytest_llmperf.ab.analysis import Pairs, TypicalVariance
 from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.verdict.judge import judge
 from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict
@@ -104,16 +104,15 @@ class Machine:
         noise = self._autocorrelated(self._noise(count))
         return self.scenario.run * self.scale * noise + self._spikes(count) + self._modes(count)
 
-    def blocks(self) -> tuple[Array, Array, Array, Truths]:
-        """Base, base once more, head and whether base went first, up to the last look: ABBA or BAAB by chance."""
+    def blocks(self) -> tuple[Array, Array, Truths]:
+        """Base, head and whether base went first, up to the last look: ABBA or BAAB by chance."""
         count = LOOKS[-1]
         base_first = np.repeat(self.rng.random(count // 2) < 1 / 2, 2) ^ (np.arange(count) % 2 == 1)
-        places = {"base": np.ones(count), "null": np.where(base_first, 0, 2), "head": np.where(base_first, 2, 0)}
-        base, null, head = (
-            self.processes(count) + self.scenario.drift * (3 * np.arange(count) + places[arm])[:, None, None]
-            for arm in ("base", "null", "head")
+        base, head = (
+            self.processes(count) + self.scenario.drift * (2 * np.arange(count) + second)[:, None, None]
+            for second in (~base_first, base_first)
         )
-        return base, null, head, base_first
+        return base, head, base_first
 
     def _noise(self, count: int) -> Array:
         shared, own = (self._unit((count, TESTS, metrics)) for metrics in (1, len(NAMES)))
@@ -161,7 +160,7 @@ class PullRequest:
         runs = sessions * RUNS_PER_SESSION
         self.window = np.repeat(machine.sessions(sessions), RUNS_PER_SESSION, axis=0) + machine.processes(runs)
         self.now = (machine.sessions(1) + machine.processes(1))[0]
-        self.base, self.null, self.head, self.base_first = machine.blocks()
+        self.base, self.head, self.base_first = machine.blocks()
         self._screened: dict[tuple[CellId, int, float], Verdict] = {}
 
     def cell(self, at: CellId, effect: float = 0.0) -> Cell:
@@ -188,23 +187,33 @@ class PullRequest:
 
     def pairs(self, at: CellId, effect: float = 0.0) -> Pairs:
         """That cell's figures in all blocks."""
-        base, null, head = (
+        base, head = (
             [figure(at, y) for y in arm[:, at.test, at.metric] + more]
-            for arm, more in ((self.base, 0.0), (self.null, 0.0), (self.head, math.log1p(effect)))
+            for arm, more in ((self.base, 0.0), (self.head, math.log1p(effect)))
         )
         metric = NAMES[at.metric]
         return Pairs(
-            (f"test_{at.test}", "", metric), Limit.of(METRICS[metric]), [*base], [*null], [*head],
+            (f"test_{at.test}", "", metric), Limit.of(METRICS[metric]), list(range(1, len(base) + 1)), [*base], [*head],
             [bool(first) for first in self.base_first],
         )  # fmt: skip
 
     def confirmed(self, cells: Sequence[CellId], slower: Sequence[CellId] = (), effect: float = 0.0) -> list[Verdict]:
-        """The verdicts of stage P on these cells together; none regressed where base beside base did."""
+        """The verdicts of stage P on these cells together; none regressed where a side beside itself did."""
         alpha = ALPHA / max(1, len(cells))
-        found = [(pairs := self.pairs(at, effect if at in slower else 0.0), pairs.verdict(alpha, final=True))
-                 for at in cells]  # fmt: skip
-        tripped = any(pairs.first(verdict.blocks).null_trips(alpha) for pairs, verdict in found)
-        return [veto(verdict, "null control") if tripped else verdict for _, verdict in found]
+        measured = [self.pairs(at, effect if at in slower else 0.0) for at in cells]
+        now = list(measured)
+        verdicts: list[Verdict | None] = [None] * len(cells)
+        for look in LOOKS:
+            waiting = [i for i, verdict in enumerate(verdicts) if verdict is None or not verdict.outcome.decided]
+            for i in waiting:
+                now[i] = measured[i].first(look)
+            typical = TypicalVariance(now)(look)
+            for i in waiting:
+                verdicts[i] = now[i].verdict_now(alpha, final=False, typical=typical)
+        typical = TypicalVariance(now)(LOOKS[-1])
+        tripped = any(pairs.null_trips(alpha, typical=typical) for pairs in now)
+        found = [verdict for verdict in verdicts if verdict]
+        return [veto(verdict, "null control") if tripped else verdict for verdict in found]
 
     @cached_property
     def priors(self) -> list[Prior]:

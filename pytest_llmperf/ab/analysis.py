@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from pytest_llmperf.ab.blocks import MeasuredBlock
 from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
-from pytest_llmperf.stats.trimmed_mean import spread_around_zero
+from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance, typical_variance
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.schema import Workload
 from pytest_llmperf.verdict.judge import is_judged, judge
 from pytest_llmperf.verdict.model import Cell, CellKey, Outcome, Sample, Verdict
-from pytest_llmperf.verdict.paired import ALPHA, LOOKS, Block, judge_paired, null_trips, veto
+from pytest_llmperf.verdict.paired import (
+    ALPHA,
+    LOOKS,
+    Block,
+    block_variance,
+    judge_paired,
+    null_blocks,
+    null_trips,
+    veto,
+)
+
+TO_CONFIRM = 2
+"""Blocks that show whether an exact figure that differs between the sides varies on one of them."""
+
+
+def _unknown(_blocks: int) -> Variance:
+    return UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -23,8 +39,9 @@ class Pairs:
 
     key: CellKey
     limit: Limit
+    numbers: list[int]
+    """Numbers of the blocks, from 1: 1 and 2 mirror each other, as do 3 and 4."""
     base: list[int | float | str]
-    null: list[int | float | str]
     head: list[int | float | str]
     base_first: list[bool]
 
@@ -38,30 +55,36 @@ class Pairs:
         """Whether the cell needs blocks: a timed metric, or an exact one that varies on one side."""
         if self.metric.kind is Kind.TIMED:
             return True
-        return self.metric.kind is Kind.EXACT and (len({*self.base, *self.null}) > 1 or len({*self.head}) > 1)
+        return self.metric.kind is Kind.EXACT and (len({*self.base}) > 1 or len({*self.head}) > 1)
 
     @property
     def blocks(self) -> list[Block]:
-        """Pairs of base, as the geometric mean of its two processes, and head."""
+        """Pairs of base and head."""
         return [
-            Block(base=_geometric_mean(base, null), head=_number(head), base_first=first)
-            for base, null, head, first in zip(self.base, self.null, self.head, self.base_first, strict=True)
+            Block(base=_number(base), head=_number(head), base_first=first, pair=(number + 1) // 2)
+            for number, base, head, first in zip(self.numbers, self.base, self.head, self.base_first, strict=True)
         ]
 
     def first(self, count: int) -> Pairs:
         """Return the pairs of the first blocks alone."""
-        base, null, head = (side[:count] for side in (self.base, self.null, self.head))
-        return Pairs(self.key, self.limit, base, null, head, self.base_first[:count])
+        sides = (self.base[:count], self.head[:count])
+        return Pairs(self.key, self.limit, self.numbers[:count], *sides, self.base_first[:count])
 
-    def verdict(self, alpha: float, *, final: bool) -> Verdict:
-        """Return the verdict of the first look that decided; later blocks, for other cells, do not change it."""
+    def verdict(self, alpha: float, *, final: bool, typical: Callable[[int], Variance] = _unknown) -> Verdict:
+        """Return the verdict of the first look that decided; later blocks, for other cells, do not change it.
+
+        Args:
+            alpha: error probability of this cell over all looks.
+            final: whether no more blocks will follow.
+            typical: variance that the cells have in common after so many blocks.
+        """
         for look in (look for look in LOOKS if look < len(self.head)):
-            verdict = self.first(look).verdict_now(alpha, final=False)
+            verdict = self.first(look).verdict_now(alpha, final=False, typical=typical(look))
             if verdict.outcome.decided:
                 return verdict
-        return self.verdict_now(alpha, final=final)
+        return self.verdict_now(alpha, final=final, typical=typical(len(self.head)))
 
-    def verdict_now(self, alpha: float, *, final: bool) -> Verdict:
+    def verdict_now(self, alpha: float, *, final: bool, typical: Variance = UNKNOWN) -> Verdict:
         """Return the verdict of all blocks together."""
         test, workload, _ = self.key
         return judge_paired(
@@ -72,30 +95,35 @@ class Pairs:
             blocks=self.blocks,
             alpha=alpha,
             final=final,
-            noise=self.noise,
+            typical=typical,
         )
 
-    def null_trips(self, alpha: float) -> bool:
-        """Whether base against base would be judged as changed."""
-        return null_trips(self.null_blocks, self.metric, self.limit, alpha)
+    def null_trips(self, alpha: float, *, typical: Variance = UNKNOWN) -> bool:
+        """Whether a side against itself would be judged as changed."""
+        found = null_blocks(self.blocks)
+        return bool(found) and null_trips(found, self.metric, self.limit, alpha, typical=typical)
 
     @property
-    def noise(self) -> float:
-        """Standard deviation of ln(value) of one base process, from base against base; 0 if it shows none.
+    def variance(self) -> Variance:
+        """Variance of one block; unknown if a figure has no logarithm."""
+        blocks = self.blocks
+        sound = all(0 < figure < math.inf for block in blocks for figure in (block.base, block.head))
+        return block_variance(self.metric, blocks) if sound and blocks else UNKNOWN
 
-        If processes fall into a fast and a slow mode, four blocks often agree by chance. The noise of base against
-        itself shows how far to trust them.
-        """
-        ratios = [block.head / block.base for block in self.null_blocks if min(block.head, block.base) > 0]
-        return spread_around_zero([math.log(ratio) for ratio in ratios]) / math.sqrt(2)
 
-    @property
-    def null_blocks(self) -> list[Block]:
-        """Pairs of base and base (A/A)."""
-        return [
-            Block(base=_number(base), head=_number(null), base_first=first)
-            for base, null, first in zip(self.base, self.null, self.base_first, strict=True)
-        ]
+class TypicalVariance:
+    """Variance of a block that cells have in common; called with a number of blocks."""
+
+    def __init__(self, cells: Sequence[Pairs]) -> None:
+        self._cells = cells
+        self._found: dict[int, Variance] = {}
+
+    def __call__(self, blocks: int) -> Variance:
+        """Return what is known after so many blocks; unknown if there are few cells."""
+        if blocks not in self._found:
+            variances = [pairs.first(blocks).variance for pairs in self._cells]
+            self._found[blocks] = typical_variance(variances) or UNKNOWN
+        return self._found[blocks]
 
 
 class Standing:
@@ -132,9 +160,9 @@ class Standing:
 
     @property
     def needs_exact(self) -> bool:
-        """Whether more blocks must measure exact figures: those of the first block do not decide them all.
+        """Whether more blocks must measure exact figures: the present blocks do not decide them all.
 
-        Exact figures are decided by the first block, unless they differ between base's two processes.
+        Equal exact figures need one block. Those that differ need another one, which shows whether they vary.
         """
         return any(verdict.cell.metric.kind is Kind.EXACT for verdict in self._waiting)
 
@@ -154,21 +182,39 @@ class Standing:
     def null_trip(self) -> str:
         """Why no change in this series is valid: the A/A control changed. Empty if it did not."""
         for pairs in self.timed:
-            if pairs.limit.gates and pairs.null_trips(self.alpha):
+            if pairs.limit.gates and pairs.null_trips(self.alpha, typical=self._typical(len(pairs.head))):
                 what = f"{pairs.metric.name} of {pairs.key[0]}"
-                return f"base differs from itself in {what}: noise of the machine, not the code"
+                return f"the same code differs from itself in {what}: noise of the machine, not the code"
         return ""
+
+    def variance(self, pairs: Pairs) -> Variance:
+        """Return the variance of one block of a cell, pooled with what the cells have in common."""
+        return pairs.variance.pooled(self._typical(len(pairs.head)))
+
+    @cached_property
+    def _typical(self) -> TypicalVariance:
+        return TypicalVariance([pairs for pairs in self.timed if pairs.limit.gates])
 
     @cached_property
     def _waiting(self) -> list[Verdict]:
         """Verdicts that more blocks may decide."""
         disturbed = [verdict for verdict in self._unpaired if verdict.outcome is Outcome.INVALID]
-        found = [*self._paired, *disturbed]
-        return [verdict for verdict in found if verdict.counts and not verdict.outcome.decided]
+        found = [verdict for verdict in (*self._paired, *disturbed) if not verdict.outcome.decided]
+        return [verdict for verdict in (*found, *self._unconfirmed) if verdict.counts]
+
+    @property
+    def _unconfirmed(self) -> list[Verdict]:
+        """Verdicts on exact figures that differ between the sides of a single block."""
+        return [
+            verdict
+            for verdict in self._exact
+            if verdict.outcome in {Outcome.REGRESSED, Outcome.IMPROVED}
+            and len(self._pairs[_key(verdict)].head) < TO_CONFIRM
+        ]
 
     @cached_property
     def _paired(self) -> list[Verdict]:
-        return [pairs.verdict(self.alpha, final=self.final) for pairs in self.timed]
+        return [pairs.verdict(self.alpha, final=self.final, typical=self._typical) for pairs in self.timed]
 
     @cached_property
     def _exact(self) -> list[Verdict]:
@@ -232,23 +278,26 @@ class Standing:
 
 
 def _pairs(key: CellKey, limit: Limit, blocks: Iterable[MeasuredBlock]) -> Pairs:
-    """Return the cell's values from the blocks in which all three processes measured it."""
+    """Return the cell's values from the blocks in which both processes measured it."""
     pairs = Pairs(key, limit, [], [], [], [])
     for block in blocks:
-        values = {arm: block.arms[arm].values.get(key) for arm in ("base", "null", "head")}
-        base, null, head = values["base"], values["null"], values["head"]
-        if base is not None and null is not None and head is not None:
+        base, head = (block.arms[arm].values.get(key) for arm in ("base", "head"))
+        if base is not None and head is not None:
+            pairs.numbers.append(block.number)
             pairs.base.append(base)
-            pairs.null.append(null)
             pairs.head.append(head)
             pairs.base_first.append(block.base_first)
     return pairs
 
 
+def _key(verdict: Verdict) -> CellKey:
+    return verdict.cell.test, verdict.cell.workload, verdict.cell.metric.key
+
+
 def _judge_exact(pairs: Pairs) -> Verdict:
     samples = [
         Sample(run_id=f"base {number}", session_id="paired", value=value)
-        for number, value in enumerate([*pairs.base, *pairs.null], start=1)
+        for number, value in enumerate(pairs.base, start=1)
     ]
     return judge(Cell.of(pairs.key, pairs.limit, pairs.head[0], samples))
 
@@ -257,12 +306,6 @@ def _workload(arm: ProcessResult, name: str) -> Workload:
     if arm.baseline is None:
         raise LookupError(name)
     return arm.baseline.workloads[name]
-
-
-def _geometric_mean(first: float | str, second: float | str) -> float:
-    """Return the geometric mean. 0 or less has no logarithm: it is returned, and the verdict refuses it."""
-    a, b = _number(first), _number(second)
-    return math.sqrt(a * b) if a > 0 and b > 0 else min(a, b)
 
 
 def _number(value: float | str) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from pydantic import BaseModel, ConfigDict
@@ -25,8 +27,8 @@ _ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.Exit
 
 _NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
 
-ARMS = ("null", "base", "head")
-"""Processes of a block. ``null`` is base once more: compared with ``base``, it shows the machine's own noise (A/A)."""
+ARMS = ("base", "head")
+"""Processes of a block."""
 
 
 class _Block(BaseModel):
@@ -74,8 +76,8 @@ class BlockSeries:
         head_arguments: Sequence[str] = (),
     ) -> None:
         self._folder = folder
-        self._sides = {"null": base, "base": base, "head": head}
-        self._arguments = {"null": arguments, "base": arguments, "head": [*arguments, *head_arguments]}
+        self._sides = {"base": base, "head": head}
+        self._arguments = {"base": arguments, "head": [*arguments, *head_arguments]}
         self._orders = block_orders(seed)
         self._absent: dict[str, set[str]] = {arm: set() for arm in ARMS}
         self.blocks: list[MeasuredBlock] = []
@@ -84,18 +86,25 @@ class BlockSeries:
             self.blocks.append(self._read(_Block.model_validate_json(written.read_bytes())))
             next(self._orders)
 
-    def measure(self, tests: Sequence[str], *, times_only: bool = False) -> MeasuredBlock:
+    def measure(
+        self, tests: Sequence[str], *, times_only: bool = False, requests: Mapping[str, int] = MappingProxyType({})
+    ) -> MeasuredBlock:
         """Measure one more block.
 
         Args:
             tests: keys of the tests to measure; if empty, all that the arguments select.
             times_only: whether to measure only times, because exact figures are decided.
+            requests: number of timed requests of some tests; the others make as many as in the first block.
 
         Raises:
             UsageError: a process left nothing to compare, or did not run its own revision.
         """
         number, order = len(self.blocks) + 1, next(self._orders)
         more = [*_only(tests), *(["--llmperf-times-only"] if times_only else [])]
+        if requests:
+            file = self._path(number, "requests.json")
+            file.write_text(json.dumps(dict(requests)), encoding="utf-8")
+            more.append(f"--llmperf-requests-by-test={file}")
         seconds = sum(self._run(number, arm, more).seconds for arm in order)
         block = _Block(number=number, order=order, seconds=seconds)
         measured = self._read(block)
@@ -190,7 +199,7 @@ class BlockSeries:
 def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
     """Yield process orders; blocks come in mirrored pairs, ABBA or BAAB at random, so that drift cancels.
 
-    ``base`` is always in the middle, so that ``null`` and ``head`` are equally far from it in time.
+    A pair has two processes of each side, so each side is its own null control.
     """
     chance = random.Random(seed)  # noqa: S311  # randomizes an experiment; not for security
     while True:

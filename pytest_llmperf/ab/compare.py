@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pytest_llmperf.ab.analysis import Standing
-from pytest_llmperf.ab.blocks import BlockSeries, environment_of
+from pytest_llmperf.ab.blocks import ARMS, BlockSeries, environment_of
 from pytest_llmperf.ab.checkout import (
     commit_of,
     is_ignored,
@@ -102,7 +102,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
     head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
     recipes = (wanted.base_recipe, wanted.head_recipe)
-    asked = [str(here), base, head, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
+    asked = [str(here), base, head, ARMS, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
     name = f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes))}"
     return ComparisonPlan(
         wanted=wanted,

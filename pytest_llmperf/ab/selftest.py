@@ -19,7 +19,7 @@ from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.system.paths import user_folder
 from pytest_llmperf.system.pytest_process import without_outputs
-from pytest_llmperf.verdict.paired import LOOKS
+from pytest_llmperf.verdict.paired import FEWEST_TO_CHANGE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,6 @@ class Trials:
         return Trial.of(size, standing, series.blocks, cut=cut)
 
     def _is_time_up(self, last: Trial) -> bool:
-        """Whether the time left is too short for a first look."""
-        first_look_s = LOOKS[0] * last.seconds / last.blocks
-        return self._effort.left_s is not None and self._effort.left_s < first_look_s
+        """Whether the time left is too short to show a change."""
+        least_s = FEWEST_TO_CHANGE * last.seconds / last.blocks
+        return self._effort.left_s is not None and self._effort.left_s < least_s

@@ -118,7 +118,7 @@ class CellSpread(Written):
     blocks: int
     sd: float
     detectable: float
-    """Slowdown, as a share, that 24 blocks find nine times in ten."""
+    """Slowdown, as a share, that 48 blocks find nine times in ten."""
 
 
 class SelftestFile(Written):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import BlockSeries, MeasuredBlock
+from pytest_llmperf.ab.request_counts import request_counts
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.verdict.paired import LOOKS, next_look
 
@@ -50,7 +51,8 @@ def measure_until_decided(series: BlockSeries, effort: Effort) -> Iterator[Stand
     standing = Standing(series.blocks) if series.blocks else None
     while standing is None or (standing.undecided and not effort.is_spent(series.blocks)):
         if standing:
-            series.measure(standing.undecided, times_only=not standing.needs_exact)
+            counts = request_counts(standing, series.blocks)
+            series.measure(standing.undecided, times_only=not standing.needs_exact, requests=counts)
         else:
             series.measure(())
         standing = Standing(series.blocks)

@@ -48,7 +48,7 @@ def _add_gate(commands: Any) -> None:
 
 def _add_comparing(ab: argparse.ArgumentParser) -> None:
     ab.add_argument("--budget", metavar="TIME", help="stop measuring after this long: 20m, 90s, 1.5h")
-    ab.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks to measure (default: 24)")
+    ab.add_argument("--blocks", type=int, default=48, metavar="N", help="most blocks to measure (default: 48)")
     ab.add_argument("--prepare", metavar="CMD", help="build each checkout with this command instead of installing it")
     ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
     ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
@@ -106,7 +106,7 @@ def _add_selftest(commands: Any) -> None:
     selftest.add_argument("--kind", choices=("sleep", "work"), default="sleep",
                           help="what slows down: a wait (default) or extra matrix products")  # fmt: skip
     selftest.add_argument("--budget", default="30m", metavar="TIME", help="stop after this long (default: 30m)")
-    selftest.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks of one (default: 24)")
+    selftest.add_argument("--blocks", type=int, default=48, metavar="N", help="most blocks of one (default: 48)")
     selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     selftest.set_defaults(run=_selftest, passes_on="after --")
 
@@ -130,10 +130,10 @@ def _selftest(options: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _require_blocks(blocks: int) -> None:
-    from pytest_llmperf.verdict.paired import LOOKS
+    from pytest_llmperf.verdict.paired import FEWEST_TO_CHANGE
 
-    if blocks < LOOKS[0]:
-        raise UsageError(f"--blocks {blocks}: expected at least {LOOKS[0]}, the first look")
+    if blocks < FEWEST_TO_CHANGE:
+        raise UsageError(f"--blocks {blocks}: expected at least {FEWEST_TO_CHANGE}: fewer show no change")
 
 
 def _seconds(budget: str) -> float:

@@ -70,9 +70,9 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
     yield from map(printable, _disturbed_lines(blocks))
     if run.differences:
         yield printable(f"base and head differ in {', '.join(run.differences)}")
-    yield printable(f"null control: {null_trip or 'base does not differ from itself'}")
+    yield printable(f"null control: {null_trip or 'neither side differs from itself'}")
     seconds = sum(block.seconds for block in blocks)
-    yield f"measured {plural(len(blocks), 'block')} of three fresh processes in {seconds:.0f} s"
+    yield f"measured {plural(len(blocks), 'block')} of two fresh processes in {seconds:.0f} s"
     yield decided_line(run)
 
 

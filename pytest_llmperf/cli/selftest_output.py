@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_llmperf.report.text_table import PIPE_COLUMNS, plain_table, render
 from pytest_llmperf.text import plural, printable, short_name
+from pytest_llmperf.verdict.paired import LOOKS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -58,7 +59,7 @@ def _row(tally: Tally) -> Iterator[str]:
 def _spreads(spreads: Sequence[CellSpread]) -> Table:
     table = plain_table()
     table.add_column("cell", overflow="fold")
-    for heading in ("A/A blocks", "sd of a block", "24 blocks find"):
+    for heading in ("A/A blocks", "sd of a block", f"{LOOKS[-1]} blocks find"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in spreads:
         name = printable(f"{short_name(one.test)} {one.metric}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -168,6 +169,8 @@ class Options:
     verdicts: Path | None
     report: Path | None
     measure_only: bool
+    requests_by_test: Mapping[str, int]
+    """Number of timed requests of some tests, whatever they ask for themselves."""
     times_only: bool
     """Whether only times are measured: no counted work and no memory."""
     counted: bool
@@ -319,6 +322,7 @@ class Options:
             verdicts=_given_path(config, "llmperf_verdicts"),
             report=_given_path(config, "llmperf_report"),
             measure_only=config.getoption("llmperf_measure_only"),
+            requests_by_test=_requests_by_test(config.getoption("llmperf_requests_by_test")),
             times_only=config.getoption("llmperf_times_only"),
             counted=counted,
             ini_layer=_layer(config.getini),
@@ -708,6 +712,19 @@ def _refuse_misled_root(config: pytest.Config, model: str) -> None:
             f"pytest parsed {model} as a test path, and took {config.rootpath} as the root of the project: use "
             f"--llmperf-model={model}"
         )
+
+
+def _requests_by_test(file: str | None) -> Mapping[str, int]:
+    if file is None:
+        return {}
+    expected = "expected a file with a JSON object: names of tests and numbers of requests"
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--llmperf-requests-by-test {file}: {error}: {expected}") from error
+    if not isinstance(found, dict) or not all(isinstance(number, int) and number > 0 for number in found.values()):
+        raise UsageError(f"--llmperf-requests-by-test {file}: {expected}")
+    return found
 
 
 def _given_path(config: pytest.Config, option: str) -> Path | None:

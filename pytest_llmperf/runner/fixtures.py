@@ -107,7 +107,9 @@ class LlmPerf:
             input_tokens=self._length(input_tokens, words),
             output_tokens=_first(output_tokens, options.output_tokens),
             execution=chosen,
-            requests=_first(requests, self._settings.requests, options.requests),
+            requests=_first(
+                options.requests_by_test.get(self._test), requests, self._settings.requests, options.requests
+            ),
             warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
             seed=seed,
             prompt=words,

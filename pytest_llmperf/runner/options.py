@@ -121,6 +121,8 @@ PROCESS_OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
                        {"metavar": "FILE"}),
     "--llmperf-times-only": ("With --llmperf-measure-only: generate in warm-up and timed requests only, without counts",
                              {"action": "store_true"}),
+    "--llmperf-requests-by-test": ("Number of timed requests of some tests: a JSON object in this file",
+                                   {"metavar": "FILE"}),
     "--llmperf-measure-only": ("Compare nothing; with --llmperf-update, append the run without judging it",
                                {"action": "store_true"}),
 }  # fmt: skip
@@ -142,6 +144,7 @@ _ACTIONS = (
     "json",
     "measure_only",
     "times_only",
+    "requests_by_test",
     "counted",
     "isolate",
     "tell",

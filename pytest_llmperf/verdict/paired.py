@@ -3,7 +3,9 @@
 Both processes of a block run in the same minute, so the machine's state cancels in their ratio. A t test of ln(head) -
 ln(base) against the margin is evaluated after fixed numbers of blocks and stops when it is conclusive. `trimmed_mean`
 limits the influence of outlying blocks, `alpha_spending` keeps the error over all looks at its level, and
-`paired_guards` rejects results that rest on a few blocks, a drift or the order within blocks.
+`paired_guards` rejects results that rest on a few blocks, a drift or the order within blocks. The variance is that of
+the blocks, of what both blocks of a pair have in common, and of the other cells of the comparison
+(`moderated_variance`).
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from pytest_llmperf.metrics import Kind, Limit, Metric
-from pytest_llmperf.stats.alpha_spending import even, late, nominal_levels
+from pytest_llmperf.stats.alpha_spending import Spending, even, late, nominal_levels
+from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance
 from pytest_llmperf.stats.student_t import SD_FLOOR, bounded_exp, quantile, ratio_interval, upper_tail
-from pytest_llmperf.stats.trimmed_mean import Location
+from pytest_llmperf.stats.trimmed_mean import Location, spread_around_zero
 from pytest_llmperf.text import plural
 from pytest_llmperf.verdict.judge import problem
 from pytest_llmperf.verdict.model import Cell, Outcome, Sample, Verdict, percent
@@ -24,15 +28,21 @@ from pytest_llmperf.verdict.paired_guards import doubt
 from pytest_llmperf.verdict.screen import limit_ratio
 from pytest_llmperf.verdict.window_stats import oriented
 
-LOOKS: tuple[int, ...] = (4, 6, 8, 12, 16, 24)
+LOOKS: tuple[int, ...] = (2, 4, 6, 8, 12, 16, 24, 36, 48)
 """Numbers of blocks after which the test is evaluated."""
 
-ALPHA = 0.05
+FEWEST_TO_CHANGE = 8
+"""Minimum number of blocks that show a change: if processes fall into a fast and a slow mode, fewer agree by chance."""
+
+_CHANGE_LOOKS = tuple(look for look in LOOKS if look >= FEWEST_TO_CHANGE)
+
+ALPHA = 0.01
 """Probability, over all looks, that a cell is called regressed (and separately, improved) at the margin itself."""
 
 BETA = 0.05
 """Probability that a slowdown of the limit's ``catch`` is called unchanged."""
 
+_HALF = 0.5
 _POWER = 0.9
 """Probability that a detectable change is found."""
 
@@ -44,11 +54,13 @@ class Block:
     base: float
     head: float
     base_first: bool
+    pair: int | None = None
+    """Number of its mirrored pair: two blocks in a row, of which one ran base first and the other head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Evidence:
-    """Mean change for the worse ``d`` in ln(value) over the blocks, and its standard error ``se``."""
+    """Mean change for the worse ``d`` in ln(value) over the blocks, and the variance of one block."""
 
     cell: Cell
     baseline: float
@@ -56,8 +68,17 @@ class _Evidence:
     differences: Sequence[float]
     base_first: Sequence[bool]
     d: float
-    se: float
-    df: int
+    variance: Variance
+
+    @property
+    def se(self) -> float:
+        """Standard error of ``d``."""
+        return max(math.sqrt(self.variance.value), SD_FLOOR) / math.sqrt(len(self.differences))
+
+    @property
+    def df(self) -> float:
+        """Degrees of freedom of ``se``."""
+        return self.variance.df
 
     @property
     def margin(self) -> float:
@@ -94,15 +115,16 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
     blocks: Sequence[Block],
     alpha: float = ALPHA,
     final: bool = False,
-    noise: float = 0.0,
+    typical: Variance = UNKNOWN,
     workload: str = "",
 ) -> Verdict:
     """Return the verdict on one timed cell from its blocks, in the order in which they ran.
 
-    ``regressed`` is a change for the worse beyond ``limit.tolerate``, and ``improved`` mirrors it. ``unchanged`` rules
-    out a change for the worse of ``limit.catch``. Anything else is ``inconclusive``, as is any number of blocks that is
-    not in `LOOKS`. If no more blocks will follow (``final``), the level of the last look passed applies instead. The
-    error spent up to that look and the error of this extra test are together below ``alpha``.
+    ``regressed`` is a change for the worse beyond ``limit.tolerate``, and ``improved`` mirrors it; both need
+    `FEWEST_TO_CHANGE` blocks. ``unchanged`` rules out a change for the worse of ``limit.catch``. Anything else is
+    ``inconclusive``, as is any number of blocks that is not in `LOOKS`. If no more blocks will follow (``final``), the
+    level of the last look passed applies instead. The error spent up to that look and the error of this extra test are
+    together below ``alpha``.
 
     Args:
         test: the test's name.
@@ -111,9 +133,7 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
         blocks: at least one.
         alpha: error probability of this cell over all looks: the family's level / number of judged cells.
         final: whether no more blocks will follow.
-        noise: standard deviation of ln(value) of one run, as the null control shows it. The blocks' standard deviation
-            is assumed to be at least that of the difference of two such runs, since four blocks often agree by chance
-            if processes fall into a fast and a slow mode.
+        typical: variance of a block that the cells of the comparison have in common, to pool with this cell's own.
         workload: hash of the workload, part of the cell's key.
 
     Returns:
@@ -126,14 +146,15 @@ def judge_paired(  # noqa: PLR0913  # a cell's coordinates, its evidence and thr
     """
     if not blocks:
         raise ValueError("no blocks to judge")
-    levels = nominal_levels(alpha, LOOKS, late)
+    if not 0 < alpha < _HALF:
+        raise ValueError(f"an error probability of {alpha}: expected one between 0 and 0.5")
     cell = Cell(test=test, metric=metric, limit=limit, value=None, window=_window(blocks), workload=workload)
     if wrong := _first_problem(blocks):
         return _verdict(cell, blocks, Outcome.INVALID, wrong)
-    found = _evidence(cell, blocks, noise)
+    found = _evidence(cell, blocks, typical)
     outcome, reason = Outcome.INCONCLUSIVE, _outlook(len(blocks), final=final)
     if (look := _look(len(blocks), final=final)) is not None:
-        outcome, obstacle = _decide(found, levels[look], nominal_levels(BETA, LOOKS, even)[look])
+        outcome, obstacle = _decide(found, _change_level(look, alpha), _level(look, LOOKS, BETA, even))
         reason = "" if outcome.decided else f"{obstacle} ({reason})"
     sign = metric.better.sign
     return replace(
@@ -150,19 +171,53 @@ def _p_value(found: _Evidence, outcome: Outcome) -> float:
     return found.mirrored.p_worse if outcome is Outcome.IMPROVED else found.p_worse
 
 
-def null_trips(
-    blocks: Sequence[Block], metric: Metric, limit: Limit, alpha: float = ALPHA, *, noise: float = 0.0
-) -> bool:
-    """Return whether a null control (base against base) comes out regressed, improved or invalid.
+def block_variance(metric: Metric, blocks: Sequence[Block]) -> Variance:
+    """Estimate the variance of ln(head / base) of one block.
 
-    The rule is that of `judge_paired` with ``final``, so fewer blocks than the first look never trip. If it trips,
+    The differences of the blocks, less their mean, are one estimate. The two blocks of a mirrored pair give another
+    one, which is independent of it: the product of a block's two figures differs from that of the other block by the
+    noise of four processes. Together, each mirrored pair adds three degrees of freedom to its four processes.
+    """
+    found = Location.of([_difference(metric, block) for block in blocks])
+    own = Variance(len(blocks) * found.se**2, found.df)
+    products = [_product_difference(*pair) for pair in _mirrored(blocks)]
+    return own.pooled(Variance(spread_around_zero(products) ** 2, len(products)))
+
+
+def null_blocks(blocks: Sequence[Block]) -> list[Block]:
+    """Return the null control, each side against itself: two blocks for each mirrored pair.
+
+    ``base`` is the process that ran first in its block, and ``head`` the one of the other block, which ran second.
+    """
+    return [
+        _null_block(earlier, later, ran_first=ran_first)
+        for one, other in _mirrored(blocks)
+        for earlier, later, ran_first in (
+            (one.base, other.base, one.base_first),
+            (one.head, other.head, not one.base_first),
+        )
+    ]
+
+
+def _null_block(earlier: float, later: float, *, ran_first: bool) -> Block:
+    """Pair two processes of one side; ``ran_first`` is whether the earlier one ran first in its block."""
+    first, second = (earlier, later) if ran_first else (later, earlier)
+    return Block(base=first, head=second, base_first=ran_first)
+
+
+def null_trips(
+    blocks: Sequence[Block], metric: Metric, limit: Limit, alpha: float = ALPHA, *, typical: Variance = UNKNOWN
+) -> bool:
+    """Return whether a null control (a side against itself) comes out regressed, improved or invalid.
+
+    The rule is that of `judge_paired` with ``final``, so fewer than `FEWEST_TO_CHANGE` blocks never trip. If it trips,
     something other than the code changes the figures, and no change found in that session is valid.
 
     Raises:
         ValueError: there is no block, or ``alpha`` is not between 0 and 0.5.
     """
     verdict = judge_paired(
-        test="null control", metric=metric, limit=limit, blocks=blocks, alpha=alpha, final=True, noise=noise
+        test="null control", metric=metric, limit=limit, blocks=blocks, alpha=alpha, final=True, typical=typical
     )
     return verdict.outcome in {Outcome.REGRESSED, Outcome.IMPROVED, Outcome.INVALID}
 
@@ -177,8 +232,8 @@ def detectable_change(spread: float, limit: Limit, *, alpha: float = ALPHA) -> f
         limit: the limit of the cell.
         alpha: as for `judge_paired`.
     """
-    df = Location.of([0.0] * LOOKS[-1]).df
-    reach = quantile(nominal_levels(alpha, LOOKS, late)[-1], df) + quantile(1 - _POWER, df)
+    df = Location.of([0.0] * LOOKS[-1]).df + LOOKS[-1] / 2
+    reach = quantile(_change_level(len(LOOKS) - 1, alpha), df) + quantile(1 - _POWER, df)
     return math.expm1(math.log1p(limit.tolerate) + reach * max(spread, SD_FLOOR) / math.sqrt(LOOKS[-1]))
 
 
@@ -208,10 +263,9 @@ def _verdict(cell: Cell, blocks: Sequence[Block], outcome: Outcome, reason: str)
     return Verdict(cell=cell, outcome=outcome, kind=Kind.TIMED, reason=reason, runs=count, sessions=1, blocks=count)
 
 
-def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
-    """Compute the evidence of the blocks, with a lower limit on their spread; the cell's value is head's."""
-    differences = [oriented(cell.metric, block.head) - oriented(cell.metric, block.base) for block in blocks]
-    found = Location.of(differences, spread=max(math.sqrt(2) * noise, SD_FLOOR))
+def _evidence(cell: Cell, blocks: Sequence[Block], typical: Variance) -> _Evidence:
+    """Compute the evidence of the blocks; the cell's value is head's."""
+    differences = [_difference(cell.metric, block) for block in blocks]
     baseline, now = _center([block.base for block in blocks]), _center([block.head for block in blocks])
     return _Evidence(
         cell=replace(cell, value=now),
@@ -219,10 +273,37 @@ def _evidence(cell: Cell, blocks: Sequence[Block], noise: float) -> _Evidence:
         now=now,
         differences=differences,
         base_first=[block.base_first for block in blocks],
-        d=found.mean,
-        se=found.se,
-        df=found.df,
+        d=Location.of(differences).mean,
+        variance=block_variance(cell.metric, blocks).pooled(typical),
     )
+
+
+def _difference(metric: Metric, block: Block) -> float:
+    return oriented(metric, block.head) - oriented(metric, block.base)
+
+
+def _product_difference(one: Block, other: Block) -> float:
+    """Return the difference of the logarithms of base x head, scaled to the variance of one block's difference."""
+    return math.log(one.base / other.base * one.head / other.head) / math.sqrt(2)
+
+
+def _mirrored(blocks: Sequence[Block]) -> list[tuple[Block, Block]]:
+    """Return the pairs of which both blocks are there, in mirrored order."""
+    return [
+        (one, other)
+        for one, other in pairwise(blocks)
+        if one.pair is not None and one.pair == other.pair and one.base_first != other.base_first
+    ]
+
+
+def _level(look: int, looks: tuple[int, ...], total: float, spending: Spending) -> float:
+    """Return the nominal level of a look by its index in `LOOKS`; 0 before the first of ``looks``."""
+    passed = bisect_right(looks, LOOKS[look])
+    return nominal_levels(total, looks, spending)[passed - 1] if passed else 0.0
+
+
+def _change_level(look: int, alpha: float) -> float:
+    return _level(look, _CHANGE_LOOKS, alpha, late)
 
 
 def _center(figures: Sequence[float]) -> float:
@@ -248,9 +329,11 @@ def _decide(found: _Evidence, alpha: float, beta: float) -> tuple[Outcome, str]:
     """Return the outcome of one look, and why it is inconclusive: a change that a guard rejects is not unchanged."""
     beyond_floor = abs(found.now - found.baseline) > found.cell.limit.floor
     for evidence, outcome in ((found, Outcome.REGRESSED), (found.mirrored, Outcome.IMPROVED)):
-        if evidence.p_worse <= alpha and beyond_floor:
+        if evidence.p_worse <= alpha > 0 and beyond_floor:
             why = doubt(evidence.differences, evidence.base_first, evidence.margin)
             return (Outcome.INCONCLUSIVE, why) if why else (outcome, "")
+    if alpha == 0 and min(found.p_worse, found.mirrored.p_worse) <= ALPHA:
+        return Outcome.INCONCLUSIVE, f"a change needs {FEWEST_TO_CHANGE} blocks"
     if found.p_caught <= beta:
         return Outcome.UNCHANGED, ""
     catch = percent(found.cell.limit.catch)

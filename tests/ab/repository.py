@@ -40,13 +40,17 @@ class PlayedRuns:
     """Stands for `run_perf_tests`: writes the journal that a process with these figures would have written.
 
     ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails, and one
-    with a text as ``invalid`` was disturbed. ``work`` is its counted work. Processes that measure only times leave out
+    with a text as ``invalid`` was disturbed. ``work`` is its counted work, and ``mad_log`` the spread of its requests.
+    Processes that measure only times leave out
     the other figures.
     """
 
-    def __init__(self, figures: Callable[[str, int], Mapping[str, Any]], *, output_tokens: int = 4) -> None:
+    def __init__(
+        self, figures: Callable[[str, int], Mapping[str, Any]], *, output_tokens: int = 4, requests: int = 1
+    ) -> None:
         self._figures = figures
         self._output_tokens = output_tokens
+        self._requests = requests
         self.calls: list[tuple[str, list[str]]] = []
         self.asked: list[tuple[str, list[str]]] = []
         self.arguments: list[str] = []
@@ -91,14 +95,23 @@ class PlayedRuns:
             execution="loop", batch_size=1, input_tokens=4, output_tokens=tokens, sampling="greedy", prompt_sha256="0",
         )  # fmt: skip
         observation = Observation(
-            run=run, test=test, workload=workload.hash, clock="fake", requests=1, tokens_produced=4,
+            run=run, test=test, workload=workload.hash, clock="fake", requests=self._requests, tokens_produced=4,
             attention_requested=None, warmup=Warmup(requests=0, steady=False, drift=None),
             invalid=cells.get("invalid", ""),
         )  # fmt: skip
         rows = [
-            CellRun(test=test, workload=workload.hash, metric=metric, run=run, value=value, reason="" if value else "-")
+            CellRun(
+                test=test,
+                workload=workload.hash,
+                metric=metric,
+                run=run,
+                value=value,
+                reason="" if value else "-",
+                count=self._requests,
+                mad_log=cells.get("mad_log"),
+            )
             for metric, value in cells.items()
-            if metric not in {"invalid", "work"}
+            if metric not in {"invalid", "work", "mad_log"}
         ]
         return TestResult(workload=workload, observation=observation, cells=rows, work=cells.get("work", {}))
 

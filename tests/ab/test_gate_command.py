@@ -82,7 +82,7 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     [
         (["ab", "nowhere"], "llmperf: unknown git revision 'nowhere'"),
         (["ab", "main", "--budget", "soon"], "llmperf: --budget 'soon': expected a time such as 20m, 90s or 1.5h"),
-        (["ab", "main", "--blocks", "2"], "llmperf: --blocks 2: expected at least 4, the first look"),
+        (["ab", "main", "--blocks", "7"], "llmperf: --blocks 7: expected at least 8: fewer show no change"),
         (["gate", "nowhere"], "llmperf: unknown git revision 'nowhere'"),
         (["gate", "--fail-on", "bad"], "llmperf: --fail-on 'bad': expected some of improved, "),
         (["show", "--", "x"], "llmperf: llmperf show: unexpected 'x'"),

@@ -21,7 +21,7 @@ from pytest_llmperf.stats.alpha_spending import late, nominal_levels
 from pytest_llmperf.stats.binomial import lower_bound, rate_interval, upper_bound
 from pytest_llmperf.stats.student_t import quantile
 from pytest_llmperf.system.pytest_process import ProcessExit
-from pytest_llmperf.verdict.paired import LOOKS, detectable_change
+from pytest_llmperf.verdict.paired import FEWEST_TO_CHANGE, LOOKS, detectable_change
 
 NOISE = (0.0, 0.004, -0.006, 0.002, -0.003, 0.005, -0.001, 0.003)
 
@@ -73,16 +73,16 @@ def test_a_quiet_machine_sees_every_slowdown_and_raises_no_alarm(run):
     assert code == 0
     null, ten, twenty = found["null"], *found["sizes"]
     assert (null["decisions"], null["decided"], null["found"]) == (6, 6, 0)
-    assert (ten["size"], ten["found"], ten["decisions"], ten["blocks"]) == (0.1, 6, 6, 4.0)
+    assert (ten["size"], ten["found"], ten["decisions"], ten["blocks"]) == (0.1, 6, 6, 8.0)
     assert twenty["measured"] == pytest.approx(0.2, abs=0.01)
     assert found["smallest_seen"] == 0.1
     assert set(played.injected) == {"sleep:+10%", "sleep:+20%"}
-    assert len(played.injected) == 2 * 3 * 4
+    assert len(played.injected) == 2 * 3 * 8
     assert {spread["test"]: spread["blocks"] for spread in found["spreads"]} == {"t.py::a": 12, "t.py::b": 12}
     assert "false alarms: 0 of 6 A/A decisions, 95 % upper bound of the rate 39.3 %" in lines
     assert "smallest slowdown seen: +10 % (regressed in 6 of 6 decisions; the rate may be as low as 54%)" in lines
-    assert "cost: 1.8 min of measuring" in lines
-    assert lines[0] == "A/A, 1 of 3: 0 of 2 cells regressed (4 blocks, 0.2 min)"
+    assert "cost: 2.0 min of measuring" in lines
+    assert lines[0] == "A/A, 1 of 3: 0 of 2 cells regressed (4 blocks, 0.1 min)"
     assert lines[-1] == "llmperf selftest: passed"
 
 
@@ -104,7 +104,7 @@ def test_a_false_alarm_fails(run, alarm):
 
 
 def test_the_budget_ends_it_and_what_it_cut_is_not_counted(run, monkeypatch):
-    """No comparison is begun for which not even the first look is left; an undecided one was cut."""
+    """No comparison is begun for which not even eight blocks are left; an undecided one was cut."""
     clock = iter(range(0, 10**9, 20))
     monkeypatch.setattr("pytest_llmperf.ab.stopping.time.monotonic", lambda: float(next(clock)))
     code, lines, found = run(SlowedRuns(seconds=10.0), "--budget", "90s")
@@ -120,7 +120,7 @@ def test_a_machine_that_decides_nothing_does_not_pass(run):
     """No false alarm where nothing is ever decided says nothing. Two tests, up in one process and down in the next."""
     shaking = cycle([0.1, -0.1, -0.1, 0.1])
     played = SlowedRuns(lambda share: share or next(shaking))
-    code, lines, found = run(played, "--pairs", "1", "--sizes", "20%", "--blocks", "4")
+    code, lines, found = run(played, "--pairs", "1", "--sizes", "20%", "--blocks", "8")
     assert (code, found["null"]["decided"], found["null"]["found"]) == (1, 0, 0)
     assert "no A/A cell was decided: allow more --budget or --blocks" in lines[-1]
 
@@ -174,7 +174,7 @@ def test_a_budget_ends_it_with_what_is_known(project, model_cache):
         llmperf_requests = 2
     """)
     result = project.pytester.run(
-        sys.executable, "-m", "pytest_llmperf", "selftest", "--blocks=4", "--pairs=1", "--sizes=100%", "--budget=1s",
+        sys.executable, "-m", "pytest_llmperf", "selftest", "--blocks=8", "--pairs=1", "--sizes=100%", "--budget=1s",
         "--json=found.json", "--", "-p", "no:benchmark",
     )  # fmt: skip
     assert result.ret == 1, result.errlines
@@ -192,5 +192,6 @@ def test_the_detectable_change_is_what_the_rule_finds_nine_times_in_ten():
     rng = np.random.default_rng(1)
     logs = rng.normal(math.log1p(detectable_change(spread, limit, alpha=alpha)), spread, (4000, LOOKS[-1]))
     t = (logs.mean(1) - math.log1p(limit.tolerate)) / (logs.std(1, ddof=1) / math.sqrt(LOOKS[-1]))
-    found = (t > quantile(nominal_levels(alpha, LOOKS, late)[-1], LOOKS[-1] - 1)).mean()
+    looks = tuple(look for look in LOOKS if look >= FEWEST_TO_CHANGE)
+    found = (t > quantile(nominal_levels(alpha, looks, late)[-1], LOOKS[-1] - 1)).mean()
     assert found == pytest.approx(0.9, abs=0.02)

@@ -116,7 +116,7 @@ def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys):
         (["record", "--runs", "0"], "--runs 0: expected a whole number"),
         (["doctor", "--device", "tpu"], "unknown device 'tpu'"),
         (["selftest", "--pairs", "0"], "--pairs 0: expected a whole number"),
-        (["selftest", "--blocks", "3"], "--blocks 3: expected at least 4"),
+        (["selftest", "--blocks", "7"], "--blocks 7: expected at least 8: fewer show no change"),
         (["selftest", "--sizes", "5"], "--sizes '5': expected slowdowns above 0"),
         (["selftest", "--budget", "soon"], "--budget 'soon': expected a time"),
         (["selftest", "tests"], "unexpected 'tests'"),

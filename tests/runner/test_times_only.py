@@ -28,3 +28,23 @@ def test_a_run_of_times_alone(project, monkeypatch):
     conditions = result["observation"]["conditions"]
     assert "other_processes_cpu_share" in conditions
     assert "copy_bytes_per_s" not in conditions
+
+
+def test_another_process_may_choose_the_number_of_requests(project):
+    """For each test, whatever the test asks for itself; the others keep their own."""
+    project.write()
+    (project.path / "numbers.json").write_text(json.dumps({"test_perf.py::test_decode[fp32]": 3, "other": 9}))
+    asked = ("--llmperf-requests=2", "--llmperf-requests-by-test=numbers.json", "--llmperf-json=out")
+    assert project.run("--llmperf-measure-only", "--llmperf-times-only", *asked).ret == 0
+    (written,) = (project.path / "out").glob("*.json")
+    (result,) = json.loads(written.read_text())["results"]
+    assert result["observation"]["requests"] == 3
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 0}', '{"a": "1"}', '{"a": 1.5}'])
+def test_other_numbers_of_requests_are_refused(project, text):
+    project.write()
+    (project.path / "numbers.json").write_text(text)
+    found = project.run("--llmperf-measure-only", "--llmperf-requests-by-test=numbers.json")
+    assert found.ret == pytest.ExitCode.USAGE_ERROR
+    found.stderr.fnmatch_lines(["ERROR: --llmperf-requests-by-test numbers.json: *expected a file with a JSON object*"])

@@ -13,8 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_llmperf.metrics import METRICS, Limit
+from pytest_llmperf.stats.alpha_spending import late, nominal_levels
+from pytest_llmperf.stats.moderated_variance import Variance
 from pytest_llmperf.verdict.model import Outcome, Verdict
-from pytest_llmperf.verdict.paired import LOOKS, Block, judge_paired, next_look, null_trips, veto
+from pytest_llmperf.verdict.paired import (
+    ALPHA,
+    LOOKS,
+    Block,
+    block_variance,
+    judge_paired,
+    next_look,
+    null_blocks,
+    null_trips,
+    veto,
+)
 from pytest_llmperf.verdict.sentence import sentence
 
 TPOT, RATE = METRICS["tpot_ms"], METRICS["decode_tokens_per_s"]
@@ -22,16 +34,25 @@ LIMIT = replace(Limit.of(TPOT), floor=0.0)
 SEED = 20240607
 
 ratios = st.floats(0.5, 2.0)
-many_ratios = st.lists(ratios, min_size=1, max_size=30)
-few_ratios = st.lists(ratios, min_size=4, max_size=4)
+many_ratios = st.lists(ratios, min_size=1, max_size=50)
+few_ratios = st.lists(ratios, min_size=8, max_size=8)
 moves = {Outcome.REGRESSED, Outcome.IMPROVED}
 
 
 def blocks_of(values, base=4.0, shift=0.0):
-    """Return blocks with those ratios head / base times exp(shift), in ABBA order."""
+    """Return blocks with those ratios head / base times exp(shift), in ABBA order, whose pairs are unknown."""
     return [
         Block(base=base, head=base * ratio * math.exp(shift), base_first=i % 4 in {0, 3})
         for i, ratio in enumerate(values)
+    ]
+
+
+def mirrored(rng, count, sd, shift=0.0):
+    """Return blocks in mirrored pairs, of processes whose ln(figure) has that standard deviation."""
+    base, head = rng.normal(0.0, sd, count), rng.normal(shift, sd, count)
+    return [
+        Block(base=math.exp(b), head=math.exp(h), base_first=i % 4 in {0, 3}, pair=i // 2)
+        for i, (b, h) in enumerate(zip(base, head, strict=True))
     ]
 
 
@@ -51,16 +72,28 @@ def noise(blocks, sd, seed=SEED):
 
 
 class TestReach:
-    """Every outcome can be reached at the first look."""
+    """Every outcome can be reached early."""
 
     @pytest.mark.parametrize("alpha", [0.05, 0.01, 0.05 / 100])
     @pytest.mark.parametrize(
         ("shift", "expected"),
         [(0.15, Outcome.REGRESSED), (0.0, Outcome.UNCHANGED), (-0.15, Outcome.IMPROVED)],
     )
-    def test_at_four_blocks(self, shift, expected, alpha):
-        """Four blocks with a spread of half a per cent suffice for each outcome, down to the level of 100 cells."""
-        assert judged(blocks_of(noise(4, 0.005), shift=shift), alpha=alpha).outcome is expected
+    def test_at_eight_blocks(self, shift, expected, alpha):
+        """Eight blocks with a spread of half a per cent suffice for each outcome, down to the level of 100 cells."""
+        assert judged(blocks_of(noise(8, 0.005), shift=shift), alpha=alpha).outcome is expected
+
+    @pytest.mark.parametrize("count", [2, 4, 6])
+    def test_fewer_blocks_show_no_change(self, count):
+        """They may agree by chance."""
+        verdict = judged(blocks_of([1.5] * count))
+        assert verdict.outcome is Outcome.INCONCLUSIVE
+        assert verdict.reason == "a change needs 8 blocks (2 more blocks until the next look)"
+
+    def test_two_blocks_show_no_difference_beside_other_cells(self):
+        """Alone, they leave the variance open."""
+        assert outcome([1.0] * 2) is Outcome.INCONCLUSIVE
+        assert outcome([1.0] * 2, typical=Variance(0.01**2, 8.0)) is Outcome.UNCHANGED
 
     def test_undecided_at_four_blocks(self):
         """A change between ``tolerate`` and ``catch`` is inconclusive, and the reason names the next look."""
@@ -72,12 +105,12 @@ class TestReach:
 
     def test_identical_blocks_have_a_finite_t(self):
         """The floor of 0.2 % replaces a spread of zero: a change at the margin is none, one of 5 % is."""
-        at_margin, five = judged(blocks_of([1.02] * 4)), judged(blocks_of([1.05] * 4))
+        at_margin, five = judged(blocks_of([1.02] * 8)), judged(blocks_of([1.05] * 8))
         assert (at_margin.outcome, five.outcome) == (Outcome.UNCHANGED, Outcome.REGRESSED)
         assert five.p_value is not None
         assert 0 < five.p_value < 1
 
-    @pytest.mark.parametrize("count", [n for n in range(1, 24) if n not in LOOKS])
+    @pytest.mark.parametrize("count", [n for n in range(1, LOOKS[-1]) if n not in LOOKS])
     def test_between_looks_nothing_is_decided(self, count):
         """Even clear blocks are inconclusive, and the reason names the next look."""
         verdict = judged(blocks_of([2.0] * count))
@@ -85,31 +118,34 @@ class TestReach:
         assert verdict.outcome is Outcome.INCONCLUSIVE
         assert verdict.reason == f"{left} more block{'s' * (left > 1)} until the next look"
 
-    @pytest.mark.parametrize("count", [5, 7, 11, 23])
+    @pytest.mark.parametrize("count", [9, 11, 23, 47])
     def test_a_spent_budget_decides_between_looks(self, count):
         """The level is that of the last look passed."""
         assert outcome([2.0] * count, final=True) is Outcome.REGRESSED
 
     def test_a_spent_budget_is_never_more_lenient(self):
-        """Seven blocks are held to the level of the look at six, not to a later one."""
-        for shift in np.linspace(0.02, 0.08, 60):
-            verdict = judged(blocks_of(noise(7, 0.02), shift=shift), final=True)
-            assert (verdict.outcome is Outcome.REGRESSED) == (verdict.p_value <= 0.00300)
+        """Eleven blocks are held to the level of the look at eight, not to a later one."""
+        level = nominal_levels(ALPHA, (8, 12, 16, 24, 36, 48), late)[0]
+        found = [judged(blocks_of(noise(11, 0.02), shift=shift), final=True) for shift in np.linspace(0.02, 0.08, 60)]
+        assert all((verdict.outcome is Outcome.REGRESSED) == (verdict.p_value <= level) for verdict in found)
+        assert len({verdict.outcome for verdict in found}) > 1
 
-    @pytest.mark.parametrize("count", [1, 2, 3])
-    def test_a_budget_below_the_first_look_decides_nothing(self, count):
-        """There is no p-value either."""
+    @pytest.mark.parametrize("count", [1, 2, 7])
+    def test_a_budget_below_eight_blocks_shows_no_change(self, count):
+        """Below the first look there is no p-value either."""
         verdict = judged(blocks_of([2.0] * count), final=True)
-        assert (verdict.outcome, verdict.p_value) == (Outcome.INCONCLUSIVE, None)
-        assert verdict.reason.startswith("budget ran out after")
+        assert (verdict.outcome, verdict.p_value is None) == (Outcome.INCONCLUSIVE, count == 1)
+        assert "budget ran out after" in verdict.reason
 
     def test_what_is_not_known_by_the_last_look_stays_open(self):
-        """With noise of 6 %, a change of 3.5 % is inconclusive."""
-        verdict = judged(blocks_of(noise(24, 0.06), shift=0.035))
+        """With noise of 9 %, a change of 3.5 % is inconclusive."""
+        verdict = judged(blocks_of(noise(LOOKS[-1], 0.09), shift=0.035))
         assert verdict.outcome is Outcome.INCONCLUSIVE
         assert "last look" in verdict.reason
 
-    @pytest.mark.parametrize(("blocks", "look"), [(0, 4), (3, 4), (4, 6), (8, 12), (16, 24), (23, 24), (24, None)])
+    @pytest.mark.parametrize(
+        ("blocks", "look"), [(0, 2), (3, 4), (4, 6), (8, 12), (16, 24), (23, 24), (24, 36), (48, None)]
+    )
     def test_next_look(self, blocks, look):
         """The next look is the smallest number of blocks above the present one."""
         assert next_look(blocks) == look
@@ -120,13 +156,13 @@ class TestFigures:
 
     def test_means_ratio_and_evidence(self):
         """The verdict has the geometric means of both sides, their ratio and the number of blocks."""
-        blocks = [replace(b, base=b.base * 2**i, head=b.head * 2**i) for i, b in enumerate(blocks_of([1.1] * 4))]
+        blocks = [replace(b, base=b.base * 2**i, head=b.head * 2**i) for i, b in enumerate(blocks_of([1.1] * 8))]
         verdict = judged(blocks)
-        assert verdict.baseline == pytest.approx(4 * 2**1.5)
-        assert verdict.cell.value == pytest.approx(4.4 * 2**1.5)
+        assert verdict.baseline == pytest.approx(4 * 2**3.5)
+        assert verdict.cell.value == pytest.approx(4.4 * 2**3.5)
         assert verdict.ratio == pytest.approx(1.1)
         assert verdict.interval.low < 1.1 < verdict.interval.high
-        assert (verdict.limit_ratio, verdict.blocks, verdict.runs) == (pytest.approx(1.02), 4, 4)
+        assert (verdict.limit_ratio, verdict.blocks, verdict.runs) == (pytest.approx(1.02), 8, 8)
         assert verdict.cell.figures == [b.base for b in blocks]
 
     def test_sentence_counts_blocks(self):
@@ -137,20 +173,20 @@ class TestFigures:
 
     def test_only_gating_cells_fail(self):
         """A limit that does not gate fails nothing."""
-        assert judged(blocks_of([1.5] * 4)).fails
-        assert not judged(blocks_of([1.5] * 4), limit=replace(LIMIT, gates=False)).fails
+        assert judged(blocks_of([1.5] * 8)).fails
+        assert not judged(blocks_of([1.5] * 8), limit=replace(LIMIT, gates=False)).fails
 
     @pytest.mark.parametrize(("ratio", "expected"), [(0.8, Outcome.REGRESSED), (1.2, Outcome.IMPROVED)])
     def test_larger_is_better(self, ratio, expected):
         """A lower rate is worse."""
-        assert outcome([ratio] * 4, metric=RATE) is expected
+        assert outcome([ratio] * 8, metric=RATE) is expected
 
     @pytest.mark.parametrize("ratio", [1.5, 1 / 1.5])
     @pytest.mark.parametrize(("metric", "base"), [(TPOT, 4.0), (RATE, 4.0)])
     def test_within_the_floor_nothing_changed(self, metric, base, ratio):
         """A change of 2 is none with a floor of 3, and is one with a floor of 1."""
         wide, narrow = (
-            judged(blocks_of([ratio] * 4, base), metric=metric, limit=replace(LIMIT, floor=floor)) for floor in (3, 1)
+            judged(blocks_of([ratio] * 8, base), metric=metric, limit=replace(LIMIT, floor=floor)) for floor in (3, 1)
         )
         assert wide.outcome is Outcome.UNCHANGED
         assert narrow.outcome in moves
@@ -163,7 +199,7 @@ class TestBadInput:
     @pytest.mark.parametrize("side", ["base", "head"])
     def test_invalid(self, side, value):
         """One bad value makes the cell invalid, and the reason names it."""
-        blocks = blocks_of([2.0] * 4)
+        blocks = blocks_of([2.0] * 8)
         blocks[2] = replace(blocks[2], **{side: value})
         verdict = judged(blocks)
         assert verdict.outcome is Outcome.INVALID
@@ -187,8 +223,8 @@ class TestBadInput:
     @pytest.mark.parametrize("ratio", [1e-300, 1e300])
     def test_extremes(self, ratio):
         """No magnitude overflows."""
-        assert judged(blocks_of([ratio] * 4)).outcome in moves
-        blocks = [Block(base=5e-324, head=sys.float_info.max, base_first=bool(i % 2)) for i in range(4)]
+        assert judged(blocks_of([ratio] * 8)).outcome in moves
+        blocks = [Block(base=5e-324, head=sys.float_info.max, base_first=bool(i % 2)) for i in range(8)]
         for metric, expected in ((TPOT, Outcome.REGRESSED), (RATE, Outcome.IMPROVED)):
             verdict = judged(blocks, metric=metric, limit=replace(LIMIT, floor=0.05))
             assert verdict.outcome is expected
@@ -200,7 +236,7 @@ class TestGuards:
 
     def test_the_median_block_must_move(self):
         """A mean that rests on a few blocks is rejected, even with a small p-value."""
-        verdict = judged(blocks_of(np.random.default_rng(1).permutation([1.2] * 11 + [1.005] * 13)))
+        verdict = judged(blocks_of(np.random.default_rng(1).permutation([1.2] * 22 + [1.005] * 26)), alpha=0.05)
         assert verdict.p_value < 0.02
         assert verdict.outcome is Outcome.INCONCLUSIVE
         assert "median change" in verdict.reason
@@ -240,7 +276,7 @@ class TestGuards:
     def test_guards_leave_noise_alone(self):
         """On a noisy machine (3 %), nine in ten clear regressions are still found at the first looks."""
         rng = np.random.default_rng(SEED)
-        found = [outcome(np.exp(rng.normal(0.25, 0.03, blocks))) for blocks in (6, 8) for _ in range(100)]
+        found = [outcome(np.exp(rng.normal(0.25, 0.03, blocks))) for blocks in (8, 12) for _ in range(100)]
         assert np.mean([found is Outcome.REGRESSED for found in found]) > 0.9
 
     def test_unchanged_needs_no_guard(self):
@@ -248,46 +284,88 @@ class TestGuards:
         assert outcome(np.exp(np.linspace(-0.01, 0.01, 24))) is Outcome.UNCHANGED
 
 
-class TestKnownNoise:
-    """Blocks that agree better than the known noise allows."""
+class TestVariance:
+    """Variance of a block: of the blocks, of their mirrored pairs, and of what other cells have in common."""
+
+    def test_mirrored_pairs_add_degrees_of_freedom(self):
+        """Eight blocks have seven of their own, less four that trimming takes, and one for each pair."""
+        blocks = mirrored(np.random.default_rng(SEED), 8, 0.02)
+        alone = [replace(block, pair=None) for block in blocks]
+        assert (block_variance(TPOT, alone).df, block_variance(TPOT, blocks).df) == (5, 9)
+
+    def test_it_is_that_of_one_difference(self):
+        """Twice that of a process, by both estimates."""
+        rng = np.random.default_rng(SEED)
+        found = [block_variance(TPOT, mirrored(rng, 6, 0.02)) for _ in range(2000)]
+        assert np.mean([one.value for one in found]) == pytest.approx(2 * 0.02**2, rel=0.05)
+        assert np.var([one.value for one in found]) == pytest.approx(2 * (2 * 0.02**2) ** 2 / found[0].df, rel=0.2)
+
+    def test_a_pair_without_its_mirror_adds_nothing(self):
+        """A block that was disturbed leaves one that has none, and two in the same order are no mirror."""
+        blocks = mirrored(np.random.default_rng(SEED), 6, 0.02)
+        assert block_variance(TPOT, blocks[:3]).df == 3
+        assert block_variance(TPOT, [blocks[0], blocks[2]]).df == 1
+        assert block_variance(TPOT, [blocks[0], replace(blocks[1], base_first=blocks[0].base_first)]).df == 1
 
     def test_two_modes(self):
-        """Four blocks with head in a 12 % slower mode regress without known noise, and not with it."""
-        blocks = blocks_of(noise(4, 0.005), shift=0.12)
+        """Eight blocks with head in a 12 % slower mode regress alone, and not beside cells that vary as much."""
+        blocks = blocks_of(noise(8, 0.005), shift=0.12)
         assert judged(blocks).outcome is Outcome.REGRESSED
-        assert judged(blocks, noise=0.06).outcome is Outcome.INCONCLUSIVE
-        assert null_trips(blocks, TPOT, LIMIT)
-        assert not null_trips(blocks, TPOT, LIMIT, noise=0.06)
+        assert judged(blocks, typical=Variance(2 * 0.12**2, 8.0)).outcome is Outcome.INCONCLUSIVE
 
-    def test_it_is_that_of_one_run(self):
-        """A block is two runs, so the interval reflects the spread of two."""
-        interval = judged(blocks_of([1.0] * 4), noise=0.03).interval
-        assert math.log(interval.high) == pytest.approx(3.182 * 0.03 * math.sqrt(2) / 2, rel=1e-3)
+    def test_the_interval_reflects_it(self):
+        """Three degrees of freedom of four equal blocks and six of other cells."""
+        interval = judged(blocks_of([1.0] * 4), typical=Variance(0.03**2, 6.0)).interval
+        sd = math.sqrt((6 * 0.03**2) / 9)
+        assert math.log(interval.high) == pytest.approx(2.262 * sd / 2, rel=1e-3)
 
     @given(many_ratios, st.floats(0, 0.2), st.floats(0, 0.2))
-    def test_more_noise_is_never_more_lenient(self, values, some, other):
-        """A change found with more noise is also found with less."""
-        less, more = (judged(blocks_of(values), final=True, noise=sd).outcome for sd in sorted([some, other]))
+    def test_more_variance_is_never_more_lenient(self, values, some, other):
+        """A change found beside cells that vary more is also found beside cells that vary less."""
+        less, more = (
+            judged(blocks_of(values), final=True, typical=Variance(sd**2, 6.0)).outcome for sd in sorted([some, other])
+        )
         assert more not in moves or less is more
 
 
 class TestNullControl:
-    """Null control: base against base."""
+    """Null control: a side against itself."""
 
     def test_trips_only_where_something_moved(self):
         """A quiet control passes; one that changed in either direction trips, also between looks."""
-        assert not null_trips(blocks_of(noise(5, 0.01)), TPOT, LIMIT)
-        assert null_trips(blocks_of([1.1] * 5), TPOT, LIMIT)
-        assert null_trips(blocks_of([0.9] * 5), TPOT, LIMIT)
+        assert not null_trips(blocks_of(noise(9, 0.01)), TPOT, LIMIT)
+        assert null_trips(blocks_of([1.1] * 9), TPOT, LIMIT)
+        assert null_trips(blocks_of([0.9] * 9), TPOT, LIMIT)
 
     def test_too_few_blocks_never_trip(self):
-        """Three blocks decide nothing in a control either."""
-        assert not null_trips(blocks_of([1.5] * 3), TPOT, LIMIT)
+        """Seven blocks decide nothing in a control either."""
+        assert not null_trips(blocks_of([1.5] * 7), TPOT, LIMIT)
+
+    def test_each_side_is_its_own_control(self):
+        """The process that ran first in its block against the one that ran second in the other block."""
+        one = Block(base=1.0, head=3.0, base_first=True, pair=0)
+        other = Block(base=2.0, head=4.0, base_first=False, pair=0)
+        assert null_blocks([one, other]) == [
+            Block(base=1.0, head=2.0, base_first=True),
+            Block(base=4.0, head=3.0, base_first=False),
+        ]
+        assert null_blocks([one]) == []
+
+    @given(st.floats(0.5, 2.0), st.floats(-0.3, 0.3), st.integers(4, 20))
+    def test_a_change_of_the_code_is_none_of_the_control(self, ratio, second, pairs):
+        """Only what running second costs is."""
+        blocks = []
+        for i in range(2 * pairs):
+            first = i % 4 in {0, 3}
+            late = math.exp(second)
+            blocks.append(Block(base=1.0 if first else late, head=ratio * (late if first else 1.0), base_first=first,
+                                pair=i // 2))  # fmt: skip
+        assert [block.head / block.base for block in null_blocks(blocks)] == pytest.approx([late] * 2 * pairs)
 
     @pytest.mark.parametrize(("ratio", "vetoed"), [(1.2, True), (0.8, True), (1.0, False)])
     def test_veto(self, ratio, vetoed):
         """A veto makes changes inconclusive and keeps other outcomes."""
-        verdict = judged(blocks_of([ratio] * 4))
+        verdict = judged(blocks_of([ratio] * 8))
         after = veto(verdict, "the null control tripped")
         assert (after.outcome is Outcome.INCONCLUSIVE) is vetoed
         assert (after.reason == "the null control tripped") is vetoed
@@ -354,10 +432,10 @@ class TestInvariance:
 
 
 def stopped(rng, mean, sd, alpha=0.05):
-    """Return the outcome of one cell that is tested at each look until it is decided."""
-    logs = rng.normal(mean, sd, LOOKS[-1])
+    """Return the outcome of one cell that is tested at each look until it is decided; ``sd`` is that of a block."""
+    blocks = mirrored(rng, LOOKS[-1], sd / math.sqrt(2), mean)
     for look in LOOKS:
-        verdict = judged(blocks_of(np.exp(logs[:look])), alpha=alpha)
+        verdict = judged(blocks[:look], alpha=alpha)
         if verdict.outcome.decided:
             break
     return verdict.outcome

@@ -1,0 +1,107 @@
+"""Choose how many requests each test makes in the processes of later blocks: where the variance is.
+
+More processes average out what differs between processes; more requests average out what differs within one. The number
+of requests that reaches a precision in the least time is n = sqrt(c0 / c1 x within / between): c0 is the time that a
+process needs for the test before its first timed request, c1 that of a request, and the variances are those of a
+request within its process and of processes (Kalibera and Jones 2013, *Rigorous Benchmarking in Reasonable Time*,
+section 6). A block stays at one process a side, because what blocks have in common cancels in their ratio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from pytest_llmperf.ab.analysis import Pairs, Standing
+from pytest_llmperf.ab.blocks import ARMS, MeasuredBlock
+from pytest_llmperf.metrics import Kind
+from pytest_llmperf.storage.schema import CellRun
+
+LEAST_REQUESTS = 3
+"""With fewer, the median does not leave out a disturbed request."""
+
+LARGEST_FACTOR = 2
+"""The most requests, as a multiple of those of the first block."""
+
+MS_PER_S = 1e3
+
+_MAD_TO_SD = 1.4826
+_OF_MEDIAN = math.pi / 2
+"""Variance of the median of normal figures, as a multiple of that of their mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds of one test in one process: before its first timed request, and of each request."""
+
+    overhead_s: float
+    request_s: float
+
+
+def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[str, int]:
+    """Return the number of requests of each undecided test; tests of which too little is known are left out.
+
+    Args:
+        standing: verdicts of the blocks so far.
+        blocks: at least two.
+    """
+    found: dict[str, int] = {}
+    for pairs in standing.timed:
+        test = pairs.key[0]
+        if test in standing.undecided and pairs.limit.gates and (count := _count(pairs, standing, blocks)):
+            found[test] = max(count, found.get(test, 0))
+    return found
+
+
+def best_count(cost: Cost, *, within: float, between: float, first: int) -> int:
+    """Return the number of requests with the least time to a precision.
+
+    Args:
+        cost: of the test.
+        within: variance of ln(time) of one request within its process.
+        between: variance of what differs between processes.
+        first: requests of the first block.
+    """
+    most = LARGEST_FACTOR * first
+    if between <= 0:
+        return most
+    best = math.sqrt(max(cost.overhead_s, 0.0) / cost.request_s * _OF_MEDIAN * within / between)
+    return max(min(LEAST_REQUESTS, first), min(round(best), most))
+
+
+def _count(pairs: Pairs, standing: Standing, blocks: Sequence[MeasuredBlock]) -> int | None:
+    cells = list(_cells(pairs, blocks))
+    cost = _cost(pairs, blocks)
+    of_block = standing.variance(pairs)
+    if pairs.metric.kind is not Kind.TIMED or not (cells and cost and of_block.df):
+        return None
+    within = sum((_MAD_TO_SD * (cell.mad_log or 0.0)) ** 2 for cell in cells) / len(cells)
+    of_median = sum(_OF_MEDIAN * within / cell.count for cell in cells) / len(cells)
+    return best_count(cost, within=within, between=of_block.value / 2 - of_median, first=cells[0].count)
+
+
+def _cells(pairs: Pairs, blocks: Sequence[MeasuredBlock]) -> Iterator[CellRun]:
+    """Yield the cell's figures of all processes that have a spread."""
+    for block in blocks:
+        for arm in ARMS:
+            baseline = block.arms[arm].baseline
+            rows = baseline.cells if baseline else []
+            yield from (row for row in rows if row.key[:3] == pairs.key and row.mad_log is not None and row.count > 1)
+
+
+def _cost(pairs: Pairs, blocks: Sequence[MeasuredBlock]) -> Cost | None:
+    """Estimate the cost from the last block, whose processes measured what later ones will; the overhead is shared."""
+    arm = blocks[-1].arms["head"]
+    spent = {key[:2]: value / MS_PER_S for key, value in arm.values.items() if key[2] == "e2e_ms" and _is_time(value)}
+    if arm.baseline is None or pairs.key[:2] not in spent:
+        return None
+    made = {(one.test, one.workload): one.requests for one in arm.baseline.observations}
+    timed_s = sum(seconds * made.get(workload, 0) for workload, seconds in spent.items())
+    overhead_s = (blocks[-1].seconds / len(ARMS) - timed_s) / len(spent)
+    return Cost(overhead_s=overhead_s, request_s=spent[pairs.key[:2]])
+
+
+def _is_time(value: float | str | None) -> TypeGuard[float]:
+    return isinstance(value, float | int) and value > 0
