@@ -6,10 +6,10 @@ import pytest
 
 from pytest_llmperf.measure.operator_profile import OUTSIDE
 from pytest_llmperf.metrics import METRICS, Limit
-from pytest_llmperf.report.explanation_text import explanation_text, explanation_title, headline
+from pytest_llmperf.report.time_text import explanation_text, explanation_title, headline
 from pytest_llmperf.storage.schema import OTHERS, OperatorTime, PhaseProfile
-from pytest_llmperf.verdict.explanation import Profiles, explanations
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
+from pytest_llmperf.verdict.time_change import Profiles, time_changes
 
 KERNEL = "void gemv<float, 4>(at::Tensor const&)\x1b[31m"
 
@@ -39,7 +39,7 @@ def sides(base=BASE, now=NOW, phase="decode"):
 
 def test_what_takes_longer_comes_first():
     """Added and removed operators differ by their whole time; operators that hardly changed have no row."""
-    (found,) = explanations([verdict()], *sides())
+    (found,) = time_changes([verdict()], *sides())
     assert [(one.name, round(one.difference_ms, 3), one.more_calls) for one in found.operators] == [
         ("aten::mm", 1.9, 24.0), ("aten::copy_", 0.5, 1.0), (KERNEL, 0.4, 0.0), ("aten::cat", -0.3, -8.0),
     ]  # fmt: skip
@@ -52,7 +52,7 @@ def test_what_takes_longer_comes_first():
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_table_fits_and_steers_no_terminal(width):
     """Long names are folded and control characters are escaped."""
-    (found,) = explanations([verdict()], *sides(), traces="/t")
+    (found,) = time_changes([verdict()], *sides(), traces="/t")
     lines = explanation_text(found, width).splitlines()
     assert explanation_title(found) == "time per token in decode"
     assert lines[1].split() == ["operator", "where", "base", "now", "change", "calls"]
@@ -67,7 +67,7 @@ def test_the_table_fits_and_steers_no_terminal(width):
 
 def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
     """Its share of the others is unknown, and at most that of the smallest named operator."""
-    (found,) = explanations(
+    (found,) = time_changes(
         [verdict()], *sides(base=profile(4.0, ("aten::mm", "host", 3.0, 57.0), (OTHERS, "host", 1.0, 9.0)))
     )
     copy = next(one for one in found.operators if one.name == "aten::copy_")
@@ -77,9 +77,9 @@ def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
 
 def test_nothing_grew():
     """If no operator takes longer, the headline says so."""
-    (found,) = explanations([verdict()], *sides(now=BASE))
+    (found,) = time_changes([verdict()], *sides(now=BASE))
     assert headline(found) == "under the profiler a token takes no longer: the machine, or noise"
-    (found,) = explanations([verdict()], *sides(now=BASE.model_copy(update={"wall_ms": 5.0})))
+    (found,) = time_changes([verdict()], *sides(now=BASE.model_copy(update={"wall_ms": 5.0})))
     assert headline(found) == "no operator takes longer"
 
 
@@ -89,11 +89,11 @@ def test_what_is_called_more_often_is_named_however_noisy_the_times_are():
     base = profile(90.0, *noisy, ("aten::mm", "host", 0.2, 15.0), (OTHERS, "host", 0.1, 82.0))
     quieter = [(name, place, ms / 2, calls + 0.1) for name, place, ms, calls in noisy]
     now = profile(50.0, *quieter, ("aten::mm", "host", 0.1, 27.0), (OTHERS, "host", 0.1, 118.0))
-    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    (found,) = time_changes([verdict()], *sides(base=base, now=now))
     assert len(found.operators) == 10
     assert [(one.name, one.more_calls) for one in found.operators if one.more_calls] == [("aten::mm", 12.0)]
     assert headline(found) == "under the profiler a token takes no longer: aten::mm, 12 more calls"
-    (found,) = explanations([verdict()], *sides(base=base, now=now.model_copy(update={"wall_ms": 95.0})))
+    (found,) = time_changes([verdict()], *sides(base=base, now=now.model_copy(update={"wall_ms": 95.0})))
     assert headline(found) == "aten::mm -100 us, 12 more calls"
 
 
@@ -102,7 +102,7 @@ def test_all_that_is_called_more_often_leaves_room_for_what_takes_longer():
     many = [(f"aten::op{number}", "host", 0.01, 1.0) for number in range(20)]
     base = profile(4.0, *many, ("aten::mm", "host", 2.0, 15.0), ("aten::cat", "host", 1.0, 3.0))
     now = profile(6.0, *((*one[:3], 2.0) for one in many), ("aten::mm", "host", 3.9, 15.0))
-    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    (found,) = time_changes([verdict()], *sides(base=base, now=now))
     names = [one.name for one in found.operators]
     assert names[0] == "aten::mm"
     assert names[-1] == "aten::cat"
@@ -114,7 +114,7 @@ def test_what_grew_a_little_everywhere_is_named_too():
     names = [f"aten::op{number}" for number in range(10)]
     base = profile(4.0, *((name, "host", 0.4, 1000.0) for name in names))
     now = profile(4.36, *((name, "host", 0.436, 2000.0) for name in names))
-    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    (found,) = time_changes([verdict()], *sides(base=base, now=now))
     assert headline(found).startswith("aten::op0 +36.0 us, 1,000 more calls, aten::op1 +36.0 us")
     assert headline(found).endswith(" and 7 more")
     assert "1,000 -> 2,000" in explanation_text(found, 80)
@@ -123,7 +123,7 @@ def test_what_grew_a_little_everywhere_is_named_too():
 def test_each_phase_has_its_own():
     """TTFT is prefill; two metrics of one phase share an explanation."""
     base, now = sides(phase="prefill")
-    found = explanations([verdict("ttft_ms"), verdict("tpot_ms"), verdict("e2e_ms")], base, now)
+    found = time_changes([verdict("ttft_ms"), verdict("tpot_ms"), verdict("e2e_ms")], base, now)
     assert [(one.phase, one.reason) for one in found] == [
         ("prefill", ""), ("decode", "baseline of c0ffee: no profile was made")
     ]  # fmt: skip
@@ -140,4 +140,4 @@ def test_each_phase_has_its_own():
 )  # fmt: skip
 def test_only_times_that_fail_now_are_explained(other):
     """Only failing times of a request are explained; no profile of the anchor is stored."""
-    assert explanations([other], *sides()) == []
+    assert time_changes([other], *sides()) == []
