@@ -57,8 +57,8 @@ class Test:
     error: str
     sentences: Sequence[tuple[str, str]]
     """Outcome and sentence of each cell that gates or moved."""
-    why: str
-    """Why figures changed, as lines; empty if none did."""
+    why: Sequence[str]
+    """Lines that tell why figures changed; empty if none did."""
     parts: Sequence[Part]
     reproduce: str
 
@@ -160,7 +160,7 @@ def _test(test: TestVerdicts, evidence: Evidence) -> Test:
         outcome=_outcome(test),
         error=test.error,
         sentences=[(cell.outcome.words, cell.sentence) for cell in sorted(telling, key=severity)],
-        why=why_text(test.why, TABLE_COLUMNS) if test.why else "",
+        why=why_text(test.why, TABLE_COLUMNS).split("\n") if test.why else [],
         parts=[_part(test, name, evidence) for name in hashes],
         reproduce=test.reproduce,
     )

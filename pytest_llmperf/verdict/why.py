@@ -95,7 +95,7 @@ class Move:
     @property
     def is_timed(self) -> bool:
         """Whether it is the time of a phase."""
-        return any(self.metric in keys for keys in TIMED.values())
+        return _is_timed(self.metric)
 
     @property
     def slowdown(self) -> float | None:
@@ -138,19 +138,22 @@ def _most_telling(moves: Sequence[Move], work: Sequence[WorkChange], times: Sequ
     found = [cause for move in moves for cause in (*_in_work(move, work), *_in_times(move, times), *_same(move, work))]
 
     def order(cause: Cause) -> tuple[object, ...]:
-        leads = cause.share >= LEADING_SHARE
-        kind = _KINDS.index(cause.kind)
-        # Kernels wait for each other and the host for kernels, so the largest share alone may be a wait.
+        leads, kind = cause.share >= LEADING_SHARE, _KINDS.index(cause.kind)
         return (
             not leads,
+            not _is_timed(cause.metric),  # a count accounts for itself, which tells nothing about a time
             (cause.workload, cause.phase) not in timed,
-            kind if leads else 0,
+            kind if leads else 0,  # the host waits for kernels, so its share may be larger than theirs
             -cause.share,
             kind,
             *_ties(cause),
         )
 
     return min(found, key=order, default=None)
+
+
+def _is_timed(metric: str) -> bool:
+    return any(metric in keys for keys in TIMED.values())
 
 
 def _ties(cause: Cause) -> tuple[object, ...]:
@@ -232,7 +235,7 @@ def _cause(kind: Kind, move: Move, *, name: str = "", share: float = 0.0) -> Cau
     return Cause(
         kind=kind,
         metric=move.metric,
-        ratio=move.ratio,
+        ratio=move.ratio if move.slowdown else None,
         workload=move.workload,
         against=move.against,
         phase=move.phase,

@@ -179,7 +179,7 @@ def test_why_stands_with_its_test_and_leads_with_the_failure():
     changed = work_of(phase_work({"aten::mm": 1}, {}, {}), phase_work({"aten::mm": 3, "<b>": 1}, {}, {}))
     told = first.model_copy(update={"why": why(work=[changed], times=[time_change("aten::mm")])})
     shown = document(dataclasses.replace(found, verdicts=found.verdicts.model_copy(update={"tests": [told, *others]})))
-    assert next(one for one in shown.tests if one.test == first.test).why == why_text(told.why, 100)
+    assert next(one for one in shown.tests if one.test == first.test).why == why_text(told.why, 100).split("\n")
     line = "decode: +3 operators a token: aten::mm 1 -> 3, <b> 0 -> 1; FLOPs ×1.00; bytes ×1.00"
     assert shown.failures[0][1][-1] == line
     page = render(shown)
