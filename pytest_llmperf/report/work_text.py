@@ -48,12 +48,12 @@ def work_line(change: WorkChange, width: int | None = None, *, first: str = "") 
 
     Example: ``decode: +35 operators a token: aten::_to_copy 9 -> 27, ...; FLOPs ×1.00; bytes ×1.12 (+3.1 MiB: ...)``.
     """
-    return _fitting(change, width, first).replace(_JOINT, " ")
+    return _plain(_fitting(change, width, first))
 
 
 def wrapped_work_line(change: WorkChange, width: int, *, first: str, more: str = "") -> str:
     """Return the line and more words, wrapped to ``width`` columns between operators."""
-    return wrapped(f"{_fitting(change, width, first)}{more}", width).replace(_JOINT, " ")
+    return _plain(wrapped(f"{_fitting(change, width, first)}{more}", width))
 
 
 def work_section(change: WorkChange, width: int, *, told: str | None = None) -> Iterator[str]:
@@ -66,13 +66,15 @@ def work_section(change: WorkChange, width: int, *, told: str | None = None) -> 
     """
     line = _fitting(change, None if told is None else width, told or "")
     details = [f"{label}: {text}" for label, text in _details(change, line)]
-    lines = [*([line.partition(": ")[2]] if told is None else []), *details]
-    title = _title(change)
-    if len(lines) == 1 and len(title) + len(lines[0]) + 2 <= width:
-        yield f"{title}: {lines[0]}".replace(_JOINT, " ")
-        return
-    yield wrapped(f"{title}:" if lines else f"{title}: nothing else", width)
-    yield from (indented(text, width).replace(_JOINT, " ") for text in lines)
+    lines = [*([line.partition(": ")[2]] if told is None else []), *details] or ["nothing else"]
+    title = f"{_title(change)}:"
+    if len(lines) == 1 and not details:
+        title, lines = f"{title} {lines[0]}", []
+    yield from (_plain(wrapped(title, width)), *(_plain(indented(text, width)) for text in lines))
+
+
+def _plain(text: str) -> str:
+    return text.replace(_JOINT, " ")
 
 
 def _title(change: WorkChange) -> str:
