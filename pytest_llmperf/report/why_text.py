@@ -128,7 +128,7 @@ def _on(commit: str) -> str:
 
 def _since(code: CodeChange) -> str:
     ahead = code.between.ahead if code.between else 0
-    return f", or one of {plural(ahead, 'commit')} since {code.base[:12]}" if ahead else ""
+    return f", and {plural(ahead, 'commit')} since {code.base[:12]}" if ahead else ""
 
 
 def _named(commit: Commit) -> str:

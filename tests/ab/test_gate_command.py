@@ -82,6 +82,28 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     assert git(repository, "worktree", "list").count("\n") == 0
 
 
+ONE_MORE_OPERATOR = """
+    llm.model.register_forward_hook(lambda _model, _given, found: (found.logits.erf(), None)[1])
+    llmperf.generate("""
+
+
+def test_several_commits_between_are_told_with_the_command_that_finds_the_one(repository, capfd):
+    """A counted regression of a real repository: why is told in the same words in the output and in the file."""
+    changed = PERF_TESTS.format(sizes=[1]).replace("\n    llmperf.generate(", ONE_MORE_OPERATOR)
+    head = commit(repository, {"step": "1", "test_perf.py": changed})
+    base = git(repository, "rev-parse", "main")
+    code = main(["ab", "main", "HEAD", "--verdicts=out.json", "--", *ARGUMENTS, "--llmperf-gate=operators_per_token"])
+    said = capfd.readouterr().out
+    assert code == 1, said
+    (test,) = read_verdicts(repository / "out.json").tests
+    lines = why_text(test.why, 160).split("\n")
+    assert lines[0].startswith("decode: +1 operators a token: aten::erf 0 -> 1; ")
+    assert lines[-2] == f"2 commits between {base[:12]} and {head[:12]}: this finds the one:"
+    assert lines[-1].startswith(f"  llmperf bisect {base[:12]} {head[:12]} -- ")
+    assert lines[-1].endswith("'--llmperf-only=test_perf.py::test_decode[1-fp32]'")
+    assert "\n".join([f"why: {test.test}", *lines]) in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

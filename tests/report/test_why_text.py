@@ -84,7 +84,7 @@ def test_the_text_fits_and_steers_nothing(told, width):
         (between(0, now=BASE), ["commit: 1a2b3c4d5e6f on both sides"]),
         (
             between(7, now_is_dirty=True),
-            ["commit: none yet, changes in the working tree on 5e6f7a8b9c0d, or one of 7 commits since 1a2b3c4d5e6f"],
+            ["commit: none yet, changes in the working tree on 5e6f7a8b9c0d, and 7 commits since 1a2b3c4d5e6f"],
         ),
         (
             between(0, now=BASE, now_is_dirty=True),

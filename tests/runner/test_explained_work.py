@@ -218,7 +218,7 @@ def test_a_tree_that_was_edited_has_no_commit_yet(counted, project, recorded):
     now = committed(project.path, "change", more="1")
     (project.path / "more.py").write_text("2")
     result = counted(CHANGED, GATED, MORE_PRODUCTS)
-    told = f"changes in the working tree on {now[:12]}, or one of 1 commit since {recorded[:12]}"
+    told = f"changes in the working tree on {now[:12]}, and 1 commit since {recorded[:12]}"
     assert lines_with(result, "commit: ") == [f"commit: none yet, {told}"]
 
 
