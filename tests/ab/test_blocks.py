@@ -338,3 +338,20 @@ def test_what_the_sides_ran_differently_is_told(start):
         series.blocks[0], imported={arm: Imported(distributions=found) for arm, found in versions.items()}
     )
     assert comparison_outcome(series, standing).differences == ["gone: 1 -> none", "helper: 1.0 -> 2.0"]
+
+
+@pytest.mark.parametrize("operators", [11.0, 10.0], ids=["regressed", "unchanged"])
+def test_other_dependencies_are_part_of_why(start, operators):
+    """They are told once: with the test that regressed, or for the run if none did."""
+    series, _ = start(figures(operators=operators))
+    standing = measure(series, 1)
+    versions = {"base": {"helper": "1.0"}, "head": {"helper": "2.0"}}
+    found = {arm: Imported(distributions=one) for arm, one in versions.items()}
+    series.blocks[0] = replace(series.blocks[0], imported=found)
+    outcome = comparison_outcome(series, standing)
+    said = list(result_lines(outcome, series.blocks, null_trip=""))
+    told = said.index("base and head differ in helper: 1.0 -> 2.0")
+    regressed = operators > 10.0
+    assert "base and head differ" not in "".join(said[told + 1 :])
+    assert [bool(entry.why) for entry in outcome.entries] == [regressed]
+    assert (said[told - 1] == "why: t.py::a") is regressed
