@@ -28,7 +28,7 @@ from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.models.load import load
 from pytest_llmperf.report.work_text import work_line
 from pytest_llmperf.storage.schema import PhaseWork
-from pytest_llmperf.verdict.explanation import Phase
+from pytest_llmperf.verdict.time_change import Phase
 from pytest_llmperf.verdict.work_change import COUNTED_METRICS, WorkChange, work_change
 
 INPUT_TOKENS, OUTPUT_TOKENS, BATCH_SIZE = 16, 9, 5

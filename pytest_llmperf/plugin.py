@@ -390,12 +390,16 @@ def _workers(config: pytest.Config) -> int:
 
 
 def _open_workplace(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from pytest_llmperf.runner.config import measuring_arguments
     from pytest_llmperf.runner.context import Workplace
 
     planned = {item.nodeid: _planned(item) for item in items}
     with _as_usage_errors():
         config.stash[WORKPLACE] = workplace = Workplace(
-            config.stash[OPTIONS], list(planned.values()), root=config.rootpath
+            config.stash[OPTIONS],
+            list(planned.values()),
+            root=config.rootpath,
+            settings=measuring_arguments(config),
         )
     config.stash[MODELS] = {name: repr(test.spec) for name, test in planned.items()}
     _choose_runner(config, workplace, planned)
@@ -464,20 +468,16 @@ def _missing(config: pytest.Config, items: Sequence[pytest.Item]) -> list[str]:
 
 
 def _explain(report: pytest.TestReport, entry: Entry, config: pytest.Config) -> None:
-    """Add sections to a failed test's report: counted work, then times; pytest shows them below the failure."""
-    changes = entry.telling_work
-    if not (entry.explanations or changes):
+    """Add to a failed test's report why its figures changed; pytest shows the section below the failure."""
+    why = entry.why
+    if why is None:
         return
-    from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
     from pytest_llmperf.report.text_table import PIPE_COLUMNS
-    from pytest_llmperf.report.work_text import work_text, work_title
+    from pytest_llmperf.report.why_text import why_text
 
     reporter = config.pluginmanager.get_plugin("terminalreporter")
     width = reporter._tw.fullwidth if reporter else PIPE_COLUMNS  # noqa: SLF001  # pytest has no public API for it
-    for change in changes:
-        report.sections.append((f"llmperf: {work_title(change)}", work_text(change, width)))
-    for one in entry.explanations:
-        report.sections.append((f"llmperf: {explanation_title(one)}", explanation_text(one, width)))
+    report.sections.append(("llmperf: why", why_text(why, width)))
 
 
 def _planned(item: pytest.Item) -> PlannedTest:

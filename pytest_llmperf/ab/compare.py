@@ -15,6 +15,7 @@ from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import ARMS, BlockSeries, environment_of
 from pytest_llmperf.ab.checkout import (
     commit_of,
+    first_parent,
     is_ignored,
     repository_root,
     tracked_files,
@@ -27,14 +28,15 @@ from pytest_llmperf.ab.packages import Locator, find_packages
 from pytest_llmperf.ab.side import Recipe, Repository, SideBuilder, prepare_sides
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.runner.profiling import profiles_of
-from pytest_llmperf.storage.comparability import FIELDS, compare_environments
+from pytest_llmperf.storage.comparability import FIELDS, compare_environments, known_to_differ
 from pytest_llmperf.storage.provenance import Imported, site_folders
 from pytest_llmperf.storage.schema import Baseline, PhaseWork, TestResult
 from pytest_llmperf.system.paths import run_folder, user_folder
 from pytest_llmperf.system.pytest_process import without_outputs
-from pytest_llmperf.verdict.explanation import Profiles, explanations
+from pytest_llmperf.verdict.code_change import CodeChange, code_between, repeating
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.paired import LOOKS
+from pytest_llmperf.verdict.time_change import Profiles, time_changes
 from pytest_llmperf.verdict.work_change import BaseWork, WorkChange, work_changes
 
 NONE = "none"
@@ -73,6 +75,8 @@ class ComparisonPlan:
     """pytest's, valid in both checkouts."""
     folder: Path
     seed: int
+    is_edited: bool = False
+    """Whether head is the working tree with changes that are not committed."""
 
     @property
     def is_null(self) -> bool:
@@ -100,6 +104,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
     root = repository_root(here)
     base = commit_of(root, wanted.base)
     head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
+    is_edited = wanted.head is None and head != commit_of(root, "HEAD")
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
     recipes = (wanted.base_recipe, wanted.head_recipe)
     asked = [str(here), base, head, ARMS, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
@@ -113,6 +118,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
         arguments=arguments,
         folder=user_folder("ab", name),
         seed=int(_digest(asked), 16),
+        is_edited=is_edited,
     )
 
 
@@ -140,7 +146,7 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
 def explain_regressions(
     entries: Sequence[Entry], tests: Sequence[str], series: BlockSeries, *, here: Path
 ) -> list[Entry]:
-    """Profile tests on both sides; return the entries with explanations of what takes longer on head.
+    """Profile tests on both sides; return the entries with the times of their operators.
 
     Args:
         entries: results of all tests.
@@ -156,13 +162,27 @@ def explain_regressions(
     except (OSError, LlmperfError) as error:  # the verdicts are valid without profiles
         base, head = Profiles("base", why_not=str(error)), Profiles("head")
     return [
-        entry.model_copy(update={"explanations": explanations(entry.verdicts, base, head, traces=traces)})
+        entry.model_copy(update={"time_changes": time_changes(entry.verdicts, base, head, traces=traces)})
         for entry in entries
     ]
 
 
-def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
+def code_of(plan: ComparisonPlan) -> CodeChange:
+    """Return what lies between base and head, as far as git knows; a working tree counts from its commit."""
+    head = first_parent(plan.root, plan.head) if plan.is_edited else plan.head
+    arguments = without_outputs(plan.wanted.arguments)
+    return code_between(plan.root, plan.base, head).model_copy(
+        update={"now_is_dirty": plan.is_edited, "repeat": tuple(arguments)}
+    )
+
+
+def comparison_outcome(series: BlockSeries, standing: Standing, code: CodeChange | None = None) -> RunOutcome:
     """Return the results of a comparison.
+
+    Args:
+        series: of the comparison.
+        standing: verdicts after its last block.
+        code: what lies between base and head, with pytest's arguments.
 
     Raises:
         UsageError: head measured nothing.
@@ -173,6 +193,9 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
         errors = "; ".join(f"{test}: {standing.error(test)}" for test in standing.tests)
         raise UsageError(f"head measured nothing: {errors}")
     results = {test: _results(head.baseline, test) for test in standing.tests}
+    found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
+    versions = _other_versions(first.imported)
+    code = (code or CodeChange()).model_copy(update={"differences": (*known_to_differ(found), *versions)})
     entries = [
         Entry(
             test=test,
@@ -181,14 +204,17 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
             results=measured,
             verdicts=[verdict for verdict in standing.verdicts if verdict.cell.test == test],
             work_changes=_work_changes(measured, base.baseline),
+            code_changes=[code.model_copy(update={"repeat": repeating(test, code.repeat)})],
             error=standing.error(test),
         )
         for test, measured in results.items()
     ]
-    found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
-    differences = [*map(str, found), *_other_versions(first.imported)]
     return RunOutcome(
-        compared=True, entries=entries, missing=standing.missing, differences=differences, sides=series.sides
+        compared=True,
+        entries=entries,
+        missing=standing.missing,
+        differences=[*map(str, found), *versions],
+        sides=series.sides,
     )
 
 

@@ -22,6 +22,7 @@ from pytest_llmperf.verdict.verdict_file import (
     decided,
     read_verdicts,
 )
+from pytest_llmperf.verdict.why import Move, Why, why_of
 from pytest_llmperf.verdict.work_change import WorkChange
 
 BRANCH_VARIABLES = (
@@ -168,23 +169,33 @@ def _replaced(test: TestVerdicts, second: TestVerdicts | None, fail_on: frozense
     cells = [_chosen(cell, found.get((cell.workload, cell.metric)), fail_on) for cell in test.cells]
     error = test.error or (second.error if second else "")
     failed = bool(error) or any(cell.fails for cell in cells)
-    reproduce, explanations = (second or test).reproduce, (second or test).explanations
+    why = _combined_why(cells, [one.why for one in (second, test) if one and one.why])
     return test.model_copy(
         update={
             "cells": cells,
             "error": error,
             "failed": failed,
-            "reproduce": reproduce,
-            "work_changes": _combined_work(test, second),
-            "explanations": explanations,
+            "reproduce": (second or test).reproduce,
+            "why": why,
         }
     )
 
 
-def _combined_work(test: TestVerdicts, second: TestVerdicts | None) -> tuple[WorkChange, ...]:
+def _combined_why(cells: Sequence[CellVerdict], found: Sequence[Why]) -> Why | None:
+    """Explain the combined verdicts by what both stages found, that of the merge base first."""
+    moves = [
+        Move(cell.metric, cell.workload, cell.ratio, fails=cell.outcome is Outcome.REGRESSED, against=cell.against)
+        for cell in cells
+        if cell.gates and cell.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)
+    ]
+    times = found[0].times if found else ()
+    return why_of(moves, _combined_work(found), times, [why.code for why in found if why.code])
+
+
+def _combined_work(found: Sequence[Why]) -> tuple[WorkChange, ...]:
     """Return one change for each workload and phase: the merge base's, unless only the baseline's shows a change."""
     chosen: dict[tuple[str, str, str], WorkChange] = {}
-    for change in (*(second.work_changes if second else ()), *test.work_changes):
+    for change in (change for why in found for change in why.work):
         key = (change.workload, change.phase, change.against)
         if key not in chosen or (change.differs and not chosen[key].differs):
             chosen[key] = change

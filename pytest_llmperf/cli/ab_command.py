@@ -10,6 +10,7 @@ from pathlib import Path
 from pytest_llmperf.ab.compare import (
     ComparisonPlan,
     PairedComparison,
+    code_of,
     comparison_outcome,
     explain_regressions,
     plan_comparison,
@@ -21,8 +22,8 @@ from pytest_llmperf.cli.say import say
 from pytest_llmperf.report.terminal import LONGEST_LIST
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.text import some
-from pytest_llmperf.verdict.explanation import slower
 from pytest_llmperf.verdict.outcome import RunOutcome
+from pytest_llmperf.verdict.time_change import slower
 from pytest_llmperf.verdict.verdict_file import verdict_file, write_verdicts
 
 WORKING_TREE = "the working tree"
@@ -64,7 +65,7 @@ def compare_revisions(wanted: PairedComparison, *, here: Path) -> RunOutcome:
     for standing in measure_until_decided(series, effort):
         if not standing.final:
             say(*progress_lines(standing, series.blocks, most=effort.most_blocks, left_s=effort.left_s))
-    outcome = comparison_outcome(series, standing)
+    outcome = comparison_outcome(series, standing, code_of(plan))
     slow = [entry.test for entry in outcome.entries if slower(entry.verdicts)]
     if wanted.explain and slow:
         _say(f"profiling what regressed, on both sides: {some(slow, LONGEST_LIST)}")

@@ -11,11 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pytest_llmperf.report.baseline_table import table_width
-from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
 from pytest_llmperf.report.results_table import change, outcome_text
 from pytest_llmperf.report.terminal import LONGEST_LIST, attention_lines, decided_line
 from pytest_llmperf.report.text_table import narrowed, plain_table, render
-from pytest_llmperf.report.work_text import work_text, work_title
+from pytest_llmperf.report.why_text import why_text
 from pytest_llmperf.text import plural, printable, short_name, some
 from pytest_llmperf.verdict.model import Verdict
 from pytest_llmperf.verdict.outcome import RunOutcome
@@ -55,12 +54,9 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
     for line in attention_lines(run.verdicts):
         yield printable(line)
     for entry in run.entries:
-        for changed in entry.telling_work:
-            yield f"{printable(entry.test)}: {work_title(changed)}"
-            yield work_text(changed, table_width())
-        for one in entry.explanations:
-            yield f"{printable(entry.test)}: {explanation_title(one)}"
-            yield explanation_text(one, table_width(), color=sys.stdout.isatty())
+        if why := entry.why:
+            yield printable(f"why: {entry.test}")
+            yield why_text(why, table_width(), color=sys.stdout.isatty())
     for entry in run.entries:
         if entry.error:
             yield printable(f"error: {entry.test}: head: {entry.error}")
@@ -68,7 +64,7 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
         missing = f"{plural(len(run.missing), 'test')} of base, not on head: {some(run.missing, LONGEST_LIST)}"
         yield printable(f"missing: {missing}")
     yield from map(printable, _disturbed_lines(blocks))
-    if run.differences:
+    if run.differences and not any(entry.why for entry in run.entries):
         yield printable(f"base and head differ in {', '.join(run.differences)}")
     yield printable(f"null control: {null_trip or 'neither side differs from itself'}")
     seconds = sum(block.seconds for block in blocks)

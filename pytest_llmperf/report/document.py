@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pytest_llmperf.metrics import METRICS, PRIMARY, Kind, Metric, primary_metric
 from pytest_llmperf.report import charts, workload_comparison
 from pytest_llmperf.report.charts import Chart
-from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
 from pytest_llmperf.report.inputs import Evidence
 from pytest_llmperf.report.terminal import counted
 from pytest_llmperf.report.verdict_rows import Row, rows, severity, shape
-from pytest_llmperf.report.work_text import work_text, work_title
+from pytest_llmperf.report.why_text import why_line, why_text
 from pytest_llmperf.report.workload_family import MeasuredWorkload, families
 from pytest_llmperf.storage.comparability import FIELDS, Weight
 from pytest_llmperf.storage.schema import CellRun, Observation, TestResult
@@ -49,7 +48,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Test:
-    """One test with its verdicts, explanations and workloads."""
+    """One test with its verdicts, why they changed, and its workloads."""
 
     __test__ = False  # pytest would collect a class of this name
 
@@ -58,10 +57,8 @@ class Test:
     error: str
     sentences: Sequence[tuple[str, str]]
     """Outcome and sentence of each cell that gates or moved."""
-    work_changes: Sequence[tuple[str, Sequence[str]]]
-    """Title and lines of each phase whose counted work explains a verdict."""
-    explanations: Sequence[tuple[str, Sequence[str]]]
-    """Title and lines of each explained phase."""
+    why: Sequence[str]
+    """Lines that tell why figures changed; empty if none did."""
     parts: Sequence[Part]
     reproduce: str
 
@@ -89,8 +86,8 @@ class Document:
     run_facts: Facts
     outcomes: Sequence[tuple[str, int]]
     """Number of cells that can fail, by outcome."""
-    failures: Sequence[tuple[str, str]]
-    """Test and sentence of each failure."""
+    failures: Sequence[tuple[str, Sequence[str]]]
+    """Each failed test with its sentences, and the most telling fact about it."""
     missing: Sequence[str]
     rows: Sequence[Row]
     tests: Sequence[Test]
@@ -148,11 +145,11 @@ def _run_facts(verdicts: VerdictFile) -> Facts:
     return [("started", run.time), ("commit", f"{run.commit or 'unknown'}{tree}"), ("run", run.run_id)]
 
 
-def _failures(verdicts: VerdictFile) -> Iterator[tuple[str, str]]:
+def _failures(verdicts: VerdictFile) -> Iterator[tuple[str, Sequence[str]]]:
     for test in verdicts.tests:
-        if test.error:
-            yield test.test, test.error
-        yield from ((test.test, cell.sentence) for cell in test.cells if cell.fails)
+        sentences = [*([test.error] if test.error else []), *(cell.sentence for cell in test.cells if cell.fails)]
+        if sentences:
+            yield test.test, [*sentences, *([why_line(test.why)] if test.why else [])]
 
 
 def _test(test: TestVerdicts, evidence: Evidence) -> Test:
@@ -163,10 +160,7 @@ def _test(test: TestVerdicts, evidence: Evidence) -> Test:
         outcome=_outcome(test),
         error=test.error,
         sentences=[(cell.outcome.words, cell.sentence) for cell in sorted(telling, key=severity)],
-        work_changes=[(work_title(one), work_text(one, TABLE_COLUMNS).split("\n")) for one in test.work_changes],
-        explanations=[
-            (explanation_title(one), explanation_text(one, TABLE_COLUMNS).split("\n")) for one in test.explanations
-        ],
+        why=why_text(test.why, TABLE_COLUMNS).split("\n") if test.why else [],
         parts=[_part(test, name, evidence) for name in hashes],
         reproduce=test.reproduce,
     )

@@ -15,10 +15,9 @@ from html import escape
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.report.explanation_text import explanation_text, explanation_title
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.report.verdict_rows import figure_texts, severity
-from pytest_llmperf.report.work_text import work_line, work_text, work_title
+from pytest_llmperf.report.why_text import why_line, why_text
 from pytest_llmperf.text import plural, printable, slug
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
@@ -85,7 +84,7 @@ def workflow_commands(verdicts: VerdictFile) -> str:
 
 
 def _body(verdicts: VerdictFile, most_bytes: int) -> str:
-    """Return the body: failures and undecided cells, all cells (worst first), explanations and commands."""
+    """Return the body: failures and undecided cells, all cells (worst first), why figures changed, and commands."""
     heading, cut = f"### llmperf: {conclusion(verdicts)}\n\n", _cut_line(os.environ)
     room = most_bytes - _bytes(heading) - _bytes(cut)
     if room < 0:
@@ -98,8 +97,7 @@ def _body(verdicts: VerdictFile, most_bytes: int) -> str:
         _failures_block(verdicts.tests),
         _undecided_block(verdicts.tests),
         _cells_block(verdicts.tests),
-        _work_block(verdicts.tests),
-        _explanations_block(verdicts.tests),
+        _why_block(verdicts.tests),
         _reproduce_block(verdicts.tests),
     ]
     text, whole = _fitted(blocks, room)
@@ -162,7 +160,7 @@ def _failures_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
 
 
 def _failure(test: TestVerdicts) -> str:
-    lines = [_codes(_reasons(test), "<br>"), *map(_code, _work_lines(test))]
+    lines = [_codes(_reasons(test), "<br>"), *map(_code, _telling(test))]
     return f"<li>{_code(test.test)}<br>{'<br>'.join(lines)}</li>\n"
 
 
@@ -171,9 +169,9 @@ def _reasons(test: TestVerdicts) -> list[str]:
     return [test.error] if test.error else [cell.sentence for cell in test.cells if cell.fails]
 
 
-def _work_lines(test: TestVerdicts) -> list[str]:
-    """Return what changed in the counted work of a failed test, one line per phase."""
-    return [work_line(change) for change in test.work_changes[:LONGEST_LIST]]
+def _telling(test: TestVerdicts) -> list[str]:
+    """Return the most telling fact about a failed test, if one is known."""
+    return [why_line(test.why)] if test.why else []
 
 
 def _undecided_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
@@ -200,27 +198,13 @@ def _reason(cell: CellVerdict) -> str:
     return re.split(f"; {words}: |: {words}, ", cell.sentence, maxsplit=1)[-1]
 
 
-def _work_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
+def _why_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
     told = [
-        _preformatted(test, _code(work_title(change)), work_text(change, TABLE_COLUMNS))
+        f"<p>{_code(test.test)}</p>\n<pre>\n{escape(why_text(test.why, TABLE_COLUMNS))}\n</pre>\n"
         for test in tests
-        for change in test.work_changes
+        if test.why
     ]
-    return CommentBlock("<details><summary>What changed in the work</summary>\n", told, "</details>\n")
-
-
-def _explanations_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
-    told = [
-        _preformatted(test, explanation_title(one), explanation_text(one, TABLE_COLUMNS))
-        for test in tests
-        for one in test.explanations
-    ]
-    return CommentBlock("<details><summary>Where the time went</summary>\n", told, "</details>\n")
-
-
-def _preformatted(test: TestVerdicts, title: str, text: str) -> str:
-    """Return a text of several lines below a test's name and a title, which is HTML."""
-    return f"<p>{_code(test.test)}: {title}</p>\n<pre>\n{escape(text)}\n</pre>\n"
+    return CommentBlock("<details><summary>Why</summary>\n", told, "</details>\n")
 
 
 def _cells_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
@@ -257,7 +241,7 @@ def _reproduce_block(tests: Sequence[TestVerdicts]) -> CommentBlock:
 
 def _annotation(test: TestVerdicts) -> str:
     place = {"file": printable(test.file), "line": str(test.line or 1)} if test.file else {}
-    message = "\n".join(map(printable, [*_reasons(test), *_work_lines(test)]))
+    message = "\n".join(map(printable, [*_reasons(test), *_telling(test)]))
     return _command("error", message, **place, title=printable(test.test)[:LONGEST_TITLE])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pytest_llmperf.hardware.device import is_fake
 from pytest_llmperf.report.charts import figures
 from pytest_llmperf.report.results_table import changed, results_table
-from pytest_llmperf.report.work_text import work_line
+from pytest_llmperf.report.why_text import why_line
 from pytest_llmperf.report.workload_family import OVER_CONTEXT, ContextCost, MeasuredWorkload, families
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.text import plural, printable, some
@@ -19,7 +19,7 @@ from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
 from pytest_llmperf.verdict.verdict_file import VerdictFile, decided
-from pytest_llmperf.verdict.work_change import WorkChange
+from pytest_llmperf.verdict.why import Why
 
 LONGEST_LIST = 3
 GIB = 1024**3
@@ -71,7 +71,7 @@ def title(entries: list[Entry]) -> str:
 def summary_lines(run: RunOutcome) -> Iterator[str]:
     """Yield the lines of the summary: attention, baseline, and last the number of decided cells."""
     yield from attention_lines(_told_here(run.entries))
-    yield from _work_lines(run.entries)
+    yield from _why_lines(run.entries)
     for entry in run.entries:
         if entry.error:
             yield f"error: {entry.test}: {entry.error}"
@@ -110,17 +110,27 @@ def _told_here(entries: Iterable[Entry]) -> Iterator[Verdict]:
         yield from (verdict for verdict in entry.verdicts if verdict not in shown)
 
 
-def _work_lines(entries: Iterable[Entry]) -> Iterator[str]:
-    """Yield what changed in the counted work, once for all changes of the same operators."""
-    groups: defaultdict[tuple[object, ...], list[tuple[str, WorkChange]]] = defaultdict(list)
+def _why_lines(entries: Iterable[Entry]) -> Iterator[str]:
+    """Yield the most telling fact about each test that changed, once for all tests with the same cause."""
+    groups: defaultdict[tuple[object, ...], list[tuple[str, Why]]] = defaultdict(list)
     for entry in entries:
-        for change in entry.telling_work:
-            groups[change.phase, change.operators, change.reason, change.differs].append((entry.test, change))
-    for (test, change), *others in [*groups.values()][:LONGEST_LIST]:
-        alike = f" and {len(others)} more with the same operators" if others else ""
-        yield f"work: {test}{alike}: {work_line(change)}"
-    if more := [*groups][LONGEST_LIST:]:
-        yield f"work: {plural(len(more), 'more change')}: --llmperf-verdicts=FILE writes all of them"
+        if why := entry.why:
+            groups[_alike(why)].append((entry.test, why))
+    for (test, why), *others in [*groups.values()][:LONGEST_LIST]:
+        more = f" and {plural(len(others), 'test')} alike" if others else ""
+        yield f"why: {test}{more}: {why_line(why)}"
+    if rest := [*groups][LONGEST_LIST:]:
+        yield f"why: {plural(len(rest), 'more cause')}: --llmperf-verdicts=FILE writes all of them"
+
+
+def _alike(why: Why) -> tuple[object, ...]:
+    """Return what tests have in common that changed for the same cause: operators do not depend on sizes."""
+    work, cause, code = why.caused_by_work, why.cause, why.code
+    if work and work.operators:
+        return (cause.kind, cause.phase, work.operators)
+    if cause.kind in ("device", "host"):
+        return (cause.kind, cause.phase, cause.name)
+    return (why_line(why.model_copy(update={"code": code and code.model_copy(update={"repeat": ()})})),)
 
 
 def decided_line(run: RunOutcome) -> str:

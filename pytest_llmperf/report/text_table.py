@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable
 from textwrap import fill
 
@@ -97,7 +98,18 @@ class Outline:
 
 def wrapped(line: str, width: int) -> str:
     """Wrap a line to ``width`` columns; continuation lines are indented."""
-    return fill(line, width, subsequent_indent=" " * 4, break_on_hyphens=False)
+    return _without_commands(fill(line, width, subsequent_indent=" " * 4, break_on_hyphens=False))
+
+
+def indented(line: str, width: int) -> str:
+    """Wrap a line below a title, to ``width`` columns."""
+    text = fill(line, width, initial_indent=" " * 2, subsequent_indent=" " * 6, break_on_hyphens=False)
+    return _without_commands(text)
+
+
+def _without_commands(text: str) -> str:
+    """Separate the colons that begin a line, which a GitHub runner would execute as a command."""
+    return re.sub(r"^(\s*)::", r"\1: :", text, flags=re.MULTILINE)
 
 
 def render(table: RenderableType, width: int, *, color: bool) -> str:

@@ -1,17 +1,18 @@
-"""Format a change of counted work: one line, and the details below it."""
+"""Format a change of counted work: one line, and a section with the details."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from pytest_llmperf.metrics import METRICS
-from pytest_llmperf.report.explanation_text import STEPS
-from pytest_llmperf.report.text_table import wrapped
+from pytest_llmperf.report.text_table import indented, wrapped
+from pytest_llmperf.report.time_text import STEPS
 from pytest_llmperf.text import cut, printable
 from pytest_llmperf.verdict.model import since
 from pytest_llmperf.verdict.sentence import format_value
 from pytest_llmperf.verdict.work_change import CountChange, WorkChange
 
+SAME_WORK = "the same operators, FLOPs and bytes"
 MENTIONED, MOST_LISTED = 3, 12
 """Maximum of operators named in the line, and in the details."""
 LONGEST_NAME = 48
@@ -37,41 +38,71 @@ _METRIC_OF = {
 }
 
 
-def work_title(change: WorkChange) -> str:
-    """Return the title of the details."""
+def work_line(change: WorkChange, width: int | None = None, *, first: str = "") -> str:
+    """Return what changed in one line; it names fewer operators if that makes it fit in ``width`` columns.
+
+    Args:
+        change: of one phase.
+        width: columns; ``None`` for any number.
+        first: name of the total that leads; operators do if there is none.
+
+    Example: ``decode: +35 operators a token: aten::_to_copy 9 -> 27, ...; FLOPs ×1.00; bytes ×1.12 (+3.1 MiB: ...)``.
+    """
+    return _plain(_fitting(change, width, first))
+
+
+def wrapped_work_line(change: WorkChange, width: int, *, first: str, more: str = "") -> str:
+    """Return the line and more words, wrapped to ``width`` columns between operators."""
+    return _plain(wrapped(f"{_fitting(change, width, first)}{more}", width))
+
+
+def work_section(change: WorkChange, width: int, *, told: str | None = None) -> Iterator[str]:
+    """Yield a title and the details, in at most ``width`` columns.
+
+    Args:
+        change: of one phase.
+        width: columns.
+        told: total that leads the line, if the line was shown before; otherwise the details begin with the line.
+    """
+    line = _fitting(change, None if told is None else width, told or "")
+    details = [f"{label}: {text}" for label, text in _details(change, line)]
+    lines = [*([line.partition(": ")[2]] if told is None else []), *details] or ["nothing else"]
+    title = f"{_title(change)}:"
+    if len(lines) == 1 and not details:
+        title, lines = f"{title} {lines[0]}", []
+    yield from (_plain(wrapped(title, width)), *(_plain(indented(text, width)) for text in lines))
+
+
+def _plain(text: str) -> str:
+    return text.replace(_JOINT, " ")
+
+
+def _title(change: WorkChange) -> str:
     beside = f", beside {change.base}" if change.base and not change.reason else ""
     return printable(f"counted work per {STEPS[change.phase]} in {change.phase}{beside}{since(change.against)}")
 
 
-def work_line(change: WorkChange, width: int | None = None) -> str:
-    """Return what changed in one line; it names fewer operators if that makes it fit in ``width`` columns.
-
-    Example: ``decode: +35 operators a token: aten::_to_copy 9 -> 27, ...; FLOPs ×1.00; bytes ×1.12 (+3.1 MiB: ...)``.
-    """
-    return _fitting(change, width).replace(_JOINT, " ")
-
-
-def work_text(change: WorkChange, width: int) -> str:
-    """Format the line and its details in at most ``width`` columns."""
-    line = _fitting(change, width)
-    lines = [line, *(f"{label}: {text}" for label, text in _details(change, line))]
-    return "\n".join(wrapped(text, width) for text in lines).replace(_JOINT, " ")
-
-
-def _fitting(change: WorkChange, width: int | None) -> str:
-    lines = [_line(change, most) for most in range(MENTIONED, 0, -1)]
+def _fitting(change: WorkChange, width: int | None, first: str) -> str:
+    lines = [_line(change, most, first) for most in range(MENTIONED, 0, -1)]
     return next((line for line in lines if width is None or len(line) <= width), lines[0])
 
 
-def _line(change: WorkChange, most: int) -> str:
+def _line(change: WorkChange, most: int, first: str) -> str:
     if change.reason:
-        return printable(f"{change.phase}: work not compared: {change.reason}")
+        return printable(f"{change.phase}: not compared: {change.reason}")
     if change.is_equal:
-        return f"{change.phase}: the same operators, FLOPs and bytes"
-    clauses = [_operators(change, most), _amount(change, "flops"), _amount(change, "bytes")]
+        return f"{change.phase}: {SAME_WORK}"
+    clauses = {
+        "operators": _operators(change, most),
+        "flops": _amount(change, "flops"),
+        "bytes": _amount(change, "bytes"),
+    }
     if not (change.operators or change.flops or change.bytes):
-        clauses = ["the same operators, FLOPs and bytes", *_allocations(change), *_growth(change)]
-    return f"{change.phase}: {'; '.join(clauses)}"
+        told = [SAME_WORK, *_allocations(change), *_growth(change)]
+    else:
+        leading = [clauses.pop(first)] if first in clauses else [*_allocations(change)] if first else []
+        told = [*leading, *clauses.values()]
+    return f"{change.phase}: {'; '.join(told)}"
 
 
 def _operators(change: WorkChange, most: int) -> str:

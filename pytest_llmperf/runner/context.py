@@ -36,15 +36,17 @@ from pytest_llmperf.runner.config import Options, TestSettings
 from pytest_llmperf.stats.holm import holm_family_sizes
 from pytest_llmperf.storage.baseline_file import baseline_path, check_writable, load_baseline
 from pytest_llmperf.storage.baseline_folder import parse_baselines, read_baselines, texts_at
+from pytest_llmperf.storage.comparability import compare_environments, known_to_differ
 from pytest_llmperf.storage.schema import Baseline, CellRun, Run, TestResult
 from pytest_llmperf.system.git import head_commit, is_dirty
 from pytest_llmperf.system.interrupts import can_interrupt
 from pytest_llmperf.system.tracing import changed_tracing, tracing
 from pytest_llmperf.text import slug, some
 from pytest_llmperf.verdict.anchor import Anchor, pinned_baselines
+from pytest_llmperf.verdict.code_change import CodeChange, code_between, repeating
 from pytest_llmperf.verdict.comparison import Comparison, Confirmed
 from pytest_llmperf.verdict.judge import is_judged
-from pytest_llmperf.verdict.model import CellKey, Verdict
+from pytest_llmperf.verdict.model import CellKey, Outcome, Verdict
 from pytest_llmperf.verdict.outcome import Entry
 from pytest_llmperf.verdict.screen import ALPHA_FAMILY
 from pytest_llmperf.verdict.work_change import WorkChange, work_changes
@@ -80,15 +82,19 @@ class Workplace:
         options: the run's settings.
         tests: the perf tests that will run.
         root: the user's project.
+        settings: options with which pytest repeats the same measurement.
 
     Raises:
         UsageError: a device, model or quantization is not available here.
         BaselineError: the baseline cannot be trusted.
     """
 
-    def __init__(self, options: Options, tests: Sequence[PlannedTest], *, root: Path) -> None:
+    def __init__(
+        self, options: Options, tests: Sequence[PlannedTest], *, root: Path, settings: Sequence[str] = ()
+    ) -> None:
         self.options = options
         self._root = root
+        self._settings = settings
         self.edited = ""
         self.dead = ""
         """The test at which the device died, and why; empty while it works."""
@@ -246,14 +252,16 @@ class Workplace:
 
     def entry(self, test: str, results: list[TestResult], *, timings: Sequence[str] = (), error: str = "") -> Entry:
         """Return the entry of a finished test; ``timings`` are shown beside the recorded results."""
+        verdicts = [] if error or self.options.measure_only else self._judge(test, results)
         entry = Entry(
             test=test,
             device_key=self.device_key,
             run=self.run,
             results=results,
             timings=list(timings),
-            verdicts=[] if error or self.options.measure_only else self._judge(test, results),
+            verdicts=verdicts,
             work_changes=[] if error or self.options.measure_only else self._work_changes(results),
+            code_changes=self._code_changes(test, verdicts),
             injected=[str(injection) for injection in self.options.injections],
             fail_on=self.options.fail_on,
             limits=self._limits(test) if self.options.journal else {},
@@ -357,15 +365,40 @@ class Workplace:
 
     def _work_changes(self, results: Sequence[TestResult]) -> list[WorkChange]:
         """Compare the counted work with the baseline's, and with the anchor's."""
-        sides = [("", self.comparison)]
-        if self._anchor:
-            sides.append((self._anchor.revision, self._anchor.comparison))
         return [
             change
-            for against, comparison in sides
+            for against, comparison in self._comparisons.items()
             for result in results
             for change in work_changes(result, comparison.stored_work(result), against=against)
         ]
+
+    @property
+    def _comparisons(self) -> dict[str, Comparison]:
+        """The comparisons by the revision of their baselines; empty for the present ones."""
+        anchored = {self._anchor.revision: self._anchor.comparison} if self._anchor else {}
+        return {"": self.comparison, **anchored}
+
+    def _code_changes(self, test: str, verdicts: Sequence[Verdict]) -> list[CodeChange]:
+        """Return what lies between this run and the latest one that each changed figure was compared with."""
+        moved = [one for one in verdicts if one.suspect or one.outcome in (Outcome.REGRESSED, Outcome.IMPROVED)]
+        found: dict[str, Run] = {}
+        for verdict in moved:
+            run = self._comparisons[verdict.against].latest_run(verdict)
+            if run and (verdict.against not in found or run.time > found[verdict.against].time):
+                found[verdict.against] = run
+        return [self._code_since(run, test, against) for against, run in found.items()]
+
+    def _code_since(self, run: Run, test: str, against: str) -> CodeChange:
+        differences = compare_environments(run.environment, self.run.environment)
+        return code_between(self._root, run.commit or "", self.run.commit or "").model_copy(
+            update={
+                "against": against,
+                "base_is_dirty": bool(run.dirty),
+                "now_is_dirty": bool(self.run.dirty),
+                "differences": known_to_differ(differences),
+                "repeat": repeating(test, self._settings),
+            }
+        )
 
     def _limits(self, test: str) -> dict[str, Limit]:
         limit = self.options.limits(test, self._layers[test])

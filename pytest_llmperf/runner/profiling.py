@@ -30,15 +30,15 @@ from pytest_llmperf.system.git import file_at, is_file_at
 from pytest_llmperf.system.paths import run_folder
 from pytest_llmperf.system.pytest_process import ProcessExit, run_replica
 from pytest_llmperf.text import plural, some
-from pytest_llmperf.verdict.explanation import Profiles, explanations, slower
 from pytest_llmperf.verdict.outcome import Entry
+from pytest_llmperf.verdict.time_change import Profiles, slower, time_changes
 
 NO_PROFILE = "no profile is stored; recording a run stores profiles of llmperf.generate"
 LONGEST_LIST = 3
 
 
 def explained(entries: Sequence[Entry], config: pytest.Config, workplace: Workplace) -> list[Entry]:
-    """Return the entries; those with a timed regression get an explanation of what takes longer.
+    """Return the entries; those with a timed regression get the times of operators on both sides.
 
     Args:
         entries: with their final verdicts.
@@ -59,7 +59,7 @@ def explained(entries: Sequence[Entry], config: pytest.Config, workplace: Workpl
 
 
 def _explained(entry: Entry, base: Profiles, now: Profiles, traces: str) -> Entry:
-    return entry.model_copy(update={"explanations": explanations(entry.verdicts, base, now, traces=traces)})
+    return entry.model_copy(update={"time_changes": time_changes(entry.verdicts, base, now, traces=traces)})
 
 
 def store_profiles(config: pytest.Config, session: Session) -> str:

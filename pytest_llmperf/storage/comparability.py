@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -103,6 +103,11 @@ def compare_environments(then: Mapping[str, Scalar], now: Mapping[str, Scalar]) 
     """Return the fields in which two environments differ or may differ, blocking ones first."""
     found = [_compare_field(name, weight, _value(then, name), _value(now, name)) for name, weight in FIELDS.items()]
     return [difference for difference in found if difference.state is not State.EQUAL]
+
+
+def known_to_differ(differences: Sequence[Difference]) -> tuple[str, ...]:
+    """Return the fields that both environments have, and that differ, as text."""
+    return tuple(str(found) for found in differences if found.state is State.DIFFERS)
 
 
 def blocking(differences: list[Difference], fields: frozenset[str] = BLOCKING) -> list[Difference]:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pytest_llmperf.errors import BaselineError
@@ -17,6 +18,31 @@ _REPOSITORY_VARIABLES = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_NAMESPACE"),
     *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_QUARANTINE_PATH"),
 )
+
+
+_NOT_BASELINES = (":(top)", ":(top,exclude)*baselines/*.json")
+"""Pathspecs of all files except baselines, because recording one changes no code."""
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One commit; author and subject are untrusted text."""
+
+    hash: str
+    author: str
+    subject: str
+
+
+@dataclass(frozen=True)
+class CommitsBetween:
+    """Commits between two revisions, without merges and without commits that only record baselines."""
+
+    ahead: int
+    """Number of commits that only the second revision has."""
+    behind: int
+    """Number of commits that only the first revision has."""
+    only: Commit | None
+    """The commit, if there is exactly one on both sides together."""
 
 
 def git_environment() -> dict[str, str]:
@@ -45,6 +71,20 @@ def remote_of(folder: Path) -> str:
     """Return the remote to fetch a missing revision from: ``origin``, or else the first one."""
     remotes = (_git(folder, "remote") or "").split()
     return "origin" if "origin" in remotes or not remotes else remotes[0]
+
+
+def commits_between(folder: Path, base: str, now: str) -> CommitsBetween | None:
+    """Return the commits between two commits of a repository.
+
+    Return ``None`` if a name is not a commit's hash, or if git lacks a commit or the history between them.
+    """
+    if not all(re.fullmatch(r"[0-9a-f]{7,64}", name) for name in (base, now)):
+        return None
+    ahead, behind = (_commits(folder, *span) for span in ((base, now), (now, base)))
+    if ahead is None or behind is None or (behind and is_shallow(folder)):
+        return None
+    every = [*ahead, *behind]
+    return CommitsBetween(len(ahead), len(behind), _commit(folder, every[0]) if len(every) == 1 else None)
 
 
 def folder_in_repository(folder: Path) -> str:
@@ -121,6 +161,21 @@ def check_revision(folder: Path, revision: str) -> None:
         fetch = f"git fetch --depth=1 {remote_of(folder)} {printable(revision)}, or git fetch --unshallow"
         more = f". This clone is shallow: run {fetch}" if is_shallow(folder) else ""
         raise BaselineError(f"unknown git revision {name}; expected a commit, branch or tag{more}")
+
+
+def _commits(folder: Path, without: str, of: str) -> list[str] | None:
+    listed = _git(folder, "rev-list", "--no-merges", f"{without}..{of}", "--", *_NOT_BASELINES)
+    return None if listed is None else listed.split()
+
+
+def _commit(folder: Path, name: str) -> Commit | None:
+    words = ("--no-show-signature", "--no-color", "--encoding=UTF-8", "--format=%H%x00%an%x00%s")
+    told = _git(folder, "log", "--max-count=1", *words, name)
+    if told is None:
+        return None
+    # A subject may be in any encoding, and what is not UTF-8 cannot be written as JSON.
+    name, author, subject = told.encode(errors="surrogateescape").decode(errors="replace").strip("\n").split("\0")
+    return Commit(name, author, subject)
 
 
 def _inside(folder: Path, path: Path) -> str:

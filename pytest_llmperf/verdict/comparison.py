@@ -88,6 +88,11 @@ class Comparison:
             return []
         return compare_environments(self.baseline.runs[-1].environment, self.environment)
 
+    def latest_run(self, verdict: Verdict) -> Run | None:
+        """Return the latest run that a verdict's figure was compared with."""
+        window = verdict.cell.window
+        return self._run_of.get(window[-1].run_id) if window else None
+
     def slowest_s(self, test: str) -> float | None:
         """Return the longest time that a comparable run took for a test, in seconds."""
         seen, runs = (self.baseline.observations, self.baseline.runs) if self.baseline else ([], [])
@@ -111,8 +116,11 @@ class Comparison:
     @cached_property
     def _work(self) -> list[tuple[Run, StoredWork]]:
         """The stored work of all baselines of this kind of device, each with its run."""
-        runs = {run.run_id: run for baseline in self._baselines for run in baseline.runs}
-        return [(runs[row.run], row) for baseline in self._baselines for row in baseline.work]
+        return [(self._run_of[row.run], row) for baseline in self._baselines for row in baseline.work]
+
+    @cached_property
+    def _run_of(self) -> dict[str, Run]:
+        return {run.run_id: run for baseline in self._baselines for run in baseline.runs}
 
     def _verdict(self, cell: CellRun, limit: Limit, workload: Workload, confirmed: Confirmed) -> Verdict:
         key = cell.key[:3]

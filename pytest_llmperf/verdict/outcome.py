@@ -15,9 +15,11 @@ from pytest_llmperf.metrics import Limit
 from pytest_llmperf.storage.provenance import SideProof
 from pytest_llmperf.storage.schema import Baseline, Run, TestResult
 from pytest_llmperf.text import plural, printable, some
-from pytest_llmperf.verdict.explanation import Explanation
+from pytest_llmperf.verdict.code_change import CodeChange
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.sentence import sentence, short_sentence
+from pytest_llmperf.verdict.time_change import TimeChange
+from pytest_llmperf.verdict.why import Why, moves_of, why_of
 from pytest_llmperf.verdict.work_change import WorkChange, telling
 
 
@@ -47,8 +49,10 @@ class Entry(BaseModel):
     """Whether the test is marked xfail; its regressions then fail nothing."""
     work_changes: list[WorkChange] = []
     """Counted work of each phase beside that of the baseline."""
-    explanations: list[Explanation] = []
+    time_changes: list[TimeChange] = []
     """Operator profiles of the regressions."""
+    code_changes: list[CodeChange] = []
+    """What lies between this run and each base, if a verdict may need it."""
     confirm_seconds: float = 0.0
     """This test's share of the time of the confirmation runs."""
 
@@ -69,9 +73,10 @@ class Entry(BaseModel):
         ]
 
     @property
-    def telling_work(self) -> list[WorkChange]:
-        """The counted work that explains a verdict."""
-        return telling(self.work_changes, self.verdicts)
+    def why(self) -> Why | None:
+        """Why the test's figures changed; ``None`` if none regressed and no counted work changed."""
+        work = telling(self.work_changes, self.verdicts)
+        return why_of(moves_of(self.verdicts), work, self.time_changes, self.code_changes)
 
     @property
     def suspect(self) -> bool:

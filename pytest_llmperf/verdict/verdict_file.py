@@ -14,26 +14,24 @@ from posixpath import join, normpath
 from typing import Literal
 
 import pytest
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from pytest_llmperf.errors import BaselineError
-from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.storage.baseline_file import Written, first_problem, write_model
 from pytest_llmperf.storage.provenance import SideProof
 from pytest_llmperf.storage.schema import Run, Workload
 from pytest_llmperf.text import printable
-from pytest_llmperf.verdict.explanation import Explanation
-from pytest_llmperf.verdict.model import Outcome, Verdict, compared_figure
+from pytest_llmperf.verdict.model import MetricKey, Outcome, Verdict, compared_figure
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence
-from pytest_llmperf.verdict.work_change import WorkChange
+from pytest_llmperf.verdict.why import Why
 
 
 class CellVerdict(Written):
     """Verdict on one cell with its evidence. Figures are in ``unit``; shares and ratios are relative."""
 
-    metric: str
+    metric: MetricKey
     unit: str
     workload: str
     outcome: Outcome
@@ -56,13 +54,6 @@ class CellVerdict(Written):
     against: str = ""
     """Git revision of the baseline compared with; empty for the present baseline."""
     sentence: str
-
-    @field_validator("metric")
-    @classmethod
-    def _is_known(cls, key: str) -> str:
-        if key not in METRICS:
-            raise ValueError(f"there is no metric {key!r:.80}")
-        return key
 
     @property
     def counts(self) -> bool:
@@ -94,10 +85,8 @@ class TestVerdicts(Written):
     workloads: dict[str, Workload]
     cells: list[CellVerdict]
     reproduce: str
-    work_changes: tuple[WorkChange, ...] = ()
-    """Changes of the counted work that explain a verdict, by workload and phase."""
-    explanations: tuple[Explanation, ...] = ()
-    """Operator profiles of the regressions, by workload."""
+    why: Why | None = None
+    """Why figures changed: counted work, operators and kernels by time, and the code; ``None`` if nothing changed."""
 
 
 class VerdictFile(Written):
@@ -208,8 +197,7 @@ def _test_verdicts(entry: Entry, command: Sequence[str], folder: str) -> TestVer
         workloads={result.workload.hash: result.workload for result in entry.results},
         cells=[_cell_verdict(verdict, fails=entry.failed and verdict in entry.failing) for verdict in entry.verdicts],
         reproduce=shlex.join([*command, f"--llmperf-only={entry.test}"]),
-        work_changes=tuple(entry.telling_work),
-        explanations=tuple(entry.explanations),
+        why=entry.why,
     )
 
 

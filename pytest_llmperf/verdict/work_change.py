@@ -10,33 +10,29 @@ from pydantic import ConfigDict
 
 from pytest_llmperf.storage.baseline_file import Written
 from pytest_llmperf.storage.schema import PhaseWork, StepCounts, TestResult
-from pytest_llmperf.verdict.explanation import OF_DECODE, OF_PREFILL, Phase
 from pytest_llmperf.verdict.model import Outcome, Verdict
+from pytest_llmperf.verdict.time_change import OF_DECODE, OF_PREFILL, Phase
 
-COUNTED_METRICS: Mapping[Phase, frozenset[str]] = {
-    "prefill": frozenset(
-        {
-            "prefill_operators",
-            "prefill_flops",
-            "prefill_moved_bytes",
-            "prefill_allocations",
-            "prefill_allocated_bytes",
-        }
-    ),
-    "decode": frozenset(
-        {
-            "operators_per_token",
-            "flops_per_token",
-            "moved_bytes_per_token",
-            "allocations_per_token",
-            "allocated_bytes_per_token",
-            "operators_growth",
-            "flops_growth",
-            "moved_bytes_growth",
-        }
-    ),
+COUNTED_METRICS: Mapping[Phase, Mapping[str, str]] = {
+    "prefill": {
+        "prefill_operators": "operators",
+        "prefill_flops": "flops",
+        "prefill_moved_bytes": "bytes",
+        "prefill_allocations": "allocations",
+        "prefill_allocated_bytes": "allocated_bytes",
+    },
+    "decode": {
+        "operators_per_token": "operators",
+        "flops_per_token": "flops",
+        "moved_bytes_per_token": "bytes",
+        "allocations_per_token": "allocations",
+        "allocated_bytes_per_token": "allocated_bytes",
+        "operators_growth": "operators",
+        "flops_growth": "flops",
+        "moved_bytes_growth": "bytes",
+    },
 }
-"""Metrics that are counted in a phase."""
+"""Metrics that are counted in a phase, each with the name of its total in `StepCounts`."""
 TIMED: Mapping[Phase, frozenset[str]] = {"prefill": OF_PREFILL, "decode": OF_DECODE}
 FOLLOWING: Mapping[Phase, frozenset[str]] = {
     "prefill": frozenset({"prefill_peak_allocated_bytes"}),

@@ -17,7 +17,7 @@ from pytest_llmperf.ab.side import Side
 from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.cli.ab_output import _disturbed_lines, result_lines
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.report.work_text import work_line
+from pytest_llmperf.report.why_text import why_line
 from pytest_llmperf.storage.provenance import Imported
 from pytest_llmperf.storage.schema import PhaseWork, StepCounts
 from pytest_llmperf.verdict.model import Outcome
@@ -113,15 +113,16 @@ def test_a_counted_regression_explains_itself_by_the_work_of_both_sides(start):
     series, _ = start(of)
     outcome = comparison_outcome(series, measure(series, 1))
     tests = verdict_file(outcome, command=["llmperf", "ab", "main"], exit_code=1).tests
-    found = {test.test: [work_line(change) for change in test.work_changes] for test in tests}
+    found = {test.test: why_line(test.why) if test.why else "" for test in tests}
     assert found == {
-        "t.py::a": ["decode: +1 operators a token: aten::mm 10 -> 11; FLOPs ×1.00; bytes ×1.00"],
-        "t.py::b": ["decode: work not compared: base: it counted no work of this workload"],
-        "t.py::c": [],
+        "t.py::a": "decode: +1 operators a token: aten::mm 10 -> 11; FLOPs ×1.00; bytes ×1.00",
+        "t.py::b": "not explained: base: it counted no work of this workload",
+        "t.py::c": "",
     }
     said = list(result_lines(outcome, series.blocks, null_trip=""))
-    assert "t.py::a: counted work per token in decode, beside base" in said
-    assert found["t.py::a"][0] in said
+    assert said[said.index("why: t.py::a") + 1].split("\n") == [
+        found["t.py::a"], "counted work per token in decode, beside base: nothing else",
+    ]  # fmt: skip
 
 
 def counted_work(products):
@@ -392,3 +393,20 @@ def test_what_the_sides_ran_differently_is_told(start):
         series.blocks[0], imported={arm: Imported(distributions=found) for arm, found in versions.items()}
     )
     assert comparison_outcome(series, standing).differences == ["gone: 1 -> none", "helper: 1.0 -> 2.0"]
+
+
+@pytest.mark.parametrize("operators", [11.0, 10.0], ids=["regressed", "unchanged"])
+def test_other_dependencies_are_part_of_why(start, operators):
+    """They are told once: with the test that regressed, or for the run if none did."""
+    series, _ = start(figures(operators=operators))
+    standing = measure(series, 1)
+    versions = {"base": {"helper": "1.0"}, "head": {"helper": "2.0"}}
+    found = {arm: Imported(distributions=one) for arm, one in versions.items()}
+    series.blocks[0] = replace(series.blocks[0], imported=found)
+    outcome = comparison_outcome(series, standing)
+    said = list(result_lines(outcome, series.blocks, null_trip=""))
+    told = said.index("base and head differ in helper: 1.0 -> 2.0")
+    regressed = operators > 10.0
+    assert "base and head differ" not in "".join(said[told + 1 :])
+    assert [bool(entry.why) for entry in outcome.entries] == [regressed]
+    assert (said[told - 1] == "why: t.py::a") is regressed

@@ -11,9 +11,11 @@ from repository import commit, git
 from pytest_llmperf.ab.gate import combined, open_tests
 from pytest_llmperf.cli import main
 from pytest_llmperf.cli.gate_command import final_line
+from pytest_llmperf.report.why_text import why_text
 from pytest_llmperf.system.pytest_process import without_outputs
 from pytest_llmperf.verdict.model import Outcome
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile, read_verdicts
+from pytest_llmperf.verdict.why import Move, why_of
 from pytest_llmperf.verdict.work_change import CountChange, WorkChange
 
 STEP_OF_REVISION = """
@@ -65,16 +67,41 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
     assert {name: side.commit for name, side in found.sides.items()} == {
         "base": git(repository, "rev-parse", "main"), "head": git(repository, "rev-parse", "HEAD"),
     }  # fmt: skip
-    explained = {test.test: [one.phase for one in test.explanations] for test in found.tests}
-    assert explained == {"test_perf.py::test_decode[1-fp32]": ["decode"], "test_perf.py::test_decode[2-fp32]": []}
-    assert found.tests[0].explanations[0].operators
-    assert [(change.base, change.is_equal) for change in found.tests[0].work_changes] == [("base", True)]
-    assert "decode: the same operators, FLOPs and bytes\n" in said
+    slower, new = (test.why for test in found.tests)
+    assert new is None
+    assert [one.phase for one in slower.times] == ["decode"]
+    assert slower.times[0].operators
+    assert [(change.base, change.is_equal) for change in slower.work] == [("base", True)]
+    told = why_text(slower, 160)
+    assert f"why: test_perf.py::test_decode[1-fp32]\n{told}\n" in said
+    assert "counted work per token in decode, beside base: the same operators, FLOPs and bytes" in told
+    assert told.endswith(f"\ncommit: {git(repository, 'rev-parse', 'HEAD')[:12]} a: change")
     assert "llmperf ab: profiling what regressed, on both sides: test_perf.py::test_decode[1-fp32]" in said
-    assert "with base, " in said
     assert {path.parent.name for path in (repository / ".llmperf" / "traces").glob("*/*/*.gz")} == {"base", "head"}
     assert git(repository, "status", "--porcelain") == "?? out.json"
     assert git(repository, "worktree", "list").count("\n") == 0
+
+
+ONE_MORE_OPERATOR = """
+    llm.model.register_forward_hook(lambda _model, _given, found: (found.logits.erf(), None)[1])
+    llmperf.generate("""
+
+
+def test_several_commits_between_are_told_with_the_command_that_finds_the_one(repository, capfd):
+    """A counted regression of a real repository: why is told in the same words in the output and in the file."""
+    changed = PERF_TESTS.format(sizes=[1]).replace("\n    llmperf.generate(", ONE_MORE_OPERATOR)
+    head = commit(repository, {"step": "1", "test_perf.py": changed})
+    base = git(repository, "rev-parse", "main")
+    code = main(["ab", "main", "HEAD", "--verdicts=out.json", "--", *ARGUMENTS, "--llmperf-gate=operators_per_token"])
+    said = capfd.readouterr().out
+    assert code == 1, said
+    (test,) = read_verdicts(repository / "out.json").tests
+    lines = why_text(test.why, 160).split("\n")
+    assert lines[0].startswith("decode: +1 operators a token: aten::erf 0 -> 1; ")
+    assert lines[-2] == f"2 commits between {base[:12]} and {head[:12]}: this finds the one:"
+    assert lines[-1].startswith(f"  llmperf bisect {base[:12]} {head[:12]} -- ")
+    assert lines[-1].endswith("'--llmperf-only=test_perf.py::test_decode[1-fp32]'")
+    assert "\n".join([f"why: {test.test}", *lines]) in said
 
 
 @pytest.mark.parametrize(
@@ -223,13 +250,16 @@ def changed(base, count):
 )
 def test_the_work_is_explained_once(screened, compared, kept):
     """Beside the merge base, unless only the baseline shows a change."""
+    moves = [Move("operators_per_token", "w", None, fails=True)]
     both = [
-        verdicts(a=[cell(Outcome.REGRESSED)]).tests[0].model_copy(update={"work_changes": tuple(changes)})
+        verdicts(a=[cell(Outcome.REGRESSED, "operators_per_token")])
+        .tests[0]
+        .model_copy(update={"why": why_of(moves, changes, [], [])})
         for changes in (screened, compared)
     ]
     first, second = (verdicts().model_copy(update={"tests": [test]}) for test in both)
     found = combined(first, second, fail_on=frozenset()).tests[0]
-    assert [change.base for change in found.work_changes] == [kept]
+    assert [change.base for change in found.why.work] == [kept]
 
 
 @pytest.mark.parametrize("screened", [Outcome.UNCHANGED, Outcome.REGRESSED, Outcome.IMPROVED])

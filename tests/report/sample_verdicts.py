@@ -7,9 +7,12 @@ from statistics import fmean
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.storage.schema import PhaseWork, Run, StepCounts, Workload
-from pytest_llmperf.verdict.explanation import Explanation, OperatorChange
+from pytest_llmperf.system.git import Commit, CommitsBetween
+from pytest_llmperf.verdict.code_change import CodeChange
 from pytest_llmperf.verdict.model import Outcome
+from pytest_llmperf.verdict.time_change import OperatorChange, TimeChange
 from pytest_llmperf.verdict.verdict_file import CellVerdict, TestVerdicts, VerdictFile
+from pytest_llmperf.verdict.why import Move, why_of
 from pytest_llmperf.verdict.work_change import work_change
 
 HOSTILE = "</code><img src=x onerror=alert(1)> `a`|b @octocat #1 $x$ [l](u)\n::error::owned\x1b[31m"
@@ -40,10 +43,10 @@ def a_test(name, *cells, error="", file="tests/test_perf.py", line=7):
     )  # fmt: skip
 
 
-def explanation(name):
-    """Return an explanation with an operator that takes longer and is called more often."""
+def time_change(name):
+    """Return the times of a phase with an operator that takes longer and is called more often."""
     grown = OperatorChange(name=name, place="host", base_ms=2.0, now_ms=3.9, base_calls=57, now_calls=81)
-    return Explanation(
+    return TimeChange(
         workload="w", phase="decode", base="baseline of c0ffee", base_ms=4.0, now_ms=6.0, operators=(grown,)
     )
 
@@ -62,6 +65,20 @@ def phase_work(operators, flops, bytes, *, growth=(), unknown=(), **more):  # no
 def work_of(before, after, phase="decode", *, workload="w", base="baseline of c0ffee"):
     """Return the change from one to the other."""
     return work_change(before, after, workload=workload, phase=phase, base=base)
+
+
+def why(*, work=(), times=(), code=None, metric="tpot_ms", ratio=1.5, against=""):  # noqa: PLR0913  # the parts of a text
+    """Return why a metric of workload ``w`` regressed."""
+    moves = [Move(metric, "w", ratio, fails=True, against=against)]
+    return why_of(moves, work, times, [code] if code else [])
+
+
+def hostile_why(workload="w"):
+    """Return an explanation in which every name is hostile."""
+    between = CommitsBetween(1, 0, Commit("c" * 40, f"{HOSTILE} ::error::owned", f"{HOSTILE} ::error::owned"))
+    code = CodeChange(base="b" * 40, now="c" * 40, between=between, differences=(f"driver: {HOSTILE} -> 2",))
+    moves = [Move("tpot_ms", workload, 1.5, fails=True)]
+    return why_of(moves, [hostile_work(workload)], [time_change(HOSTILE)], [code])
 
 
 def hostile_work(workload="w"):

@@ -7,13 +7,14 @@ import re
 
 import pytest
 from report_data import TEST, evidence, result, workload
-from sample_verdicts import explanation, phase_work, work_of
+from sample_verdicts import phase_work, time_change, why, work_of
 
 from pytest_llmperf.report import charts
 from pytest_llmperf.report.charts import Chart
 from pytest_llmperf.report.document import Document, document
 from pytest_llmperf.report.html import render
 from pytest_llmperf.report.inputs import Evidence
+from pytest_llmperf.report.why_text import why_text
 
 FIRST = f"{TEST}[nf4-1]"
 
@@ -32,7 +33,7 @@ def test_what_failed_comes_first_and_says_both_numbers(shown):
     """The conclusion counts tests, the failures are sentences, and the table begins with them."""
     assert shown.conclusion == "3 of 5 tests failed"
     assert [test for test, _ in shown.failures] == [FIRST, f"{TEST}[nf4-8]", f"{TEST}_broken"]
-    assert re.search(r"TPOT ×1\.\d+ \[.*\]: 1\.65 ms > 1\.10 ms baseline", shown.failures[0][1])
+    assert re.search(r"TPOT ×1\.\d+ \[.*\]: 1\.65 ms > 1\.10 ms baseline", shown.failures[0][1][0])
     assert [row.outcome for row in shown.rows[:3]] == ["error", "regressed", "regressed"]
     assert [row.gates for row in shown.rows] == sorted((row.gates for row in shown.rows), reverse=True)
     row = next(row for row in shown.rows if row.test == FIRST)
@@ -171,32 +172,16 @@ def test_a_run_that_decided_nothing_is_no_pass():
     assert document(Evidence(verdicts=verdicts)).conclusion == "Nothing was verified"
 
 
-def test_what_changed_in_the_work_stands_with_its_test():
-    """Before the times; the text is the same as on the terminal."""
+def test_why_stands_with_its_test_and_leads_with_the_failure():
+    """The text is the same as on the terminal."""
     found = evidence()
     first, *others = found.verdicts.tests
     changed = work_of(phase_work({"aten::mm": 1}, {}, {}), phase_work({"aten::mm": 3, "<b>": 1}, {}, {}))
-    told = first.model_copy(update={"work_changes": (changed,), "explanations": (explanation("aten::mm"),)})
-    verdicts = found.verdicts.model_copy(update={"tests": [told, *others]})
-    shown = document(dataclasses.replace(found, verdicts=verdicts))
-    ((title, lines),) = next(one for one in shown.tests if one.test == first.test).work_changes
-    assert title == "counted work per token in decode, beside baseline of c0ffee"
-    assert lines == ["decode: +3 operators a token: aten::mm 1 -> 3, <b> 0 -> 1; FLOPs ×1.00; bytes ×1.00"]
+    told = first.model_copy(update={"why": why(work=[changed], times=[time_change("aten::mm")])})
+    shown = document(dataclasses.replace(found, verdicts=found.verdicts.model_copy(update={"tests": [told, *others]})))
+    assert next(one for one in shown.tests if one.test == first.test).why == why_text(told.why, 100).split("\n")
+    line = "decode: +3 operators a token: aten::mm 1 -> 3, <b> 0 -> 1; FLOPs ×1.00; bytes ×1.00"
+    assert shown.failures[0][1][-1] == line
     page = render(shown)
-    assert "aten::mm 1 -&gt; 3, &lt;b&gt; 0 -&gt; 1" in page
-    assert page.index("What changed: counted work") < page.index("Where the time went: ")
-
-
-def test_where_the_time_went_stands_with_its_test():
-    """The explanation is the same as on the terminal."""
-    found = evidence()
-    first, *others = found.verdicts.tests
-    told = first.model_copy(update={"explanations": (explanation("aten::mm"),)})
-    verdicts = found.verdicts.model_copy(update={"tests": [told, *others]})
-    tests = document(dataclasses.replace(found, verdicts=verdicts)).tests
-    ((title, lines),) = next(one for one in tests if one.test == first.test).explanations
-    assert title == "time per token in decode"
-    assert lines[0] == "aten::mm +1.90 ms, 24 more calls"
-    assert lines[1].startswith("operator ")
-    page = render(document(dataclasses.replace(found, verdicts=verdicts)))
-    assert "aten::mm +1.90 ms, 24 more calls\noperator " in page
+    escaped = line.replace("<", "&lt;").replace(">", "&gt;")
+    assert page.index(f"<br>{escaped}</li>") < page.index(f"<code>{escaped}\n")

@@ -7,10 +7,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_verdicts import SAMPLE, a_test, cell, explanation, phase_work, verdict_file, work_of
+from sample_verdicts import SAMPLE, a_test, cell, phase_work, time_change, verdict_file, why, work_of
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.report.github import comment, summary, workflow_commands
+from pytest_llmperf.report.why_text import why_text
+from pytest_llmperf.system.git import Commit, CommitsBetween
+from pytest_llmperf.verdict.code_change import CodeChange
 from pytest_llmperf.verdict.model import Outcome
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -96,12 +99,15 @@ def test_outside_of_a_workflow_what_is_cut_links_nowhere(monkeypatch):
 
 def test_explanations_leave_the_table_its_room():
     """This holds for any number and length of explanations."""
-    told = tuple(explanation(f"aten::{'x' * 500}_{number}") for number in range(200))
-    slow = a_test("t.py::test_slow", cell(Outcome.REGRESSED, value=9.0)).model_copy(update={"explanations": told})
-    body = comment(verdict_file(slow, *[a_test("t.py::test_fine", cell(Outcome.UNCHANGED))] * 100))
+    told = why(times=[time_change(f"aten::{'x' * 500}_{number}") for number in range(20)])
+    slow = [
+        a_test(f"t.py::test_slow_{number}", cell(Outcome.REGRESSED, value=9.0)).model_copy(update={"why": told})
+        for number in range(20)
+    ]
+    body = comment(verdict_file(*slow, *[a_test("t.py::test_fine", cell(Outcome.UNCHANGED))] * 100))
     assert body.count("<tr><td>unchanged</td>") == 100
-    assert body.index("</table>") < body.index("Where the time went")
-    assert "pre" in seen(body).tags
+    assert body.index("</table>") < body.index("<summary>Why</summary>")
+    assert len(body.encode()) <= 65_536
 
 
 def test_what_failed_leaves_the_table_its_room():
@@ -194,28 +200,22 @@ def test_a_test_that_is_written_outside_of_the_repository_has_no_line():
     assert workflow_commands(broken).startswith("::error title=pytest_llmperf.suite%3A%3At::ValueError\n")
 
 
-def test_what_changed_in_the_work_stands_with_the_failure():
-    """One line there and in the annotation; the details are folded, before the times."""
+LINE = "decode: +2 operators a token: </pre># x 0 -> 2; FLOPs ×1.00; bytes ×1.00"
+ONE_COMMIT = CodeChange(
+    base="b" * 40, now="c" * 40, between=CommitsBetween(1, 0, Commit("c" * 40, "Eve @octocat", "</pre><img src=x> #1"))
+)
+
+
+def test_the_most_telling_line_stands_with_the_failure():
+    """It is in the annotation too; the whole text is folded, below the table, and nothing breaks out of it."""
     changed = work_of(phase_work({"aten::mm": 1}, {}, {}), phase_work({"aten::mm": 1, "</pre># x": 2}, {}, {}))
-    failed = a_test("test_one", cell(Outcome.REGRESSED)).model_copy(
-        update={"work_changes": (changed,), "explanations": (explanation("aten::mm"),)}
-    )
-    line = "decode: +2 operators a token: </pre># x 0 -> 2; FLOPs ×1.00; bytes ×1.00"
+    told = why(work=[changed], times=[time_change("gemv<float, 4>(@them) </pre>\n\n# x")], code=ONE_COMMIT)
+    failed = a_test("test_one", cell(Outcome.REGRESSED)).model_copy(update={"why": told})
     body = comment(verdict_file(failed))
     page = seen(body)
-    assert [sorted(tags & {"code", "pre"}) for text, tags in page.texts if line in text] == [["code"], ["pre"]]
-    assert body.index("</table>") < body.index("What changed in the work") < body.index("Where the time went")
-    assert "counted work per token in decode, beside baseline of c0ffee" in body
-    assert "h1" not in page.tags
-    assert f"%0A{line}\n" in workflow_commands(verdict_file(failed))
-
-
-def test_where_the_time_went_is_a_table_that_nothing_breaks_out_of():
-    """Kernel names can contain templates and mangled symbols."""
-    failed = a_test("test_one", cell(Outcome.REGRESSED)).model_copy(
-        update={"explanations": (explanation("gemv<float, 4>(@them) </pre>\n\n# x"),)}
-    )
-    page = seen(comment(verdict_file(failed)))
-    (table,) = (text for text, tags in page.texts if "gemv<float, 4>" in text and "pre" in tags)
-    assert "gemv<float, 4>(@them) </pre>\\n\\n# x +1.90 ms, 24 more calls" in table
-    assert "h1" not in page.tags
+    assert [sorted(tags & {"code", "pre"}) for text, tags in page.texts if LINE in text] == [["code"], ["pre"]]
+    (text,) = (text for text, tags in page.texts if "gemv<float, 4>" in text)
+    assert text.strip() == why_text(told, 100)
+    assert body.index("</table>") < body.index("<summary>Why</summary>") < body.index("Repeat what failed")
+    assert {"h1", "img"}.isdisjoint(page.tags)
+    assert f"%0A{LINE}\n" in workflow_commands(verdict_file(failed))

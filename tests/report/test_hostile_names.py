@@ -12,14 +12,13 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from report_data import evidence
-from sample_verdicts import HOSTILE, explanation, hostile_work
+from sample_verdicts import HOSTILE, hostile_why, hostile_work, time_change
 
 from pytest_llmperf.cli.ab_output import result_lines
 from pytest_llmperf.cli.gate_command import final_line
 from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.report.baseline_table import baseline_lines
 from pytest_llmperf.report.document import document
-from pytest_llmperf.report.explanation_text import explanation_text
 from pytest_llmperf.report.exports import bencher, custom_bigger_is_better, custom_smaller_is_better
 from pytest_llmperf.report.github import comment, summary, workflow_commands
 from pytest_llmperf.report.history_plot import write_plot
@@ -27,7 +26,7 @@ from pytest_llmperf.report.history_text import change_lines
 from pytest_llmperf.report.html import render
 from pytest_llmperf.report.openmetrics import openmetrics
 from pytest_llmperf.report.terminal import write_summary
-from pytest_llmperf.report.work_text import work_text, work_title
+from pytest_llmperf.report.why_text import why_line, why_text
 from pytest_llmperf.runner.context import _trace_name
 from pytest_llmperf.runner.pytest_benchmark import rows_of
 from pytest_llmperf.runner.session import _file_name
@@ -73,7 +72,8 @@ class Sample:
                 verdicts=[replace(verdict, blocks=4) for verdict in comparison.verdicts(one, Limit.of)],
                 timings=[f"{HOSTILE}: 1 ms"],
                 work_changes=[hostile_work(one.workload.hash)],
-                explanations=[explanation(HOSTILE)],
+                time_changes=[time_change(HOSTILE)],
+                code_changes=[hostile_why().code],
             )
             for one in self.evidence.results
         ]
@@ -116,8 +116,7 @@ TERMINAL = {
     "results with -v": lambda sample: summary_of(sample, 1),
     "results with -vv": lambda sample: summary_of(sample, 2),
     "a failed test": lambda sample: failure_text(sample.entries[0].failing, [HOSTILE]),
-    "explanation": lambda _sample: explanation_text(explanation(HOSTILE), 200),
-    "counted work": lambda _sample: f"{work_title(hostile_work())}\n{work_text(hostile_work(), 80)}",
+    "why": lambda _sample: f"{why_line(hostile_why())}\n{why_text(hostile_why(), 80)}",
     "llmperf show": lambda sample: "\n".join(baseline_lines(sample.baseline, name=NAME, every_metric=True)),
     "llmperf history": lambda sample: "\n".join(change_lines(sample.series, name=NAME)),
     "llmperf ab": ab_text,

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-from sample_verdicts import HOSTILE, hostile_work, phase_work, work_of
+from sample_verdicts import phase_work, work_of
 
-from pytest_llmperf.report.terminal import _work_lines
-from pytest_llmperf.report.work_text import work_line, work_text, work_title
-from pytest_llmperf.verdict.work_change import WorkChange
+from pytest_llmperf.report.work_text import work_line, work_section
 
 MIB = 1024.0**2
 
@@ -41,9 +37,8 @@ def test_a_lost_cache_grows():
         "decode: the same operators; FLOPs ×7.10 (+12.2 MFLOP: bfloat16), and grow by 2.10 MFLOP a token "
         "(0 FLOP before); bytes ×1.12 (+977 KiB: bfloat16)"
     )
-    assert "growth: FLOPs 0 FLOP -> 2.10 MFLOP, bytes 1.00 KiB -> 1.07 KiB more with each token" in work_text(
-        LOST_CACHE, 160
-    )
+    growth = "  growth: FLOPs 0 FLOP -> 2.10 MFLOP, bytes 1.00 KiB -> 1.07 KiB more with each token"
+    assert growth in work_section(LOST_CACHE, 160)
 
 
 def test_what_moved_from_one_dtype_to_another():
@@ -55,11 +50,13 @@ def test_what_moved_from_one_dtype_to_another():
     )
     line = "prefill: the same operators; FLOPs ×1.00 (bfloat16 -2.00 MFLOP); bytes ×2.00 (+2.00 MiB: float32 +4.00 MiB)"
     assert work_line(found) == line
-    assert work_text(found, 160).split("\n")[1:] == [
-        "FLOPs: 2.00 MFLOP: bfloat16 2.00 MFLOP -> 0 FLOP, float32 0 FLOP -> 2.00 MFLOP",
-        "bytes: 2.00 MiB -> 4.00 MiB: float32 0 B -> 4.00 MiB, bfloat16 2.00 MiB -> 0 B",
+    details = [
+        "  FLOPs: 2.00 MFLOP: bfloat16 2.00 MFLOP -> 0 FLOP, float32 0 FLOP -> 2.00 MFLOP",
+        "  bytes: 2.00 MiB -> 4.00 MiB: float32 0 B -> 4.00 MiB, bfloat16 2.00 MiB -> 0 B",
     ]
-    assert work_title(found) == "counted work per request in prefill, beside baseline of c0ffee"
+    title = "counted work per request in prefill, beside baseline of c0ffee:"
+    assert [*work_section(found, 160)] == [title, f"  {line.removeprefix('prefill: ')}", *details]
+    assert [*work_section(found, 160, told="bytes")] == [title, *details]
 
 
 @pytest.mark.parametrize(
@@ -90,35 +87,35 @@ def test_flops_from_nothing_have_no_ratio():
 def test_operators_without_a_formula_are_listed():
     """FLOPs that are not known are never silently 0."""
     found = work_of(phase_work({"custom::a": 1}, {}, {}), phase_work({"custom::a": 2}, {}, {}, unknown=["custom::a"]))
-    assert work_text(found, 80).split("\n")[-1] == "FLOPs not counted: custom::a"
+    assert [*work_section(found, 80)][-1] == "  FLOPs not counted: custom::a"
 
 
-def test_the_summary_has_one_line_for_changes_of_the_same_operators():
-    """A change of one function shows in many tests, with other bytes; the summary is not a list of all tests."""
-    other_shape = UPCAST.model_copy(update={"bytes": (), "workload": "x"})
-    entries = [SimpleNamespace(test=f"test_{n}", telling_work=[one]) for n, one in enumerate([UPCAST, other_shape])]
-    assert list(_work_lines(entries)) == [f"work: test_0 and 1 more with the same operators: {work_line(UPCAST)}"]
-    phases = [LOST_CACHE.model_copy(update={"reason": f"reason {number}"}) for number in range(5)]
-    *_, last = _work_lines([*entries, SimpleNamespace(test="test", telling_work=phases)])
-    assert last == "work: 3 more changes: --llmperf-verdicts=FILE writes all of them"
+@pytest.mark.parametrize(
+    ("first", "line"),
+    [
+        ("bytes", "decode: bytes ×1.12 (+3.10 MiB: float64); +37 operators a token: aten::_to_copy 9 -> 27, "),
+        ("flops", "decode: FLOPs ×1.00; +37 operators a token: aten::_to_copy 9 -> 27, "),
+        ("operators", "decode: +37 operators a token: aten::_to_copy 9 -> 27, "),
+        ("allocations", "decode: allocations 2 -> 5; +37 operators a token: aten::_to_copy 9 -> 27, "),
+    ],
+)
+def test_the_total_that_explains_a_regression_leads(first, line):
+    """Whatever its name; the other totals follow."""
+    more = [
+        one.model_copy(update={"after": 5.0}) if one.name == first == "allocations" else one for one in UPCAST.totals
+    ]
+    found = work_line(UPCAST.model_copy(update={"totals": tuple(more)}), first=first)
+    assert found.startswith(line)
+    assert all(word in found for word in ("operators", "FLOPs", "bytes"))
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
+@pytest.mark.parametrize("told", [None, "bytes"], ids=["whole", "line told"])
 @pytest.mark.parametrize("change", [UPCAST, LOST_CACHE], ids=["upcast", "cache"])
-def test_the_text_fits(change, width):
-    """A narrow terminal gets fewer names in the first line; the details have all of them."""
-    lines = work_text(change, width).split("\n")
+def test_the_section_fits(change, told, width):
+    """Below a title, every operator is named that the line does not name."""
+    lines = "\n".join(work_section(change, width, told=told)).split("\n")
     assert all(len(line) <= width for line in lines)
-    assert lines[0].startswith("decode: ")
-    words = " ".join(line.strip() for line in lines)
+    assert lines[0].startswith("counted work per token in decode, ")
+    words = " ".join([work_line(change, width, first=told or ""), *(line.strip() for line in lines)])
     assert all(f"{one.name} " in words for one in change.operators)
-
-
-@pytest.mark.parametrize("width", [60, 80, 160])
-def test_a_hostile_name_steers_nothing(width):
-    """Names of operators, dtypes and commits come from files that a pull request may change."""
-    unknown = WorkChange(workload="w", phase="decode", base=HOSTILE, reason=HOSTILE)
-    for found in (hostile_work(), unknown):
-        lines = [work_line(found), work_title(found), *work_text(found, width).split("\n")]
-        assert all(line.isprintable() for line in lines)
-        assert all(len(line) <= width for line in lines[2:])

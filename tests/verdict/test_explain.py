@@ -43,14 +43,15 @@ def test_from_a_recorded_run_to_an_explained_regression(project):
     result.stdout.fnmatch_lines([
         "llmperf: profiling test_perf.py::test_decode[[]fp32]",
         "TPOT ×1.* [[]*[]]: 1.50 ms > 1.00 ms baseline, *",
-        "*- llmperf: time per token in decode -*",
-        "operator * base * now * change * calls",
-        "aten::mm * 15 -> 27",
-        "a profiled token: *",
-        "traces: .llmperf/traces/*",
+        "*- llmperf: why -*",
+        "decode: *aten::mm 15 -> 27*",
+        "time per token in decode: * with baseline, * now (profiling takes time):",
+        "  operator * base * now * change * calls",
+        "  aten::mm * 15 -> 27",
+        "  traces: .llmperf/traces/*",
     ])  # fmt: skip
     (test,) = read_verdicts(project.path / "out.json").tests
-    (explained,) = test.explanations
+    (explained,) = test.why.times
     (products,) = (one for one in explained.operators if one.name == "aten::mm")
     assert (products.base_calls, products.now_calls) == (15, 27)
     assert {path.name.rpartition("-")[2] for path in (project.path / ".llmperf/traces").glob("*/*.gz")} == {
@@ -66,7 +67,7 @@ def test_a_regression_without_a_stored_profile_says_what_would_store_one(project
     assert result.ret == 1
     result.stdout.fnmatch_lines([
         "TPOT ×1.* [[]*[]]: 1.50 ms > 1.00 ms baseline, *",
-        "not explained: baseline: no profile is stored; recording a run *",
+        "time per token in decode: not explained: baseline: no profile is stored; recording a run *",
     ])  # fmt: skip
     assert not (project.path / ".llmperf" / "traces").exists()
 

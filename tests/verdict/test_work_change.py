@@ -178,7 +178,7 @@ def test_a_base_without_comparable_work_gives_the_reason(baseline, why):
     base = Comparison(baseline, {"torch": "2.13"}).stored_work(result())
     (change,) = work_changes(result(decode=work()), base)
     assert (change.reason, change.is_equal) == (f"baseline: {why}", False)
-    assert work_line(change) == f"decode: work not compared: baseline: {why}"
+    assert work_line(change) == f"decode: not compared: baseline: {why}"
 
 
 def test_only_what_this_run_counted_is_compared():

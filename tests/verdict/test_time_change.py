@@ -1,4 +1,4 @@
-"""Comparison of two profiles, and the text of the explanation."""
+"""Comparison of two profiles, and its table."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import pytest
 
 from pytest_llmperf.measure.operator_profile import OUTSIDE
 from pytest_llmperf.metrics import METRICS, Limit
-from pytest_llmperf.report.explanation_text import explanation_text, explanation_title, headline
+from pytest_llmperf.report.time_text import time_line, time_section
+from pytest_llmperf.report.why_text import why_line
 from pytest_llmperf.storage.schema import OTHERS, OperatorTime, PhaseProfile
-from pytest_llmperf.verdict.explanation import Profiles, explanations
 from pytest_llmperf.verdict.model import Cell, Outcome, Verdict
+from pytest_llmperf.verdict.time_change import Profiles, time_changes
+from pytest_llmperf.verdict.why import Move, why_of
 
 KERNEL = "void gemv<float, 4>(at::Tensor const&)\x1b[31m"
 
@@ -23,6 +25,10 @@ def verdict(metric="tpot_ms", outcome=Outcome.REGRESSED, **more):
 def profile(wall_ms, *operators):
     times = [OperatorTime(name=name, place=place, self_ms=ms, calls=calls) for name, place, ms, calls in operators]
     return PhaseProfile(wall_ms=wall_ms, operators=times)
+
+
+def told(change):
+    return why_line(why_of([Move("tpot_ms", "w", 1.5, fails=True)], [], [change], []))
 
 
 BASE = profile(4.0, ("aten::mm", "host", 2.0, 57.0), (OUTSIDE, "host", 1.5, 0.0), ("aten::cat", "host", 0.3, 8.0),
@@ -39,48 +45,50 @@ def sides(base=BASE, now=NOW, phase="decode"):
 
 def test_what_takes_longer_comes_first():
     """Added and removed operators differ by their whole time; operators that hardly changed have no row."""
-    (found,) = explanations([verdict()], *sides())
+    (found,) = time_changes([verdict()], *sides())
     assert [(one.name, round(one.difference_ms, 3), one.more_calls) for one in found.operators] == [
         ("aten::mm", 1.9, 24.0), ("aten::copy_", 0.5, 1.0), (KERNEL, 0.4, 0.0), ("aten::cat", -0.3, -8.0),
     ]  # fmt: skip
-    assert headline(found) == (
-        "aten::mm +1.90 ms, 24 more calls, aten::copy_ +500 us, 1 more call, "
-        "void gemv<float, 4>(at::Tensor const&)\\x1b[31m +400 us"
+    assert time_line(found.operators[0], "decode", 0.83) == (
+        "decode: aten::mm +1.90 ms, 24 more calls; 83 % of the time that a token takes longer"
     )
 
 
-@pytest.mark.parametrize("width", [80, 160])
+@pytest.mark.parametrize("width", [60, 80, 160])
 def test_the_table_fits_and_steers_no_terminal(width):
     """Long names are folded and control characters are escaped."""
-    (found,) = explanations([verdict()], *sides(), traces="/t")
-    lines = explanation_text(found, width).splitlines()
-    assert explanation_title(found) == "time per token in decode"
-    assert lines[1].split() == ["operator", "where", "base", "now", "change", "calls"]
-    assert [line.split() for line in lines if line.startswith("aten::mm")][1:] == [
-        ["aten::mm", "host", "2.00", "ms", "3.90", "ms", "+1.90", "ms", "57", "->", "81"]
-    ]
-    assert all(len(line) <= width for line in lines[1:-2])
+    (found,) = time_changes([verdict()], *sides(), traces="/t")
+    lines = "\n".join(time_section(found, width)).splitlines()
+    heading = next(number for number, line in enumerate(lines) if line.split()[0] == "operator")
+    title = "time per token in decode: 4.00 ms with baseline of c0ffee, 6.30 ms now (profiling takes time):"
+    assert " ".join(map(str.strip, lines[:heading])) == title
+    columns = [word for word in lines[heading].split() if word != "where"]
+    assert columns == ["operator", "base", "now", "change", "calls"]
+    (row,) = (line.split() for line in lines[heading:] if line.startswith("  aten::mm"))
+    assert row[-9:] == ["2.00", "ms", "3.90", "ms", "+1.90", "ms", "57", "->", "81"]
+    assert all(len(line) <= width for line in lines)
     assert not any("\x1b" in line for line in lines)
-    assert lines[-2].startswith("a profiled token: 4.00 ms with baseline of c0ffee, 6.30 ms now")
-    assert lines[-1] == "traces: /t"
+    assert lines[-1] == "  traces: /t"
 
 
 def test_an_operator_that_may_be_among_the_others_is_not_said_to_be_new():
     """Its share of the others is unknown, and at most that of the smallest named operator."""
-    (found,) = explanations(
+    (found,) = time_changes(
         [verdict()], *sides(base=profile(4.0, ("aten::mm", "host", 3.0, 57.0), (OTHERS, "host", 1.0, 9.0)))
     )
     copy = next(one for one in found.operators if one.name == "aten::copy_")
     assert (copy.base_ms, copy.base_calls, copy.more_calls) == (None, None, 0.0)
-    assert "- -> 1" in explanation_text(found, 100)
+    assert "- -> 1" in "\n".join(time_section(found, 100))
 
 
 def test_nothing_grew():
-    """If no operator takes longer, the headline says so."""
-    (found,) = explanations([verdict()], *sides(now=BASE))
-    assert headline(found) == "under the profiler a token takes no longer: the machine, or noise"
-    (found,) = explanations([verdict()], *sides(now=BASE.model_copy(update={"wall_ms": 5.0})))
-    assert headline(found) == "no operator takes longer"
+    """If no operator takes longer, the cause is elsewhere; a longer step alone says nothing more."""
+    for now in (BASE, BASE.model_copy(update={"wall_ms": 5.0})):
+        (found,) = time_changes([verdict()], *sides(now=now))
+        assert told(found) == (
+            "decode: no operator takes longer under the profiler: something outside of them changed "
+            "(clocks, allocator, host)"
+        )
 
 
 def test_what_is_called_more_often_is_named_however_noisy_the_times_are():
@@ -89,12 +97,12 @@ def test_what_is_called_more_often_is_named_however_noisy_the_times_are():
     base = profile(90.0, *noisy, ("aten::mm", "host", 0.2, 15.0), (OTHERS, "host", 0.1, 82.0))
     quieter = [(name, place, ms / 2, calls + 0.1) for name, place, ms, calls in noisy]
     now = profile(50.0, *quieter, ("aten::mm", "host", 0.1, 27.0), (OTHERS, "host", 0.1, 118.0))
-    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    (found,) = time_changes([verdict()], *sides(base=base, now=now))
     assert len(found.operators) == 10
     assert [(one.name, one.more_calls) for one in found.operators if one.more_calls] == [("aten::mm", 12.0)]
-    assert headline(found) == "under the profiler a token takes no longer: aten::mm, 12 more calls"
-    (found,) = explanations([verdict()], *sides(base=base, now=now.model_copy(update={"wall_ms": 95.0})))
-    assert headline(found) == "aten::mm -100 us, 12 more calls"
+    assert told(found) == "decode: aten::mm -100 us, 12 more calls; under the profiler it takes no longer"
+    (found,) = time_changes([verdict()], *sides(base=base, now=now.model_copy(update={"wall_ms": 95.0})))
+    assert told(found) == "decode: aten::mm -100 us, 12 more calls; under the profiler it takes no longer"
 
 
 def test_all_that_is_called_more_often_leaves_room_for_what_takes_longer():
@@ -102,7 +110,7 @@ def test_all_that_is_called_more_often_leaves_room_for_what_takes_longer():
     many = [(f"aten::op{number}", "host", 0.01, 1.0) for number in range(20)]
     base = profile(4.0, *many, ("aten::mm", "host", 2.0, 15.0), ("aten::cat", "host", 1.0, 3.0))
     now = profile(6.0, *((*one[:3], 2.0) for one in many), ("aten::mm", "host", 3.9, 15.0))
-    (found,) = explanations([verdict()], *sides(base=base, now=now))
+    (found,) = time_changes([verdict()], *sides(base=base, now=now))
     names = [one.name for one in found.operators]
     assert names[0] == "aten::mm"
     assert names[-1] == "aten::cat"
@@ -114,20 +122,20 @@ def test_what_grew_a_little_everywhere_is_named_too():
     names = [f"aten::op{number}" for number in range(10)]
     base = profile(4.0, *((name, "host", 0.4, 1000.0) for name in names))
     now = profile(4.36, *((name, "host", 0.436, 2000.0) for name in names))
-    (found,) = explanations([verdict()], *sides(base=base, now=now))
-    assert headline(found).startswith("aten::op0 +36.0 us, 1,000 more calls, aten::op1 +36.0 us")
-    assert headline(found).endswith(" and 7 more")
-    assert "1,000 -> 2,000" in explanation_text(found, 80)
+    (found,) = time_changes([verdict()], *sides(base=base, now=now))
+    assert told(found) == ("decode: aten::op0 +36.0 us, 1,000 more calls; 10 % of the time that a token takes longer")
+    assert "1,000 -> 2,000" in "\n".join(time_section(found, 80))
 
 
 def test_each_phase_has_its_own():
     """TTFT is prefill; two metrics of one phase share an explanation."""
     base, now = sides(phase="prefill")
-    found = explanations([verdict("ttft_ms"), verdict("tpot_ms"), verdict("e2e_ms")], base, now)
+    found = time_changes([verdict("ttft_ms"), verdict("tpot_ms"), verdict("e2e_ms")], base, now)
     assert [(one.phase, one.reason) for one in found] == [
         ("prefill", ""), ("decode", "baseline of c0ffee: no profile was made")
     ]  # fmt: skip
-    assert explanation_text(found[1], 80) == "not explained: baseline of c0ffee: no profile was made"
+    reason = "time per token in decode: not explained: baseline of c0ffee: no profile was made"
+    assert [*time_section(found[1], 100)] == [reason]
 
 
 @pytest.mark.parametrize(
@@ -140,4 +148,4 @@ def test_each_phase_has_its_own():
 )  # fmt: skip
 def test_only_times_that_fail_now_are_explained(other):
     """Only failing times of a request are explained; no profile of the anchor is stored."""
-    assert explanations([other], *sides()) == []
+    assert time_changes([other], *sides()) == []

@@ -1,4 +1,4 @@
-"""Explain a regression by operator profiles: compare operators and kernels, largest difference first."""
+"""Compare two operator profiles of a regression: operators and kernels by time, largest difference first."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class OperatorChange(Written):
         return more if abs(more) > LEAST_RECOUNT * self.base_calls else 0.0
 
 
-class Explanation(Written):
+class TimeChange(Written):
     """Time by operator for one phase of a workload, or the ``reason`` why it is unknown.
 
     Times are per token (decode) or per request (prefill), from one profiled request of each side. They include the
@@ -90,8 +90,8 @@ def slower(verdicts: Sequence[Verdict]) -> list[Verdict]:
     ]
 
 
-def explanations(verdicts: Sequence[Verdict], base: Profiles, now: Profiles, *, traces: str = "") -> list[Explanation]:
-    """Return an explanation for each workload and phase that became slower.
+def time_changes(verdicts: Sequence[Verdict], base: Profiles, now: Profiles, *, traces: str = "") -> list[TimeChange]:
+    """Compare the profiles of each workload and phase that became slower.
 
     Args:
         verdicts: verdicts of one test.
@@ -100,20 +100,20 @@ def explanations(verdicts: Sequence[Verdict], base: Profiles, now: Profiles, *, 
         traces: folder of the traces, in the project.
     """
     wanted = dict.fromkeys((verdict.cell.test, verdict.cell.workload, _phase(verdict)) for verdict in slower(verdicts))
-    return [_explanation(key, base, now, traces) for key in wanted]
+    return [_time_change(key, base, now, traces) for key in wanted]
 
 
 def _phase(verdict: Verdict) -> Phase:
     return "prefill" if verdict.cell.metric.key in OF_PREFILL else "decode"
 
 
-def _explanation(key: tuple[str, str, Phase], base: Profiles, now: Profiles, traces: str) -> Explanation:
+def _time_change(key: tuple[str, str, Phase], base: Profiles, now: Profiles, traces: str) -> TimeChange:
     test, workload, phase = key
     for side in (base, now):
         if phase not in side.found.get((test, workload), {}):
-            return Explanation(workload=workload, phase=phase, reason=f"{side.name}: {side.why_not}")
+            return TimeChange(workload=workload, phase=phase, reason=f"{side.name}: {side.why_not}")
     then, since = (side.found[test, workload][phase] for side in (base, now))
-    return Explanation(
+    return TimeChange(
         workload=workload,
         phase=phase,
         base=base.name,
