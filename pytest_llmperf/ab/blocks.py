@@ -205,9 +205,8 @@ def environment_of(arm: ProcessResult) -> Mapping[str, Scalar]:
 def _proof(side: Side, imported: Imported) -> SideProof:
     """Return a side's proof; files in the side's folder are relative to it."""
     place = str(side.place.resolve()) + os.sep if side.place else ""
-    return SideProof(
-        commit=side.commit, packages={name: file.removeprefix(place) for name, file in imported.packages.items()}
-    )
+    packages = {name: file.removeprefix(place) for name, file in imported.packages.items()}
+    return SideProof(commit=side.commit, packages=packages, requirements=[*side.requirements])
 
 
 def _refuse_foreign(side: Side, imported: Imported) -> None:

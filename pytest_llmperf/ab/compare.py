@@ -7,9 +7,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import BlockSeries, environment_of
@@ -24,11 +27,12 @@ from pytest_llmperf.ab.checkout import (
 )
 from pytest_llmperf.ab.installed import Environment
 from pytest_llmperf.ab.packages import Locator, find_packages
+from pytest_llmperf.ab.requested import refuse_own_packages
 from pytest_llmperf.ab.side import Recipe, Repository, SideBuilder, prepare_sides
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.runner.profiling import profiles_of
 from pytest_llmperf.storage.comparability import FIELDS, compare_environments
-from pytest_llmperf.storage.provenance import Imported, site_folders
+from pytest_llmperf.storage.provenance import Imported, SideProof, site_folders
 from pytest_llmperf.storage.schema import Baseline, PhaseWork, TestResult
 from pytest_llmperf.system.paths import run_folder, user_folder
 from pytest_llmperf.system.pytest_process import without_outputs
@@ -59,6 +63,11 @@ class PairedComparison:
     explain: bool = True
     """Whether to profile regressions, on both sides."""
 
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """How to build each side."""
+        return {"base": self.base_recipe, "head": self.head_recipe}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonPlan:
@@ -76,8 +85,9 @@ class ComparisonPlan:
 
     @property
     def is_null(self) -> bool:
-        """Whether base and head are the same tree (A/A)."""
-        return tree_of(self.root, self.base) == tree_of(self.root, self.head)
+        """Whether base and head are the same tree in the same environment (A/A)."""
+        same_recipe = self.wanted.base_recipe == self.wanted.head_recipe
+        return same_recipe and tree_of(self.root, self.base) == tree_of(self.root, self.head)
 
     @property
     def has_other_environment(self) -> bool:
@@ -101,7 +111,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
     base = commit_of(root, wanted.base)
     head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
-    recipes = (wanted.base_recipe, wanted.head_recipe)
+    recipes = [*wanted.recipes.values()]
     asked = [str(here), base, head, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
     name = f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes))}"
     return ComparisonPlan(
@@ -123,15 +133,17 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
         The series with the blocks that were kept, and notes on dependencies that the sides share.
 
     Raises:
-        LlmperfError: a revision does not build.
+        LlmperfError: a revision does not build, or a requested package cannot be installed or is the repository's.
     """
     if plan.wanted.restart:
         shutil.rmtree(plan.folder, ignore_errors=True)
     repository = _repository(plan.root, plan.here)
-    sides = (("base", plan.base, plan.wanted.base_recipe), ("head", plan.head, plan.wanted.head_recipe))
+    commits, held = {"base": plan.base, "head": plan.head}, {package.name for package in repository.held.packages}
+    for name, recipe in plan.wanted.recipes.items():
+        refuse_own_packages(recipe.requirements, held, option=f"--{name}-with")
     builders = [
-        SideBuilder(name, commit, recipe, repository=repository, place=plan.folder / name)
-        for name, commit, recipe in sides
+        SideBuilder(name, commits[name], recipe, repository=repository, place=plan.folder / name)
+        for name, recipe in plan.wanted.recipes.items()
     ]
     (base, head), notes = prepare_sides(builders, same_environment=plan.wanted.same_environment)
     return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed), notes
@@ -186,7 +198,7 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
         for test, measured in results.items()
     ]
     found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
-    differences = [*map(str, found), *_other_versions(first.imported)]
+    differences = [*map(str, found), *_other_versions(first.imported), *_other_sources(first.imported, series.sides)]
     return RunOutcome(
         compared=True, entries=entries, missing=standing.missing, differences=differences, sides=series.sides
     )
@@ -225,6 +237,22 @@ def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
     base, head = (imported.get(arm, Imported()).distributions for arm in ("base", "head"))
     names = [name for name in base | head if name.replace("-", "_") not in FIELDS and base.get(name) != head.get(name)]
     return [f"{name}: {base.get(name, NONE)} -> {head.get(name, NONE)}" for name in sorted(names)]
+
+
+def _other_sources(imported: Mapping[str, Imported], sides: Mapping[str, SideProof]) -> Iterator[str]:
+    """Yield requested files and commits of distributions whose versions are equal on both sides."""
+    addresses = {arm: dict(map(_address, proof.requirements)) for arm, proof in sides.items()}
+    base, head = (addresses.get(arm, {}) for arm in ("base", "head"))
+    versions = [imported.get(arm, Imported()).distributions for arm in ("base", "head")]
+    for name in sorted(base | head):
+        same, *others = {one.get(name, NONE) for one in versions}
+        if not others and base.get(name) != head.get(name):
+            yield f"{name}: {base.get(name) or same} -> {head.get(name) or same}"
+
+
+def _address(requirement: str) -> tuple[str, str]:
+    parsed = Requirement(requirement)
+    return canonicalize_name(parsed.name), parsed.url or ""
 
 
 def _results(head: Baseline, test: str) -> list[TestResult]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.ab.compare import PairedComparison
+    from pytest_llmperf.ab.side import Recipe
 
 
 def add_commands(commands: Any) -> None:
@@ -29,6 +31,9 @@ def _add_ab(commands: Any) -> None:
     ab.add_argument("base", metavar="BASE", help="revision to compare with")
     ab.add_argument("head", nargs="?", metavar="HEAD", help="revision to judge (default: the working tree as it is)")
     _add_comparing(ab)
+    for side in ("base", "head"):
+        ab.add_argument(f"--{side}-with", action="append", default=[], metavar="REQUIREMENT",
+                        help=f"install this on {side}, such as 'transformers==5.17'; may be repeated")  # fmt: skip
     ab.set_defaults(run=_ab, passes_on="after --")
 
 
@@ -43,7 +48,7 @@ def _add_gate(commands: Any) -> None:
     gate.add_argument("--fail-on", default="", metavar="OUTCOMES", help="outcomes that fail as well, comma-separated")
     gate.add_argument("--strict", action="store_true", help="fail on every undecided cell")
     _add_comparing(gate)
-    gate.set_defaults(run=_gate, passes_on="after --")
+    gate.set_defaults(run=_gate, passes_on="after --", base_with=[], head_with=[])
 
 
 def _add_comparing(ab: argparse.ArgumentParser) -> None:
@@ -73,21 +78,33 @@ def _gate(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> PairedComparison:
     from pytest_llmperf.ab.compare import PairedComparison
-    from pytest_llmperf.ab.side import Recipe
 
     _require_blocks(options.blocks)
     return PairedComparison(
         base=options.base or "",
         head=head,
         arguments=rest,
-        base_recipe=Recipe(python=options.python_base, command=options.prepare),
-        head_recipe=Recipe(python=options.python_head, command=options.prepare),
+        base_recipe=_recipe("base", options.python_base, options.prepare, options.base_with),
+        head_recipe=_recipe("head", options.python_head, options.prepare, options.head_with),
         budget_s=_seconds(options.budget) if options.budget else None,
         most_blocks=options.blocks,
         restart=options.restart,
         same_environment=options.same_environment,
         explain=not options.no_explain,
     )
+
+
+def _recipe(side: str, python: str | None, command: str | None, texts: Sequence[str]) -> Recipe:
+    from pytest_llmperf.ab.requested import parse_requested
+    from pytest_llmperf.ab.side import Recipe
+
+    option = f"--{side}-with"
+    if python and texts:
+        raise UsageError(
+            f"{option} and --python-{side}: nothing is installed into an environment that you provide; install "
+            f"{texts[0]!r} there and leave out {option}, or leave out --python-{side}"
+        )
+    return Recipe(python=python, command=command, requirements=parse_requested(texts, option=option))
 
 
 def _add_selftest(commands: Any) -> None:

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_decode(llm, llmperf):
 IGNORED = ".llmperf/\n__pycache__/\n*.egg-info\nbuild/\n"
 CI_VARIABLES = ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_BASE_REF", "GITHUB_RUN_ID", "PYTEST_ADDOPTS")
 IDENTITY = {f"GIT_{role}_{field}": "a@b" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
+
+
+def write_wheel(folder: Path, name: str, version: str, source: str, requires: Sequence[str] = ()) -> Path:
+    """Write a wheel of one module."""
+    path, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
+    metadata = [
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
+        *(f"Requires-Dist: {one}" for one in requires),
+    ]
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr(f"{name}.py", source)
+        wheel.writestr(f"{info}/METADATA", "\n".join(metadata) + "\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return path
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,11 @@ class Layout:
         self.write({".gitignore": IGNORED}, root)
         self.git("init", "-q", "-b", "main", ".", folder=root)
         self.commit("base", root)
+
+    def offline(self, wheels: Path) -> None:
+        """Install packages from a folder only."""
+        self.variables |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
+        self.variables |= {"UV_FIND_LINKS": str(wheels), "UV_OFFLINE": "1"}
 
     def commit(self, message: str, root: Path | None = None) -> None:
         self.git("add", "-A", folder=root)

@@ -1,0 +1,89 @@
+"""``llmperf ab --base-with REQUIREMENT --head-with REQUIREMENT``: the same code with other dependencies."""
+
+from __future__ import annotations
+
+import pytest
+from layout import FAST, SLOW, assert_red, assert_refused, write_wheel
+
+A_A = "this is an A/A comparison"
+
+
+@pytest.fixture(scope="session")
+def wheels(tmp_path_factory):
+    """A package whose second version is slower, and takes this from a second version of another one."""
+    folder = tmp_path_factory.mktemp("wheels")
+    for version, source in (("1.0", FAST), ("2.0", SLOW)):
+        write_wheel(folder, "inner", version, source)
+        write_wheel(folder, "tinydep", version, "from inner import TIMES\n", [f"inner=={version}"])
+    write_wheel(folder, "tinydep", "3.0rc1", "TIMES = 1\n")
+    write_wheel(folder, "torn", "1.0", "", ["inner==9"])
+    return folder
+
+
+@pytest.fixture
+def dependent(layout, wheels):
+    """A project that imports ``tinydep``, whose first version is installed, and declares none of it."""
+    layout.make_environment()
+    layout.offline(wheels)
+    layout.plain_project("tinydep")
+    layout.begin()
+    layout.install("tinydep==1.0", dependencies=True)
+    return layout
+
+
+def ab(layout, *options):
+    written = f"--verdicts={layout.verdicts_file}"
+    return layout.llmperf("ab", "HEAD", "HEAD", "--no-explain", written, *options, "--", "tests")
+
+
+def test_an_upgrade_that_costs_operators(dependent):
+    """Base runs with what is installed; head gets the new version with its own dependency."""
+    result = ab(dependent, "--base-with", "tinydep==1", "--head-with", "tinydep==2")
+    assert_red(result)
+    assert dependent.more_operators == 2
+    assert "base runs with tinydep==1" in result.text
+    assert "head runs with tinydep==2" in result.text
+    assert A_A not in result.text
+    assert "base and head differ in inner: 1.0 -> 2.0, tinydep: 1.0 -> 2.0" in result.text
+    assert "operators a token" in result.text, "the work of both versions is compared"
+    verdicts = dependent.verdicts
+    assert {name: side.requirements for name, side in verdicts.sides.items()} == {
+        "base": ["tinydep==1"], "head": ["tinydep==2"],
+    }  # fmt: skip
+    assert "ab HEAD HEAD --base-with tinydep==1 --head-with tinydep==2 --" in verdicts.tests[0].reproduce
+
+
+def test_uv_and_a_file_of_the_same_version(dependent, tmp_path):
+    """A rebuilt wheel is another one, also under the same name and version, and in an environment that uv made."""
+    (dependent.environment / "pyvenv.cfg").open("a").write("uv = 0.5\n")
+    wheel = write_wheel(tmp_path, "inner", "1.0", SLOW)
+    asked = ("--head-with", f"inner @ {wheel.as_uri()}")
+    result = ab(dependent, *asked)
+    assert_red(result)
+    assert f"base and head differ in inner: 1.0 -> {wheel.as_uri()}#sha256=" in result.text
+    write_wheel(tmp_path, "inner", "1.0", FAST)
+    result = ab(dependent, *asked)
+    assert (result.code, "1 unchanged" in result.last_line) == (0, True), result.text
+    assert "continuing after" not in result.text
+
+
+def test_what_cannot_be_installed(dependent):
+    """The nearest listed versions are shown; a package that requires what nobody has is named with the reason."""
+    refused = ab(dependent, "--head-with", "tinydep==2.5")
+    assert_refused(refused, "llmperf: head (", "cannot install tinydep==2.5: pip lists no such version; ")
+    assert "the nearest are 1.0, 2.0, 3.0rc1" in refused.last_line
+    assert_refused(ab(dependent, "--head-with", "unknown"), "cannot install unknown: unknown: pip lists no version")
+    assert_refused(ab(dependent, "--head-with", "torn"), "cannot install torn: ", "inner==9")
+
+
+def test_a_package_of_the_repository(engine):
+    """Each side builds its own, whatever the index has."""
+    refused = engine.ab("--head-with", "engine==1")
+    assert_refused(refused, "--head-with engine==1: engine is a package of this repository", "llmperf ab BASE HEAD")
+
+
+def test_a_command_that_undoes_what_was_asked_for(dependent):
+    """``--prepare`` runs after it, so that it builds against the requested versions; these must still be there."""
+    command = "python -m pip install -q --no-deps tinydep==2"
+    refused = ab(dependent, "--prepare", command, "--base-with", "tinydep==2", "--head-with", "tinydep==1")
+    assert_refused(refused, "head (", "needs tinydep==1, and the environment has 2.0")
