@@ -10,10 +10,11 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from pytest_llmperf.ab import package_versions as module
+from pytest_llmperf.ab.overlay import has_pip
 from pytest_llmperf.ab.package_versions import package_versions, unlisted, versions_between
 from pytest_llmperf.errors import UsageError
 
-pytest.importorskip("pip")
+pytestmark = pytest.mark.skipif(not has_pip(), reason="pip lists the versions")
 FILES = ["1.2", "1.10", "1.10.post1", "2.0rc1", "2.0", "3.0.dev1"]
 
 
