@@ -423,6 +423,7 @@ def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool) ->
     for builder in builders:
         builder.verify_requested()
         notes += builder.requested_notes()
+    notes += _same_versions(builders)
     return [builder.finish() for builder in builders], notes
 
 
@@ -454,6 +455,16 @@ def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iter
                 f"base and head declare {name} differently ({wish.file}): both run with {base[name].version}, "
                 "which satisfies both"
             )
+
+
+def _same_versions(builders: Sequence[SideBuilder]) -> Iterator[str]:
+    """Yield a note if the packages that the user asks for give both sides the same versions."""
+    asked = [builder.side.requirements for builder in builders]
+    if not any(asked) or any(" @ " in text for texts in asked for text in texts):
+        return
+    base, head = ({name: one.version for name, one in builder.installed.items()} for builder in builders)
+    if base == head:
+        yield "what you ask for is the same on both sides: base and head run with the same version of every package"
 
 
 def _isolation(backend: str) -> Sequence[str]:

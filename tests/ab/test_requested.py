@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 import pytest
 from packaging.version import Version
 from repository import commit, git
+from wheels import write_wheel
 
-from pytest_llmperf.ab.compare import PairedComparison, plan_comparison
+from pytest_llmperf.ab.compare import PairedComparison, plan_comparison, prepare_comparison
 from pytest_llmperf.ab.dependencies import Installed
 from pytest_llmperf.ab.requested import Requested, parse_requested, shown
 from pytest_llmperf.ab.side import Recipe
 from pytest_llmperf.cli import main
 from pytest_llmperf.errors import UsageError
 
+PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\n[project]\nname = "engine"\n'
 COMMIT = "0123456789" * 4
 
 
@@ -59,6 +61,73 @@ def test_what_is_refused_at_once(capsys, options, words):
     assert words in line
 
 
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A repository with a package, and a folder as the only index."""
+    index, folder = tmp_path / "index", tmp_path / "repository"
+    index.mkdir()
+    folder.mkdir()
+    for version in ("1.0", "2.0", "3.0rc1"):
+        write_wheel(index, "tinydep", version, "")
+    write_wheel(index, "torn", "1.0", "", ["tinydep==9"])
+    write_wheel(index, "user", "1.0", "", ["tinydep<2"])
+    git(folder, "init", "-q", "-b", "main")
+    commit(folder, {"pyproject.toml": PYPROJECT, "tests/test_a.py": ""})
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def refusal(project, capsys):
+    """Returns a function that compares HEAD with itself, and returns the line that refuses it."""
+
+    def compare(*options):
+        assert main(["ab", "HEAD", "HEAD", *options]) == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return compare
+
+
+@pytest.mark.parametrize(
+    ("requirement", "words"),
+    [
+        ("tinydep==2.5", "cannot install tinydep==2.5: pip lists no such version; the nearest are 1.0, 2.0, 3.0rc1"),
+        ("unknown", "cannot install unknown: unknown: pip lists no version: No matching distribution found"),
+        ("torn", "cannot install torn: ERROR: No matching distribution found for tinydep==9"),
+        ("engine==1", "engine is a package of this repository, which each side builds from its checkout: compare"),
+    ],
+)
+def test_what_cannot_be_installed(refusal, requirement, words):
+    """The nearest listed versions are shown; a package that requires what nobody has is named with the reason."""
+    line = refusal("--prepare", "true", "--head-with", requirement)
+    assert words in line
+    assert "head" in line
+
+
+def test_a_command_that_undoes_what_was_asked_for(refusal):
+    """``--prepare`` runs afterwards, so that it builds against the requested versions; these must still be there."""
+    command = "python -m pip install -q --no-deps tinydep==2"
+    line = refusal("--prepare", command, "--base-with", "tinydep==2", "--head-with", "tinydep==1")
+    assert "needs tinydep==1, and the environment has 2.0" in line
+
+
+def test_what_is_told_of_what_was_installed(project):
+    """Distributions that require another version, and sides that are equal after all."""
+    install = "python -m pip install -q --no-deps user"
+    base, head = (Recipe(command=install, requirements=(text,)) for text in ("tinydep==2", "tinydep<3,>=2"))
+    wanted = PairedComparison(base="HEAD", head="HEAD", arguments=[], base_recipe=base, head_recipe=head)
+    _, notes = prepare_comparison(plan_comparison(wanted, here=project))
+    assert notes == [
+        "base: user 1.0 requires tinydep<2, and runs with tinydep 2.0",
+        "head: user 1.0 requires tinydep<2, and runs with tinydep 2.0",
+        "what you ask for is the same on both sides: base and head run with the same version of every package",
+    ]
+
+
 def test_a_gate_has_no_such_options(capsys):
     """Its first stage runs in the installed environment."""
     assert main(["gate", "--head-with", "dep==2"]) == 4
@@ -82,18 +151,13 @@ def test_a_file_is_identified_by_its_content(tmp_path):
     assert parse_requested([fixed], option="--head-with") == (fixed,)
 
 
-def test_the_environment_is_part_of_what_is_compared(tmp_path, monkeypatch):
+def test_the_environment_is_part_of_what_is_compared(project):
     """The order of the options is not; other versions of the same tree are no A/A."""
-    git(tmp_path, "init", "-q", "-b", "main")
-    commit(tmp_path, {"a": "1"})
-    monkeypatch.setenv("LLMPERF_CACHE", str(tmp_path / "cache"))
 
     def plan(*texts):
-        recipe = Recipe(requirements=parse_requested(texts, option="--head-with"))
-        wanted = PairedComparison(
-            base="HEAD", head="HEAD", arguments=[], base_recipe=Recipe(), head_recipe=recipe
-        )  # fmt: skip
-        return plan_comparison(wanted, here=tmp_path)
+        head = Recipe(requirements=parse_requested(texts, option="--head-with"))
+        wanted = PairedComparison(base="HEAD", head="HEAD", arguments=[], base_recipe=Recipe(), head_recipe=head)
+        return plan_comparison(wanted, here=project)
 
     assert plan().is_null
     assert not plan("dep==1").is_null

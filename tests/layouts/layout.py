@@ -11,7 +11,6 @@ import re
 import subprocess
 import sys
 import sysconfig
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,21 +57,6 @@ def test_decode(llm, llmperf):
 IGNORED = ".llmperf/\n__pycache__/\n*.egg-info\nbuild/\n"
 CI_VARIABLES = ("CI", "BUILD_NUMBER", "GITHUB_ACTIONS", "GITHUB_BASE_REF", "GITHUB_RUN_ID", "PYTEST_ADDOPTS")
 IDENTITY = {f"GIT_{role}_{field}": "a@b" for role in ("AUTHOR", "COMMITTER") for field in ("NAME", "EMAIL")}
-
-
-def write_wheel(folder: Path, name: str, version: str, source: str, requires: Sequence[str] = ()) -> Path:
-    """Write a wheel of one module."""
-    path, info = folder / f"{name}-{version}-py3-none-any.whl", f"{name}-{version}.dist-info"
-    metadata = [
-        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}",
-        *(f"Requires-Dist: {one}" for one in requires),
-    ]
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr(f"{name}.py", source)
-        wheel.writestr(f"{info}/METADATA", "\n".join(metadata) + "\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
-    return path
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from layout import PACKAGE, SETTINGS, assert_red, assert_refused, write_wheel
+from layout import PACKAGE, SETTINGS, assert_red, assert_refused
+from wheels import write_wheel
 
 NAMES = ("required", "locked", "built")
 REQUIREMENTS = "required=={version}\n"
