@@ -445,7 +445,8 @@ def _refuse_unreadable(builders: Sequence[SideBuilder], wanted: Sequence[Differi
 
 def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iterator[str]:
     """Yield the dependencies that the sides declare differently, but run in one version that satisfies both."""
-    wishes = {wish.name: wish for differing in found for wish in differing.wishes}
+    asked = frozenset[str]().union(*(builder.requested_names for builder in builders))
+    wishes = {wish.name: wish for differing in found for wish in differing.wishes if wish.name not in asked}
     if not wishes:
         return
     base, head = (builder.installed for builder in builders)

@@ -123,6 +123,18 @@ def test_a_counted_regression_explains_itself_by_the_work_of_both_sides(start):
     assert found["t.py::a"][0] in said
 
 
+def test_files_of_the_same_version_are_told(start):
+    """A build that the user asks for has its version in common with what is installed."""
+    series, _ = start(figures())
+    standing = measure(series, 1)
+    build = "dep @ file:///dep.whl#sha256=00"
+    series._sides["head"] = replace(series._sides["head"], requirements=("new @ file:///new.whl", build))
+    imported = {arm: Imported(distributions={"dep": "1", "new": arm}) for arm in ("base", "head")}
+    series.blocks[0] = replace(series.blocks[0], imported=imported)
+    told = comparison_outcome(series, standing).differences
+    assert told == ["new: base -> head", "dep: 1 -> file:///dep.whl#sha256=00"]
+
+
 def test_versions_that_differ_are_compared_and_explained(start):
     """A stored baseline would not be comparable. Operators with other names are no change; more of them are."""
 

@@ -6,6 +6,7 @@ import pytest
 from layout import FAST, SLOW, assert_red
 from wheels import write_wheel
 
+FASTER = "TIMES = 0\n"
 A_A = "this is an A/A comparison"
 
 
@@ -52,10 +53,12 @@ def test_an_upgrade_that_costs_operators(dependent):
     assert "ab HEAD HEAD --base-with tinydep==1 --head-with tinydep==2 --" in verdicts.tests[0].reproduce
 
 
-def test_uv_and_a_file_of_the_same_version(dependent, tmp_path):
-    """A rebuilt wheel is another one, although its version is installed already. Uv made the environment."""
+def test_an_environment_that_uv_made(dependent, tmp_path):
+    """Head's dependency is found without uv's help. Base gets a build of a version that is installed already."""
     (dependent.environment / "pyvenv.cfg").open("a").write("uv = 0.5\n")
-    wheel = write_wheel(tmp_path, "inner", "1.0", SLOW)
-    result = ab(dependent, "--head-with", f"inner @ {wheel.as_uri()}")
+    wheel = write_wheel(tmp_path, "inner", "1.0", FASTER)
+    result = ab(dependent, "--base-with", f"inner @ {wheel.as_uri()}", "--head-with", "tinydep==2")
     assert_red(result)
-    assert f"base and head differ in inner: 1.0 -> {wheel.as_uri()}#sha256=" in result.text
+    assert dependent.more_operators == 3
+    assert "base and head differ in inner: 1.0 -> 2.0, tinydep: 1.0 -> 2.0" in result.text
+    assert "#sha256=" in dependent.verdicts.sides["base"].requirements[0]
