@@ -140,7 +140,7 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
     repository = _repository(plan.root, plan.here)
     commits, held = {"base": plan.base, "head": plan.head}, {package.name for package in repository.held.packages}
     for name, recipe in plan.wanted.recipes.items():
-        refuse_own_packages(recipe.requirements, held, option=f"--{name}-with")
+        refuse_own_packages(recipe.requirements, held, side=name)
     builders = [
         SideBuilder(name, commits[name], recipe, repository=repository, place=plan.folder / name)
         for name, recipe in plan.wanted.recipes.items()

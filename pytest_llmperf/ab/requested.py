@@ -19,7 +19,7 @@ from pytest_llmperf.text import printable
 
 OWN_NAME = "pytest-llmperf"
 
-_FIXED_COMMIT = re.compile(r"git\+[a-z]+://.+@[0-9a-f]{40}$")
+_FIXED_COMMIT = re.compile(r"git\+[a-z]+://.+@[0-9a-f]{40}(#.*)?$")
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,6 @@ class Missing:
     """Name and version of the distribution that requires it; empty if the user asks for it."""
     found: str
     """Installed version; empty if there is none, or if it is not from the required file or commit."""
-
-    @property
-    def name(self) -> str:
-        """Normalized name of the required distribution."""
-        return canonicalize_name(self.requirement.name)
 
     def __str__(self) -> str:
         text = shown(str(self.requirement))
@@ -65,13 +60,13 @@ def parse_requested(texts: Sequence[str], *, option: str) -> tuple[str, ...]:
     return tuple(sorted(found.values()))
 
 
-def refuse_own_packages(requirements: Iterable[str], names: Collection[str], *, option: str) -> None:
+def refuse_own_packages(requirements: Iterable[str], names: Collection[str], *, side: str) -> None:
     """Reject requirements for packages of the repository, which each side builds from its checkout.
 
     Args:
         requirements: from `parse_requested`.
         names: normalized names of the repository's packages.
-        option: the command-line option, for messages.
+        side: the name of the side, for messages.
 
     Raises:
         UsageError: one names such a package.
@@ -79,8 +74,8 @@ def refuse_own_packages(requirements: Iterable[str], names: Collection[str], *, 
     for requirement in map(Requirement, requirements):
         if canonicalize_name(requirement.name) in names:
             raise UsageError(
-                f"{option} {shown(str(requirement))}: {requirement.name} is a package of this repository, which each "
-                "side builds from its checkout: compare revisions of it: llmperf ab BASE HEAD"
+                f"{side} cannot run with {shown(str(requirement))}: {requirement.name} is a package of this "
+                "repository, which each side builds from its checkout; compare its revisions: llmperf ab BASE HEAD"
             )
 
 

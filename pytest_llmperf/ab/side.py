@@ -465,7 +465,7 @@ def _same_versions(builders: Sequence[SideBuilder]) -> Iterator[str]:
         return
     base, head = ({name: one.version for name, one in builder.installed.items()} for builder in builders)
     if base == head:
-        yield "what you ask for is the same on both sides: base and head run with the same version of every package"
+        yield "base and head run with the same version of every package, whatever was asked for on each side"
 
 
 def _isolation(backend: str) -> Sequence[str]:

@@ -98,7 +98,7 @@ def refusal(project, capsys):
         ("tinydep==2.5", "cannot install tinydep==2.5: pip lists no such version; the nearest are 1.0, 2.0, 3.0rc1"),
         ("unknown", "cannot install unknown: unknown: pip lists no version: No matching distribution found"),
         ("torn", "cannot install torn: ERROR: No matching distribution found for tinydep==9"),
-        ("engine==1", "engine is a package of this repository, which each side builds from its checkout: compare"),
+        ("engine==1", "head cannot run with engine==1: engine is a package of this repository, which each side builds"),
     ],
 )
 def test_what_cannot_be_installed(refusal, requirement, words):
@@ -124,7 +124,7 @@ def test_what_is_told_of_what_was_installed(project):
     assert notes == [
         "base: user 1.0 requires tinydep<2, and runs with tinydep 2.0",
         "head: user 1.0 requires tinydep<2, and runs with tinydep 2.0",
-        "what you ask for is the same on both sides: base and head run with the same version of every package",
+        "base and head run with the same version of every package, whatever was asked for on each side",
     ]
 
 
