@@ -24,7 +24,7 @@ from pytest_llmperf.ab.checkout import (
 )
 from pytest_llmperf.ab.installed import Environment
 from pytest_llmperf.ab.packages import Locator, find_packages
-from pytest_llmperf.ab.side import Recipe, Repository, SideBuilder, prepare_sides
+from pytest_llmperf.ab.side import Recipe, Repository, Side, SideBuilder, prepare_sides
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.runner.profiling import profiles_of
 from pytest_llmperf.storage.comparability import FIELDS, compare_environments
@@ -103,7 +103,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
     recipes = (wanted.base_recipe, wanted.head_recipe)
     asked = [str(here), base, head, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
-    name = f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes))}"
+    name = f"{base[:8]}-{head[:8]}-{digest_of(asked)}-{digest_of(_environment_keys(recipes))}"
     return ComparisonPlan(
         wanted=wanted,
         here=here,
@@ -112,7 +112,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
         head=head,
         arguments=arguments,
         folder=user_folder("ab", name),
-        seed=int(_digest(asked), 16),
+        seed=int(digest_of(asked), 16),
     )
 
 
@@ -125,6 +125,19 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
     Raises:
         LlmperfError: a revision does not build.
     """
+    (base, head), notes = build_sides(plan)
+    return series_of_blocks(plan, base, head), notes
+
+
+def build_sides(plan: ComparisonPlan) -> tuple[list[Side], list[str]]:
+    """Build both revisions, or reuse those of an interrupted comparison.
+
+    Returns:
+        Base and head, and notes on dependencies that they share.
+
+    Raises:
+        LlmperfError: a revision does not build.
+    """
     if plan.wanted.restart:
         shutil.rmtree(plan.folder, ignore_errors=True)
     repository = _repository(plan.root, plan.here)
@@ -133,8 +146,12 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
         SideBuilder(name, commit, recipe, repository=repository, place=plan.folder / name)
         for name, commit, recipe in sides
     ]
-    (base, head), notes = prepare_sides(builders, same_environment=plan.wanted.same_environment)
-    return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed), notes
+    return prepare_sides(builders, same_environment=plan.wanted.same_environment)
+
+
+def series_of_blocks(plan: ComparisonPlan, base: Side, head: Side) -> BlockSeries:
+    """Return the series of a comparison, with the blocks that were kept."""
+    return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed)
 
 
 def explain_regressions(
@@ -172,7 +189,7 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
     if head.baseline is None or head.run is None:
         errors = "; ".join(f"{test}: {standing.error(test)}" for test in standing.tests)
         raise UsageError(f"head measured nothing: {errors}")
-    results = {test: _results(head.baseline, test) for test in standing.tests}
+    results = {test: results_of(head.baseline, test) for test in standing.tests}
     entries = [
         Entry(
             test=test,
@@ -180,7 +197,7 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
             run=head.run,
             results=measured,
             verdicts=[verdict for verdict in standing.verdicts if verdict.cell.test == test],
-            work_changes=_work_changes(measured, base.baseline),
+            work_changes=counted_changes(measured, base.baseline, name="base"),
             error=standing.error(test),
         )
         for test, measured in results.items()
@@ -192,6 +209,32 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
     )
 
 
+def results_of(measured: Baseline, test: str) -> list[TestResult]:
+    """Return a process's results of a test, one for each workload."""
+    return [
+        TestResult(
+            workload=measured.workloads[one.workload],
+            observation=one,
+            cells=[cell for cell in measured.cells if (cell.test, cell.workload) == (test, one.workload)],
+            work=_phases(measured, test, one.workload),
+        )
+        for one in measured.observations
+        if one.test == test
+    ]
+
+
+def counted_changes(results: Sequence[TestResult], base: Baseline | None, *, name: str) -> list[WorkChange]:
+    """Compare the counted work of results with that of a base, which is called ``name``."""
+    sides = (
+        (one, _phases(base, one.observation.test, one.workload.hash) if base else {}) for one in results if one.work
+    )
+    return [
+        change
+        for one, phases in sides
+        for change in work_changes(one, BaseWork(name, phases, "it counted no work of this workload"))
+    ]
+
+
 def relative_argument(word: str, root: Path, here: Path) -> str:
     """Make a path into the user's checkout relative, so that it points into each side's own checkout.
 
@@ -201,6 +244,11 @@ def relative_argument(word: str, root: Path, here: Path) -> str:
     if not Path(path).is_absolute() or not Path(path).is_relative_to(root) or is_ignored(root, path):
         return word
     return os.path.relpath(path, here) + separator + rest
+
+
+def digest_of(what: object) -> str:
+    """Return eight hexadecimal digits that identify a JSON value, for the names of folders."""
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
 
 
 def _repository(root: Path, here: Path) -> Repository:
@@ -216,41 +264,11 @@ def _environment_keys(recipes: Sequence[Recipe]) -> list[str]:
     return [Environment(python, variables=os.environ, folder=Path(sys.prefix)).key for python in pythons]
 
 
-def _digest(what: object) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
-
-
 def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
     """Return distributions with different versions on the sides, besides those in a run's environment."""
     base, head = (imported.get(arm, Imported()).distributions for arm in ("base", "head"))
     names = [name for name in base | head if name.replace("-", "_") not in FIELDS and base.get(name) != head.get(name)]
     return [f"{name}: {base.get(name, NONE)} -> {head.get(name, NONE)}" for name in sorted(names)]
-
-
-def _results(head: Baseline, test: str) -> list[TestResult]:
-    """Return head's results of a test from the first block, which measures all tests."""
-    return [
-        TestResult(
-            workload=head.workloads[one.workload],
-            observation=one,
-            cells=[cell for cell in head.cells if (cell.test, cell.workload) == (test, one.workload)],
-            work=_phases(head, test, one.workload),
-        )
-        for one in head.observations
-        if one.test == test
-    ]
-
-
-def _work_changes(results: Sequence[TestResult], base: Baseline | None) -> list[WorkChange]:
-    """Compare head's counted work with base's, from the first block."""
-    sides = (
-        (one, _phases(base, one.observation.test, one.workload.hash) if base else {}) for one in results if one.work
-    )
-    return [
-        change
-        for one, phases in sides
-        for change in work_changes(one, BaseWork("base", phases, "it counted no work of this workload"))
-    ]
 
 
 def _phases(side: Baseline, test: str, workload: str) -> dict[str, PhaseWork]:

@@ -3,8 +3,8 @@
 A comparison of a candidate with the good side gives a difference in ln(value). Its mean is 0 before the first bad
 candidate, and one unknown step from there on. The search keeps a belief: the posterior probability of each candidate to
 be the first bad one. It compares where the belief is divided in half, which is Horstein's (1963) rule, and updates the
-belief by Bayes' theorem (Waeber, Frazier and Henderson 2013). No comparison decides alone, so a wrong one is outvoted by
-later ones.
+belief by Bayes' theorem (Waeber, Frazier and Henderson 2013). No comparison decides alone: later ones outvote a wrong
+one.
 
 The step and the spread of the differences are unknown too: the likelihood is averaged over both.
 """
@@ -91,15 +91,13 @@ class NoisyBisection:
         It is a range of several if skipped candidates are among them, which no comparison can tell apart.
         """
         likeliest = max(self._groups, key=self.share)
-        return likeliest if self.share(likeliest) >= ENOUGH or self.next is None else None
+        return likeliest if self.share(likeliest) >= ENOUGH else None
 
     @property
     def likely(self) -> range:
         """The shortest range of neighbours that together have a belief of `ENOUGH`."""
         groups = self._groups
-        ranges = [
-            range(first.start, last.stop) for i, first in enumerate(groups) for last in groups[i:]
-        ]
+        ranges = [range(first.start, last.stop) for i, first in enumerate(groups) for last in groups[i:]]
         enough = [one for one in ranges if self.share(one) >= ENOUGH]
         return min(enough or ranges[-1:], key=lambda one: (len(one), -self.share(one)))
 
