@@ -22,7 +22,7 @@ from pytest_llmperf.system.paths import run_folder
 from pytest_llmperf.verdict.explanation import Explanation, Profiles, explanations, slower
 from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.paired import LOOKS
-from pytest_llmperf.verdict.work_change import WorkChange
+from pytest_llmperf.verdict.work_change import WorkChange, telling
 
 
 class Bisection:
@@ -126,7 +126,7 @@ class Bisection:
         if head.baseline is None:
             return []
         found = counted_changes(results_of(head.baseline, test), base.baseline, name=self.sides.name(before))
-        return [change for change in found if change.workload == search.verdict.cell.workload]
+        return telling(found, self.regressions)
 
     def explanations(self, search: Search) -> list[Explanation]:
         """Profile the culprit and the candidate before it, if the searched cell is the time of a request.

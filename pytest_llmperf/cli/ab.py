@@ -11,6 +11,7 @@ from pytest_llmperf.errors import UsageError
 
 if TYPE_CHECKING:
     from pytest_llmperf.ab.compare import PairedComparison
+    from pytest_llmperf.metrics import Metric
 
 MOST_BLOCKS_OF_A_SEARCH = 96
 """Default of a bisection: those of GOOD beside BAD, and of all commits that are asked."""
@@ -103,7 +104,6 @@ def _bisect(options: argparse.Namespace, rest: list[str]) -> int:
     from pytest_llmperf.ab.compare import PairedComparison
     from pytest_llmperf.ab.side import Recipe
     from pytest_llmperf.cli.bisect_command import WantedBisection, run_bisect
-    from pytest_llmperf.metrics import find_metric
 
     _require_blocks(options.blocks)
     comparison = PairedComparison(
@@ -118,8 +118,17 @@ def _bisect(options: argparse.Namespace, rest: list[str]) -> int:
         same_environment=options.same_environment,
         explain=not options.no_explain,
     )
-    metric = find_metric(options.metric) if options.metric else None
+    metric = _searchable(options.metric) if options.metric else None
     return run_bisect(WantedBisection(comparison=comparison, metric=metric, json=options.json))
+
+
+def _searchable(name: str) -> Metric:
+    from pytest_llmperf.metrics import Kind, find_metric
+
+    metric = find_metric(name)
+    if metric.kind not in (Kind.TIMED, Kind.EXACT):
+        raise UsageError(f"--metric {metric.name}: it is {metric.kind}: expected a timed or an exact metric")
+    return metric
 
 
 def _gate(options: argparse.Namespace, rest: list[str]) -> int:
