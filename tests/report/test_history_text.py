@@ -96,7 +96,7 @@ def test_lines_are_as_long_as_the_terminal_is_wide(folder, capsys, monkeypatch):
     [(4.0, 5.0, 0, True), (4.0, 5.0, 1, False), (5.0, 4.0, 0, False)],
     ids=["worse", "accepted", "better"],
 )
-def test_a_change_for_the_worse_is_told_with_the_command_that_finds_the_commit(  # noqa: PLR0913  # a case, and fixtures
+def test_a_change_for_the_worse_is_told_with_the_command_that_finds_the_commit(  # noqa: PLR0913, PLR0917  # a case
     folder, capsys, monkeypatch, before, after, epochs, told
 ):
     """It is one line however narrow the terminal is, and can be pasted into a shell."""
