@@ -21,7 +21,8 @@ from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
 from pytest_llmperf.system.pytest_process import ProcessExit, run_perf_tests
 from pytest_llmperf.text import printable
 
-_ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+"""Exit codes of processes that ended by themselves, with or without results."""
 
 _NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
 
@@ -127,7 +128,7 @@ class BlockSeries:
         while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
             self._absent[arm] |= gone
             ended = self._try(number, arm, tests)
-        if ended.exit_code not in _ORDINARY_EXITS:
+        if ended.exit_code not in ORDINARY_EXITS:
             self._prove(number, arm, must_report=False)
             found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
             raise UsageError(f"{self._sides[arm].name}: {found} (see {ended.log})")
@@ -171,7 +172,7 @@ class BlockSeries:
             imported = Imported.read(report)
         except UsageError as error:
             raise UsageError(f"{side.name}: {error}") from error
-        _refuse_foreign(side, imported)
+        refuse_foreign(side, imported)
         return imported
 
     def _read(self, block: _Block) -> MeasuredBlock:
@@ -209,7 +210,12 @@ def _proof(side: Side, imported: Imported) -> SideProof:
     return SideProof(commit=side.commit, packages=packages, requirements=[*side.requirements])
 
 
-def _refuse_foreign(side: Side, imported: Imported) -> None:
+def refuse_foreign(side: Side, imported: Imported) -> None:
+    """Reject a process that imported a module of the repository from elsewhere than its own side.
+
+    Raises:
+        UsageError: it did.
+    """
     for module, file in imported.foreign.items():
         raise UsageError(
             f"{side.name}: {printable(module)} was imported from {printable(file)}, which is not this side's: remove "

@@ -28,7 +28,7 @@ from pytest_llmperf.ab.checkout import (
 from pytest_llmperf.ab.installed import Environment
 from pytest_llmperf.ab.packages import Locator, find_packages
 from pytest_llmperf.ab.requested import refuse_own_packages
-from pytest_llmperf.ab.side import Recipe, Repository, SideBuilder, prepare_sides
+from pytest_llmperf.ab.side import Recipe, Repository, Side, SideBuilder, prepare_sides
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.runner.profiling import profiles_of
 from pytest_llmperf.storage.comparability import FIELDS, compare_environments
@@ -113,7 +113,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
     recipes = [*wanted.recipes.values()]
     asked = [str(here), base, head, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
-    name = f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes))}"
+    name = f"{base[:8]}-{head[:8]}-{digest_of(asked)}-{digest_of(_environment_keys(recipes))}"
     return ComparisonPlan(
         wanted=wanted,
         here=here,
@@ -122,7 +122,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
         head=head,
         arguments=arguments,
         folder=user_folder("ab", name),
-        seed=int(_digest(asked), 16),
+        seed=int(digest_of(asked), 16),
     )
 
 
@@ -131,6 +131,19 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
 
     Returns:
         The series with the blocks that were kept, and notes on dependencies that the sides share.
+
+    Raises:
+        LlmperfError: a revision does not build, or a requested package cannot be installed or is the repository's.
+    """
+    (base, head), notes = build_sides(plan)
+    return series_of_blocks(plan, base, head), notes
+
+
+def build_sides(plan: ComparisonPlan) -> tuple[list[Side], list[str]]:
+    """Build both revisions, or reuse those of an interrupted comparison.
+
+    Returns:
+        Base and head, and notes on dependencies that they share.
 
     Raises:
         LlmperfError: a revision does not build, or a requested package cannot be installed or is the repository's.
@@ -145,8 +158,12 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
         SideBuilder(name, commits[name], recipe, repository=repository, place=plan.folder / name)
         for name, recipe in plan.wanted.recipes.items()
     ]
-    (base, head), notes = prepare_sides(builders, same_environment=plan.wanted.same_environment)
-    return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed), notes
+    return prepare_sides(builders, same_environment=plan.wanted.same_environment)
+
+
+def series_of_blocks(plan: ComparisonPlan, base: Side, head: Side) -> BlockSeries:
+    """Return the series of a comparison, with the blocks that were kept."""
+    return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed)
 
 
 def explain_regressions(
@@ -184,7 +201,7 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
     if head.baseline is None or head.run is None:
         errors = "; ".join(f"{test}: {standing.error(test)}" for test in standing.tests)
         raise UsageError(f"head measured nothing: {errors}")
-    results = {test: _results(head.baseline, test) for test in standing.tests}
+    results = {test: results_of(head.baseline, test) for test in standing.tests}
     entries = [
         Entry(
             test=test,
@@ -192,7 +209,7 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
             run=head.run,
             results=measured,
             verdicts=[verdict for verdict in standing.verdicts if verdict.cell.test == test],
-            work_changes=_work_changes(measured, base.baseline),
+            work_changes=counted_changes(measured, base.baseline, name="base"),
             error=standing.error(test),
         )
         for test, measured in results.items()
@@ -202,6 +219,32 @@ def comparison_outcome(series: BlockSeries, standing: Standing) -> RunOutcome:
     return RunOutcome(
         compared=True, entries=entries, missing=standing.missing, differences=differences, sides=series.sides
     )
+
+
+def results_of(measured: Baseline, test: str) -> list[TestResult]:
+    """Return a process's results of a test, one for each workload."""
+    return [
+        TestResult(
+            workload=measured.workloads[one.workload],
+            observation=one,
+            cells=[cell for cell in measured.cells if (cell.test, cell.workload) == (test, one.workload)],
+            work=_phases(measured, test, one.workload),
+        )
+        for one in measured.observations
+        if one.test == test
+    ]
+
+
+def counted_changes(results: Sequence[TestResult], base: Baseline | None, *, name: str) -> list[WorkChange]:
+    """Compare the counted work of results with that of a base, which is called ``name``."""
+    sides = (
+        (one, _phases(base, one.observation.test, one.workload.hash) if base else {}) for one in results if one.work
+    )
+    return [
+        change
+        for one, phases in sides
+        for change in work_changes(one, BaseWork(name, phases, "it counted no work of this workload"))
+    ]
 
 
 def relative_argument(word: str, root: Path, here: Path) -> str:
@@ -215,6 +258,11 @@ def relative_argument(word: str, root: Path, here: Path) -> str:
     return os.path.relpath(path, here) + separator + rest
 
 
+def digest_of(what: object) -> str:
+    """Return eight hexadecimal digits that identify a JSON value, for the names of folders."""
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+
+
 def _repository(root: Path, here: Path) -> Repository:
     trees, sites = worktrees(root), site_folders()
     locate = Locator(trees, sites)
@@ -226,10 +274,6 @@ def _environment_keys(recipes: Sequence[Recipe]) -> list[str]:
     """Return the keys of the environments; stored blocks are valid for these only."""
     pythons = dict.fromkeys([sys.executable, *(recipe.python for recipe in recipes if recipe.python)])
     return [Environment(python, variables=os.environ, folder=Path(sys.prefix)).key for python in pythons]
-
-
-def _digest(what: object) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
 
 
 def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
@@ -253,32 +297,6 @@ def _other_sources(imported: Mapping[str, Imported], sides: Mapping[str, SidePro
 def _address(requirement: str) -> tuple[str, str]:
     parsed = Requirement(requirement)
     return canonicalize_name(parsed.name), parsed.url or ""
-
-
-def _results(head: Baseline, test: str) -> list[TestResult]:
-    """Return head's results of a test from the first block, which measures all tests."""
-    return [
-        TestResult(
-            workload=head.workloads[one.workload],
-            observation=one,
-            cells=[cell for cell in head.cells if (cell.test, cell.workload) == (test, one.workload)],
-            work=_phases(head, test, one.workload),
-        )
-        for one in head.observations
-        if one.test == test
-    ]
-
-
-def _work_changes(results: Sequence[TestResult], base: Baseline | None) -> list[WorkChange]:
-    """Compare head's counted work with base's, from the first block."""
-    sides = (
-        (one, _phases(base, one.observation.test, one.workload.hash) if base else {}) for one in results if one.work
-    )
-    return [
-        change
-        for one, phases in sides
-        for change in work_changes(one, BaseWork("base", phases, "it counted no work of this workload"))
-    ]
 
 
 def _phases(side: Baseline, test: str, workload: str) -> dict[str, PhaseWork]:

@@ -243,6 +243,8 @@ class SideBuilder:
 
     def metadata(self) -> Dependencies:
         """Return the dependencies in the metadata of its built packages."""
+        if not self._built:  # listing the environment takes a process
+            return Dependencies([])
         environment = self._environment
         wishes = (metadata_wishes(name, environment.requires(name)) for name in self._built)
         return Dependencies([wish for found in wishes for wish in found])

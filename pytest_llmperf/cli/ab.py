@@ -1,4 +1,4 @@
-"""Commands that compare on this machine: ``gate``, ``ab`` and ``selftest``."""
+"""Commands that compare on this machine: ``gate``, ``ab``, ``bisect`` and ``selftest``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from pytest_llmperf.errors import UsageError
 if TYPE_CHECKING:
     from pytest_llmperf.ab.compare import PairedComparison
     from pytest_llmperf.ab.side import Recipe
+    from pytest_llmperf.metrics import Metric
+
+MOST_BLOCKS_OF_A_SEARCH = 96
+"""Default of a bisection: those of GOOD beside BAD, and of all commits that are asked."""
 
 
 def add_commands(commands: Any) -> None:
     """Declare the commands."""
     _add_gate(commands)
     _add_ab(commands)
+    _add_bisect(commands)
     _add_selftest(commands)
 
 
@@ -51,23 +56,84 @@ def _add_gate(commands: Any) -> None:
     gate.set_defaults(run=_gate, passes_on="after --", base_with=[], head_with=[])
 
 
+def _add_bisect(commands: Any) -> None:
+    bisect = commands.add_parser(
+        "bisect",
+        help="find the commit that made a perf test slower or bigger",
+        usage="llmperf bisect GOOD BAD [options] [-- pytest arguments]",
+        description=(
+            "Search the commits from GOOD to BAD, along the first parents. Counted figures take one process a commit. "
+            "Times take blocks of a commit beside GOOD, and a search that keeps a belief in each commit. Exit code: 0 "
+            "if one commit was found; else 1."
+        ),
+    )
+    bisect.add_argument("good", metavar="GOOD", help="revision that is good; an ancestor of BAD")
+    bisect.add_argument("bad", metavar="BAD", help="revision that is slower or bigger")
+    bisect.add_argument("--metric", metavar="NAME", help="metric to search (default: the gating one that got worse)")
+    bisect.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
+    _add_effort(bisect, most_blocks=MOST_BLOCKS_OF_A_SEARCH)
+    _add_building(bisect)
+    bisect.set_defaults(run=_bisect, passes_on="after --")
+
+
 def _add_comparing(ab: argparse.ArgumentParser) -> None:
-    ab.add_argument("--budget", metavar="TIME", help="stop measuring after this long: 20m, 90s, 1.5h")
-    ab.add_argument("--blocks", type=int, default=24, metavar="N", help="most blocks to measure (default: 24)")
-    ab.add_argument("--prepare", metavar="CMD", help="build each checkout with this command instead of installing it")
+    _add_effort(ab, most_blocks=24)
+    _add_building(ab)
     ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
     ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
-    ab.add_argument("--same-environment", action="store_true",
-                    help="run both sides with what is installed here, although their dependencies differ")  # fmt: skip
-    ab.add_argument("--restart", action="store_true", help="delete the blocks of an interrupted comparison")
-    ab.add_argument("--no-explain", action="store_true", help="do not profile regressions")
     ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
+
+
+def _add_effort(comparing: argparse.ArgumentParser, *, most_blocks: int) -> None:
+    comparing.add_argument("--budget", metavar="TIME", help="stop measuring after this long: 20m, 90s, 1.5h")
+    comparing.add_argument("--blocks", type=int, default=most_blocks, metavar="N",
+                           help=f"most blocks to measure (default: {most_blocks})")  # fmt: skip
+
+
+def _add_building(comparing: argparse.ArgumentParser) -> None:
+    comparing.add_argument("--prepare", metavar="CMD",
+                           help="build each checkout with this command instead of installing it")  # fmt: skip
+    comparing.add_argument("--same-environment", action="store_true",
+                           help="run both sides with what is installed here, whatever their dependencies")  # fmt: skip
+    comparing.add_argument("--restart", action="store_true", help="delete the blocks of an interrupted comparison")
+    comparing.add_argument("--no-explain", action="store_true", help="do not profile regressions")
 
 
 def _ab(options: argparse.Namespace, rest: list[str]) -> int:
     from pytest_llmperf.cli.ab_command import run_ab
 
     return run_ab(_comparison(options, rest, head=options.head), options)
+
+
+def _bisect(options: argparse.Namespace, rest: list[str]) -> int:
+    from pytest_llmperf.ab.compare import PairedComparison
+    from pytest_llmperf.ab.side import Recipe
+    from pytest_llmperf.cli.bisect_command import WantedBisection, run_bisect
+
+    _require_blocks(options.blocks)
+    comparison = PairedComparison(
+        base=options.good,
+        head=options.bad,
+        arguments=rest,
+        base_recipe=Recipe(command=options.prepare),
+        head_recipe=Recipe(command=options.prepare),
+        budget_s=_seconds(options.budget) if options.budget else None,
+        most_blocks=options.blocks,
+        restart=options.restart,
+        same_environment=options.same_environment,
+        explain=not options.no_explain,
+    )
+    metric = _searchable(options.metric) if options.metric else None
+    return run_bisect(WantedBisection(comparison=comparison, metric=metric, json=options.json))
+
+
+def _searchable(name: str) -> Metric:
+    from pytest_llmperf.metrics import Kind, find_metric
+
+    metric = find_metric(name)
+    if metric.kind not in (Kind.TIMED, Kind.EXACT):
+        raise UsageError(f"--metric {metric.name}: it is {metric.kind}: expected a timed or an exact metric")
+    return metric
 
 
 def _gate(options: argparse.Namespace, rest: list[str]) -> int:
