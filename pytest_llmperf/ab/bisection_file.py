@@ -19,7 +19,7 @@ class CandidateResult(Written):
 
     name: str
     title: str
-    """Of a commit: author, day and subject."""
+    """Of a commit: author, day and subject. Of a release: the one before."""
     value: float | None = None
     """Exact figure, in the metric's unit."""
     ratio: float | None = None
@@ -48,6 +48,8 @@ class BisectionFile(Written):
     good: str
     bad: str
     kind: Literal["exact", "timed"]
+    kind_of_candidate: str = "commit"
+    """``commit``, or ``release`` of a package."""
     searched: CellName
     others: tuple[CellName, ...]
     """Cells that are worse on BAD as well, and were not searched: other commits may have changed them."""
@@ -91,7 +93,8 @@ def bisection_file(bisection: Bisection, search: Search, *, tool: str) -> Bisect
     ends = [known[one].value if one in known else None for one in (culprits.start - 1, culprits[-1])]
     return BisectionFile(
         tool=tool,
-        good=sides.wanted.base,
+        good=sides.wanted.base_name,
+        kind_of_candidate=bisection.candidates[-1].kind,
         bad=bisection.candidates[-1].name,
         kind="timed" if timed else "exact",
         searched=_cell_name(search.verdict),

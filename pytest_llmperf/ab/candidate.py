@@ -18,6 +18,10 @@ class Candidate(Protocol):
     """One step: a commit, or anything else that can be compared with GOOD."""
 
     @property
+    def kind(self) -> str:
+        """The word for it: ``commit`` or ``release``."""
+
+    @property
     def name(self) -> str:
         """Short and unique, such as the first digits of a hash."""
 
@@ -38,6 +42,11 @@ class Commit:
     date: str
     """ISO 8601."""
     subject: str
+
+    @property
+    def kind(self) -> str:
+        """The word for it."""
+        return "commit"
 
     @property
     def name(self) -> str:

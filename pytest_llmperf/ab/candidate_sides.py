@@ -63,7 +63,9 @@ class CandidateSides:
 
     def name(self, position: int) -> str:
         """Return the short name of a candidate, or of GOOD."""
-        return self.wanted.base[:12] if position == GOOD else self.candidates[position].name
+        if position != GOOD:
+            return self.candidates[position].name
+        return self.wanted.base_name if self.wanted.base_recipe.requirements else self.wanted.base[:12]
 
     def built(self, position: int) -> BuiltCandidate:
         """Return a candidate beside GOOD.

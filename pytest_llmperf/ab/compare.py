@@ -27,7 +27,7 @@ from pytest_llmperf.ab.checkout import (
 )
 from pytest_llmperf.ab.installed import Environment
 from pytest_llmperf.ab.packages import Locator, find_packages
-from pytest_llmperf.ab.requested import refuse_own_packages
+from pytest_llmperf.ab.requested import refuse_own_packages, shown
 from pytest_llmperf.ab.side import Recipe, Repository, Side, SideBuilder, prepare_sides
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.runner.profiling import profiles_of
@@ -67,6 +67,11 @@ class PairedComparison:
     def recipes(self) -> dict[str, Recipe]:
         """How to build each side."""
         return {"base": self.base_recipe, "head": self.head_recipe}
+
+    @property
+    def base_name(self) -> str:
+        """The revision of base, or what base runs with."""
+        return ", ".join(map(shown, self.base_recipe.requirements)) or self.base
 
 
 @dataclass(frozen=True, kw_only=True)

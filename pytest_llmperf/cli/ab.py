@@ -60,15 +60,21 @@ def _add_bisect(commands: Any) -> None:
     bisect = commands.add_parser(
         "bisect",
         help="find the commit that made a perf test slower or bigger",
-        usage="llmperf bisect GOOD BAD [options] [-- pytest arguments]",
+        usage=(
+            "llmperf bisect GOOD BAD [options] [-- pytest arguments]\n"
+            "       llmperf bisect --package NAME GOOD BAD [COMMIT] [options] [-- pytest arguments]"
+        ),
         description=(
             "Search the commits from GOOD to BAD, along the first parents. Counted figures take one process a commit. "
             "Times take blocks of a commit beside GOOD, and a search that keeps a belief in each commit. Exit code: 0 "
-            "if one commit was found; else 1."
+            "if one commit was found; else 1. With --package, search the releases of a package that pip lists."
         ),
     )
-    bisect.add_argument("good", metavar="GOOD", help="revision that is good; an ancestor of BAD")
-    bisect.add_argument("bad", metavar="BAD", help="revision that is slower or bigger")
+    bisect.add_argument("good", metavar="GOOD", help="revision that is good, an ancestor of BAD; or version")
+    bisect.add_argument("bad", metavar="BAD", help="revision or version that is slower or bigger")
+    bisect.add_argument("commit", nargs="?", metavar="COMMIT",
+                        help="revision that runs with each release (default: HEAD)")  # fmt: skip
+    bisect.add_argument("--package", metavar="NAME", help="search its releases instead of the commits")
     bisect.add_argument("--metric", metavar="NAME", help="metric to search (default: the gating one that got worse)")
     bisect.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     _add_effort(bisect, most_blocks=MOST_BLOCKS_OF_A_SEARCH)
@@ -107,13 +113,17 @@ def _ab(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _bisect(options: argparse.Namespace, rest: list[str]) -> int:
     from pytest_llmperf.ab.compare import PairedComparison
+    from pytest_llmperf.ab.release import PackageRange
     from pytest_llmperf.ab.side import Recipe
     from pytest_llmperf.cli.bisect_command import WantedBisection, run_bisect
 
     _require_blocks(options.blocks)
+    if options.commit and not options.package:
+        raise UsageError(f"llmperf bisect: unexpected {options.commit!r}; only --package takes a third argument")
+    commit = options.commit or "HEAD"
     comparison = PairedComparison(
-        base=options.good,
-        head=options.bad,
+        base=commit if options.package else options.good,
+        head=commit if options.package else options.bad,
         arguments=rest,
         base_recipe=Recipe(command=options.prepare),
         head_recipe=Recipe(command=options.prepare),
@@ -124,7 +134,10 @@ def _bisect(options: argparse.Namespace, rest: list[str]) -> int:
         explain=not options.no_explain,
     )
     metric = _searchable(options.metric) if options.metric else None
-    return run_bisect(WantedBisection(comparison=comparison, metric=metric, json=options.json))
+    releases = None
+    if options.package:
+        releases = PackageRange(package=options.package, good=options.good, bad=options.bad)
+    return run_bisect(WantedBisection(comparison=comparison, releases=releases, metric=metric, json=options.json))
 
 
 def _searchable(name: str) -> Metric:

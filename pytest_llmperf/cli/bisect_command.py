@@ -12,9 +12,11 @@ from pathlib import Path
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.bisection import Bisection
 from pytest_llmperf.ab.bisection_file import BisectionFile, bisection_file, candidate_result
-from pytest_llmperf.ab.candidate import Commit, commits_between
+from pytest_llmperf.ab.candidate import Candidate, Commit, commits_between
+from pytest_llmperf.ab.candidate_sides import GOOD
 from pytest_llmperf.ab.checkout import commit_of, merged_commits, repository_root
 from pytest_llmperf.ab.compare import PairedComparison
+from pytest_llmperf.ab.release import PackageRange, releases_beside_good
 from pytest_llmperf.ab.search import Search
 from pytest_llmperf.ab.stopping import Effort
 from pytest_llmperf.cli.ab_output import progress_lines
@@ -34,35 +36,44 @@ class WantedBisection:
 
     comparison: PairedComparison
     """GOOD as base, BAD as head; its budget and blocks are those of the whole search."""
+    releases: PackageRange | None = None
+    """Releases to search; base is then the commit to run."""
     metric: Metric | None
     json: Path | None = None
 
 
 def run_bisect(wanted: WantedBisection) -> int:
-    """Search the commits from GOOD to BAD.
+    """Search the commits or releases from GOOD to BAD.
 
     Returns:
-        The exit code: 0 if one commit was found, else 1.
+        The exit code: 0 if one was found, else 1.
 
     Raises:
-        LlmperfError: GOOD is no ancestor of BAD, one of them does not build or cannot be measured, or the JSON file
-            cannot be written.
+        LlmperfError: pip does not list a release, GOOD is no ancestor of BAD, one of them does not build or cannot be
+            measured, or the JSON file cannot be written.
     """
     here = Path.cwd()
-    good, bad = wanted.comparison.base, wanted.comparison.head or "HEAD"
-    commits = commits_between(good, bad, here=here)
-    root = repository_root(here)
-    comparison = replace(wanted.comparison, base=commit_of(root, good), arguments=_arguments(wanted))
-    _say(f"{plural(len(commits), 'commit')} from {comparison.base[:12]} to {commits[-1].name}")
+    comparison, candidates = _candidates(wanted, here)
     effort = Effort(
         most_blocks=comparison.most_blocks,
         deadline=time.monotonic() + comparison.budget_s if comparison.budget_s else None,
     )
-    bisection = Bisection(comparison, commits, metric=wanted.metric, effort=effort, here=here)
+    bisection = Bisection(comparison, candidates, metric=wanted.metric, effort=effort, here=here)
+    last = candidates[-1]
+    _say(f"{plural(len(candidates), last.kind)} from {bisection.sides.name(GOOD)} to {last.name}")
     _say("preparing GOOD and BAD")
     _say(*bisection.prepare())
     search = _counted(bisection) or _compared(bisection, effort)
-    return NOT_FOUND if search is None else _searched(bisection, search, wanted, commits, root)
+    return NOT_FOUND if search is None else _searched(bisection, search, wanted, repository_root(here))
+
+
+def _candidates(wanted: WantedBisection, here: Path) -> tuple[PairedComparison, Sequence[Candidate]]:
+    """Return the comparison, with GOOD as base, and the candidates after it."""
+    comparison = replace(wanted.comparison, arguments=_arguments(wanted))
+    if wanted.releases:
+        return releases_beside_good(comparison, wanted.releases, here=here)
+    commits = commits_between(comparison.base, comparison.head or "HEAD", here=here)
+    return replace(comparison, base=commit_of(repository_root(here), comparison.base)), commits
 
 
 def _arguments(wanted: WantedBisection) -> list[str]:
@@ -93,9 +104,7 @@ def _compared(bisection: Bisection, effort: Effort) -> Search | None:
     return search
 
 
-def _searched(
-    bisection: Bisection, search: Search, wanted: WantedBisection, commits: Sequence[Commit], root: Path
-) -> int:
+def _searched(bisection: Bisection, search: Search, wanted: WantedBisection, root: Path) -> int:
     _say(*search_lines(bisection, search))
     for probe in search:
         _say(probe_line(bisection, search, candidate_result(bisection, search, probe)))
@@ -104,7 +113,8 @@ def _searched(
         _say("explaining it")
         found = _explained(found, bisection, search)
     say(*found_lines(found))
-    _say(*(_merge_lines(commits[search.culprits[0]], root, wanted) if found.found else ()))
+    if found.found:
+        _say(*_merge_lines(bisection.candidates[search.culprits[0]], root, wanted))
     if wanted.json:
         write_model(wanted.json, found, what="results")
     return FOUND if found.found else NOT_FOUND
@@ -119,8 +129,8 @@ def _explained(found: BisectionFile, bisection: Bisection, search: Search) -> Bi
     return found.model_copy(update={"work_changes": tuple(work), "explanations": tuple(times)})
 
 
-def _merge_lines(commit: Commit, root: Path, wanted: WantedBisection) -> Iterator[str]:
-    if merged := merged_commits(root, commit.commit):
+def _merge_lines(culprit: Candidate, root: Path, wanted: WantedBisection) -> Iterator[str]:
+    if isinstance(culprit, Commit) and (merged := merged_commits(root, culprit.commit)):
         words = ["llmperf", "bisect", *(one[:12] for one in merged)]
         rest = ["--", *wanted.comparison.arguments] if wanted.comparison.arguments else []
         yield f"it is a merge; to search the commits that it brought in: {shlex.join([*words, *rest])}"

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.ab.bisection_file import BisectionFile, CandidateResult
     from pytest_llmperf.ab.search import Search
 
+_TITLES = {"commit": "author, day: subject"}
+
 _LEAST_BELIEF = 0.005
 """Minimum belief in a candidate that the table of an undecided search shows."""
 
@@ -38,7 +40,8 @@ def search_lines(bisection: Bisection, search: Search) -> Iterator[str]:
     yield printable(f"searching for {short_sentence(verdict)} of {verdict.cell.test}")
     others = [f"{short_sentence(one)} of {one.cell.test}" for one in bisection.regressions[1:]]
     if others:
-        yield f"not searched, another commit may have changed it (--metric chooses): {some(others, LONGEST_LIST)}"
+        why = f"another {bisection.candidates[0].kind} may have changed it (--metric chooses)"
+        yield f"not searched, {why}: {some(others, LONGEST_LIST)}"
 
 
 def probe_line(bisection: Bisection, search: Search, found: CandidateResult) -> str:
@@ -46,7 +49,8 @@ def probe_line(bisection: Bisection, search: Search, found: CandidateResult) -> 
     if found.skipped:
         return printable(f"{found.name}: skipped: {found.skipped}")
     names = [bisection.candidates[one].name for one in (search.culprits[0], search.culprits[-1])]
-    where = names[0] if len(search.culprits) == 1 else f"{names[0]} to {names[1]}, {len(search.culprits)} commits"
+    several = plural(len(search.culprits), bisection.candidates[0].kind)
+    where = names[0] if len(search.culprits) == 1 else f"{names[0]} to {names[1]}, {several}"
     return printable(f"{found.name}: {_measured(found, search.verdict.cell.metric)}; now {where}")
 
 
@@ -61,7 +65,7 @@ def nothing_line(ends: Standing, metric: Metric | None) -> str:
         return printable(f"nothing to find: BAD cannot be measured: {some(errors, 1)}")
     if open_:
         why = f"{open_[0].cell.metric.name} of {open_[0].cell.test}: {open_[0].reason or open_[0].outcome.words}"
-        return printable(f"undecided whether BAD is worse than GOOD, so no commit was searched: {why}")
+        return printable(f"undecided whether BAD is worse than GOOD, so nothing was searched: {why}")
     if better:
         return printable(f"nothing to find: BAD is not worse than GOOD but better: {short_sentence(better[0])}")
     return f"nothing to find: no {what} is worse on BAD than on GOOD, so GOOD is as bad, or BAD as good"
@@ -90,17 +94,17 @@ def _table_lines(found: BisectionFile) -> Iterator[str]:
     rows = [one for one in found.asked if not one.skipped]
     rows += [one for one in found.culprits if one.belief >= _LEAST_BELIEF and one not in found.asked]
     if len(rows) > 1:
-        table = narrowed(_table(found, rows), table_width(), spare=("blocks", "commit"))
+        table = narrowed(_table(found, rows), table_width(), spare=("blocks", found.kind_of_candidate))
         yield render(table, table_width(), color=sys.stdout.isatty())
 
 
 def _table(found: BisectionFile, rows: Sequence[CandidateResult]) -> Table:
     metric, timed = METRICS[found.searched.metric], found.kind == "timed"
     table = plain_table()
-    table.add_column("commit", no_wrap=True)
+    table.add_column(found.kind_of_candidate, no_wrap=True)
     for heading in (metric.name, *(("blocks", "belief") if timed else ())):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("author, day: subject", no_wrap=True, overflow="ellipsis")
+    table.add_column(_TITLES.get(found.kind_of_candidate, ""), no_wrap=True, overflow="ellipsis")
     for one in rows:
         figures = [str(one.blocks), f"{one.belief:.0%}"] if timed else []
         cells = (printable(one.name), _figure(one, metric), *figures, printable(one.title))
@@ -124,18 +128,18 @@ def _interval(bounds: tuple[float, float] | None) -> Interval | None:
 
 
 def _conclusion(found: BisectionFile) -> str:
-    last, names = found.culprits[-1], [one.name for one in found.culprits]
+    last, names, kind = found.culprits[-1], [one.name for one in found.culprits], found.kind_of_candidate
     if found.found:
-        return f"first bad commit: {last.name} ({last.title})"
+        return f"first bad {kind}: {last.name} ({last.title})"
     if not found.ended:
         return (
-            f"undecided: the first bad commit is between {found.last_good} and {last.name} "
-            f"({plural(len(names), 'commit')}, belief {found.belief:.0%}); with more blocks or time, the same command "
+            f"undecided: the first bad {kind} is between {found.last_good} and {last.name} "
+            f"({plural(len(names), kind)}, belief {found.belief:.0%}); with more blocks or time, the same command "
             "continues"
         )
     if len(names) == found.candidates:
-        return f"undecided: none of the {plural(len(names) - 1, 'commit')} between GOOD and BAD could be measured"
-    return f"first bad commit is one of {some(names, LONGEST_LIST)}: all but the last were skipped"
+        return f"undecided: none of the {plural(len(names) - 1, kind)} between GOOD and BAD could be measured"
+    return f"first bad {kind} is one of {some(names, LONGEST_LIST)}: all but the last were skipped"
 
 
 def _step_lines(found: BisectionFile) -> Iterator[str]:
@@ -149,4 +153,5 @@ def _step_lines(found: BisectionFile) -> Iterator[str]:
     yield f"{metric.title} {before} -> {after}, of {test}"
     if (found.before, found.after) != (found.good_value, found.bad_value):
         ends = told_apart(metric, found.good_value or 0.0, found.bad_value or 0.0)
-        yield f"other commits change it too, since it is {ends[0]} on GOOD and {ends[1]} on BAD: bisect the rest"
+        others = f"other {found.kind_of_candidate}s change it too"
+        yield f"{others}, since it is {ends[0]} on GOOD and {ends[1]} on BAD: bisect the rest"
