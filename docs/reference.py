@@ -35,9 +35,6 @@ FAILED = (
     "a regression or a test that failed (`ab`, `gate`); a false alarm or a missed slowdown (`selftest`); "
     "no single commit found (`bisect`)"
 )
-    "a regression or a test that failed (`ab`, `gate`); a false alarm or a missed slowdown (`selftest`); "
-    "no single commit found (`bisect`)"
-)
 
 EXIT_CODES: Mapping[int, tuple[str, str]] = {
     pytest.ExitCode.OK: (
