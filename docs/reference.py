@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 import pytest_llmperf
 from pytest_llmperf import cli, plugin
+from pytest_llmperf.ab.bisection_file import BisectionFile
 from pytest_llmperf.ab.selftest_stats import SelftestFile
 from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.runner.config import TestSettings
@@ -30,7 +31,10 @@ from pytest_llmperf.verdict.outcome import Entry
 from pytest_llmperf.verdict.verdict_file import VerdictFile
 
 PYTESTS = "what pytest returned, where the command runs it"
-FAILED = "a regression or a test that failed (`ab`, `gate`); a false alarm or a missed slowdown (`selftest`)"
+FAILED = (
+    "a regression or a test that failed (`ab`, `gate`); a false alarm or a missed slowdown (`selftest`); "
+    "no single commit found (`bisect`)"
+)
 
 EXIT_CODES: Mapping[int, tuple[str, str]] = {
     pytest.ExitCode.OK: (
@@ -63,6 +67,7 @@ FILES: Mapping[str, tuple[str, type[BaseModel]]] = {
         VerdictFile,
     ),
     "Measured workload": ("Written by `--llmperf-json`: one file a workload, its samples included.", Entry),
+    "Bisection": ("Written by `llmperf bisect --json`.", BisectionFile),
     "Selftest": ("Written by `llmperf selftest --json`.", SelftestFile),
     "Journal: first line": (
         "`.llmperf/runs/RUN.jsonl`, or where `--llmperf-journal` says: a JSON text a line. The first is this one.",

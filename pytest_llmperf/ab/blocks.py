@@ -23,7 +23,8 @@ from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
 from pytest_llmperf.system.pytest_process import ProcessExit, run_perf_tests
 from pytest_llmperf.text import printable
 
-_ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+"""Exit codes of processes that ended by themselves, with or without results."""
 
 _NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
 
@@ -138,7 +139,7 @@ class BlockSeries:
         while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
             self._absent[arm] |= gone
             ended = self._try(number, arm, more)
-        if ended.exit_code not in _ORDINARY_EXITS:
+        if ended.exit_code not in ORDINARY_EXITS:
             self._prove(number, arm, must_report=False)
             found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
             raise UsageError(f"{self._sides[arm].name}: {found} (see {ended.log})")
@@ -182,7 +183,7 @@ class BlockSeries:
             imported = Imported.read(report)
         except UsageError as error:
             raise UsageError(f"{side.name}: {error}") from error
-        _refuse_foreign(side, imported)
+        refuse_foreign(side, imported)
         return imported
 
     def _read(self, block: _Block) -> MeasuredBlock:
@@ -216,12 +217,16 @@ def environment_of(arm: ProcessResult) -> Mapping[str, Scalar]:
 def _proof(side: Side, imported: Imported) -> SideProof:
     """Return a side's proof; files in the side's folder are relative to it."""
     place = str(side.place.resolve()) + os.sep if side.place else ""
-    return SideProof(
-        commit=side.commit, packages={name: file.removeprefix(place) for name, file in imported.packages.items()}
-    )
+    packages = {name: file.removeprefix(place) for name, file in imported.packages.items()}
+    return SideProof(commit=side.commit, packages=packages, requirements=[*side.requirements])
 
 
-def _refuse_foreign(side: Side, imported: Imported) -> None:
+def refuse_foreign(side: Side, imported: Imported) -> None:
+    """Reject a process that imported a module of the repository from elsewhere than its own side.
+
+    Raises:
+        UsageError: it did.
+    """
     for module, file in imported.foreign.items():
         raise UsageError(
             f"{side.name}: {printable(module)} was imported from {printable(file)}, which is not this side's: remove "

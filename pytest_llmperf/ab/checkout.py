@@ -82,6 +82,32 @@ def first_parent(root: Path, commit: str) -> str:
         raise UsageError(f"{commit[:12]} has no parent to compare with{more}") from error
 
 
+def is_ancestor(root: Path, ancestor: str, commit: str) -> bool:
+    """Whether a commit contains another one; a shallow clone may lack the history that shows it."""
+    return _succeeds(root, "merge-base", "--is-ancestor", ancestor, commit)
+
+
+def commits_after(root: Path, good: str, bad: str) -> list[tuple[str, str, str, str]]:
+    """Return the descendants of ``good`` in the first-parent history of ``bad``, which is last.
+
+    Returns:
+        Hash, author, date (ISO 8601) and subject of each.
+    """
+    line = "--format=%H%x00%an%x00%aI%x00%s"
+    found = _git(root, "rev-list", "--first-parent", "--reverse", line, f"{good}..{bad}").split("\n")
+    descendants = set(_git(root, "rev-list", "--ancestry-path", f"{good}..{bad}").splitlines())
+    rows = [(*text.split("\0", 3),) for text in found if "\0" in text]
+    return [(row[0], row[1], row[2], row[3]) for row in rows if row[0] in descendants]
+
+
+def merged_commits(root: Path, commit: str) -> tuple[str, str] | None:
+    """Return what a merge brought in: its merge base, and the tip that was merged; ``None`` for an ordinary commit."""
+    parents = _git(root, "rev-parse", f"{commit}^@").splitlines()
+    if len(parents) < 2:  # noqa: PLR2004  # a merge
+        return None
+    return _git(root, "merge-base", *parents[:2]), parents[1]
+
+
 def working_tree_commit(folder: Path) -> str:
     """Return a commit of the worktree with untracked files and changed submodules, but without ignored files.
 

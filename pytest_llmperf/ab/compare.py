@@ -7,9 +7,12 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.blocks import ARMS, BlockSeries, environment_of
@@ -25,11 +28,12 @@ from pytest_llmperf.ab.checkout import (
 )
 from pytest_llmperf.ab.installed import Environment
 from pytest_llmperf.ab.packages import Locator, find_packages
-from pytest_llmperf.ab.side import Recipe, Repository, SideBuilder, prepare_sides
+from pytest_llmperf.ab.requested import refuse_own_packages, shown
+from pytest_llmperf.ab.side import Recipe, Repository, Side, SideBuilder, prepare_sides
 from pytest_llmperf.errors import LlmperfError, UsageError
 from pytest_llmperf.runner.profiling import profiles_of
 from pytest_llmperf.storage.comparability import FIELDS, compare_environments, known_to_differ
-from pytest_llmperf.storage.provenance import Imported, site_folders
+from pytest_llmperf.storage.provenance import Imported, SideProof, site_folders
 from pytest_llmperf.storage.schema import Baseline, PhaseWork, TestResult
 from pytest_llmperf.system.paths import run_folder, user_folder
 from pytest_llmperf.system.pytest_process import without_outputs
@@ -61,6 +65,16 @@ class PairedComparison:
     explain: bool = True
     """Whether to profile regressions, on both sides."""
 
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """How to build each side."""
+        return {"base": self.base_recipe, "head": self.head_recipe}
+
+    @property
+    def base_name(self) -> str:
+        """The revision of base, or what base runs with."""
+        return ", ".join(map(shown, self.base_recipe.requirements)) or self.base
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonPlan:
@@ -80,8 +94,9 @@ class ComparisonPlan:
 
     @property
     def is_null(self) -> bool:
-        """Whether base and head are the same tree (A/A)."""
-        return tree_of(self.root, self.base) == tree_of(self.root, self.head)
+        """Whether base and head are the same tree in the same environment (A/A)."""
+        same_recipe = self.wanted.base_recipe == self.wanted.head_recipe
+        return same_recipe and tree_of(self.root, self.base) == tree_of(self.root, self.head)
 
     @property
     def has_other_environment(self) -> bool:
@@ -106,9 +121,9 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
     head = commit_of(root, wanted.head) if wanted.head else working_tree_commit(root)
     is_edited = wanted.head is None and head != commit_of(root, "HEAD")
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
-    recipes = (wanted.base_recipe, wanted.head_recipe)
+    recipes = [*wanted.recipes.values()]
     asked = [str(here), base, head, ARMS, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
-    name = f"{base[:8]}-{head[:8]}-{_digest(asked)}-{_digest(_environment_keys(recipes))}"
+    name = f"{base[:8]}-{head[:8]}-{digest_of(asked)}-{digest_of(_environment_keys(recipes))}"
     return ComparisonPlan(
         wanted=wanted,
         here=here,
@@ -117,7 +132,7 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
         head=head,
         arguments=arguments,
         folder=user_folder("ab", name),
-        seed=int(_digest(asked), 16),
+        seed=int(digest_of(asked), 16),
         is_edited=is_edited,
     )
 
@@ -129,18 +144,37 @@ def prepare_comparison(plan: ComparisonPlan) -> tuple[BlockSeries, list[str]]:
         The series with the blocks that were kept, and notes on dependencies that the sides share.
 
     Raises:
-        LlmperfError: a revision does not build.
+        LlmperfError: a revision does not build, or a requested package cannot be installed or is the repository's.
+    """
+    (base, head), notes = build_sides(plan)
+    return series_of_blocks(plan, base, head), notes
+
+
+def build_sides(plan: ComparisonPlan) -> tuple[list[Side], list[str]]:
+    """Build both revisions, or reuse those of an interrupted comparison.
+
+    Returns:
+        Base and head, and notes on dependencies that they share.
+
+    Raises:
+        LlmperfError: a revision does not build, or a requested package cannot be installed or is the repository's.
     """
     if plan.wanted.restart:
         shutil.rmtree(plan.folder, ignore_errors=True)
     repository = _repository(plan.root, plan.here)
-    sides = (("base", plan.base, plan.wanted.base_recipe), ("head", plan.head, plan.wanted.head_recipe))
+    commits, held = {"base": plan.base, "head": plan.head}, {package.name for package in repository.held.packages}
+    for name, recipe in plan.wanted.recipes.items():
+        refuse_own_packages(recipe.requirements, held, side=name)
     builders = [
-        SideBuilder(name, commit, recipe, repository=repository, place=plan.folder / name)
-        for name, commit, recipe in sides
+        SideBuilder(name, commits[name], recipe, repository=repository, place=plan.folder / name)
+        for name, recipe in plan.wanted.recipes.items()
     ]
-    (base, head), notes = prepare_sides(builders, same_environment=plan.wanted.same_environment)
-    return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed), notes
+    return prepare_sides(builders, same_environment=plan.wanted.same_environment)
+
+
+def series_of_blocks(plan: ComparisonPlan, base: Side, head: Side) -> BlockSeries:
+    """Return the series of a comparison, with the blocks that were kept."""
+    return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed)
 
 
 def explain_regressions(
@@ -192,9 +226,9 @@ def comparison_outcome(series: BlockSeries, standing: Standing, code: CodeChange
     if head.baseline is None or head.run is None:
         errors = "; ".join(f"{test}: {standing.error(test)}" for test in standing.tests)
         raise UsageError(f"head measured nothing: {errors}")
-    results = {test: _results(head.baseline, test) for test in standing.tests}
+    results = {test: results_of(head.baseline, test) for test in standing.tests}
     found = compare_environments(environment_of(base), environment_of(head)) if base.run else []
-    versions = _other_versions(first.imported)
+    versions = [*_other_versions(first.imported), *_other_sources(first.imported, series.sides)]
     code = (code or CodeChange()).model_copy(update={"differences": (*known_to_differ(found), *versions)})
     entries = [
         Entry(
@@ -203,7 +237,7 @@ def comparison_outcome(series: BlockSeries, standing: Standing, code: CodeChange
             run=head.run,
             results=measured,
             verdicts=[verdict for verdict in standing.verdicts if verdict.cell.test == test],
-            work_changes=_work_changes(measured, base.baseline),
+            work_changes=counted_changes(measured, base.baseline, name="base"),
             code_changes=[code.model_copy(update={"repeat": repeating(test, code.repeat)})],
             error=standing.error(test),
         )
@@ -218,6 +252,32 @@ def comparison_outcome(series: BlockSeries, standing: Standing, code: CodeChange
     )
 
 
+def results_of(measured: Baseline, test: str) -> list[TestResult]:
+    """Return a process's results of a test, one for each workload."""
+    return [
+        TestResult(
+            workload=measured.workloads[one.workload],
+            observation=one,
+            cells=[cell for cell in measured.cells if (cell.test, cell.workload) == (test, one.workload)],
+            work=_phases(measured, test, one.workload),
+        )
+        for one in measured.observations
+        if one.test == test
+    ]
+
+
+def counted_changes(results: Sequence[TestResult], base: Baseline | None, *, name: str) -> list[WorkChange]:
+    """Compare the counted work of results with that of a base, which is called ``name``."""
+    sides = (
+        (one, _phases(base, one.observation.test, one.workload.hash) if base else {}) for one in results if one.work
+    )
+    return [
+        change
+        for one, phases in sides
+        for change in work_changes(one, BaseWork(name, phases, "it counted no work of this workload"))
+    ]
+
+
 def relative_argument(word: str, root: Path, here: Path) -> str:
     """Make a path into the user's checkout relative, so that it points into each side's own checkout.
 
@@ -227,6 +287,11 @@ def relative_argument(word: str, root: Path, here: Path) -> str:
     if not Path(path).is_absolute() or not Path(path).is_relative_to(root) or is_ignored(root, path):
         return word
     return os.path.relpath(path, here) + separator + rest
+
+
+def digest_of(what: object) -> str:
+    """Return eight hexadecimal digits that identify a JSON value, for the names of folders."""
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
 
 
 def _repository(root: Path, here: Path) -> Repository:
@@ -242,10 +307,6 @@ def _environment_keys(recipes: Sequence[Recipe]) -> list[str]:
     return [Environment(python, variables=os.environ, folder=Path(sys.prefix)).key for python in pythons]
 
 
-def _digest(what: object) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
-
-
 def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
     """Return distributions with different versions on the sides, besides those in a run's environment."""
     base, head = (imported.get(arm, Imported()).distributions for arm in ("base", "head"))
@@ -253,30 +314,20 @@ def _other_versions(imported: Mapping[str, Imported]) -> list[str]:
     return [f"{name}: {base.get(name, NONE)} -> {head.get(name, NONE)}" for name in sorted(names)]
 
 
-def _results(head: Baseline, test: str) -> list[TestResult]:
-    """Return head's results of a test from the first block, which measures all tests."""
-    return [
-        TestResult(
-            workload=head.workloads[one.workload],
-            observation=one,
-            cells=[cell for cell in head.cells if (cell.test, cell.workload) == (test, one.workload)],
-            work=_phases(head, test, one.workload),
-        )
-        for one in head.observations
-        if one.test == test
-    ]
+def _other_sources(imported: Mapping[str, Imported], sides: Mapping[str, SideProof]) -> Iterator[str]:
+    """Yield requested files and commits of distributions whose versions are equal on both sides."""
+    addresses = {arm: dict(map(_address, proof.requirements)) for arm, proof in sides.items()}
+    base, head = (addresses.get(arm, {}) for arm in ("base", "head"))
+    versions = [imported.get(arm, Imported()).distributions for arm in ("base", "head")]
+    for name in sorted(base | head):
+        same, *others = {one.get(name, NONE) for one in versions}
+        if not others and base.get(name) != head.get(name):
+            yield f"{name}: {base.get(name) or same} -> {head.get(name) or same}"
 
 
-def _work_changes(results: Sequence[TestResult], base: Baseline | None) -> list[WorkChange]:
-    """Compare head's counted work with base's, from the first block."""
-    sides = (
-        (one, _phases(base, one.observation.test, one.workload.hash) if base else {}) for one in results if one.work
-    )
-    return [
-        change
-        for one, phases in sides
-        for change in work_changes(one, BaseWork("base", phases, "it counted no work of this workload"))
-    ]
+def _address(requirement: str) -> tuple[str, str]:
+    parsed = Requirement(requirement)
+    return canonicalize_name(parsed.name), parsed.url or ""
 
 
 def _phases(side: Baseline, test: str, workload: str) -> dict[str, PhaseWork]:

@@ -115,7 +115,7 @@ class Differing:
             return is_wanted and bool(wish.requirements)
         if not any(map(_parsed, wish.texts)):  # a constraint that only its own tool understands
             return True
-        return bool(wish.requirements) and not any(_holds(requirement, there) for requirement in wish.requirements)
+        return bool(wish.requirements) and not any(holds(requirement, there) for requirement in wish.requirements)
 
 
 def dependencies_of(checkout: Path, files: Sequence[str], folders: Sequence[PurePosixPath]) -> Dependencies:
@@ -170,6 +170,16 @@ def metadata_wishes(name: str, requires: Sequence[str]) -> list[Wish]:
     return [wish for wish in found if wish]
 
 
+def holds(requirement: Requirement, installed: Installed) -> bool:
+    """Whether an installed distribution satisfies a requirement, without its marker."""
+    if requirement.url:
+        return _same_source(requirement.url, installed.source)
+    try:
+        return requirement.specifier.contains(installed.version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
 _Reader = Callable[[Path, str], Iterator[Wish | None]]
 """Reads the wishes of a file, given its path and its name in the checkout."""
 
@@ -202,15 +212,6 @@ def _wish(text: str, file: str, *, need: Need) -> Wish | None:
     """Return a wish for one requirement; ``None`` if the text is none, such as a path into the repository."""
     parsed = _parsed(text)
     return Wish(canonicalize_name(parsed.name), (text.strip(),), file, need) if parsed else None
-
-
-def _holds(requirement: Requirement, installed: Installed) -> bool:
-    if requirement.url:
-        return _same_source(requirement.url, installed.source)
-    try:
-        return requirement.specifier.contains(installed.version, prereleases=True)
-    except InvalidVersion:
-        return False
 
 
 def _same_source(wanted: str, found: str) -> bool:

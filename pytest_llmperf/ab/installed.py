@@ -15,7 +15,7 @@ from pytest_llmperf.text import printable
 
 # Run by the environment's own interpreter, which may lack our packages. Of one name, the first found is imported.
 _LIST = """
-import hashlib, importlib.metadata, json, re, sys
+import hashlib, importlib.metadata, json, os, re, sys
 found = {}
 for one in importlib.metadata.distributions():
     name = re.sub(r"[-_.]+", "-", one.metadata["Name"] or "").lower()
@@ -27,6 +27,7 @@ for one in importlib.metadata.distributions():
             "version": one.version or "",
             "source": url.get("url", "") + ("@" + commit if commit else ""),
             "requires": one.requires or [],
+            "own": str(one.locate_file("")).startswith(sys.prefix + os.sep),
             "files": hashlib.sha256(files.encode()).hexdigest(),
         }
 print(json.dumps({"python": sys.version, "distributions": found}))
@@ -62,6 +63,11 @@ class Environment:
     def installed(self) -> dict[str, Installed]:
         """Distributions by normalized name."""
         return {name: Installed(one["version"], one["source"]) for name, one in self._distributions.items()}
+
+    @property
+    def own(self) -> frozenset[str]:
+        """Names of the distributions below its prefix: an overlay's own, not those that it falls back to."""
+        return frozenset(name for name, one in self._distributions.items() if one["own"])
 
     @property
     def key(self) -> str:

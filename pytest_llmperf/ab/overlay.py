@@ -77,15 +77,15 @@ def install_command(python: str, *, dependencies: bool) -> list[str]:
         UsageError: the user's environment has neither.
     """
     uv = shutil.which("uv")
-    if uv and (_is_made_by_uv() or not _has_pip()):
+    if uv and (_is_made_by_uv() or not has_pip()):
         return [uv, "pip", "install", "--quiet", "--no-deps", "--python", python]
-    if not _has_pip():
+    if not has_pip():
         raise UsageError("this environment has no pip, and there is no uv: install one of them")
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--disable-pip-version-check"]
     return pip if dependencies else [*pip, "--no-deps"]
 
 
-def _has_pip() -> bool:
+def has_pip() -> bool:
     """Whether pip is on the search path.
 
     Other finders are not asked: setuptools has one that keeps this process from using setuptools later.
@@ -102,7 +102,7 @@ def _is_made_by_uv() -> bool:
 
 def _add_pip(folder: Path) -> None:
     """Add a pip of its own; without it, a prepare command would install into the user's environment."""
-    if os.name != "nt" and _has_pip():
+    if os.name != "nt" and has_pip():
         for name in ("pip", "pip3"):
             (folder / name).write_text(_PIP, encoding="utf-8")
             (folder / name).chmod(0o755)

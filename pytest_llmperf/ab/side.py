@@ -9,9 +9,11 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
 from pathlib import Path, PurePosixPath
+
+from packaging.version import Version
 
 from pytest_llmperf.ab.checkout import check_out, tracked_files
 from pytest_llmperf.ab.dependencies import (
@@ -25,7 +27,9 @@ from pytest_llmperf.ab.dependencies import (
 )
 from pytest_llmperf.ab.installed import Environment
 from pytest_llmperf.ab.overlay import create_overlay, install_command, python_of
+from pytest_llmperf.ab.package_versions import unlisted
 from pytest_llmperf.ab.packages import Locator, Package, RepositoryPackages, build_backend, project_folders
+from pytest_llmperf.ab.requested import Missing, Requested, parse_requested
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.storage.provenance import SIDE_VARIABLE, SidePlaces
 from pytest_llmperf.system.git import git_environment
@@ -51,6 +55,8 @@ class Side:
     place: Path | None = None
     """Folder of its checkout and environment. Its processes must prove that they ran code from there. ``None`` if both
     sides are the worktree."""
+    requirements: tuple[str, ...] = ()
+    """Requirements that the user asks for on this side."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,26 @@ class Recipe:
 
     ``python`` is an interpreter of the user's own environment for this side; then nothing is installed. Otherwise the
     side gets an overlay over our environment: packages of the repository come from its checkout, and all others from
-    ours, except dependencies in which the revisions differ. ``command`` replaces installing.
+    ours, except dependencies in which the revisions differ. ``command`` replaces installing. ``requirements`` (from
+    `parse_requested`) are installed first, whatever the revision's files say about these distributions.
     """
 
     python: str | None = None
     command: str | None = None
+    requirements: tuple[str, ...] = ()
+
+    def with_package(self, name: str, version: Version, *, option: str) -> Recipe:
+        """Return a recipe that also installs one version of a package.
+
+        Args:
+            name: of the package.
+            version: one that the index lists.
+            option: the command-line option that names the package, for messages.
+
+        Raises:
+            UsageError: as `parse_requested`.
+        """
+        return replace(self, requirements=parse_requested([*self.requirements, f"{name}=={version}"], option=option))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +122,14 @@ class SideBuilder:
 
     def __init__(self, name: str, commit: str, recipe: Recipe, *, repository: Repository, place: Path) -> None:
         self._recipe = recipe
+        self._requested = Requested(recipe.requirements)
         self._repository = repository
         self._checkout = place / "checkout"
         self._place = place
         self._built: list[str] = []
         python = recipe.python or str(python_of(place / "environment"))
         folder = self._checkout / repository.here.relative_to(repository.root)
-        self.side = Side(name, commit, folder, python, self._variables(python), place)
+        self.side = Side(name, commit, folder, python, self._variables(python), place, recipe.requirements)
 
     @property
     def is_prepared(self) -> bool:
@@ -140,11 +162,14 @@ class SideBuilder:
         with self._naming_itself():
             return dependencies_of(self._checkout, self._files, self._repository.dependency_folders)
 
-    def install(self, differing: Differing) -> None:
-        """Create its environment: dependencies that differ from the other side's, and the repository's packages.
+    def create_environment(self, options: Sequence[str]) -> None:
+        """Create its environment, with the packages that the user asks for and the dependencies that these change.
+
+        Args:
+            options: index options of its requirement files.
 
         Raises:
-            UsageError: a package cannot be installed or built; the output is in the side's folder.
+            UsageError: a package cannot be installed; the output is in the side's folder.
         """
         if self._recipe.python:
             return
@@ -157,11 +182,26 @@ class SideBuilder:
             sites=repository.sites,
             left_out=sorted(repository.held.links),
         )
+        tried: list[list[Missing]] = []
+        while (missing := self._missing) and missing not in tried:  # uv installs no dependencies of dependencies
+            files = [one for one in missing if one.requirement.url]
+            self._install_requested(files, options, anew=True)  # the user's environment may have the same version
+            self._install_requested([one for one in missing if one not in files], options, anew=False)
+            tried.append(missing)
+
+    def install(self, differing: Differing) -> None:
+        """Install dependencies that differ from the other side's, and the repository's packages.
+
+        Raises:
+            UsageError: a package cannot be installed or built; the output is in the side's folder.
+        """
+        if self._recipe.python:
+            return
         if self._recipe.command:
             self._run(shlex.split(self._recipe.command), self._does_not_build)
             return
         self.satisfy(differing)
-        for package in repository.held.packages:
+        for package in self._repository.held.packages:
             self._build(package)
 
     def satisfy(self, differing: Differing) -> None:
@@ -170,13 +210,10 @@ class SideBuilder:
         Raises:
             UsageError: one cannot be installed.
         """
-        unmet = differing.unmet(self.installed) if differing.wishes else []
+        unmet = self._unmet(differing, self.installed) if differing.wishes else []
         if unmet and not self.brings_environment:
             lines = [*differing.options, *(wish.texts[0] for wish in unmet)]
-            file = self._place / "requirements.txt"
-            file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            command = [*install_command(self.side.python, dependencies=True), "-r", str(file)]
-            self._run(command, lambda words: self._refusal(unmet, f"cannot install it: {words}"))
+            self._install(lines, lambda words: self._refusal(unmet, f"cannot install it: {words}"))
 
     def verify(self, differing: Differing) -> None:
         """Reject an environment that does not satisfy this side's differing dependencies.
@@ -185,12 +222,29 @@ class SideBuilder:
             UsageError: it lacks one.
         """
         installed = self.installed if differing.wishes else {}
-        if unmet := differing.unmet(installed):
+        if unmet := self._unmet(differing, installed):
             there = installed.get(unmet[0].name)
             raise UsageError(self._refusal(unmet, f"the environment has {there.version if there else 'none'}"))
 
+    def verify_requested(self) -> None:
+        """Reject an environment that does not satisfy what the user asks for.
+
+        Raises:
+            UsageError: it lacks a package, or has another version.
+        """
+        if missing := self._missing:
+            first = missing[0]
+            raise UsageError(f"{self._who} needs {first}, and the environment has {first.found or 'none'}")
+
+    def requested_notes(self) -> Iterator[str]:
+        """Yield a note for each distribution that requires other versions than the user asks for."""
+        notes = self._requested.broken(self._environment) if self._requested.names else ()
+        return (f"{self.side.name}: {note}" for note in notes)
+
     def metadata(self) -> Dependencies:
         """Return the dependencies in the metadata of its built packages."""
+        if not self._built:  # listing the environment takes a process
+            return Dependencies([])
         environment = self._environment
         wishes = (metadata_wishes(name, environment.requires(name)) for name in self._built)
         return Dependencies([wish for found in wishes for wish in found])
@@ -206,6 +260,19 @@ class SideBuilder:
         return self._environment.installed
 
     @property
+    def requested_names(self) -> frozenset[str]:
+        """Normalized names of the distributions that the user asks for."""
+        return self._requested.names
+
+    @property
+    def _missing(self) -> list[Missing]:
+        return self._requested.missing(self._environment) if self._requested.names else []
+
+    def _unmet(self, differing: Differing, installed: Mapping[str, Installed]) -> list[Wish]:
+        """Return what its environment lacks; what the user asks for counts more than what files say."""
+        return [wish for wish in differing.unmet(installed) if wish.name not in self._requested.names]
+
+    @property
     def _done(self) -> Path:
         return self._place / "prepared"
 
@@ -216,6 +283,22 @@ class SideBuilder:
     @property
     def _environment(self) -> Environment:
         return Environment(self.side.python, variables=self.side.environment, folder=self._place)
+
+    def _install_requested(self, missing: Sequence[Missing], options: Sequence[str], *, anew: bool) -> None:
+        if missing:
+            lines = [*options, *(str(one.requirement) for one in missing)]
+            self._install(lines, lambda words: self._not_installed(missing, words), anew=anew)
+
+    def _not_installed(self, missing: Sequence[Missing], words: str) -> str:
+        why = next((found for one in missing if (found := unlisted(one.requirement))), "") or words
+        return f"{self._who}: cannot install {some([*map(str, missing)], 3)}: {why}"
+
+    def _install(self, lines: Sequence[str], refusal: Callable[[str], str], *, anew: bool = False) -> None:
+        """Install lines of a requirements file, with what they need, or ``anew``: these alone."""
+        file = self._place / "requirements.txt"
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        command = install_command(self.side.python, dependencies=not anew)
+        self._run([*command, *(["--force-reinstall"] if anew else []), "-r", str(file)], refusal)
 
     def _build(self, package: Package) -> None:
         """Install a package of the repository from this side's checkout, where its folder may be another one."""
@@ -321,12 +404,15 @@ def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool) ->
         return [builder.side for builder in builders], []
     for builder in builders:
         builder.check_out()
-    found = _differing([builder.dependencies() for builder in builders])
+    declared = [builder.dependencies() for builder in builders]
+    found = _differing(declared)
     notes = []
     if same_environment and (files := _files(found)):
         notes.append(f"base and head differ in {files}: both run with what is installed here")
     wanted = [Differing(), Differing()] if same_environment else found
     _refuse_unreadable(builders, wanted)
+    for builder, dependencies in zip(builders, declared, strict=True):
+        builder.create_environment(dependencies.options)
     for builder, differing in zip(builders, wanted, strict=True):
         builder.install(differing)
         builder.verify(differing)
@@ -336,6 +422,10 @@ def prepare_sides(builders: Sequence[SideBuilder], *, same_environment: bool) ->
             builder.satisfy(differing)
             builder.verify(differing)
         notes += _shared(builders, found)
+    for builder in builders:
+        builder.verify_requested()
+        notes += builder.requested_notes()
+    notes += _same_versions(builders)
     return [builder.finish() for builder in builders], notes
 
 
@@ -357,7 +447,8 @@ def _refuse_unreadable(builders: Sequence[SideBuilder], wanted: Sequence[Differi
 
 def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iterator[str]:
     """Yield the dependencies that the sides declare differently, but run in one version that satisfies both."""
-    wishes = {wish.name: wish for differing in found for wish in differing.wishes}
+    asked = frozenset[str]().union(*(builder.requested_names for builder in builders))
+    wishes = {wish.name: wish for differing in found for wish in differing.wishes if wish.name not in asked}
     if not wishes:
         return
     base, head = (builder.installed for builder in builders)
@@ -367,6 +458,16 @@ def _shared(builders: Sequence[SideBuilder], found: Sequence[Differing]) -> Iter
                 f"base and head declare {name} differently ({wish.file}): both run with {base[name].version}, "
                 "which satisfies both"
             )
+
+
+def _same_versions(builders: Sequence[SideBuilder]) -> Iterator[str]:
+    """Yield a note if the packages that the user asks for give both sides the same versions."""
+    asked = [builder.side.requirements for builder in builders]
+    if not any(asked) or any(" @ " in text for texts in asked for text in texts):
+        return
+    base, head = ({name: one.version for name, one in builder.installed.items()} for builder in builders)
+    if base == head:
+        yield "base and head run with the same version of every package, whatever was asked for on each side"
 
 
 def _isolation(backend: str) -> Sequence[str]:

@@ -28,6 +28,7 @@ first steps:
   pytest --llmperf --llmperf-inject 'work:+15%'
                                       check that a regression fails your tests
   llmperf gate                        in a pull request: compare, then decide possible regressions by A/B runs
+  llmperf bisect GOOD BAD             find the commit that made a test slower or bigger
   llmperf accept TEST --reason WHY    accept a change of level: compare with later runs only
 
 Exit codes: 0; pytest's own (1 for a regression); 2 if interrupted; 4 for a wrong option or an unusable file.

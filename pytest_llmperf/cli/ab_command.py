@@ -16,6 +16,7 @@ from pytest_llmperf.ab.compare import (
     plan_comparison,
     prepare_comparison,
 )
+from pytest_llmperf.ab.requested import shown
 from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.cli.ab_output import progress_lines, result_lines
 from pytest_llmperf.cli.say import say
@@ -39,7 +40,7 @@ def run_ab(wanted: PairedComparison, options: argparse.Namespace) -> int:
     code = int(outcome.failed)
     if options.verdicts:
         revisions = [wanted.base, *([wanted.head] if wanted.head else [])]
-        command = ["llmperf", "ab", *revisions, "--", *without_outputs(wanted.arguments)]
+        command = ["llmperf", "ab", *revisions, *_with(wanted), "--", *without_outputs(wanted.arguments)]
         write_verdicts(options.verdicts, verdict_file(outcome, command=command, exit_code=code))
     return code
 
@@ -82,7 +83,17 @@ def _plan_lines(plan: ComparisonPlan) -> Iterator[str]:
     yield f"base {wanted.base} ({plan.base[:12]}), head {head}, in {plan.folder}"
     if plan.is_null:
         yield "base and head are the same tree: this is an A/A comparison, which shows the machine's noise"
+    for side, recipe in wanted.recipes.items():
+        if recipe.requirements:
+            yield f"{side} runs with {', '.join(map(shown, recipe.requirements))}"
     yield "preparing base and head"
+
+
+def _with(wanted: PairedComparison) -> Iterator[str]:
+    """Yield the options that ask for packages."""
+    for side, recipe in wanted.recipes.items():
+        for requirement in recipe.requirements:
+            yield from (f"--{side}-with", shown(requirement))
 
 
 def _say(*lines: str) -> None:

@@ -65,7 +65,7 @@ class Test:
 
 @dataclass(frozen=True, kw_only=True)
 class ShownDifference:
-    """A fact about the machine that differs from the baseline's latest run."""
+    """A fact about the environment that differs from the baseline's latest run, or between base and head."""
 
     name: str
     now: str

@@ -137,7 +137,7 @@ def _facts(verdicts: VerdictFile) -> Iterator[str]:
         count = plural(len(verdicts.missing), "test")
         yield f"<p>Missing: {count} of the baseline: {_codes(verdicts.missing)}</p>\n"
     if verdicts.differences:
-        yield f"<p>This machine differs from the baseline's: {_codes(verdicts.differences)}</p>\n"
+        yield f"<p>The environment differs: {_codes(verdicts.differences)}</p>\n"
 
 
 def _run_link(environ: Mapping[str, str]) -> str:

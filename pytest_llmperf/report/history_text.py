@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
@@ -18,8 +19,7 @@ def change_lines(series: Sequence[Series], *, name: str) -> Iterator[str]:
     """Yield a baseline's change points: one line each below their test, and one line for cells without any."""
     changes = sum(len(one.changes) for one in series)
     yield printable(f"{name}: {plural(len(series), 'cell')}, {plural(changes, 'change')}")
-    for line in _lines(series):
-        yield wrapped(printable(line), table_width())
+    yield from _lines(series)
     yield f"A point is a session's runs at one commit; a change needs {FEWEST_POINTS} of them."
 
 
@@ -28,10 +28,29 @@ def _lines(series: Sequence[Series]) -> Iterator[str]:
         cells = [*members]
         points = max((one.points for one in cells), key=len)
         length = f"{plural(sum(point.runs for point in points), 'run')}, {plural(len(points), 'point')}"
-        yield f"{test}: {shape(workload)}: {length}"
+        yield _wrapped(f"{test}: {shape(workload)}: {length}")
         for one in cells:
-            yield from (f"  {_told(one, change)}" for change in one.changes)
-        yield from _calm_lines(cells)
+            for change in one.changes:
+                yield _wrapped(f"  {_told(one, change)}")
+                yield from _bisecting(one, change)
+        yield from map(_wrapped, _calm_lines(cells))
+
+
+def _bisecting(series: Series, change: Change) -> Iterator[str]:
+    """Yield the command that finds the commit of a change for the worse; it is not wrapped, so that it can be copied.
+
+    An accepted change is known. A run of an unknown commit, or two sessions of one commit, leave nothing to search.
+    """
+    good, bad = change.last.commit, change.first.commit
+    is_worse = (change.after - change.before) * series.cell.metric.better.sign > 0
+    if is_worse and good and bad and good != bad and not change.accepted:
+        commits = [short_hash(good), short_hash(bad)]
+        words = ["llmperf", "bisect", *commits, f"--metric={series.cell.metric.name}", "--", series.cell.test]
+        yield printable(f"    {shlex.join(words)}")
+
+
+def _wrapped(line: str) -> str:
+    return wrapped(printable(line), table_width())
 
 
 def _calm_lines(cells: Sequence[Series]) -> Iterator[str]:

@@ -77,12 +77,14 @@ class Imported(BaseModel):
 
 
 class SideProof(BaseModel):
-    """Commit of a side and the files of the repository's packages that it imported; kept in the verdict file."""
+    """What a side ran: its commit, and the files of the repository's packages; kept in the verdict file."""
 
     model_config = ConfigDict(frozen=True)
 
     commit: str
     packages: dict[str, str]
+    requirements: list[str] = []
+    """Requirements (PEP 508) that the user asked for on this side; with the SHA-256 of a file."""
 
 
 class ImportReporter:

@@ -149,7 +149,7 @@ class RunOutcome:
     edited: str = ""
     """Differences between the working tree's baseline and the one that was read."""
     differences: list[str] = field(default_factory=list)
-    """Differences between this machine and the baseline's latest run."""
+    """Differences of the environment from the baseline's latest run, or of head from base, if these were compared."""
     sides: Mapping[str, SideProof] = field(default_factory=dict)
     """Commit and imported packages of each side, if two revisions were compared."""
     fail_on: frozenset[Outcome] = frozenset()

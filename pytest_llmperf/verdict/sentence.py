@@ -103,11 +103,11 @@ def _values(verdict: Verdict) -> str:
         return f"{now}, not {baseline} as in the baseline"
     if verdict.outcome not in _MOVED:
         return f"{format_value(metric, now)}, baseline {format_value(metric, baseline)}"
-    left, right = _told_apart(metric, number(now), number(baseline))
+    left, right = told_apart(metric, number(now), number(baseline))
     return f"{left} {'>' if number(now) > number(baseline) else '<'} {right} baseline"
 
 
-def _told_apart(metric: Metric, now: float, baseline: float) -> tuple[str, str]:
+def told_apart(metric: Metric, now: float, baseline: float) -> tuple[str, str]:
     """Format both values with as many digits as needed to show that they differ."""
     for digits in range(3, 17):
         left, right = (format_value(metric, value, digits=digits) for value in (now, baseline))

@@ -107,7 +107,7 @@ class VerdictFile(Written):
     total: int
     missing: list[str]
     differences: list[str]
-    """Differences between this machine and the baseline's latest run."""
+    """Differences of the environment from the baseline's latest run, or of head from base, if these were compared."""
     sides: dict[str, SideProof] = Field(default_factory=dict)
     """Commit and imported packages of each side, by ``base`` and ``head``, if two revisions were compared."""
     tests: list[TestVerdicts]

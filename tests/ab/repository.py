@@ -41,14 +41,19 @@ class PlayedRuns:
 
     ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails, and one
     with a text as ``invalid`` was disturbed. ``work`` is its counted work, and ``mad_log`` the spread of its requests.
-    Processes that measure only times leave out
-    the other figures.
+    Processes that measure only times leave out the other figures. ``environments`` are of arms.
     """
 
     def __init__(
-        self, figures: Callable[[str, int], Mapping[str, Any]], *, output_tokens: int = 4, requests: int = 1
+        self,
+        figures: Callable[[str, int], Mapping[str, Any]],
+        *,
+        output_tokens: int = 4,
+        requests: int = 1,
+        environments: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self._figures = figures
+        self._environments = environments or {}
         self._output_tokens = output_tokens
         self._requests = requests
         self.calls: list[tuple[str, list[str]]] = []
@@ -77,9 +82,11 @@ class PlayedRuns:
         return ProcessExit(0, 1.0, process["log"])
 
     def _write(self, path: Path, figures: Mapping[str, Any]) -> None:
+        environment = self._environments.get(path.stem.partition("-")[2], {})
         run = Run(
-            run_id=path.stem, session_id="s", time="2026-01-01T00:00:00+00:00", commit=None, dirty=None, environment={}
-        )
+            run_id=path.stem, session_id="s", time="2026-01-01T00:00:00+00:00", commit=None, dirty=None,
+            environment=dict(environment),
+        )  # fmt: skip
         journal = Journal(path, device_key="cpu", run=run)
         for test, cells in figures.items():
             if isinstance(cells, Exception):

@@ -125,6 +125,47 @@ def test_a_counted_regression_explains_itself_by_the_work_of_both_sides(start):
     ]  # fmt: skip
 
 
+def test_files_of_the_same_version_are_told(start):
+    """A build that the user asks for has its version in common with what is installed."""
+    series, _ = start(figures())
+    standing = measure(series, 1)
+    build = "dep @ file:///dep.whl#sha256=00"
+    series._sides["head"] = replace(series._sides["head"], requirements=("new @ file:///new.whl", build))
+    imported = {arm: Imported(distributions={"dep": "1", "new": arm}) for arm in ("base", "head")}
+    series.blocks[0] = replace(series.blocks[0], imported=imported)
+    told = comparison_outcome(series, standing).differences
+    assert told == ["new: base -> head", "dep: 1 -> file:///dep.whl#sha256=00"]
+
+
+def test_versions_that_differ_are_compared_and_explained(start):
+    """A stored baseline would not be comparable. Operators with other names are no change; more of them are."""
+
+    def of(arm, _number):
+        work = counted_work(10.0)
+        renamed = work.model_copy(update={"operators": {"aten::bmm": 10.0}})
+        more = work.model_copy(update={"operators": {"aten::mm": 10.0, "aten::cat": 1.0}})
+        return {
+            "t.py::same": {"operators_per_token": 10.0, "work": {"decode": renamed if arm == "head" else work}},
+            "t.py::more": {
+                "operators_per_token": 11.0 if arm == "head" else 10.0,
+                "work": {"decode": more if arm == "head" else work},
+            },
+        }
+
+    versions = {
+        "base": {"transformers": "5.17.0"},
+        "head": {"transformers": "5.23.0"},
+    }
+    series, _ = start(of, environments=versions)
+    outcome = comparison_outcome(series, measure(series, 1))
+    found = {entry.test: ([one.outcome for one in entry.verdicts], entry.why) for entry in outcome.entries}
+    assert found["t.py::same"] == ([Outcome.UNCHANGED], None)
+    outcomes_of_more, why = found["t.py::more"]
+    assert outcomes_of_more == [Outcome.REGRESSED]
+    assert why_line(why).startswith("decode: +1 operators a token: aten::cat 0 -> 1")
+    assert outcome.differences == ["transformers: 5.17.0 -> 5.23.0"]
+
+
 def counted_work(products):
     step = StepCounts(operators=products, flops=2.0, bytes=4.0, allocations=1, allocated_bytes=4)
     return PhaseWork(

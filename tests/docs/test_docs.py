@@ -23,7 +23,7 @@ ACTIONS = {"--llmperf-update", "--llmperf-force-update", "--llmperf-inject",
            "--llmperf-verdicts", "--llmperf-report", "--llmperf-screen", "--llmperf-device", "--llmperf-isolate",
            "--llmperf-tell", "--llmperf-profile", "--llmperf-trust-remote-code", "--llmperf-counted"}  # fmt: skip
 COMMANDS = {"show", "merge", "record", "doctor", "export", "schema", "accept", "prune", "history", "ab", "gate",
-            "selftest", "report"}  # fmt: skip
+            "bisect", "selftest", "report"}  # fmt: skip
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -99,7 +99,8 @@ def test_every_file_is_there_with_its_schema():
     text = page("files")
     schemas = [json.loads(found) for found in re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
     assert [schema["title"] for schema in schemas] == [
-        "Baseline", "ProfileFile", "VerdictFile", "Entry", "SelftestFile", "Header", "TestResult", "Note",
+        "Baseline", "ProfileFile", "VerdictFile", "Entry", "BisectionFile", "SelftestFile", "Header", "TestResult",
+        "Note",
     ]  # fmt: skip
     assert set(COLUMNS) <= first_cells(text)
 

@@ -139,6 +139,11 @@ class Layout:
         self.git("init", "-q", "-b", "main", ".", folder=root)
         self.commit("base", root)
 
+    def offline(self, wheels: Path) -> None:
+        """Install packages from a folder only."""
+        self.variables |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
+        self.variables |= {"UV_FIND_LINKS": str(wheels), "UV_OFFLINE": "1"}
+
     def commit(self, message: str, root: Path | None = None) -> None:
         self.git("add", "-A", folder=root)
         self.git("commit", "-qm", message, folder=root)

@@ -6,10 +6,10 @@ import itertools
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import pytest
 from layout import PACKAGE, SETTINGS, assert_red, assert_refused
+from wheels import write_wheel
 
 NAMES = ("required", "locked", "built")
 REQUIREMENTS = "required=={version}\n"
@@ -33,23 +33,14 @@ def wheels(tmp_path_factory):
     """Dependencies in two versions; the second one repeats more often."""
     folder = tmp_path_factory.mktemp("wheels")
     for name, version in itertools.product(NAMES, (1, 2)):
-        with zipfile.ZipFile(folder / f"{name}-{version}.0-py3-none-any.whl", "w") as wheel:
-            info, metadata = (
-                f"{name}-{version}.0.dist-info",
-                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}.0\n",
-            )
-            wheel.writestr(f"{name}.py", f"TIMES = {2 * version - 1}\n")
-            wheel.writestr(f"{info}/METADATA", metadata)
-            wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-            wheel.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+        write_wheel(folder, name, f"{version}.0", f"TIMES = {2 * version - 1}\n")
     return folder
 
 
 @pytest.fixture
 def offline(layout, wheels):
     """An environment that installs packages from a folder only."""
-    layout.variables |= {"PIP_FIND_LINKS": str(wheels), "PIP_NO_INDEX": "1"}
-    layout.variables |= {"UV_FIND_LINKS": str(wheels), "UV_OFFLINE": "1"}
+    layout.offline(wheels)
     layout.make_environment()
     return layout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from datetime import UTC, datetime, timedelta
 
@@ -88,6 +89,25 @@ def test_lines_are_as_long_as_the_terminal_is_wide(folder, capsys, monkeypatch):
     first, *lines = capsys.readouterr().out.splitlines()
     assert max(map(len, [*lines[:-1], *first.split()])) <= 60
     assert [line.startswith("    ") for line in lines if "kernel" in line] == [True]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "epochs", "told"),
+    [(4.0, 5.0, 0, True), (4.0, 5.0, 1, False), (5.0, 4.0, 0, False)],
+    ids=["worse", "accepted", "better"],
+)
+def test_a_change_for_the_worse_is_told_with_the_command_that_finds_the_commit(  # noqa: PLR0913, PLR0917  # a case
+    folder, capsys, monkeypatch, before, after, epochs, told
+):
+    """It is one line however narrow the terminal is, and can be pasted into a shell."""
+    monkeypatch.setenv("COLUMNS", "60")
+    step = Epoch(test=TEST, metric="tpot_ms", time=day(9), commit=None, reason="known")
+    figures = [(before if number < 10 else after) * (1 + number % 3 / 1000) for number in range(20)]
+    (folder / "baselines" / "cpu-test.json").write_text(dump_baseline(baseline(figures, epochs=[step] * epochs)))
+    assert main(["history"]) == 0
+    command = f"    llmperf bisect 09cccccc 10cccccc --metric=tpot -- '{TEST}'\n"
+    assert (command in capsys.readouterr().out) == told
+    assert shlex.split(command)[-1] == TEST
 
 
 def test_too_few_points_are_told(folder, capsys):
