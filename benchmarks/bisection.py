@@ -98,10 +98,11 @@ class Machine:
     spread: float
     spikes: float
 
-    def block(self, step: float, *, base_first: bool = True) -> Block:
-        """A block whose head is slower by ``step``, in ln(time)."""
-        base, null, head = (self._process() for _ in range(3))
-        return Block(base=10 * math.exp((base + null) / 2), head=10 * math.exp(head + step), base_first=base_first)
+    def block(self, step: float, number: int = 0) -> Block:
+        """A block whose head is slower by ``step``, in ln(time); numbers begin at 0."""
+        base, head = self._process(), self._process()
+        return Block(base=10 * math.exp(base), head=10 * math.exp(head + step), base_first=number % 4 in {0, 3},
+                     pair=number // 2)  # fmt: skip
 
     def difference(self, step: float) -> float:
         """Its difference in ln(time)."""
@@ -190,7 +191,7 @@ def _ends(machine: Machine, step: float) -> list[Block] | None:
     """The blocks of GOOD and BAD that show the step; ``None`` if the last look does not."""
     blocks = list[Block]()
     while len(blocks) < LOOKS[-1]:
-        blocks.append(machine.block(step, base_first=len(blocks) % 4 in {0, 3}))
+        blocks.append(machine.block(step, len(blocks)))
         verdict = judge_paired(test="t", metric=PRIMARY, limit=Limit.of(PRIMARY), blocks=blocks)
         if verdict.outcome is Outcome.REGRESSED:
             return blocks

@@ -68,6 +68,11 @@ class Bisection:
         """The blocks of GOOD and BAD."""
         return self._ends.blocks
 
+    @property
+    def effort_of_ends(self) -> Effort:
+        """Limits of measuring GOOD and BAD: a comparison has a last look."""
+        return Effort(most_blocks=min(self._effort.most_blocks, LOOKS[-1]), deadline=self._effort.deadline)
+
     def counted(self) -> ExactSearch | None:
         """Count the work of GOOD and BAD, in one process each.
 
@@ -95,8 +100,7 @@ class Bisection:
         if series.blocks and self._wanted(Standing(series.blocks).verdicts):
             yield Standing(series.blocks)
             return
-        effort = Effort(most_blocks=min(self._effort.most_blocks, LOOKS[-1]), deadline=self._effort.deadline)
-        for standing in measure_until_decided(series, effort):
+        for standing in measure_until_decided(series, self.effort_of_ends):
             yield standing
             if self._wanted(standing.verdicts):
                 return

@@ -63,7 +63,7 @@ def run_bisect(wanted: WantedBisection) -> int:
     _say(f"{plural(len(candidates), last.kind)} from {bisection.sides.name(GOOD)} to {last.name}")
     _say("preparing GOOD and BAD")
     _say(*bisection.prepare())
-    search = _counted(bisection) or _compared(bisection, effort)
+    search = _counted(bisection) or _compared(bisection)
     return NOT_FOUND if search is None else _searched(bisection, search, wanted, repository_root(here))
 
 
@@ -90,10 +90,10 @@ def _counted(bisection: Bisection) -> Search | None:
     return search
 
 
-def _compared(bisection: Bisection, effort: Effort) -> Search | None:
+def _compared(bisection: Bisection) -> Search | None:
     """Compare GOOD and BAD by blocks; say so if nothing got worse."""
     _say("comparing GOOD with BAD by blocks")
-    standings = list[Standing]()
+    standings, effort = list[Standing](), bisection.effort_of_ends
     for standing in bisection.compare_ends():
         standings.append(standing)
         if not standing.final:

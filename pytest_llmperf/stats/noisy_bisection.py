@@ -33,6 +33,7 @@ Other load on a machine slows one process in ten. Without such a share, one spik
 FEWEST_OF_THE_LAST = 2
 """Minimum number of differences of the last candidate: they show the size of the step."""
 
+_ROUNDING = 1e-9
 _LARGEST_SPREAD = 0.5
 _SPREADS = 24
 _STEPS, _STEP_REACH = 25, 6.0
@@ -97,9 +98,12 @@ class NoisyBisection:
     def likely(self) -> range:
         """The shortest range of neighbours that together have a belief of `ENOUGH`."""
         groups = self._groups
-        ranges = [range(first.start, last.stop) for i, first in enumerate(groups) for last in groups[i:]]
-        enough = [one for one in ranges if self.share(one) >= ENOUGH]
-        return min(enough or ranges[-1:], key=lambda one: (len(one), -self.share(one)))
+        below = np.cumsum([0.0, *map(self.share, groups)])
+        ends = np.searchsorted(below, below[:-1] + ENOUGH - _ROUNDING)
+        ranges = [
+            range(one.start, groups[end - 1].stop) for one, end in zip(groups, ends, strict=True) if end < len(below)
+        ]
+        return min(ranges, key=lambda one: (len(one), -self.share(one)))
 
     def share(self, candidates: range) -> float:
         """Return the belief that one of these is the first bad candidate."""
