@@ -112,17 +112,22 @@ class Pairs:
 
 
 class TypicalVariance:
-    """Variance of a block that cells have in common; called with a number of blocks."""
+    """Variance of a block that cells have in common; called with a number of blocks.
+
+    Only cells that were still measured then count. Cells that were decided earlier are those whose few blocks happened
+    to agree, so they would make it too small. If few are left, what was known at the look before applies.
+    """
 
     def __init__(self, cells: Sequence[Pairs]) -> None:
         self._cells = cells
         self._found: dict[int, Variance] = {}
 
     def __call__(self, blocks: int) -> Variance:
-        """Return what is known after so many blocks; unknown if there are few cells."""
+        """Return what is known after so many blocks; unknown if there were few cells from the start."""
         if blocks not in self._found:
-            variances = [pairs.first(blocks).variance for pairs in self._cells]
-            self._found[blocks] = typical_variance(variances) or UNKNOWN
+            variances = [pairs.first(blocks).variance for pairs in self._cells if len(pairs.head) >= blocks]
+            before = max((look for look in LOOKS if look < blocks), default=0)
+            self._found[blocks] = typical_variance(variances) or (self(before) if before else UNKNOWN)
         return self._found[blocks]
 
 
