@@ -2,9 +2,9 @@
 
 Prints two Markdown tables for each of the processes asked for: seconds by phase, by the wall's clock and of the
 processor, and seconds of importing by package. Imports are made in several phases, so the second table repeats a part
-of the first. Options after ``--`` are pytest's; ``--once`` measures one of the processes in this process::
+of the first. Options after ``--`` are pytest's. Another checkout is measured with ``PYTHONPATH``::
 
-    python benchmarks/process_cost.py [one] [twelve] [-- --llmperf-times-only]
+    python benchmarks/process_cost.py [one] [twelve] [matrix] [-- --llmperf-times-only]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import pytest
 PROCESSES = {
     "one": ("--llmperf-quantization=nf4", "--llmperf-batch-sizes=1"),
     "twelve": (),  # three quantizations at four batch sizes
+    "matrix": ("--llmperf-quantization=bf16,fp16,nf4,nf4-dq,int8,int8-decomp", "--llmperf-batch-sizes=1,8"),
 }
 FEW = 0.02
 """Packages that take less than this share of all imports are added up."""
@@ -99,7 +100,8 @@ def measure(name: str, options: list[str]) -> None:
         ]
         start = time.monotonic()
         command = [sys.executable, "-X", "importtime", __file__, "--once", str(start), str(table), *arguments]
-        ended = subprocess.run(command, check=True, cwd=folder, capture_output=True, text=True)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        ended = subprocess.run(command, check=True, cwd=folder, env=environment, capture_output=True, text=True)
         whole = time.monotonic() - start
         rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
     print(f"\n{name}: {whole:.1f} s (load average {os.getloadavg()[0]:.1f})\n")

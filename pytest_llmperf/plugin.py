@@ -16,16 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 
 from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
-from pytest_llmperf.runner.collection import Collection
-from pytest_llmperf.runner.once import (
-    Protocol,
-    execution_of,
-    ignored_options,
-    is_repetition,
-    only_once,
-    remember,
-    unrepeated,
-)
 from pytest_llmperf.runner.options import add_options, forgotten_flag, take_device_option
 
 if TYPE_CHECKING:
@@ -34,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.measure.kernel import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.models.spec import ModelSpec
+    from pytest_llmperf.runner.collection import Collection
     from pytest_llmperf.runner.config import Options, TestSettings
     from pytest_llmperf.runner.context import PlannedTest, Workplace
     from pytest_llmperf.runner.fixtures import CallRecorder, LlmPerf
@@ -92,6 +83,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     options = config.stash.get(OPTIONS, None)
     if options is None:
         return []
+    from pytest_llmperf.runner.once import ignored_options
+
     injected = f", INJECTED {', '.join(map(str, options.injections))}" if options.injections else ""
     lines = [f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"]
     if ignored := ignored_options(config):
@@ -183,6 +176,8 @@ def pytest_runtest_makereport(
     """Judge a perf test when it ends; a regression fails its report."""
     report = yield
     if WORKPLACE in item.config.stash:
+        from pytest_llmperf.runner.once import remember
+
         if call.when == "call" or (call.when == "setup" and report.failed):
             _judge(item, report)
         remember(item, report)
@@ -262,6 +257,8 @@ def test_key(item: pytest.Item) -> str:
 
     The suite's tests are the same wherever the package is installed, so their names must not contain its path.
     """
+    from pytest_llmperf.runner.once import unrepeated
+
     package, nodeid = Path(__file__).parent, unrepeated(item)
     if item.path.is_relative_to(package):
         module = ".".join((package.name, *item.path.relative_to(package).with_suffix("").parts))
@@ -306,6 +303,7 @@ class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
 
 def _start_session(config: pytest.Config) -> None:
     from pytest_llmperf.hardware.device import check_device_name, require_models_extra, worker_devices
+    from pytest_llmperf.runner.collection import Collection
     from pytest_llmperf.runner.config import Options, baselines_arguments, measuring_arguments
     from pytest_llmperf.runner.session import Session, refuse_early
     from pytest_llmperf.storage.provenance import reporter_of
@@ -434,6 +432,8 @@ def _show_progress(config: pytest.Config, workplace: Workplace) -> None:
 
 def _choose_runner(config: pytest.Config, workplace: Workplace, planned: Mapping[str, PlannedTest]) -> None:
     """Register the plugins that run tests instead of pytest, or that report to a parent process, if requested."""
+    from pytest_llmperf.runner.once import Protocol
+
     options, register = workplace.options, config.pluginmanager.register
     run = None
     if options.tell:
@@ -487,7 +487,11 @@ def _planned(item: pytest.Item) -> PlannedTest:
 
 
 def _alone(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
-    return only_once(item, phase) if WORKPLACE in item.config.stash else nullcontext()
+    if WORKPLACE not in item.config.stash:
+        return nullcontext()
+    from pytest_llmperf.runner.once import only_once
+
+    return only_once(item, phase)
 
 
 @contextmanager
@@ -503,6 +507,7 @@ def _contained(item: pytest.Item, phase: str) -> Iterator[None]:
 
 
 def _judge(item: pytest.Item, report: pytest.TestReport) -> None:
+    from pytest_llmperf.runner.once import execution_of
     from pytest_llmperf.verdict.outcome import settle
 
     known = execution_of(item)
@@ -560,7 +565,11 @@ def _own_fixtures(item: pytest.Item) -> set[str]:
 
 def _is_wanted(item: pytest.Item) -> bool:
     options = item.config.stash.get(OPTIONS, None)
-    return options is None or (not is_repetition(item) and (not options.only or test_key(item) in options.only))
+    if options is None:
+        return True
+    from pytest_llmperf.runner.once import is_repetition
+
+    return not is_repetition(item) and (not options.only or test_key(item) in options.only)
 
 
 def _is_parametrized(metafunc: pytest.Metafunc, name: str) -> bool:

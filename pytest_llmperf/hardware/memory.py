@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pytest_llmperf.hardware.cublas_workspaces import clear_workspaces
-from pytest_llmperf.hardware.profiler import mark, profiler
+from pytest_llmperf.hardware.profiler import mark, profiler, recording_no_operators
 from pytest_llmperf.system.tensors import is_without_values, storage_bytes
 
 
@@ -183,7 +183,8 @@ class _RecordedAllocations:
 
     def enter(self) -> None:
         if not self._phases:
-            self._profile.__enter__()
+            with recording_no_operators():
+                self._profile.__enter__()
         mark(_PHASE_MARK)
         self._phases += 1
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +31,16 @@ def flops_of(call: OperatorCall) -> Flops | None:
     to torch itself and its name is not that of a product, a convolution, an attention or a decomposition; operators of
     other libraries compute if they return or change a tensor.
     """
-    formula = _FORMULAS.get(_plain_name(call)) or _torchs_formula(call)
+    formula = _FORMULAS.get(_plain_name(call.name)) or _torchs_formula(call.name)
     try:
         return Flops() if formula is None and not _computes(call) else formula and formula(call)
     except (AssertionError, LookupError, TypeError, ValueError):  # shapes that the formula does not know
         return None
 
 
-def _plain_name(call: OperatorCall) -> str:
+def _plain_name(name: str) -> str:
     """The operator's name without the underscore of its variant in place."""
-    return call.name.removesuffix("_")
+    return name.removesuffix("_")
 
 
 _TORCHS_NAMESPACES = ("aten", "prim", "prims", "profiler")
@@ -54,20 +55,33 @@ _DECOMPOSITION = re.compile(
 
 def _computes(call: OperatorCall) -> bool:
     """Whether an operator without a formula has work to count."""
-    namespace, _, name = _plain_name(call).partition("::")
+    torchs = _torch_computes(call.name)
+    return bool(call.results or call.written) if torchs is None else torchs
+
+
+@cache
+def _torch_computes(operator: str) -> bool | None:
+    """Whether an operator of torch computes, by its name; ``None`` for those of other libraries."""
+    namespace, _, name = _plain_name(operator).partition("::")
     if namespace not in _TORCHS_NAMESPACES:
-        return bool(call.results or call.written)
+        return None
     return bool(_DECOMPOSITION.fullmatch(name)) or any(_PRODUCT.fullmatch(word) for word in name.split("_"))
 
 
-def _torchs_formula(call: OperatorCall) -> Callable[[OperatorCall], Flops] | None:
-    import torch
+def _torchs_formula(operator: str) -> Callable[[OperatorCall], Flops] | None:
     from torch.utils.flop_counter import flop_registry
 
-    namespace, _, name = _plain_name(call).partition("::")
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    formula = flop_registry.get(packet)
+    formula = flop_registry.get(_packet(operator))
     return formula and (lambda call: Flops({_dtype(call): _by_registry(formula, call)}))
+
+
+@cache
+def _packet(operator: str) -> Any:
+    """The operator with all of its overloads, as the registry has it; ``None`` if there is none of that name."""
+    import torch
+
+    namespace, _, name = _plain_name(operator).partition("::")
+    return getattr(getattr(torch.ops, namespace), name, None)
 
 
 def _by_registry(formula: Callable[..., int], call: OperatorCall) -> int:
@@ -78,7 +92,7 @@ def _by_registry(formula: Callable[..., int], call: OperatorCall) -> int:
 
 def _dtype(call: OperatorCall) -> str:
     """The dtype of the first floating-point argument, or else of the first one."""
-    tensors = [tensor for _, tensor in call.inputs()]
+    tensors = [tensor for _, tensor in call.inputs]
     return dtype_name(next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0]))
 
 

@@ -8,8 +8,8 @@ operator must move, and it is the same on each device.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def moved_bytes(call: OperatorCall) -> Counter[str]:
+def moved_bytes(call: OperatorCall) -> dict[str, int]:
     """Bytes read and written by a call that has run, by dtype.
 
     - A view moves nothing, nor does an operator that looks only at shapes.
@@ -29,21 +29,33 @@ def moved_bytes(call: OperatorCall) -> Counter[str]:
     - ``empty`` allocates and writes nothing. Other factories write their result.
     - A product with a matrix for each expert reads no more matrices than it has rows.
     """
-    moved: Counter[str] = Counter()
+    moved: dict[str, int] = {}
     if call.only_views or call.name in _SHAPES_ONLY:
         return moved
-    for name, tensor in call.inputs():
-        touched = _touched(call, name, tensor)
-        moved[dtype_name(tensor)] += touched * (_reads(call, name) + (name in call.written))
-    if not _EMPTY.fullmatch(call.name):
+    for name, tensor in call.inputs:
+        if times := _reads(call, name) + (name in call.written):
+            dtype = dtype_name(tensor)
+            moved[dtype] = moved.get(dtype, 0) + times * _touched(call, name, tensor)
+    if call.new_results and not _matches(_EMPTY, call.name):
         for tensor in call.new_results:
-            moved[dtype_name(tensor)] += touched_bytes(tensor)
-    return +moved
+            dtype = dtype_name(tensor)
+            moved[dtype] = moved.get(dtype, 0) + touched_bytes(tensor)
+    return {dtype: size for dtype, size in moved.items() if size}
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
     """A tensor's dtype as torch writes it: ``bfloat16``."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return _name_of(tensor.dtype)
+
+
+@cache
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@cache
+def _matches(pattern: re.Pattern[str], operator: str) -> bool:
+    return pattern.fullmatch(operator) is not None
 
 
 _SHAPES_ONLY = {
@@ -66,13 +78,13 @@ _OVERWRITING = re.compile(r"aten::(copy|fill|zero|uniform|normal|bernoulli|rando
 
 def _reads(call: OperatorCall, name: str) -> bool:
     """Whether an argument's numbers are read."""
-    if name in call.overwritten or _FACTORY.fullmatch(call.name):
+    if name in call.overwritten or _matches(_FACTORY, call.name):
         return False
     if name not in call.written:
         return True
     if call.name in _SCATTERS:
-        return bool(_ACCUMULATING.fullmatch(call.name) or call.arguments.get("accumulate"))
-    return not _OVERWRITING.fullmatch(call.name)
+        return bool(_matches(_ACCUMULATING, call.name) or call.arguments.get("accumulate"))
+    return not _matches(_OVERWRITING, call.name)
 
 
 def _touched(call: OperatorCall, name: str, tensor: torch.Tensor) -> int:

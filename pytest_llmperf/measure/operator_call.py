@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,81 +17,91 @@ _LIFT = "aten::lift_fresh"
 """Returns its argument, the tensor of a constant. Only where tensors are fake is that another tensor."""
 
 
+@dataclass(frozen=True)
+class Signature:
+    """What an operator's schema says; read once, because torch parses it anew each time it is asked."""
+
+    name: str
+    """Name without its overload, such as ``aten::add``."""
+    arguments: tuple[str, ...]
+    """Names of all arguments."""
+    written: frozenset[str]
+    """Names of the arguments that it writes to."""
+    overwritten: frozenset[str]
+    """Names of those that it only writes to."""
+    changes_shape_only: bool
+
+
 class OperatorCall:
     """The arguments of one call, taken before it runs, and its results, once it has run.
 
     It holds tensors, so it must not outlive the call.
+
+    Attributes:
+        arguments: Arguments by name, in the order of the operator's schema; those with default values are absent.
+        inputs: Tensors among the arguments, those in lists included, with the arguments' names.
+        results: Tensors among the results.
+        new_results: Results in memory of their own. Others are arguments that the operator wrote to, or views of
+            arguments.
+        only_views: Whether the operator touched no numbers: its results are views, or it only changed an argument's
+            shape.
     """
 
     def __init__(self, operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        signature = signature_of(operator)
         self.operator = operator
-        self.name = operator_name(operator)
+        self.name, self.written, self.overwritten = signature.name, signature.written, signature.overwritten
         self.args = args
         self.kwargs = kwargs
-        names, self.written, self.overwritten, self._changes_shape_only = _signature(operator)
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        self.arguments: dict[str, Any] = {name: given[name] for name in names if name in given}
-        """Arguments by name, in the order of the operator's schema; those with default values are absent."""
-        self.results: list[torch.Tensor] = []
-        self._sizes = {memory_of(tensor): storage_size(tensor) for _, tensor in self.inputs()}
-
-    def inputs(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Tensors among the arguments, those in lists included, with the arguments' names."""
-        for name, value in self.arguments.items():
-            for tensor in tensors_of(value):
-                yield name, tensor
+        self.arguments: dict[str, Any] = dict(zip(signature.arguments, args, strict=False))
+        if kwargs:
+            given = {**self.arguments, **kwargs}
+            self.arguments = {name: given[name] for name in signature.arguments if name in given}
+        self.inputs = [(name, tensor) for name, value in self.arguments.items() for tensor in tensors_of(value)]
+        self.results: Sequence[torch.Tensor] = ()
+        self.new_results: Sequence[torch.Tensor] = ()
+        self.only_views = self._changes_shape_only = signature.changes_shape_only
+        self._sizes = {memory_of(tensor): storage_size(tensor) for _, tensor in self.inputs}
 
     def first(self) -> torch.Tensor:
         """The first tensor among the arguments.
 
         Raises:
-            StopIteration: there is none.
+            IndexError: there is none.
         """
-        return next(tensor for _, tensor in self.inputs())
+        return self.inputs[0][1]
 
     def ran(self, results: Any) -> None:
         """Take the results."""
-        self.results = list(tensors_of(results))
-
-    @property
-    def new_results(self) -> list[torch.Tensor]:
-        """Results in memory of their own. Others are arguments that the operator wrote to, or views of arguments."""
-        if self.name == _LIFT:
-            return []
-        return [tensor for tensor in self.results if memory_of(tensor) not in self._sizes]
-
-    @property
-    def only_views(self) -> bool:
-        """Whether the operator touched no numbers: its results are views, or it only changed an argument's shape."""
-        return self._changes_shape_only or bool(self.results and not self.written and not self.new_results)
+        self.results = tensors_of(results)
+        if self.name != _LIFT:
+            self.new_results = [tensor for tensor in self.results if memory_of(tensor) not in self._sizes]
+        has_views = bool(self.results and not self.written and not self.new_results)
+        self.only_views = self._changes_shape_only or has_views
 
     def allocated_sizes(self) -> list[int]:
         """Bytes of each storage that the operator allocated: those of its new results, and of arguments that grew."""
-        new = {memory_of(tensor): storage_size(tensor) for tensor in self.new_results}
-        grown = {memory_of(tensor): storage_size(tensor) for name, tensor in self.inputs() if name in self.written}
-        sizes = [*new.values(), *(size for key, size in grown.items() if size > self._sizes.get(key, size))]
+        sizes = list({memory_of(tensor): storage_size(tensor) for tensor in self.new_results}.values())
+        if self.written:
+            grown = {memory_of(tensor): storage_size(tensor) for name, tensor in self.inputs if name in self.written}
+            sizes += [size for key, size in grown.items() if size > self._sizes.get(key, size)]
         return [size for size in sizes if size]
 
 
-def operator_name(operator: Any) -> str:
-    """Name of an operator without its overload, such as ``aten::add``."""
-    name: str = operator._schema.name  # noqa: SLF001  # torch has no other way to ask
-    return name
-
-
 @cache
-def _signature(operator: Any) -> tuple[tuple[str, ...], frozenset[str], frozenset[str], bool]:
-    """Names of all arguments, of those written to, of those only written to, and whether only a shape changes."""
+def signature_of(operator: Any) -> Signature:
+    """The signature of an operator."""
     import torch
 
-    arguments = operator._schema.arguments  # noqa: SLF001  # torch has no other way to ask
-    written = [argument for argument in arguments if argument.alias_info and argument.alias_info.is_write]
+    schema = operator._schema  # noqa: SLF001  # torch has no other way to ask
+    written = [argument for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write]
     overwritten = (argument.name for argument in written if argument.is_out or argument.name == "out")
-    return (
-        tuple(argument.name for argument in arguments),
-        frozenset(argument.name for argument in written),
-        frozenset(overwritten),
-        torch.Tag.inplace_view in operator.tags,
+    return Signature(
+        name=schema.name,
+        arguments=tuple(argument.name for argument in schema.arguments),
+        written=frozenset(argument.name for argument in written),
+        overwritten=frozenset(overwritten),
+        changes_shape_only=torch.Tag.inplace_view in operator.tags,
     )
 
 
@@ -111,9 +122,11 @@ def touched_bytes(tensor: torch.Tensor) -> int:
     """Bytes of the distinct numbers of a tensor: those that an expanded dimension repeats count once."""
     if not _has_storage(tensor):
         return _held_bytes(tensor)
-    distinct = tensor.itemsize
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        distinct *= size if stride or not size else 1
+    distinct = tensor.nbytes
+    if not tensor.is_contiguous():
+        distinct = tensor.itemsize
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+            distinct *= size if stride or not size else 1
     return min(distinct, storage_size(tensor))
 
 

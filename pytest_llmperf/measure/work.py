@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_llmperf.measure.flops import flops_of
 from pytest_llmperf.measure.moved_bytes import moved_bytes
-from pytest_llmperf.measure.operator_call import OperatorCall, operator_name
+from pytest_llmperf.measure.operator_call import OperatorCall, signature_of
 from pytest_llmperf.storage.schema import PhaseWork, StepCounts
 from pytest_llmperf.system.tensors import tensors_of
 
@@ -33,17 +33,22 @@ class StepWork:
 
     def add(self, call: OperatorCall) -> bool:
         """Add a call that has run, all but its name; return whether it touched any numbers."""
-        moved = moved_bytes(call)
-        self.bytes.update(moved)
-        sizes = call.allocated_sizes()
+        moved, sizes = moved_bytes(call), call.allocated_sizes()
+        for dtype, size in moved.items():  # not `update`, which takes longer than all else here
+            self.bytes[dtype] += size
         self.allocations += len(sizes)
         self.allocated_bytes += sum(sizes)
-        flops = Counter() if call.only_views else flops_of(call)
+        if not call.only_views:
+            self._add_flops(call)
+        return bool(moved or sizes)
+
+    def _add_flops(self, call: OperatorCall) -> None:
+        flops = flops_of(call)
         if flops is None:
             self.without_formula.add(call.name)
         else:
-            self.flops.update(flops)
-        return bool(moved or sizes)
+            for dtype, count in flops.items():
+                self.flops[dtype] += count
 
     def total(self) -> StepCounts:
         """The sums over names and dtypes."""
@@ -194,14 +199,14 @@ def _counting_mode() -> Any:
                 return self._run(func, types, args, kwargs)
             finally:
                 self._names = None
-                self._count.current.operators[names[0] if len(names) == 1 else operator_name(func)] += 1
+                self._count.current.operators[names[0] if len(names) == 1 else signature_of(func).name] += 1
 
         def _run(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
             """Run an operator by its parts, if it has any."""
-            if wrapper := _wrapper_type(types):
+            if types and (wrapper := _wrapper_type(types)):
                 with self:
                     return wrapper.__torch_dispatch__(func, types, args, kwargs)
-            if _is_composed(func, _device_type(args, kwargs)):
+            if _can_be_composed(func) and not _has_kernel(func, _device_type(args, kwargs)):
                 with self, _restored(self._state):
                     return func._op_dk(_composite_key(), *args, **kwargs)  # noqa: SLF001  # as torch's flop counter
             call = OperatorCall(func, args, kwargs)
@@ -252,13 +257,21 @@ def _composite_key() -> Any:
 
 
 @cache
-def _is_composed(operator: Any, device_type: str) -> bool:
-    """Whether torch composes an operator of others on this device, where it has no kernel of its own."""
+def _can_be_composed(operator: Any) -> bool:
+    """Whether torch composes an operator of others on devices where it has no kernel of its own."""
     import torch
 
     if operator.namespace == "prim":  # these are not known to the dispatcher
         return False
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # noqa: SLF001  # torch has no other way to ask
-    backend = torch._C.DispatchKey.__members__.get(device_type.upper())  # noqa: SLF001  # same
-    own = backend is not None and has_kernel(operator.name(), backend)
-    return bool(has_kernel(operator.name(), _composite_key())) and not own
+    return bool(has_kernel(operator.name(), _composite_key()))
+
+
+@cache
+def _has_kernel(operator: Any, device_type: str) -> bool:
+    """Whether an operator has a kernel of its own on a device."""
+    import torch
+
+    backend = torch._C.DispatchKey.__members__.get(device_type.upper())  # noqa: SLF001  # torch has no other way to ask
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key  # noqa: SLF001  # same
+    return backend is not None and bool(has_kernel(operator.name(), backend))

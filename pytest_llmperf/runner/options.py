@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pytest_llmperf.errors import UsageError
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     import pytest
 
 
-class Option(NamedTuple):
-    """A setting with a command-line option ``--llmperf-NAME`` and an ini option ``llmperf_NAME``."""
+class Option:
+    """A setting with a command-line option ``--llmperf-NAME`` and an ini option ``llmperf_NAME``.
 
-    name: str
-    metavar: str
-    default: str
-    help: str
+    Creating this class costs each pytest run less than creating a dataclass or a named tuple.
 
-    @property
-    def flag(self) -> str:
-        """The command-line option."""
-        return f"--llmperf-{self.name}"
+    Attributes:
+        flag: The command-line option.
+        ini: The ini option, which is also argparse's name for the command line's value.
+    """
 
-    @property
-    def ini(self) -> str:
-        """The ini option, which is also argparse's name for the command line's value."""
-        return f"llmperf_{self.name.replace('-', '_')}"
+    def __init__(self, name: str, metavar: str, default: str, help: str) -> None:  # noqa: A002  # as argparse calls it
+        self.name = name
+        self.metavar = metavar
+        self.default = default
+        self.help = help
+        self.flag = f"--llmperf-{name}"
+        self.ini = f"llmperf_{name.replace('-', '_')}"
 
 
 SETTINGS = (
@@ -155,14 +155,14 @@ _ACTIONS = (
 def add_options(parser: pytest.Parser) -> None:
     """Declare every option except ``--device``, which another plugin may own."""
     group = parser.getgroup("llmperf", "LLM inference performance regression")
-    group.addoption("--llmperf", action="store_true", help="Run the perf tests, and only these")
-    group.addoption("--llmperf-device", metavar="DEVICE", default=None,
+    _declare(group, "--llmperf", action="store_true", help="Run the perf tests, and only these")
+    _declare(group, "--llmperf-device", metavar="DEVICE", default=None,
                     help="Device to measure on: auto, cpu, cuda, cuda:N, xpu[:N] or mps (default: auto); several, "
                          "such as cuda:0,cuda:2, get one xdist worker each; fake-cpu, fake-cuda or fake-xpu count the "
                          "work of a model without weights on a device that is not here")  # fmt: skip
     parser.addini("llmperf_device", "Device to measure on", default="auto")
     for option in SETTINGS:
-        group.addoption(option.flag, metavar=option.metavar, default=None, help=option.help)
+        _declare(group, option.flag, metavar=option.metavar, default=None, help=option.help)
         parser.addini(option.ini, option.help.replace("%%", "%"), default=option.default)
     parser.addini(LIMIT_RULES_INI, "Limits by test, one per line: REGEX => gate=tpot tolerate=tpot:3% catch=8%",
                   type="linelist", default=[])  # fmt: skip
@@ -170,6 +170,11 @@ def add_options(parser: pytest.Parser) -> None:
         "llmperf_counted", "Count the work of each workload, and measure no times", type="bool", default=False
     )
     _add_actions(group)
+
+
+def _declare(group: pytest.OptionGroup, flag: str, **more: Any) -> None:
+    """Declare an option. Without its ``dest``, pytest would compare it with each option that exists."""
+    group.addoption(flag, dest=flag.removeprefix("--").replace("-", "_"), **more)
 
 
 def take_device_option(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
@@ -222,27 +227,27 @@ def forgotten_flag(config: pytest.Config) -> str:
 
 
 def _add_actions(group: pytest.OptionGroup) -> None:
-    group.addoption("--llmperf-update", nargs="?", const="all", default="", metavar="all|new",
+    _declare(group, "--llmperf-update", nargs="?", const="all", default="", metavar="all|new",
                     help="Append this run to the device's baseline; new: only cells that the baseline does not "
                          "have (default: all)")  # fmt: skip
-    group.addoption("--llmperf-force-update", action="store_true", help="Allow updating under CI")
-    group.addoption("--llmperf-trust-remote-code", action="store_true",
+    _declare(group, "--llmperf-force-update", action="store_true", help="Allow updating under CI")
+    _declare(group, "--llmperf-trust-remote-code", action="store_true",
                     help="Run code that comes with the model of --llmperf-model")  # fmt: skip
-    group.addoption("--llmperf-inject", metavar="WHAT", action="append", default=[],
+    _declare(group, "--llmperf-inject", metavar="WHAT", action="append", default=[],
                     help="Inject a regression, to check that the gate can fail: multiply a metric ('tpot:+50%%'), or "
                          "slow down each forward: by matrix products ('work:+15%%'), a wait ('sleep:+15%%', "
                          "'sleep:2ms'), memory held during decode ('hold:64MiB') or smaller batches "
                          "('batch:-25%%')")  # fmt: skip
-    group.addoption("--llmperf-counted", action="store_true",
+    _declare(group, "--llmperf-counted", action="store_true",
                     help="Count the work of each workload in one untimed request, and measure no times: the result "
                          "does not depend on the machine")  # fmt: skip
-    group.addoption("--llmperf-strict", action="store_true",
+    _declare(group, "--llmperf-strict", action="store_true",
                     help="Fail on undecided cells: --llmperf-fail-on with all outcomes except improved")  # fmt: skip
-    group.addoption("--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
-    group.addoption(
-        "--llmperf-report", metavar="FILE.html", help="Write an HTML page with verdicts, charts and history"
+    _declare(group, "--llmperf-verdicts", metavar="FILE", help="Write every verdict with its evidence as JSON")
+    _declare(
+        group, "--llmperf-report", metavar="FILE.html", help="Write an HTML page with verdicts, charts and history"
     )
-    group.addoption("--llmperf-isolate", action="store_true", help="Run the tests of each model in a fresh process")
-    group.addoption("--llmperf-json", metavar="DIR", help="Write one JSON file per workload, samples included")
+    _declare(group, "--llmperf-isolate", action="store_true", help="Run the tests of each model in a fresh process")
+    _declare(group, "--llmperf-json", metavar="DIR", help="Write one JSON file per workload, samples included")
     for option, (_, more) in PROCESS_OPTIONS.items():
-        group.addoption(option, help=argparse.SUPPRESS, **more)
+        _declare(group, option, help=argparse.SUPPRESS, **more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,17 +42,22 @@ def unwrapped(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from tensors_in([getattr(tensor, name) for name in flatten()[0]])
 
 
-def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+_NO_TENSORS = frozenset({int, float, bool, str, NoneType})
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
     """A tensor, or those in lists, tuples and mappings at any depth, such as an operator's arguments and results."""
     import torch
 
+    if type(value) in _NO_TENSORS:  # most arguments; it is asked for each argument of each operator
+        return []
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_of(part)
-    elif isinstance(value, Mapping):
-        yield from tensors_of([*value.values()])
+        return [value]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if not isinstance(value, list | tuple):
+        return []
+    return [tensor for part in value for tensor in tensors_of(part)]
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

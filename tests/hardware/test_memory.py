@@ -20,6 +20,14 @@ def test_cpu_memory_is_followed_by_phase_to_the_byte():
     assert first - second == (32 - 8 - 16) << 20
 
 
+def test_operators_are_not_recorded():
+    """Only allocations and marks are read; events of operators cost more time than all else."""
+    with trace_memory("cpu", "first") as trace:
+        torch.zeros(1 << 20).sum()
+    recorded = trace._device._profile.kineto_results.events()
+    assert {event.name() for event in recorded} == {"[memory]", "llmperf phase"}
+
+
 def test_memory_is_followed_to_the_end_of_a_block_that_raises():
     """The profiler is stopped."""
     with pytest.raises(ZeroDivisionError), trace_memory("cpu", "first"):

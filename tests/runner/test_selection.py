@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pytest_llmperf.runner.options import SETTINGS, add_options
+
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     "torch",
@@ -79,6 +81,33 @@ def test_measuring_this_repository_needs_nothing_that_only_its_unit_tests_need(t
     assert result.returncode == 0
     assert len(collected) == 12
     assert all(line.startswith("tests/perf/") for line in collected)
+
+
+def test_a_plain_run_imports_only_what_declares_the_options(pytester, monkeypatch):
+    """Each module of the plugin costs time in each run of each project; ``--help`` shows all options nevertheless."""
+    monkeypatch.setenv("PLAIN_PYTHON", "1")  # a fork has imported more
+    pytester.makeconftest("""
+        import sys
+        def pytest_unconfigure():
+            print("OURS", sorted(name for name in sys.modules if name.partition(".")[0] == "pytest_llmperf"))
+    """)
+    ours = ["pytest_llmperf", *(f"pytest_llmperf.{name}" for name in ("errors", "plugin", "runner", "runner.options"))]
+    pytester.makepyfile(test_other="def test_other(): pass")
+    result = pytester.runpytest_subprocess("-p", "no:benchmark", "-s", "test_other.py")
+    result.assert_outcomes(passed=1)
+    assert f"OURS {ours}" in result.stdout.lines
+    shown = pytester.runpytest_subprocess("--help").stdout.str()
+    assert [option.flag for option in SETTINGS if option.flag not in shown] == []
+
+
+def test_every_option_names_its_destination(monkeypatch):
+    """Without one, pytest looks at every option of every plugin for each new one."""
+    given = []
+    monkeypatch.setattr(pytest.OptionGroup, "addoption", lambda _group, *_flags, **more: given.append(more.get("dest")))
+    add_options(pytest.Parser(_ispytest=True))
+    assert {option.ini for option in SETTINGS} < {*given}
+    assert None not in given
+    assert len(given) == len({*given})
 
 
 def test_importing_the_plugin_imports_nothing_heavy(pytester):
