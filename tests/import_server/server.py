@@ -51,9 +51,10 @@ class Fork:
     """A process that was asked for."""
 
     def __init__(
-        self, streams: Sequence[int], *, arguments: list[str], folder: str, environment: dict[str, str]
+        self, streams: Sequence[int], *, python: str, arguments: list[str], folder: str, environment: dict[str, str]
     ) -> None:
         self._streams = streams
+        self._python = python
         self._arguments = arguments
         self._folder = folder
         self._environment = environment
@@ -67,11 +68,23 @@ class Fork:
         os.environ.update(self._environment)
         tempfile.tempdir = None
         random.seed()
-        sys.orig_argv = [sys.executable, *self._arguments]
         own = [path for path in self._environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-        sys.path[:] = [self._own_folder, *own, *library_path]
+        sys.path[:] = [*own, *library_path]
+        if self._python != sys.executable:
+            self._enter_environment()
+        sys.orig_argv = [sys.executable, *self._arguments]
+        sys.path.insert(0, self._own_folder)
         importlib.invalidate_caches()
         self._run_program()
+
+    def _enter_environment(self) -> None:
+        """Continue in the environment of another interpreter: what its start would import is imported again."""
+        sys.executable = self._python
+        sys.prefix = sys.exec_prefix = str(Path(self._python).parent.parent)
+        sys.path[:] = [path for path in sys.path if "-packages" not in path]
+        for name in ("site", "sysconfig"):  # they know the server's
+            del sys.modules[name]
+        importlib.import_module("site")
 
     @property
     def _own_folder(self) -> str:
