@@ -129,13 +129,15 @@ def _imported(model_cache: Path) -> None:
 @pytest.fixture
 def _own_modules(_imported: None) -> Iterator[None]:
     """Undo changes that an inner run's conftest made to our modules, because inner runs share this process."""
+    _old_objects_aside()  # earlier tests imported more
     modules = [module for name, module in sys.modules.items() if name.startswith("pytest_llmperf")]
     classes = [one for module in modules for one in vars(module).values() if _is_own_class(one)]
     before = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
     yield
     for owner, attributes in before:
+        now = dict(vars(owner))
         for name, value in attributes.items():
-            if vars(owner).get(name) is not value:
+            if now.get(name) is not value:
                 setattr(owner, name, value)
 
 
