@@ -32,7 +32,9 @@ def time_passes():
 LONG = "--llmperf-timeout=600"
 """No test reaches it on a busy machine."""
 
-THREE_TESTS = TIME_PASSES + """
+THREE_TESTS = (
+    TIME_PASSES
+    + """
 import os
 import pytest
 import torch
@@ -44,8 +46,11 @@ def test_decode(llm, llmperf, number, monkeypatch):
         {trouble}
     llmperf.generate(llm)
 """
+)
 
-IN_THE_MODEL = TIME_PASSES + """
+IN_THE_MODEL = (
+    TIME_PASSES
+    + """
 import os
 
 import pytest_llmperf.measure.generation as generation
@@ -64,6 +69,7 @@ def time_request(run, clock):
 
 generation.time_request = time_request
 """
+)
 MEMORY = r"[\d.]+ [MG]iB resident on the host"
 
 
