@@ -107,7 +107,7 @@ def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys, monkeypat
     assert "only for NVIDIA" in found["NVML"]
     assert all(f"quantization {name}" in found for name in ("bf16", "nf4", "int8-decomp"))
     assert {"bf16", "attention sdpa", "attention flash_attention_2"} <= set(found)
-    assert found["torch.compile"].split()[1:] == "no inductor found no linker for cpu".split()
+    assert "inductor found no linker for cpu" in found["torch.compile"]
 
 
 @pytest.mark.parametrize(

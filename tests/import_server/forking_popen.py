@@ -73,7 +73,7 @@ def _stand_in(address: str, *arguments: str, python: str = sys.executable) -> li
 
 
 def _command(args: Any) -> list[str] | None:
-    """An interpreter with the server's libraries and its arguments, if this command runs one of the programs with it."""
+    """An interpreter with the server's libraries, and its arguments, if this command runs one of the programs."""
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
         return None
     first, *rest = map(str, args)
