@@ -21,7 +21,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported
 # Otherwise each process of a test would compile all of our modules.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-start_on_demand()
 
 INNER = (
     "-p no:hypothesispytest",  # it takes a second and a half at each end
@@ -33,6 +32,22 @@ PROGRAMS = ("__main__", "overlay_startup")
 """Modules that are run, not imported."""
 
 _recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start processes as forks, except in a run of this repository's perf tests: no fork measures for it."""
+    if not config.getoption("--llmperf", default=False):
+        start_on_demand()
+        with suppress(ImportError):  # a GPU machine may lack hypothesis: tests that need it say so
+            _let_examples_take_long()
+
+
+def _let_examples_take_long() -> None:
+    """On a busy machine, any example of hypothesis may take seconds."""
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy")
 
 
 class Project:
@@ -103,6 +118,8 @@ def _old_objects_aside() -> None:
 
 
 _of_each_module = pytest.fixture(scope="module", autouse=True)(_old_objects_aside)
+old_objects_aside = pytest.fixture(_old_objects_aside)
+"""For modules whose tests each import more: collections take a third of their time. No model may outlive its test."""
 
 
 @pytest.fixture(scope="session")
@@ -134,8 +151,9 @@ def _own_modules(_imported: None) -> Iterator[None]:
     before = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
     yield
     for owner, attributes in before:
+        now = dict(vars(owner))
         for name, value in attributes.items():
-            if vars(owner).get(name) is not value:
+            if now.get(name) is not value:
                 setattr(owner, name, value)
 
 

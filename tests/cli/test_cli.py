@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from pytest_llmperf.cli import main
+from pytest_llmperf.measure import doctor
 from pytest_llmperf.storage.dataframe import COLUMNS
 from pytest_llmperf.system import pytest_process
 
@@ -94,8 +95,10 @@ def test_export_writes_csv_and_parquet(recorded, capsys):
 
 
 @pytest.mark.usefixtures("_imported")
-def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys):
+def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys, monkeypatch):
     """One line each: clock, memory, NVML, quantizations, attention, compilation."""
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name)
+    monkeypatch.setattr(doctor, "obstacle", lambda device, backend: f"{backend} found no linker for {device}")
     assert main(["doctor", "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = {line.split("  ")[0]: line for line in lines}
@@ -103,7 +106,8 @@ def test_doctor_says_what_can_be_measured_and_why_not_the_rest(capsys):
     assert " no " in found["NVML"]
     assert "only for NVIDIA" in found["NVML"]
     assert all(f"quantization {name}" in found for name in ("bf16", "nf4", "int8-decomp"))
-    assert {"bf16", "attention sdpa", "attention flash_attention_2", "torch.compile"} <= set(found)
+    assert {"bf16", "attention sdpa", "attention flash_attention_2"} <= set(found)
+    assert "inductor found no linker for cpu" in found["torch.compile"]
 
 
 @pytest.mark.parametrize(

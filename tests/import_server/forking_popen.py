@@ -57,9 +57,10 @@ def ask_server(address: str) -> None:
 def _replace_popen(address: Callable[[], str]) -> None:
     class ForkingPopen(_Popen):
         def __init__(self, args: Any, *more: Any, **options: Any) -> None:
-            arguments = None if more or any(map(options.get, PLAIN_OPTIONS)) else _arguments(args)
-            if arguments:
-                super().__init__(_stand_in(address(), *arguments), **options)
+            command = None if more or any(map(options.get, PLAIN_OPTIONS)) else _command(args)
+            if command:
+                python, *arguments = command
+                super().__init__(_stand_in(address(), *arguments, python=python), **options)
                 self.args = args
             else:
                 super().__init__(args, *more, **options)
@@ -67,23 +68,30 @@ def _replace_popen(address: Callable[[], str]) -> None:
     subprocess.Popen = ForkingPopen  # type: ignore[misc]
 
 
-def _stand_in(address: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-I", "-S", str(HERE / "stand_in.py"), address, *arguments]
+def _stand_in(address: str, *arguments: str, python: str = sys.executable) -> list[str]:
+    return [python, "-I", "-S", str(HERE / "stand_in.py"), address, *arguments]
 
 
-def _arguments(args: Any) -> list[str] | None:
-    """Python's arguments, if this command runs one of the programs with this interpreter."""
+def _command(args: Any) -> list[str] | None:
+    """An interpreter with the server's libraries, and its arguments, if this command runs one of the programs."""
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
         return None
     first, *rest = map(str, args)
-    if first == sys.executable and rest and rest[0].startswith("-m"):
+    if rest and rest[0].startswith("-m") and (first == sys.executable or _is_bare_overlay(Path(first))):
         module = rest[0][2:] or rest[1]
-        return rest if module.partition(".")[0] in PROGRAMS else None
+        return [first, *rest] if module.partition(".")[0] in PROGRAMS else None
     if first == sys.executable and rest == XDIST_WORKER and "PYTEST_CURRENT_TEST" in os.environ:
-        return rest  # of an inner run, not of the one that runs these tests
+        return [first, *rest]  # of an inner run, not of the one that runs these tests
     if Path(first).parent == Path(sys.executable).parent and Path(first).name in PROGRAMS:
-        return [first, *rest]
+        return [sys.executable, first, *rest]
     return None
+
+
+def _is_bare_overlay(python: Path) -> bool:
+    """Whether this is the interpreter of a side of ``llmperf ab`` into whose environment nothing was installed."""
+    places = list(python.parent.parent.glob("lib/python*/site-packages"))
+    inside = {path.name for place in places for path in place.iterdir()} - {"__pycache__"}
+    return bool(inside) and all(name.startswith("_llmperf_side.") for name in inside)
 
 
 def _started_once() -> Callable[[], str]:

@@ -21,10 +21,16 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from _pytest.config import default_plugins
+
 PREPARED = (
     "torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.profiler", "torch.utils.flop_counter",
     "transformers.generation", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
-    "bitsandbytes", "accelerate", "psutil", "pydantic", "pytest", "safetensors.torch",
+    "bitsandbytes", "accelerate", "psutil", "pydantic.main", "pydantic.root_model", "pytest", "safetensors.torch",
+    "rich.console", "rich.table", "xdist.plugin", "execnet", "pytest_benchmark.plugin", "anyio.pytest_plugin",
+    *(f"_pytest.{name}" for name in default_plugins),
+    "pytest_llmperf.cli", "pytest_llmperf.plugin", "pytest_llmperf.runner.session",
+    "pytest_llmperf.measure.bench", "pytest_llmperf.report.terminal",
 )  # fmt: skip
 SEEN_BY_IMPORTS = (
     "ACCELERATE", "BNB", "CUBLAS", "CUDA", "GOMP", "HF", "KMP", "LANG", "LC", "LD", "MALLOC", "MKL", "NVIDIA", "OMP",
@@ -33,8 +39,8 @@ SEEN_BY_IMPORTS = (
 """Beginnings of the names of variables that Python or a library reads once."""
 READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
 """Of these, variables that forks use themselves. Torch sets one of them."""
-OF_A_PYTEST_PLUGIN = "anyio"
-"""A library with a plugin: pytest would warn that it is imported before its assertions can be rewritten."""
+PYTEST_PLUGINS = ("anyio", "platformdirs", "pytest_benchmark", "pytest_llmperf", "xdist")
+"""Packages with a plugin: pytest would warn that they are imported before their assertions can be rewritten."""
 TASKS = Path("/proc/self/task")
 
 
@@ -51,9 +57,10 @@ class Fork:
     """A process that was asked for."""
 
     def __init__(
-        self, streams: Sequence[int], *, arguments: list[str], folder: str, environment: dict[str, str]
+        self, streams: Sequence[int], *, python: str, arguments: list[str], folder: str, environment: dict[str, str]
     ) -> None:
         self._streams = streams
+        self._python = python
         self._arguments = arguments
         self._folder = folder
         self._environment = environment
@@ -67,11 +74,23 @@ class Fork:
         os.environ.update(self._environment)
         tempfile.tempdir = None
         random.seed()
-        sys.orig_argv = [sys.executable, *self._arguments]
         own = [path for path in self._environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-        sys.path[:] = [self._own_folder, *own, *library_path]
+        sys.path[:] = [*own, *library_path]
+        if self._python != sys.executable:
+            self._enter_environment()
+        sys.orig_argv = [sys.executable, *self._arguments]
+        sys.path.insert(0, self._own_folder)
         importlib.invalidate_caches()
         self._run_program()
+
+    def _enter_environment(self) -> None:
+        """Continue in the environment of another interpreter: what its start would import is imported again."""
+        sys.executable = self._python
+        sys.prefix = sys.exec_prefix = str(Path(self._python).parent.parent)
+        sys.path[:] = [path for path in sys.path if "-packages" not in path]
+        for name in ("site", "sysconfig"):  # they know the server's
+            del sys.modules[name]
+        importlib.import_module("site")
 
     @property
     def _own_folder(self) -> str:
@@ -215,7 +234,7 @@ def _import_libraries() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == OF_A_PYTEST_PLUGIN:
+        if name.partition(".")[0] in PYTEST_PLUGINS:
             module.__doc__ = f"{module.__doc__} PYTEST_DONT_REWRITE"
     gc.collect()
     gc.freeze()  # a collection in a fork would copy the memory of all of them

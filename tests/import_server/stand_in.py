@@ -17,7 +17,10 @@ def main(address: str, arguments: list[str]) -> None:
     try:
         server = socket.socket(socket.AF_UNIX)
         server.connect(address.replace("@", "\0", 1))  # of Linux, without a file
-        request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+        request = {
+            "python": sys.executable, "arguments": arguments,
+            "folder": os.getcwd(), "environment": dict(os.environ),  # noqa: PTH109
+        }  # fmt: skip
         socket.send_fds(server, [json.dumps(request).encode() + b"\n"], STANDARD_STREAMS)
         answers = server.makefile("r")
         pid = int(answers.readline() or PLAIN)

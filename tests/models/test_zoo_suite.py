@@ -101,6 +101,7 @@ class Cell:
     reason: str = ""
 
 
+@pytest.mark.usefixtures("old_objects_aside")
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_the_suite_on(entry, project, tmp_path):
     """Each entry is built and loaded once for each quantization. No cell is an error; figures are those by hand."""

@@ -17,22 +17,41 @@ from pytest_llmperf.measure import timeout
 from pytest_llmperf.measure.progress import Progress
 from pytest_llmperf.measure.timeout import time_limit
 
-THREE_TESTS = """
-import os, time
+TIME_PASSES = """
+import signal
+import time
+
+
+def time_passes():
+    "The time limit, if there is one, is reached at once."
+    limited = signal.getitimer(signal.ITIMER_REAL)[0] > 0
+    if limited:
+        signal.setitimer(signal.ITIMER_REAL, 0.01, 1)
+    return limited
+"""
+LONG = "--llmperf-timeout=600"
+"""No test reaches it on a busy machine."""
+
+THREE_TESTS = (
+    TIME_PASSES
+    + """
+import os
 import pytest
 import torch
 
 @pytest.mark.parametrize("llm", ["fp32"], indirect=True)
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.llmperf(timeout={limit_s})), 3])
 def test_decode(llm, llmperf, number, monkeypatch):
     if number == {number}:
         {trouble}
     llmperf.generate(llm)
 """
+)
 
-IN_THE_MODEL = """
+IN_THE_MODEL = (
+    TIME_PASSES
+    + """
 import os
-import time
 
 import pytest_llmperf.measure.generation as generation
 import torch
@@ -50,11 +69,13 @@ def time_request(run, clock):
 
 generation.time_request = time_request
 """
+)
 MEMORY = r"[\d.]+ [MG]iB resident on the host"
 
 
-def three_tests(trouble="pass", *, number=1):
-    return THREE_TESTS.format(trouble=trouble, number=number)
+def three_tests(trouble="pass", *, number=1, limit_s=None):
+    """Three tests of one model, of which the second has a time limit and test ``number`` has trouble."""
+    return THREE_TESTS.format(trouble=trouble, number=number, limit_s=limit_s)
 
 
 @pytest.mark.parametrize("error", ["torch.OutOfMemoryError('1 GiB is free')", "MemoryError('no room')"])
@@ -90,10 +111,11 @@ def test_a_model_that_does_not_fit_names_the_memory_that_was_in_use(project):
 @pytest.mark.parametrize("hang", ["time.sleep(60)", "while True: pass"])
 def test_a_hang_is_interrupted(project, hang):
     """The error names the phase that hangs; the other tests run."""
-    project.write(three_tests(), conftest=FAKE_CLOCK + IN_THE_MODEL.format(trouble=hang))
-    result = project.run("--llmperf-timeout=5")
+    trouble = f"time_passes()\n        {hang}"
+    project.write(three_tests(), conftest=FAKE_CLOCK + IN_THE_MODEL.format(trouble=trouble))
+    result = project.run(LONG)
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.re_match_lines([rf"error: .*timed out after 5 s in phase 'timed requests' with {MEMORY}.*"])
+    result.stdout.re_match_lines([rf"error: .*timed out after 600 s in phase 'timed requests' with {MEMORY}.*"])
 
 
 def test_a_time_limit_that_is_swallowed_is_told_again(monkeypatch):
@@ -127,11 +149,11 @@ def test_the_baseline_says_what_is_too_long(project):
     project.record(1.0)
     stored = project.baseline().read_text()
     assert all(one["elapsed_s"] > 0 for one in json.loads(stored)["observations"])
-    project.baseline().write_text(re.sub(r'"elapsed_s":\s*[\d.]+', '"elapsed_s": 0.6', stored))
-    project.write(three_tests("time.sleep(8)"), conftest=FAKE_CLOCK + shortest)
+    project.baseline().write_text(re.sub(r'"elapsed_s":\s*[\d.]+', '"elapsed_s": 60', stored))
+    project.write(three_tests("time_passes() and time.sleep(60)"), conftest=FAKE_CLOCK + shortest)
     result = project.run()
     result.assert_outcomes(passed=2, failed=1)
-    timed_out = [r"error: .*timed out after 6 s in phase 'test body' .*"]
+    timed_out = [r"error: .*timed out after 600 s in phase 'test body' .*"]
     result.stdout.re_match_lines(timed_out)
     project.run("--llmperf-measure-only").stdout.re_match_lines(timed_out)
     project.run("--llmperf-timeout=0").assert_outcomes(passed=3)
@@ -218,10 +240,10 @@ STUCK = "__import__('signal').pthread_sigmask(0, [14]) or time.sleep(60)"
 def test_an_isolated_hang_ends(project, hang):
     """The subprocess's own timer ends it, or its parent does if no signal reaches it."""
     grace = "\nimport pytest_llmperf.runner.isolate as isolate\nisolate.GRACE_S = 1\n"
-    project.write(three_tests(hang), conftest=FAKE_CLOCK + grace)
-    result = project.run("--llmperf-isolate", "--llmperf-timeout=8")
+    project.write(three_tests(hang, number=2, limit_s=1), conftest=FAKE_CLOCK + grace)
+    result = project.run("--llmperf-isolate")
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.re_match_lines([rf"error: .*\[1-fp32\]: .*timed out after 8 s in phase 'test body' with {MEMORY}.*"])
+    result.stdout.re_match_lines([rf"error: .*\[2-fp32\]: .*timed out after 1 s in phase 'test body' with {MEMORY}.*"])
 
 
 NEVER = """
@@ -262,10 +284,10 @@ bench.Bench.measure = measure
 
 def test_an_isolated_event_that_never_completes_ends(project):
     """The next subprocess runs the remaining tests."""
-    project.write(three_tests(), conftest=FAKE_CLOCK + NEVER + AN_EVENT)
-    result = project.run("--llmperf-isolate", "--llmperf-timeout=8")
+    project.write(three_tests(limit_s=1), conftest=FAKE_CLOCK + NEVER + AN_EVENT)
+    result = project.run("--llmperf-isolate")
     result.assert_outcomes(passed=2, failed=1)
-    result.stdout.re_match_lines([rf"error: .*\[2-fp32\]: .*timed out after 8 s in phase '.*' with {MEMORY}.*"])
+    result.stdout.re_match_lines([rf"error: .*\[2-fp32\]: .*timed out after 1 s in phase '.*' with {MEMORY}.*"])
 
 
 def test_a_process_that_does_not_end_is_killed(project):

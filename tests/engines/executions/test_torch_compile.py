@@ -21,6 +21,7 @@ from pytest_llmperf.engines.executions.read_back import why_read_back
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.errors import MeasurementError, UsageError
 from pytest_llmperf.hardware.clock import HostClock
+from pytest_llmperf.hardware.garbage_collector import set_libraries_aside
 from pytest_llmperf.measure.generation import Plan, measure_generation
 from pytest_llmperf.measure.prompt import random_prompt
 from pytest_llmperf.models.load import load
@@ -37,6 +38,7 @@ needs_whole_steps = pytest.mark.skipif(bool(READS_BACK), reason=f"a step is seve
 def _imported_compiler():
     """Import inductor here: inner runs forget imports, and it can be loaded only once."""
     assert obstacle("cpu", "inductor") == ""
+    set_libraries_aside.__wrapped__()  # dynamo makes many objects, and each collection would scan the libraries'
 
 
 @pytest.fixture(scope="module")
