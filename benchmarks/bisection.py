@@ -85,6 +85,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--searches", type=int, default=20)
     parser.add_argument("--commits", type=int, default=64)
     parser.add_argument("--step", type=float, default=5.0, help="slowdown of the commit, in per cent")
+    parser.add_argument("--ends", type=int, default=0, help="blocks of GOOD and BAD, whatever they show")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path("bisection.jsonl"))
     return parser.parse_args()
@@ -97,6 +98,8 @@ class Machine:
     noise: random.Random
     spread: float
     spikes: float
+    ends: int = 0
+    """Blocks of GOOD and BAD; 0 for as many as show the step."""
 
     def block(self, step: float, number: int = 0) -> Block:
         """A block whose head is slower by ``step``, in ln(time); numbers begin at 0."""
@@ -136,7 +139,7 @@ def _simulate(wanted: argparse.Namespace) -> None:
         for way, search in ways.items():
             chance = random.Random(wanted.seed)
             culprits = [chance.randrange(wanted.commits) for _ in range(wanted.searches)]
-            machine = Machine(random.Random(wanted.seed), spread, spikes)
+            machine = Machine(random.Random(wanted.seed), spread, spikes, wanted.ends)
             print(
                 _row(name, way, culprits, [search(machine, culprit, wanted.commits, step) for culprit in culprits]),
                 flush=True,
@@ -189,6 +192,8 @@ def _binary(machine: Machine, culprit: int, commits: int, step: float, fixed: in
 
 def _ends(machine: Machine, step: float) -> list[Block] | None:
     """The blocks of GOOD and BAD that show the step; ``None`` if the last look does not."""
+    if machine.ends:
+        return [machine.block(step) for _ in range(machine.ends)]
     blocks = list[Block]()
     while len(blocks) < LOOKS[-1]:
         blocks.append(machine.block(step, len(blocks)))
