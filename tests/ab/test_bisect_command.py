@@ -129,7 +129,7 @@ def test_a_slower_commit_is_found_by_blocks(repository, played, capfd):
     low, high = found["interval"]
     assert 1.06 < low < found["ratio"] < high < 1.1
     assert found["belief"] >= 0.95
-    assert found["blocks"] * 3 == len(played.timed)
+    assert found["blocks"] * 2 == len(played.timed)
     before = played.processes
     assert bisect(commits[0], "HEAD", "--no-explain") == 0
     assert f"first bad commit: {commits[11][:12]} (a, " in capfd.readouterr().out
@@ -197,7 +197,7 @@ def test_the_budget_ends_between_two_commits(repository, played, capfd):
     """The belief is shown, and the same command continues."""
     played.spread = 0.01
     commits = history(repository, 16, {11: {"tpot_ms": "11.5"}})
-    assert bisect(commits[0], "HEAD", "--no-explain", "--blocks=6") == 1
+    assert bisect(commits[0], "HEAD", "--no-explain", "--blocks=10") == 1
     said = capfd.readouterr().out
     assert re.search(r"undecided: the first bad commit is between \w{12} and \w{12} \(\d+ commits, belief 9\d%\)", said)
     assert bisect(commits[0], "HEAD", "--no-explain") == 0
@@ -272,7 +272,7 @@ def test_nothing_to_find_is_one_line_and_exit_code_1(repository, played, capfd, 
         (["HEAD~1", "--upload-pack=x"], r"llmperf bisect: error|unexpected|the following arguments are required"),
         (["HEAD~1", "HEAD", "--metric=tpott"], "unknown metric 'tpott'"),
         (["HEAD~1", "HEAD", "--metric=token_digest"], "--metric token_digest: it is identity: expected a timed"),
-        (["HEAD~1", "HEAD", "--blocks=1"], "--blocks 1: expected at least 4"),
+        (["HEAD~1", "HEAD", "--blocks=1"], "--blocks 1: expected at least 8"),
     ],
 )
 def test_what_cannot_work_is_one_line_and_exit_code_4(repository, played, capfd, arguments, words):

@@ -48,13 +48,14 @@ def repository(tmp_path, monkeypatch, model_cache):
     return folder
 
 
-def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd):
+def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd, monkeypatch):
     """Screened as new, compared with the merge base, regressed; the new test is new; the checkout is left alone."""
+    monkeypatch.setenv("COLUMNS", "160")
     code = main(["gate", "--verdicts=out.json", "--", *ARGUMENTS])
     said = capfd.readouterr().out
     assert code == 1, said
     assert "llmperf gate: 2 of 2 tests left open" in said
-    assert "null control: base does not differ from itself" in said
+    assert "null control: neither side differs from itself" in said
     assert re.search(
         r"regressed: test_perf.py::test_decode\[1-fp32\]: TPOT ×1\.\d+ \[.*\]: 1\.50 ms > 1\.00 ms baseline", said
     )
@@ -87,8 +88,9 @@ ONE_MORE_OPERATOR = """
     llmperf.generate("""
 
 
-def test_several_commits_between_are_told_with_the_command_that_finds_the_one(repository, capfd):
+def test_several_commits_between_are_told_with_the_command_that_finds_the_one(repository, capfd, monkeypatch):
     """A counted regression of a real repository: why is told in the same words in the output and in the file."""
+    monkeypatch.setenv("COLUMNS", "160")
     changed = PERF_TESTS.format(sizes=[1]).replace("\n    llmperf.generate(", ONE_MORE_OPERATOR)
     head = commit(repository, {"step": "1", "test_perf.py": changed})
     base = git(repository, "rev-parse", "main")
