@@ -11,6 +11,7 @@ from typing import Any
 from repository import PlayedRuns
 
 from pytest_llmperf.storage.provenance import Imported, report_path
+from pytest_llmperf.storage.schema import OperatorTime, PhaseProfile
 from pytest_llmperf.system.pytest_process import ProcessExit
 
 TEST = "test_perf.py::test_decode"
@@ -19,7 +20,7 @@ TEST = "test_perf.py::test_decode"
 class PlayedCommits(PlayedRuns):
     """Stands for `run_perf_tests`: files ``tpot_ms``, ``operators_per_token`` and so on hold a commit's figures.
 
-    Times scatter by ``spread``; a run that only counts has none. A checkout with a file ``error`` fails its test, and
+    Times scatter by ``spread``; a run that only counts has none, and a profile finds them all in ``aten::mm``. A checkout with a file ``error`` fails its test, and
     one with ``dies`` ends its process with the exit code in it. After ``most`` processes the user interrupts.
     """
 
@@ -43,7 +44,11 @@ class PlayedCommits(PlayedRuns):
         process["log"].write_text("E  played\n")
         if (dies := folder / "dies").exists():
             return ProcessExit(int(dies.read_text()), 1.0, process["log"])
-        self._write(journal, {TEST: self._played(folder, counts=counts)})
+        played = self._played(folder, counts=counts)
+        if any(word.startswith("--llmperf-profile=") for word in arguments):
+            times = [OperatorTime(name="aten::mm", self_ms=played["tpot_ms"], calls=1.0)]
+            played["profile"] = {"decode": PhaseProfile(wall_ms=played["tpot_ms"], operators=times)}
+        self._write(journal, {TEST: played})
         report_path(journal).write_text(Imported().model_dump_json())
         return ProcessExit(0, 1.0, process["log"])
 

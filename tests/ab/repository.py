@@ -118,9 +118,15 @@ class PlayedRuns:
                 mad_log=cells.get("mad_log"),
             )
             for metric, value in cells.items()
-            if metric not in {"invalid", "work", "mad_log"}
+            if metric not in {"invalid", "work", "mad_log", "profile"}
         ]
-        return TestResult(workload=workload, observation=observation, cells=rows, work=cells.get("work", {}))
+        return TestResult(
+            workload=workload,
+            observation=observation,
+            cells=rows,
+            work=cells.get("work", {}),
+            profile=cells.get("profile", {}),
+        )
 
 
 def _timed(cells: Any) -> Any:

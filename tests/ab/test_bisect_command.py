@@ -10,7 +10,9 @@ from perf_project import QUICK
 from played_commits import TEST, PlayedCommits
 from repository import commit, git
 
+from pytest_llmperf.ab.bisection_file import BisectionFile
 from pytest_llmperf.cli import main
+from pytest_llmperf.report.why_text import why_line
 
 ONE_OPERATOR_MORE = """
 import pathlib
@@ -134,6 +136,17 @@ def test_a_slower_commit_is_found_by_blocks(repository, played, capfd):
     assert bisect(commits[0], "HEAD", "--no-explain") == 0
     assert f"first bad commit: {commits[11][:12]} (a, " in capfd.readouterr().out
     assert played.processes == before
+
+
+def test_a_slower_commit_is_explained_by_its_operators(repository, played, capfd):
+    """Profiled beside the commit before it; the file has the same text."""
+    commits = history(repository, 4, {2: {"tpot_ms": "13"}})
+    assert bisect(commits[0], "HEAD", "--json=out.json") == 0
+    said = capfd.readouterr().out
+    assert f"first bad commit: {commits[2][:12]}" in said
+    why = BisectionFile.model_validate_json((repository / "out.json").read_text()).why
+    assert why_line(why).startswith("decode: aten::mm 10.0 -> 13.0 ms")
+    assert why_line(why) in said
 
 
 def test_an_interrupted_search_continues(repository, played, capfd):
