@@ -20,8 +20,9 @@ TEST = "test_perf.py::test_decode"
 class PlayedCommits(PlayedRuns):
     """Stands for `run_perf_tests`: files ``tpot_ms``, ``operators_per_token`` and so on hold a commit's figures.
 
-    Times scatter by ``spread``; a run that only counts has none, and a profile finds them all in ``aten::mm``. A checkout with a file ``error`` fails its test, and
-    one with ``dies`` ends its process with the exit code in it. After ``most`` processes the user interrupts.
+    Times scatter by ``spread``; a run that only counts has none, and a profile finds them all in ``aten::mm``. A
+    checkout with a file ``error`` fails its test, and one with ``dies`` ends its process with the exit code in it. After
+    ``most`` processes the user interrupts.
     """
 
     def __init__(self, *, spread: float = 0.0, most: int = 10**6) -> None:
