@@ -21,7 +21,7 @@ class PlayedCommits(PlayedRuns):
     """Stands for `run_perf_tests`: files ``tpot_ms``, ``operators_per_token`` and so on hold a commit's figures.
 
     Times scatter by ``spread``; a run that only counts has none, and a profile finds them all in ``aten::mm``. A
-    checkout with a file ``error`` fails its test, and one with ``dies`` ends its process with the exit code in it. After
+    checkout with a file ``error`` fails its test; one with ``dies`` ends its process with the exit code in it. After
     ``most`` processes the user interrupts.
     """
 
