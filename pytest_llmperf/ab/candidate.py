@@ -34,7 +34,7 @@ class Candidate(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commit:
+class CommitCandidate:
     """A commit as candidate."""
 
     commit: str
@@ -63,7 +63,7 @@ class Commit:
         return replace(wanted, head=self.commit)
 
 
-def commits_between(good: str, bad: str, *, here: Path) -> Sequence[Commit]:
+def commits_between(good: str, bad: str, *, here: Path) -> Sequence[CommitCandidate]:
     """Return the commits after GOOD up to BAD, which is last, along the first parents.
 
     Args:
@@ -82,7 +82,7 @@ def commits_between(good: str, bad: str, *, here: Path) -> Sequence[Commit]:
     if not is_ancestor(root, first, last):
         raise UsageError(f"{names[0]} is not an ancestor of {names[1]}{_way_out(root, first, last)}")
     return [
-        Commit(commit=commit, author=printable(author), date=date, subject=printable(subject))
+        CommitCandidate(commit=commit, author=printable(author), date=date, subject=printable(subject))
         for commit, author, date, subject in commits_after(root, first, last)
     ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.bisection import Bisection
 from pytest_llmperf.ab.bisection_file import BisectionFile, bisection_file, candidate_result
-from pytest_llmperf.ab.candidate import Candidate, Commit, commits_between
+from pytest_llmperf.ab.candidate import Candidate, CommitCandidate, commits_between
 from pytest_llmperf.ab.candidate_sides import GOOD
 from pytest_llmperf.ab.checkout import commit_of, merged_commits, repository_root
 from pytest_llmperf.ab.compare import PairedComparison
@@ -130,7 +130,7 @@ def _explained(found: BisectionFile, bisection: Bisection, search: Search) -> Bi
 
 
 def _merge_lines(culprit: Candidate, root: Path, wanted: WantedBisection) -> Iterator[str]:
-    if isinstance(culprit, Commit) and (merged := merged_commits(root, culprit.commit)):
+    if isinstance(culprit, CommitCandidate) and (merged := merged_commits(root, culprit.commit)):
         words = ["llmperf", "bisect", *(one[:12] for one in merged)]
         rest = ["--", *wanted.comparison.arguments] if wanted.comparison.arguments else []
         yield f"it is a merge; to search the commits that it brought in: {shlex.join([*words, *rest])}"
