@@ -158,9 +158,12 @@ def test_a_device_that_fails_ends_the_step_and_complete_blocks_are_kept(begin):
 def test_an_interruption_in_a_thread_is_one_of_the_command(begin):
     """Block 5 was not complete."""
     change = {"cuda:0": 1.15, "cuda:1": 1.15}
-    stops = Machine(problem=lambda arm, number: KeyboardInterrupt() if (arm, number) == ("base", 5) else None)
+
+    def interrupted(arm, number):
+        return KeyboardInterrupt() if (arm, number) == ("base", 5) else None
+
     with pytest.raises(KeyboardInterrupt):
-        finished(begin(stops))
+        finished(begin(Machine(change=change, problem=interrupted)))
     finished(again := begin(Machine(change=change)))
     assert devices_of(again)[:6] == ["cuda:0"] * 4 + ["cuda:1"] * 2
 
