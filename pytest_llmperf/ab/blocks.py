@@ -154,9 +154,9 @@ class BlockSeries:
         Raises:
             UsageError: as for `measure`; the processes on the other devices are killed.
         """
-        queues = {lane: numbers for pair in self._next_pairs() if (numbers := self._missing(pair, most))
-                  for lane in [self._lane_of(pair)]}  # fmt: skip
         asked = _Asked(tests, times_only, requests)
+        missing = {pair: self._missing(pair, most) for pair in self._next_pairs()}
+        queues = {self._lane_of(pair): numbers for pair, numbers in missing.items() if numbers}
         found = run_together(
             [partial(self._measure_in_turn, asked, numbers, lane, len(queues) - 1) for lane, numbers in queues.items()]
         )

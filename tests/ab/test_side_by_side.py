@@ -129,6 +129,19 @@ def test_a_step_ends_with_the_last_block_that_is_wanted(begin):
     assert devices_of(series) == ["cuda:0"] * 4 + ["cuda:1"] * 2 + ["cuda:2"] * 2 + ["cuda:3"]
 
 
+class ThreeSecondsLeft(Effort):
+    """Time for a block, which takes two seconds here, and not for a pair."""
+
+    left_s = 3.0
+
+
+def test_a_step_side_by_side_takes_the_time_of_two_blocks(begin):
+    """One that would miss the deadline does not begin."""
+    series = begin(Machine())
+    list(measure_until_decided(series, ThreeSecondsLeft()))
+    assert len(series.blocks) == 2
+
+
 def test_what_each_device_measured_is_told(begin):
     """Nothing, if there is one."""
     series = begin(Machine())
