@@ -194,7 +194,7 @@ class PullRequest:
         metric = NAMES[at.metric]
         return Pairs(
             (f"test_{at.test}", "", metric), Limit.of(METRICS[metric]), list(range(1, len(base) + 1)), [*base], [*head],
-            [bool(first) for first in self.base_first],
+            [bool(first) for first in self.base_first], [""] * len(base),
         )  # fmt: skip
 
     def confirmed(self, cells: Sequence[CellId], slower: Sequence[CellId] = (), effect: float = 0.0) -> list[Verdict]:

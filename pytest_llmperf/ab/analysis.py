@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from pytest_llmperf.ab.blocks import MeasuredBlock
@@ -12,6 +13,7 @@ from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
 from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance, typical_variance
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.schema import Workload
+from pytest_llmperf.verdict.device_factor import device_difference
 from pytest_llmperf.verdict.judge import is_judged, judge
 from pytest_llmperf.verdict.model import Cell, CellKey, Outcome, Sample, Verdict
 from pytest_llmperf.verdict.paired import (
@@ -44,6 +46,8 @@ class Pairs:
     base: list[int | float | str]
     head: list[int | float | str]
     base_first: list[bool]
+    devices: list[str]
+    """On which each block was measured."""
 
     @property
     def metric(self) -> Metric:
@@ -68,7 +72,8 @@ class Pairs:
     def first(self, count: int) -> Pairs:
         """Return the pairs of the first blocks alone."""
         sides = (self.base[:count], self.head[:count])
-        return Pairs(self.key, self.limit, self.numbers[:count], *sides, self.base_first[:count])
+        more = (self.base_first[:count], self.devices[:count])
+        return Pairs(self.key, self.limit, self.numbers[:count], *sides, *more)
 
     def verdict(self, alpha: float, *, final: bool, typical: Callable[[int], Variance] = _unknown) -> Verdict:
         """Return the verdict of the first look that decided; later blocks, for other cells, do not change it.
@@ -103,12 +108,23 @@ class Pairs:
         found = null_blocks(self.blocks)
         return bool(found) and null_trips(found, self.metric, self.limit, alpha, typical=typical)
 
+    def device_difference(self, alpha: float, *, typical: Variance = UNKNOWN) -> str:
+        """Return how the change differs between devices; empty if it does not."""
+        found: defaultdict[str, list[Block]] = defaultdict(list)
+        for device, block in zip(self.devices, self.blocks, strict=True):
+            found[device].append(block)
+        known = len(found) > 1 and self._has_logarithms
+        return device_difference(self.metric, self.limit, found, alpha, typical=typical) if known else ""
+
     @property
     def variance(self) -> Variance:
         """Variance of one block; unknown if a figure has no logarithm."""
         blocks = self.blocks
-        sound = all(0 < figure < math.inf for block in blocks for figure in (block.base, block.head))
-        return block_variance(self.metric, blocks) if sound and blocks else UNKNOWN
+        return block_variance(self.metric, blocks) if self._has_logarithms and blocks else UNKNOWN
+
+    @property
+    def _has_logarithms(self) -> bool:
+        return all(0 < figure < math.inf for block in self.blocks for figure in (block.base, block.head))
 
 
 class TypicalVariance:
@@ -178,10 +194,24 @@ class Standing:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """One verdict per judged cell; a change is vetoed if base against base changed as well."""
-        reason = self.null_trip
-        found = [*self._paired, *self._exact, *self._unpaired]
+        """One verdict per judged cell; a change is vetoed if base against base changed as well.
+
+        A cell whose change depends on the device is undecided.
+        """
+        reason, differences = self.null_trip, self.device_differences
+        paired = [_undecided(verdict, differences.get(_key(verdict), "")) for verdict in self._paired]
+        found = [*paired, *self._exact, *self._unpaired]
         return [veto(verdict, reason) if reason and verdict.blocks else verdict for verdict in found]
+
+    @cached_property
+    def device_differences(self) -> Mapping[CellKey, str]:
+        """How the change of some gating timed cells differs between the devices of this series."""
+        found = {
+            pairs.key: pairs.device_difference(self.alpha, typical=self._typical(len(pairs.head)))
+            for pairs in self.timed
+            if pairs.limit.gates
+        }
+        return {key: difference for key, difference in found.items() if difference}
 
     @cached_property
     def null_trip(self) -> str:
@@ -284,7 +314,7 @@ class Standing:
 
 def _pairs(key: CellKey, limit: Limit, blocks: Iterable[MeasuredBlock]) -> Pairs:
     """Return the cell's values from the blocks in which both processes measured it."""
-    pairs = Pairs(key, limit, [], [], [], [])
+    pairs = Pairs(key, limit, [], [], [], [], [])
     for block in blocks:
         base, head = (block.arms[arm].values.get(key) for arm in ("base", "head"))
         if base is not None and head is not None:
@@ -292,7 +322,12 @@ def _pairs(key: CellKey, limit: Limit, blocks: Iterable[MeasuredBlock]) -> Pairs
             pairs.base.append(base)
             pairs.head.append(head)
             pairs.base_first.append(block.base_first)
+            pairs.devices.append(block.device)
     return pairs
+
+
+def _undecided(verdict: Verdict, reason: str) -> Verdict:
+    return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason) if reason and verdict.blocks else verdict
 
 
 def _key(verdict: Verdict) -> CellKey:

@@ -8,12 +8,15 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from pytest_llmperf.ab.lanes import ANY_DEVICE, Lane
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import Scalar
@@ -21,6 +24,7 @@ from pytest_llmperf.storage.baseline_file import replace_file
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
 from pytest_llmperf.system.pytest_process import ProcessExit, run_perf_tests
+from pytest_llmperf.system.threads import Watch, run_together
 from pytest_llmperf.text import printable
 
 ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
@@ -40,6 +44,8 @@ class _Block(BaseModel):
     number: int
     order: tuple[str, ...]
     seconds: float
+    device: str = ""
+    beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,30 @@ class MeasuredBlock:
     arms: Mapping[str, ProcessResult]
     imported: Mapping[str, Imported] = field(default_factory=dict)
     """Imports of each process that proved which revision it ran."""
+    device: str = ""
+    """Name of its lane; empty if pytest's arguments choose the device."""
+    beside: int = 0
+    """Number of other devices that measured blocks when it began."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the processes of a block measure."""
+
+    tests: Sequence[str]
+    times_only: bool
+    requests: Mapping[str, int]
+
+    def arguments(self, requests_file: Path) -> list[str]:
+        """Return pytest's arguments, and write the file that they name."""
+        found = [*_only(self.tests), *(["--llmperf-times-only"] if self.times_only else [])]
+        if self.requests:
+            requests_file.write_text(json.dumps(dict(self.requests)), encoding="utf-8")
+            found.append(f"--llmperf-requests-by-test={requests_file}")
+        return found
+
+
+_NO_REQUESTS: Mapping[str, int] = MappingProxyType({})
 
 
 class BlockSeries:
@@ -64,6 +94,7 @@ class BlockSeries:
         arguments: pytest's, for both.
         seed: of the order within blocks.
         head_arguments: pytest's, for head alone.
+        lanes: devices that measure blocks side by side. Both blocks of a mirrored pair run on one of them.
     """
 
     def __init__(  # noqa: PLR0913  # two sides, and how they are run
@@ -75,22 +106,24 @@ class BlockSeries:
         arguments: Sequence[str],
         seed: int,
         head_arguments: Sequence[str] = (),
+        lanes: Sequence[Lane] = (ANY_DEVICE,),
     ) -> None:
         self._folder = folder
         self._sides = {"base": base, "head": head}
         self._arguments = {"base": arguments, "head": [*arguments, *head_arguments]}
-        self._orders = block_orders(seed)
-        self._absent: dict[str, set[str]] = {arm: set() for arm in ARMS}
+        self._seed = seed
+        self._absent: dict[str, frozenset[str]] = dict.fromkeys(ARMS, frozenset())
+        self.lanes = lanes
+        self._ahead: dict[int, MeasuredBlock] = {}
         self.blocks: list[MeasuredBlock] = []
         folder.mkdir(parents=True, exist_ok=True)
-        while (written := self._path(len(self.blocks) + 1, "block.json")).exists():
-            self.blocks.append(self._read(_Block.model_validate_json(written.read_bytes())))
-            next(self._orders)
+        for written in sorted(folder.glob("*-block.json")):
+            self._keep(self._read(_Block.model_validate_json(written.read_bytes())))
 
     def measure(
-        self, tests: Sequence[str], *, times_only: bool = False, requests: Mapping[str, int] = MappingProxyType({})
+        self, tests: Sequence[str], *, times_only: bool = False, requests: Mapping[str, int] = _NO_REQUESTS
     ) -> MeasuredBlock:
-        """Measure one more block.
+        """Measure one more block, with no other one beside it.
 
         Args:
             tests: keys of the tests to measure; if empty, all that the arguments select.
@@ -100,18 +133,76 @@ class BlockSeries:
         Raises:
             UsageError: a process left nothing to compare, or did not run its own revision.
         """
-        number, order = len(self.blocks) + 1, next(self._orders)
-        more = [*_only(tests), *(["--llmperf-times-only"] if times_only else [])]
-        if requests:
-            file = self._path(number, "requests.json")
-            file.write_text(json.dumps(dict(requests)), encoding="utf-8")
-            more.append(f"--llmperf-requests-by-test={file}")
-        seconds = sum(self._run(number, arm, more).seconds for arm in order)
-        block = _Block(number=number, order=order, seconds=seconds)
+        number = len(self.blocks) + 1
+        block = self._measure(_Asked(tests, times_only, requests), number, self._half_measured(number) or self.lanes[0])
+        self._keep(block)
+        return block
+
+    def measure_side_by_side(
+        self, tests: Sequence[str], *, most: int, times_only: bool, requests: Mapping[str, int]
+    ) -> None:
+        """Measure the next mirrored pairs, one on each device, up to block number ``most``.
+
+        Blocks that an interrupted command measured ahead are kept, and only the missing ones are measured.
+
+        Args:
+            tests: as for `measure`.
+            most: number of the last block that is wanted.
+            times_only: as for `measure`.
+            requests: as for `measure`.
+
+        Raises:
+            UsageError: as for `measure`; the processes on the other devices are killed.
+        """
+        asked = _Asked(tests, times_only, requests)
+        missing = {pair: self._missing(pair, most) for pair in self._next_pairs()}
+        queues = {self._lane_of(pair): numbers for pair, numbers in missing.items() if numbers}
+        found = run_together(
+            [partial(self._measure_in_turn, asked, numbers, lane, len(queues) - 1) for lane, numbers in queues.items()]
+        )
+        for block in chain(*found):
+            self._keep(block)
+
+    def _next_pairs(self) -> range:
+        first = len(self.blocks) // len(ARMS) + 1
+        return range(first, first + len(self.lanes))
+
+    def _missing(self, pair: int, most: int) -> list[int]:
+        numbers = (2 * pair - 1, 2 * pair)
+        return [one for one in numbers if len(self.blocks) < one <= most and one not in self._ahead]
+
+    def _lane_of(self, pair: int) -> Lane:
+        """Return a pair's device: the first pair runs alone, on the first one; then the devices take turns."""
+        return self.lanes[(pair - 2) % len(self.lanes)]
+
+    def _half_measured(self, number: int) -> Lane | None:
+        """Return the device of the other block of the mirrored pair, if that was measured."""
+        other = number - 1 if number % 2 == 0 else number + 1
+        known = [*self.blocks, *self._ahead.values()]
+        device = next((block.device for block in known if block.number == other), None)
+        return next((lane for lane in self.lanes if lane.name == device), None)
+
+    def _measure_in_turn(
+        self, asked: _Asked, numbers: Sequence[int], lane: Lane, beside: int, watch: Watch
+    ) -> list[MeasuredBlock]:
+        return [self._measure(asked, number, lane, beside=beside, watch=watch) for number in numbers]
+
+    def _measure(
+        self, asked: _Asked, number: int, lane: Lane, *, beside: int = 0, watch: Watch | None = None
+    ) -> MeasuredBlock:
+        order = next(islice(block_orders(self._seed), number - 1, None))
+        more = [*lane.arguments, *asked.arguments(self._path(number, "requests.json"))]
+        seconds = sum(self._run(number, arm, more, lane, watch).seconds for arm in order)
+        block = _Block(number=number, order=order, seconds=seconds, device=lane.name, beside=beside)
         measured = self._read(block)
         replace_file(self._path(number, "block.json"), block.model_dump_json())
-        self.blocks.append(measured)
         return measured
+
+    def _keep(self, block: MeasuredBlock) -> None:
+        """Add a block that is next in number, and those that were waiting for it."""
+        self._ahead[block.number] = block
+        while following := self._ahead.pop(len(self.blocks) + 1, None):
+            self.blocks.append(following)
 
     @property
     def sides(self) -> dict[str, SideProof]:
@@ -131,14 +222,19 @@ class BlockSeries:
             BaselineError: the process's journal is unreadable.
         """
         journal = self._folder / f"profile-{arm}.jsonl"
-        ended = self._start(arm, journal, [*_only(tests), f"--llmperf-profile={traces}"])
+        lane = self.lanes[0]
+        more = [*lane.arguments, *_only(tests), f"--llmperf-profile={traces}"]
+        ended = self._start(arm, journal, more, self._absent[arm], cores=lane.cores)
         return ProcessResult.read(journal), ended
 
-    def _run(self, number: int, arm: str, more: Sequence[str]) -> ProcessExit:
-        ended = self._try(number, arm, more)
-        while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended)):
-            self._absent[arm] |= gone
-            ended = self._try(number, arm, more)
+    def _run(self, number: int, arm: str, more: Sequence[str], lane: Lane, watch: Watch | None) -> ProcessExit:
+        start = partial(self._start, arm, self._path(number, f"{arm}.jsonl"), more, cores=lane.cores, watch=watch)
+        absent = self._absent[arm]
+        ended = start(absent)
+        while ended.exit_code == pytest.ExitCode.USAGE_ERROR and (gone := self._gone(arm, ended) - absent):
+            absent |= gone
+            ended = start(absent)
+        self._absent[arm] = absent
         if ended.exit_code not in ORDINARY_EXITS:
             self._prove(number, arm, must_report=False)
             found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
@@ -146,15 +242,21 @@ class BlockSeries:
         self._prove(number, arm)
         return ended
 
-    def _try(self, number: int, arm: str, more: Sequence[str]) -> ProcessExit:
-        return self._start(arm, self._path(number, f"{arm}.jsonl"), more)
-
-    def _start(self, arm: str, journal: Path, more: Sequence[str]) -> ProcessExit:
+    def _start(  # noqa: PLR0913  # what a process measures, and where it runs
+        self,
+        arm: str,
+        journal: Path,
+        more: Sequence[str],
+        absent: frozenset[str],
+        *,
+        cores: frozenset[int] | None = None,
+        watch: Watch | None = None,
+    ) -> ProcessExit:
         side, log = self._sides[arm], journal.with_suffix(".log")
         for left in (journal, log, report_path(journal)):
             left.unlink(missing_ok=True)
-        arguments = [word for word in self._arguments[arm] if word not in self._absent[arm]]
-        if self._absent[arm] and not any(_is_path(word, side.folder) for word in arguments):
+        arguments = [word for word in self._arguments[arm] if word not in absent]
+        if absent and not any(_is_path(word, side.folder) for word in arguments):
             return ProcessExit(pytest.ExitCode.NO_TESTS_COLLECTED, 0.0, log)
         return run_perf_tests(
             [*arguments, "--llmperf-measure-only", f"--llmperf-journal={journal}", *more],
@@ -162,6 +264,8 @@ class BlockSeries:
             folder=side.folder,
             environment=side.environment,
             log=log,
+            watch=watch,
+            cores=cores,
         )
 
     def _gone(self, arm: str, ended: ProcessExit) -> set[str]:
@@ -170,8 +274,7 @@ class BlockSeries:
             return set()
         named = set(_NOT_FOUND.findall(ended.log.read_text(encoding="utf-8", errors="replace")))
         folder = self._sides[arm].folder
-        gone = {word for word in self._arguments[arm] if word in named or str(folder / word) in named}
-        return gone - self._absent[arm]
+        return {word for word in self._arguments[arm] if word in named or str(folder / word) in named}
 
     def _prove(self, number: int, arm: str, *, must_report: bool = True) -> Imported | None:
         """Return what a process imported of the repository; ``None`` without a side's folder or a measurement."""
@@ -191,7 +294,9 @@ class BlockSeries:
         imported = {arm: proof for arm in block.order if (proof := self._prove(block.number, arm))}
         _refuse_shared(imported)
         base_first = block.order.index("base") < block.order.index("head")
-        return MeasuredBlock(block.number, base_first, block.seconds, arms, imported)
+        return MeasuredBlock(
+            block.number, base_first, block.seconds, arms, imported, device=block.device, beside=block.beside
+        )
 
     def _path(self, number: int, name: str) -> Path:
         return self._folder / f"{number:04}-{name}"

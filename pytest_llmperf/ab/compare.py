@@ -27,6 +27,7 @@ from pytest_llmperf.ab.checkout import (
     worktrees,
 )
 from pytest_llmperf.ab.installed import Environment
+from pytest_llmperf.ab.lanes import ANY_DEVICE, Lane
 from pytest_llmperf.ab.packages import Locator, find_packages
 from pytest_llmperf.ab.requested import refuse_own_packages, shown
 from pytest_llmperf.ab.side import Recipe, Repository, Side, SideBuilder, prepare_sides
@@ -64,6 +65,8 @@ class PairedComparison:
     """Whether both sides run with the installed packages even if their dependencies differ."""
     explain: bool = True
     """Whether to profile regressions, on both sides."""
+    lanes: Sequence[Lane] = (ANY_DEVICE,)
+    """Devices that measure blocks side by side."""
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -122,7 +125,17 @@ def plan_comparison(wanted: PairedComparison, *, here: Path) -> ComparisonPlan:
     is_edited = wanted.head is None and head != commit_of(root, "HEAD")
     arguments = [relative_argument(word, root, here) for word in without_outputs(wanted.arguments)]
     recipes = [*wanted.recipes.values()]
-    asked = [str(here), base, head, ARMS, arguments, [asdict(recipe) for recipe in recipes], wanted.same_environment]
+    asked: list[object] = [
+        str(here),
+        base,
+        head,
+        ARMS,
+        arguments,
+        [asdict(recipe) for recipe in recipes],
+        wanted.same_environment,
+    ]
+    if devices := [lane.name for lane in wanted.lanes if lane.name]:
+        asked.append(devices)
     name = f"{base[:8]}-{head[:8]}-{digest_of(asked)}-{digest_of(_environment_keys(recipes))}"
     return ComparisonPlan(
         wanted=wanted,
@@ -174,7 +187,9 @@ def build_sides(plan: ComparisonPlan) -> tuple[list[Side], list[str]]:
 
 def series_of_blocks(plan: ComparisonPlan, base: Side, head: Side) -> BlockSeries:
     """Return the series of a comparison, with the blocks that were kept."""
-    return BlockSeries(plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed)
+    return BlockSeries(
+        plan.folder / "blocks", base, head, arguments=plan.arguments, seed=plan.seed, lanes=plan.wanted.lanes
+    )
 
 
 def explain_regressions(

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.ab.analysis import Standing
-from pytest_llmperf.ab.blocks import BlockSeries, MeasuredBlock
+from pytest_llmperf.ab.blocks import ARMS, BlockSeries, MeasuredBlock
+from pytest_llmperf.ab.neighbours import ALONE, disturbance, refuse_other_kinds
 from pytest_llmperf.ab.request_counts import request_counts
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.verdict.paired import LOOKS, next_look
@@ -29,9 +30,9 @@ class Effort:
         """Whether no further block is wanted after so many: the limit or the last look is reached."""
         return blocks >= self.most_blocks or next_look(blocks) is None
 
-    def is_spent(self, blocks: Sequence[MeasuredBlock]) -> bool:
-        """Whether to stop: no further block is wanted, or one as long as the last would miss the deadline."""
-        late = self.left_s is not None and self.left_s < blocks[-1].seconds
+    def is_spent(self, blocks: Sequence[MeasuredBlock], *, in_turn: int = 1) -> bool:
+        """Whether to stop: no further block is wanted, or ``in_turn`` as long as the last would miss the deadline."""
+        late = self.left_s is not None and self.left_s < in_turn * blocks[-1].seconds
         return late or self.has_taken_all_looks(len(blocks))
 
 
@@ -46,17 +47,37 @@ def measure_until_decided(series: BlockSeries, effort: Effort) -> Iterator[Stand
         The standing after each new block, and last the final one.
 
     Raises:
-        UsageError: no test was selected on head, or a process left nothing to compare.
+        UsageError: no test was selected on head, a process left nothing to compare, or devices are of different kinds.
     """
+    refuse_other_kinds(series.blocks)
     standing = Standing(series.blocks) if series.blocks else None
-    while standing is None or (standing.undecided and not effort.is_spent(series.blocks)):
+    while standing is None or (standing.undecided and not _is_spent(series, effort)):
         if standing:
-            counts = request_counts(standing, series.blocks)
-            series.measure(standing.undecided, times_only=not standing.needs_exact, requests=counts)
+            _measure_more(series, standing, effort)
         else:
             series.measure(())
+        refuse_other_kinds(series.blocks)
         standing = Standing(series.blocks)
         if not standing.tests:
             raise UsageError("no perf test was selected on head: nothing to compare")
         yield standing
     yield Standing(series.blocks, final=True)
+
+
+def _measure_more(series: BlockSeries, standing: Standing, effort: Effort) -> None:
+    """Measure the next block, or the next pair on each device if they do not disturb each other."""
+    tests, times_only = standing.undecided, not standing.needs_exact
+    counts = request_counts(standing, series.blocks)
+    if _is_side_by_side(series):
+        most = min(effort.most_blocks, LOOKS[-1])
+        series.measure_side_by_side(tests, most=most, times_only=times_only, requests=counts)
+    else:
+        series.measure(tests, times_only=times_only, requests=counts)
+
+
+def _is_side_by_side(series: BlockSeries) -> bool:
+    return len(series.lanes) > 1 and len(series.blocks) >= ALONE and not disturbance(series.blocks)
+
+
+def _is_spent(series: BlockSeries, effort: Effort) -> bool:
+    return effort.is_spent(series.blocks, in_turn=len(ARMS) if _is_side_by_side(series) else 1)

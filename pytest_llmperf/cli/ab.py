@@ -85,6 +85,9 @@ def _add_bisect(commands: Any) -> None:
 def _add_comparing(ab: argparse.ArgumentParser) -> None:
     _add_effort(ab, most_blocks=48)
     _add_building(ab)
+    ab.add_argument("--device", metavar="DEVICES",
+                    help="device, or several that measure blocks side by side: cuda:0,cuda:1; on a CPU sets of cores, "
+                    "cpu:0-3,cpu:4-7")  # fmt: skip
     ab.add_argument("--python-base", metavar="PYTHON", help="interpreter of an environment for base")
     ab.add_argument("--python-head", metavar="PYTHON", help="interpreter of an environment for head")
     ab.add_argument("--verdicts", type=Path, metavar="FILE", help="write every verdict with its evidence as JSON")
@@ -157,9 +160,11 @@ def _gate(options: argparse.Namespace, rest: list[str]) -> int:
 
 def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> PairedComparison:
     from pytest_llmperf.ab.compare import PairedComparison
+    from pytest_llmperf.ab.lanes import parse_lanes
 
     _require_blocks(options.blocks)
     return PairedComparison(
+        lanes=parse_lanes(options.device, rest),
         base=options.base or "",
         head=head,
         arguments=rest,

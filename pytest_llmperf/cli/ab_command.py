@@ -16,13 +16,14 @@ from pytest_llmperf.ab.compare import (
     plan_comparison,
     prepare_comparison,
 )
+from pytest_llmperf.ab.neighbours import disturbance
 from pytest_llmperf.ab.requested import shown
 from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.cli.ab_output import progress_lines, result_lines
 from pytest_llmperf.cli.say import say
 from pytest_llmperf.report.terminal import LONGEST_LIST
 from pytest_llmperf.system.pytest_process import without_outputs
-from pytest_llmperf.text import some
+from pytest_llmperf.text import printable, some
 from pytest_llmperf.verdict.outcome import RunOutcome
 from pytest_llmperf.verdict.time_change import slower
 from pytest_llmperf.verdict.verdict_file import verdict_file, write_verdicts
@@ -40,7 +41,8 @@ def run_ab(wanted: PairedComparison, options: argparse.Namespace) -> int:
     code = int(outcome.failed)
     if options.verdicts:
         revisions = [wanted.base, *([wanted.head] if wanted.head else [])]
-        command = ["llmperf", "ab", *revisions, *_with(wanted), "--", *without_outputs(wanted.arguments)]
+        asked = [*revisions, *device_option(wanted), *_with(wanted)]
+        command = ["llmperf", "ab", *asked, "--", *without_outputs(wanted.arguments)]
         write_verdicts(options.verdicts, verdict_file(outcome, command=command, exit_code=code))
     return code
 
@@ -63,9 +65,12 @@ def compare_revisions(wanted: PairedComparison, *, here: Path) -> RunOutcome:
     _say(*notes)
     if series.blocks:
         _say(f"continuing after {len(series.blocks)} blocks that were kept; --restart deletes them")
+    told = ""
     for standing in measure_until_decided(series, effort):
         if not standing.final:
             say(*progress_lines(standing, series.blocks, most=effort.most_blocks, left_s=effort.left_s))
+        if not told and (told := disturbance(series.blocks)):
+            _say(printable(f"devices disturb each other: {told}: measuring on {series.lanes[0].name} alone"))
     outcome = comparison_outcome(series, standing, code_of(plan))
     slow = [entry.test for entry in outcome.entries if slower(entry.verdicts)]
     if wanted.explain and slow:
@@ -87,6 +92,12 @@ def _plan_lines(plan: ComparisonPlan) -> Iterator[str]:
         if recipe.requirements:
             yield f"{side} runs with {', '.join(map(shown, recipe.requirements))}"
     yield "preparing base and head"
+
+
+def device_option(wanted: PairedComparison) -> list[str]:
+    """Return the option that names the devices of a comparison."""
+    names = [lane.name for lane in wanted.lanes if lane.name]
+    return [f"--device={','.join(names)}"] if names else []
 
 
 def _with(wanted: PairedComparison) -> Iterator[str]:

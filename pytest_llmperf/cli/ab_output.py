@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -68,8 +68,15 @@ def result_lines(run: RunOutcome, blocks: Sequence[MeasuredBlock], *, null_trip:
         yield printable(f"base and head differ in {', '.join(run.differences)}")
     yield printable(f"null control: {null_trip or 'neither side differs from itself'}")
     seconds = sum(block.seconds for block in blocks)
+    yield from map(printable, _device_lines(blocks))
     yield f"measured {plural(len(blocks), 'block')} of two fresh processes in {seconds:.0f} s"
     yield decided_line(run)
+
+
+def _device_lines(blocks: Sequence[MeasuredBlock]) -> Iterator[str]:
+    counts = Counter(block.device for block in blocks)
+    if len(counts) > 1:
+        yield "blocks by device: " + ", ".join(f"{device} {count}" for device, count in counts.items())
 
 
 def _disturbed_lines(blocks: Sequence[MeasuredBlock]) -> Iterator[str]:

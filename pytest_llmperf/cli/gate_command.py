@@ -16,7 +16,7 @@ from pathlib import Path
 from pytest_llmperf.ab.checkout import repository_root
 from pytest_llmperf.ab.compare import PairedComparison
 from pytest_llmperf.ab.gate import combined, gate_base, open_tests, screen_tests, target_branch
-from pytest_llmperf.cli.ab_command import compare_revisions
+from pytest_llmperf.cli.ab_command import compare_revisions, device_option
 from pytest_llmperf.cli.say import say
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.runner.config import failing_outcomes
@@ -35,7 +35,7 @@ def run_gate(wanted: PairedComparison, options: argparse.Namespace) -> int:
     fail_on = failing_outcomes(options.fail_on, strict=options.strict, option="--fail-on")
     base = _base(wanted.base, here)
     _say(f"screening against the baseline of {base[:12]}")
-    code, screened = screen_tests(wanted.arguments, base, here=here)
+    code, screened = screen_tests([*wanted.arguments, *wanted.lanes[0].arguments], base, here=here)
     if screened is None:
         return code
     compared = None
@@ -67,7 +67,7 @@ def _base(branch: str, here: Path) -> str:
 def _compared(wanted: PairedComparison, base: str, tests: Sequence[str], here: Path) -> VerdictFile:
     only = [f"--llmperf-only={test}" for test in tests]
     outcome = compare_revisions(replace(wanted, base=base, arguments=[*wanted.arguments, *only]), here=here)
-    command = ["llmperf", "ab", base, "--", *without_outputs(wanted.arguments)]
+    command = ["llmperf", "ab", base, *device_option(wanted), "--", *without_outputs(wanted.arguments)]
     return verdict_file(outcome, command=command, exit_code=int(outcome.failed))
 
 

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -64,6 +64,7 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
     log: Path | None = None,
     timeout_s: float | None = None,
     watch: Callable[[int], bool] | None = None,
+    cores: Collection[int] | None = None,
 ) -> ProcessExit:
     """Run ``pytest --llmperf`` with these arguments in a subprocess.
 
@@ -75,15 +76,16 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
         log: file for its output (default: where ours goes).
         timeout_s: seconds after which it is killed; it then ends with `TIMED_OUT`.
         watch: called a few times a second with the process's id; returns whether to kill it.
+        cores: that the process and its descendants run on (default: ours).
     """
     command = [python, "-m", "pytest", "--llmperf", *arguments]
     start = time.monotonic()
     with (log or Path(os.devnull)).open("ab") as file:
         output: IO[bytes] | None = file if log else None
         stdin = subprocess.DEVNULL if log else None
-        with subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=stdin, stdout=output, stderr=output
-        ) as process:
+        with _on_cores(cores):
+            started = subprocess.Popen(command, cwd=folder, env=environment, stdin=stdin, stdout=output, stderr=output)
+        with started as process:
             try:
                 code = _wait(process, None if timeout_s is None else start + timeout_s, watch)
             except BaseException:
@@ -92,6 +94,24 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
                 _kill(process)
                 raise
     return ProcessExit(code, time.monotonic() - start, log)
+
+
+@contextmanager
+def _on_cores(cores: Collection[int] | None) -> Iterator[None]:
+    """Keep processes that this thread starts in the block on these cores.
+
+    A process inherits the cores of the thread that starts it. It thus has them before it imports anything, and torch
+    starts as many threads as there are.
+    """
+    if cores is None:
+        yield
+        return
+    ours = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, ours)
 
 
 def run_replica(  # noqa: PLR0913  # one keyword for each thing that a replica has of its own

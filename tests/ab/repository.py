@@ -69,17 +69,21 @@ class PlayedRuns:
         self.calls.append((arm, only))
         self.arguments = [word for word in arguments if not word.startswith("--llmperf-")]
         self.asked.append((arm, self.arguments))
-        self.times_only.append("--llmperf-times-only" in arguments)
+        times_only = "--llmperf-times-only" in arguments
+        self.times_only.append(times_only)
         process["log"].write_text(self.words)
         figures = self._figures(arm, int(journal.stem[:4]))
         if isinstance(figures, BaseException):
             raise figures
         if isinstance(figures, int):
             return ProcessExit(figures, 1.0, process["log"])
-        if self.times_only[-1]:
+        if times_only:
             figures = {test: _timed(cells) for test, cells in figures.items()}
         self._write(journal, {test: cells for test, cells in figures.items() if not only or test in only})
         return ProcessExit(0, 1.0, process["log"])
+
+    def device_key(self) -> str:
+        return "cpu"
 
     def _write(self, path: Path, figures: Mapping[str, Any]) -> None:
         environment = self._environments.get(path.stem.partition("-")[2], {})
@@ -87,7 +91,7 @@ class PlayedRuns:
             run_id=path.stem, session_id="s", time="2026-01-01T00:00:00+00:00", commit=None, dirty=None,
             environment=dict(environment),
         )  # fmt: skip
-        journal = Journal(path, device_key="cpu", run=run)
+        journal = Journal(path, device_key=self.device_key(), run=run)
         for test, cells in figures.items():
             if isinstance(cells, Exception):
                 journal.append_note(Note(test=test, error=str(cells)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import Counter
 
 import pytest
 from perf_project import FAKE_CLOCK, QUICK
@@ -81,6 +83,41 @@ def test_a_slower_pull_request_fails_without_any_baseline(repository, capfd, mon
     assert {path.parent.name for path in (repository / ".llmperf" / "traces").glob("*/*/*.gz")} == {"base", "head"}
     assert git(repository, "status", "--porcelain") == "?? out.json"
     assert git(repository, "worktree", "list").count("\n") == 0
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="needs a choice of two cores"
+)
+def test_two_sets_of_cores_measure_side_by_side(repository, capfd):
+    """Each pair on one of them, in real processes; the conftest writes their cores. The verdict file repeats it."""
+    seen = repository.parent / "seen"
+    conftest = FAKE_CLOCK + STEP_OF_REVISION + f"open({str(seen)!r}, 'a').write(f'{{os.sched_getaffinity(0)}}\\n')\n"
+    base = commit(repository, {"conftest.py": conftest, "step": "1", "test_perf.py": PERF_TESTS.format(sizes=[1])})
+    commit(repository, {"step": "1.5"})
+    first, second, *_ = sorted(os.sched_getaffinity(0))
+    devices = f"cpu:{first},cpu:{second}"
+    arguments = [word for word in ARGUMENTS if "device" not in word]
+    asked = ["ab", base, "HEAD", f"--device={devices}", "--no-explain", "--blocks=8", "--verdicts=out.json"]
+    code = main([*asked, "--", *arguments, "--llmperf-gate=tpot"])
+    said = capfd.readouterr().out
+    assert code == 1, said
+    assert f"blocks by device: cpu:{first} 6, cpu:{second} 2" in said
+    assert "devices disturb each other" not in said
+    assert Counter(seen.read_text().split()) == {f"{{{first}}}": 12, f"{{{second}}}": 4}
+    assert f"--device={devices}" in read_verdicts(repository / "out.json").tests[0].reproduce
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a choice of cores")
+def test_the_gate_screens_on_the_first_device(repository, monkeypatch):
+    """Of a CPU on all cores, as the stored baseline was measured."""
+    asked = []
+    monkeypatch.setattr(
+        "pytest_llmperf.cli.gate_command.screen_tests", lambda words, *_, **__: asked.append(words) or (3, None)
+    )
+    core = min(os.sched_getaffinity(0))
+    for devices in ("cuda:1,cuda:0", f"cpu:{core}"):
+        assert main(["gate", f"--device={devices}", "--", "-q"]) == 3
+    assert asked == [["-q", "--llmperf-device=cuda:1"], ["-q", "--llmperf-device=cpu"]]
 
 
 ONE_MORE_OPERATOR = """

@@ -56,18 +56,27 @@ def seen_by_imports(environment: Mapping[str, str]) -> dict[str, str]:
 class Fork:
     """A process that was asked for."""
 
-    def __init__(
-        self, streams: Sequence[int], *, python: str, arguments: list[str], folder: str, environment: dict[str, str]
+    def __init__(  # noqa: PLR0913  # what a process inherits
+        self,
+        streams: Sequence[int],
+        *,
+        python: str,
+        arguments: list[str],
+        cores: list[int],
+        folder: str,
+        environment: dict[str, str],
     ) -> None:
         self._streams = streams
         self._python = python
         self._arguments = arguments
+        self._cores = cores
         self._folder = folder
         self._environment = environment
 
     def run(self, library_path: Sequence[str]) -> None:
         """Go on as ``python ARGUMENTS...``. The caller is at the end of the main module, as nothing runs after it."""
         os.setsid()
+        os.sched_setaffinity(0, self._cores)
         self._take_streams()
         os.chdir(self._folder)
         os.environ.clear()

@@ -19,7 +19,7 @@ def main(address: str, arguments: list[str]) -> None:
         server.connect(address.replace("@", "\0", 1))  # of Linux, without a file
         request = {
             "python": sys.executable, "arguments": arguments,
-            "folder": os.getcwd(), "environment": dict(os.environ),  # noqa: PTH109
+            "cores": sorted(os.sched_getaffinity(0)), "folder": os.getcwd(), "environment": dict(os.environ),  # noqa: PTH109
         }  # fmt: skip
         socket.send_fds(server, [json.dumps(request).encode() + b"\n"], STANDARD_STREAMS)
         answers = server.makefile("r")
