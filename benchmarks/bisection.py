@@ -1,6 +1,6 @@
 """``llmperf bisect``: how often it finds the right commit, and what that takes.
 
-``simulate`` plays timed searches: blocks of base, base once more and head, whose times scatter. It prints the search of
+``simulate`` plays timed searches: blocks of base and head, whose times scatter. It prints the search of
 ``llmperf bisect`` beside ordinary binary searches that spend a fixed number of blocks on each commit. ``counted`` and
 ``timed`` run the command in repositories of their own, in which a random commit adds an operator to each forward, or
 makes it longer by real work. Each search is kept as a line of ``--results``, and the same command goes on where it was
