@@ -1,15 +1,16 @@
 """Whether devices that measure side by side disturb each other, and whether they are of one kind.
 
 The first pair of blocks runs alone on the first device. In the next step, all devices measure a pair each. The first
-device has then measured the same code alone and beside others. What slows base and head equally cancels in their ratio,
-so the verdicts stay valid; but their figures are no longer those of an undisturbed machine, and noise grows.
+device has then measured the same code alone and beside others. What slows down base and head by the same factor cancels
+in their ratio. What slows down only some of their work changes the ratio, so disturbed devices do not go on together.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ from pytest_llmperf.ab.analysis import Pairs, Standing
 from pytest_llmperf.ab.blocks import MeasuredBlock
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import Kind
+from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance, typical_variance
 from pytest_llmperf.stats.student_t import SD_FLOOR, upper_tail
 from pytest_llmperf.verdict.model import percent
+from pytest_llmperf.verdict.paired import Block, block_variance
 from pytest_llmperf.verdict.window_stats import oriented
 
 ALONE = 2
@@ -29,11 +32,47 @@ _LEAST_INVALID = 0.5
 """Share of the blocks beside others whose timings of a test are invalid: one may be chance."""
 
 
+_SIDES: Mapping[str, tuple[str, ...]] = {" (base)": ("base",), " (head)": ("head",), "": ("base", "head")}
+"""The sides that are compared, one and both: a neighbour may disturb only the one that computes more."""
+
+
 class _Slowdown(NamedTuple):
     pairs: Pairs
+    where: str
     mean: float
     """Mean of ln(value beside others) - ln(value alone), more being worse."""
     p_value: float
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell's blocks on the first device."""
+
+    pairs: Pairs
+    alone: Sequence[Block]
+    others: Sequence[Block]
+
+    @property
+    def variance(self) -> Variance:
+        """Variance of a block, from blocks in the same state: a change of the ratio beside others is not noise."""
+        alone, others = (block_variance(self.pairs.metric, blocks) for blocks in (self.alone, self.others))
+        return alone.pooled(others)
+
+    def slowdowns(self, typical: Variance) -> Iterator[_Slowdown]:
+        """Yield the slowdown of each side and of both."""
+        variance, margin = self.variance.pooled(typical), math.log1p(self.pairs.limit.tolerate)
+        if not variance.df:
+            return
+        for where, sides in _SIDES.items():
+            mean = self._level(self.others, sides) - self._level(self.alone, sides)
+            # The variance is that of the difference of two processes: half of it is that of one.
+            of_process = max(math.sqrt(variance.value), SD_FLOOR) / math.sqrt(2)
+            counts = (len(sides) * len(blocks) for blocks in (self.others, self.alone))
+            se = of_process * math.sqrt(sum(1 / count for count in counts))
+            yield _Slowdown(self.pairs, where, mean, upper_tail((mean - margin) / se, variance.df))
+
+    def _level(self, blocks: Sequence[Block], sides: Sequence[str]) -> float:
+        return fmean(oriented(self.pairs.metric, getattr(block, side)) for block in blocks for side in sides)
 
 
 def disturbance(blocks: Sequence[MeasuredBlock]) -> str:
@@ -41,8 +80,8 @@ def disturbance(blocks: Sequence[MeasuredBlock]) -> str:
 
     It depends only on the first pair, which ran alone, and on the first step side by side, so it does not change later.
     A gating timed metric of the first device that is slower beside others than alone by more than ``tolerate`` counts,
-    in a one-sided t test whose error over all cells is that of a verdict. So do the guards, if they reject half or
-    more of a test's timings beside others and none alone.
+    on base, on head or on both, in one-sided t tests whose error over all cells is that of a verdict. So do the guards,
+    if they reject half or more of a test's timings beside others and none alone.
 
     Args:
         blocks: in the order of their numbers, without a gap.
@@ -94,33 +133,23 @@ def _invalid(blocks: Sequence[MeasuredBlock]) -> dict[str, list[str]]:
 
 
 def _slower(blocks: Sequence[MeasuredBlock]) -> str:
-    standing = Standing(blocks)
-    found = list(_slowdowns(standing, {block.number for block in blocks if block.beside}))
-    if not found:
+    standing, beside = Standing(blocks), {block.number for block in blocks if block.beside}
+    cells = list(_cells(standing, beside))
+    typical = typical_variance(cell.variance for cell in cells) or UNKNOWN
+    found = [slowdown for cell in cells for slowdown in cell.slowdowns(typical)]
+    worst = min(found, key=lambda one: one.p_value, default=None)
+    if worst is None or worst.p_value > standing.alpha / len(_SIDES):
         return ""
-    worst = min(found, key=lambda one: one.p_value)
-    if worst.p_value > standing.alpha:
-        return ""
-    pairs, change = worst.pairs, percent(abs(math.expm1(worst.pairs.metric.better.sign * worst.mean)))
-    return f"{pairs.metric.title} of {pairs.key[0]} is {change} worse beside others than alone"
+    metric, test = worst.pairs.metric, worst.pairs.key[0]
+    change = percent(abs(math.expm1(metric.better.sign * worst.mean)))
+    return f"{metric.title} of {test} is {change} worse beside others than alone{worst.where}"
 
 
-def _slowdowns(standing: Standing, beside: set[int]) -> Iterator[_Slowdown]:
+def _cells(standing: Standing, beside: set[int]) -> Iterator[_Cell]:
     for pairs in standing.timed:
-        variance = standing.variance(pairs)
-        alone = [level for number, level in _levels(pairs) if number not in beside]
-        others = [level for number, level in _levels(pairs) if number in beside]
-        if alone and others and variance.df and pairs.limit.gates:
-            mean = fmean(others) - fmean(alone)
-            # The variance is that of the difference of two processes: that of their mean is a quarter of it.
-            se = max(math.sqrt(variance.value), SD_FLOOR) / 2 * math.sqrt(1 / len(others) + 1 / len(alone))
-            margin = math.log1p(pairs.limit.tolerate)
-            yield _Slowdown(pairs, mean, upper_tail((mean - margin) / se, variance.df))
-
-
-def _levels(pairs: Pairs) -> Iterator[tuple[int, float]]:
-    """Yield the number of each block and the mean of ln(base) and ln(head), more being worse; none if not timed."""
-    if pairs.metric.kind is not Kind.TIMED or not pairs.variance.df:
-        return
-    for number, block in zip(pairs.numbers, pairs.blocks, strict=True):
-        yield number, fmean(oriented(pairs.metric, value) for value in (block.base, block.head))
+        if pairs.metric.kind is Kind.TIMED and pairs.limit.gates and pairs.variance.df:
+            blocks = list(zip(pairs.numbers, pairs.blocks, strict=True))
+            others = [block for number, block in blocks if number in beside]
+            alone = [block for number, block in blocks if number not in beside]
+            if alone and others:
+                yield _Cell(pairs, alone, others)

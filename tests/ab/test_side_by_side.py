@@ -289,15 +289,28 @@ def test_undisturbed_neighbours_rarely_seem_to_disturb(begin):
     found = 0
     for seed in range(100):
         chance = random.Random(seed)
-        blocks = [replaced(block, chance, 1.03 if block.beside else 1.0) for block in series.blocks[:6]]
+        blocks = [replaced(block, chance, 1.03 if block.beside else 1.0, 0.03) for block in series.blocks[:6]]
         found += bool(disturbance(blocks))
     assert found <= 1 + 3
 
 
-def replaced(block, chance, factor):
+@pytest.mark.parametrize("slow", [["base"], ["head"], ["base", "head"]], ids="-".join)
+def test_a_disturbance_of_one_side_is_one(begin, slow):
+    """Though it changes the ratio, which is no noise: a side that computes more is disturbed more."""
+    series = begin(Machine())
+    finished(series)
+    chance = random.Random(1)
+    blocks = [replaced(block, chance, 1.5 if block.beside else 1.0, 0.01, slow) for block in series.blocks[:6]]
+    where = f" ({slow[0]})" if len(slow) == 1 else ""
+    told = disturbance(blocks)
+    assert told.startswith(f"TPOT of {TEST} is ")
+    assert told.endswith(f" % worse beside others than alone{where}")
+
+
+def replaced(block, chance, factor, spread, slow=("base", "head")):
     """A block with other times."""
     arms = {name: replace(arm) for name, arm in block.arms.items()}
-    for arm in arms.values():
+    for name, arm in arms.items():
         key = next(key for key in arm.values if key[2] == "tpot_ms")
-        arm.values[key] = 5.0 * factor * math.exp(chance.gauss(0, 0.03))
+        arm.values[key] = 5.0 * (factor if name in slow else 1.0) * math.exp(chance.gauss(0, spread))
     return replace(block, arms=arms)
