@@ -112,6 +112,7 @@ class BlockSeries:
         self._sides = {"base": base, "head": head}
         self._arguments = {"base": arguments, "head": [*arguments, *head_arguments]}
         self._seed = seed
+        self._fallen_back = folder / "disturbed.txt"
         self._absent: dict[str, frozenset[str]] = dict.fromkeys(ARMS, frozenset())
         self.lanes = lanes
         self._ahead: dict[int, MeasuredBlock] = {}
@@ -203,6 +204,20 @@ class BlockSeries:
         self._ahead[block.number] = block
         while following := self._ahead.pop(len(self.blocks) + 1, None):
             self.blocks.append(following)
+
+    @property
+    def disturbed(self) -> str:
+        """How devices disturbed each other, if `fall_back` was told; empty if they did not."""
+        return self._fallen_back.read_text(encoding="utf-8") if self._fallen_back.exists() else ""
+
+    def fall_back(self, disturbed: str) -> None:
+        """Drop the blocks that ran beside others, since a part of their work was slowed, and remember why."""
+        self._fallen_back.write_text(disturbed, encoding="utf-8")
+        for block in [*self.blocks, *self._ahead.values()]:
+            if block.beside:
+                self._path(block.number, "block.json").unlink()
+        self.blocks = [block for block in self.blocks if not block.beside]
+        self._ahead.clear()
 
     @property
     def sides(self) -> dict[str, SideProof]:

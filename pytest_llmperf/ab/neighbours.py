@@ -1,8 +1,8 @@
 """Whether devices that measure side by side disturb each other, and whether they are of one kind.
 
 The first pair of blocks runs alone on the first device. In the next step, all devices measure a pair each. The first
-device has then measured the same code alone and beside others. What slows down base and head by the same factor cancels
-in their ratio. What slows down only some of their work changes the ratio, so disturbed devices do not go on together.
+device has then measured the same code alone and beside others. What slows base and head equally cancels in their ratio,
+but a neighbour may slow only a part of their work, so the blocks beside disturbing neighbours do not count.
 """
 
 from __future__ import annotations

@@ -71,12 +71,14 @@ def _measure_more(series: BlockSeries, standing: Standing, effort: Effort) -> No
     if _is_side_by_side(series):
         most = min(effort.most_blocks, LOOKS[-1])
         series.measure_side_by_side(tests, most=most, times_only=times_only, requests=counts)
+        if disturbed := disturbance(series.blocks):
+            series.fall_back(disturbed)
     else:
         series.measure(tests, times_only=times_only, requests=counts)
 
 
 def _is_side_by_side(series: BlockSeries) -> bool:
-    return len(series.lanes) > 1 and len(series.blocks) >= ALONE and not disturbance(series.blocks)
+    return len(series.lanes) > 1 and len(series.blocks) >= ALONE and not series.disturbed
 
 
 def _is_spent(series: BlockSeries, effort: Effort) -> bool:

@@ -16,7 +16,6 @@ from pytest_llmperf.ab.compare import (
     plan_comparison,
     prepare_comparison,
 )
-from pytest_llmperf.ab.neighbours import disturbance
 from pytest_llmperf.ab.requested import shown
 from pytest_llmperf.ab.stopping import Effort, measure_until_decided
 from pytest_llmperf.cli.ab_output import progress_lines, result_lines
@@ -69,7 +68,7 @@ def compare_revisions(wanted: PairedComparison, *, here: Path) -> RunOutcome:
     for standing in measure_until_decided(series, effort):
         if not standing.final:
             say(*progress_lines(standing, series.blocks, most=effort.most_blocks, left_s=effort.left_s))
-        if not told and (told := disturbance(series.blocks)):
+        if not told and (told := series.disturbed):
             _say(printable(f"devices disturb each other: {told}: measuring on {series.lanes[0].name} alone"))
     outcome = comparison_outcome(series, standing, code_of(plan))
     slow = [entry.test for entry in outcome.entries if slower(entry.verdicts)]

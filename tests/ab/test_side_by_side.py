@@ -182,37 +182,28 @@ def test_an_interruption_in_a_thread_is_one_of_the_command(begin):
 
 
 def test_neighbours_that_disturb_each_other_measure_alone_again(begin):
-    """It is said how much; the verdict is that of all blocks."""
+    """It is said how much; the blocks beside others do not count, also for the same command later."""
     series = begin(machine := Machine(beside=1.2, change={"cuda:0": 1.15, "cuda:1": 1.15}))
     standing = finished(series)
-    assert disturbance(series.blocks) == f"TPOT of {TEST} is 20 % worse beside others than alone"
-    assert devices_of(series) == ["cuda:0"] * 4 + ["cuda:1"] * 2 + ["cuda:0"] * 2
-    assert [block.beside for block in series.blocks] == [0, 0, 1, 1, 1, 1, 0, 0]
+    assert series.disturbed == f"TPOT of {TEST} is 20 % worse beside others than alone"
+    assert devices_of(series) == ["cuda:0"] * 8
+    assert not any(block.beside for block in series.blocks)
     assert tpot(standing).outcome is Outcome.REGRESSED
-    assert machine.processes == {"cuda:0": 12, "cuda:1": 4}
+    assert machine.processes == {"cuda:0": 20, "cuda:1": 4}
+    again = begin(other := Machine(beside=1.2, change={"cuda:0": 1.15, "cuda:1": 1.15}))
+    assert finished(again).verdicts == standing.verdicts
+    assert (again.disturbed, other.processes.total()) == (series.disturbed, 0)
 
 
 def test_guards_that_object_beside_others_alone_are_a_disturbance(begin):
     """Those blocks count for nothing, and blocks alone take their place."""
     series = begin(Machine(invalid="load: other processes took 80 % of CPU time"))
     standing = finished(series)
-    assert disturbance(series.blocks) == (
+    assert series.disturbed == (
         f"timings of {TEST} are invalid beside others, and not alone: load: other processes took 80 % of CPU time"
     )
-    assert [block.beside for block in series.blocks[6:]] == [0] * (len(series.blocks) - 6)
+    assert not any(block.beside for block in series.blocks)
     assert tpot(standing).outcome is Outcome.UNCHANGED
-
-
-def test_it_does_not_change_its_mind_later(begin):
-    """The blocks that it depends on are there once."""
-    for beside in (1.0, 1.2):
-        series = begin(Machine(beside=beside, change={"cuda:0": 1.03, "cuda:1": 1.03}, spread=0.01))
-        finished(series, most=16)
-        told = [disturbance(series.blocks[:count]) for count in range(1, len(series.blocks) + 1)]
-        assert told[:5] == [""] * 5
-        assert set(told[5:]) == {disturbance(series.blocks)}
-        for file in series._folder.glob("*.json*"):
-            file.unlink()
 
 
 def test_devices_of_different_kinds_are_refused(begin):

@@ -186,7 +186,7 @@ def test_help_teaches_the_first_steps(capsys):
     assert end.value.code == 0
     out = capsys.readouterr().out
     steps = re.findall(r"^  (llmperf|pytest) (.*?)(?:  |$)", out.partition("first steps:")[2], re.MULTILINE)
-    assert len(steps) == 6
+    assert len(steps) == 7
     commands = set(re.findall(r"^    (\w+)  ", out, re.MULTILINE))
     assert {words.split()[0] for tool, words in steps if tool == "llmperf"} <= commands
 

@@ -102,7 +102,7 @@ def summary_of(sample, verbosity):
 
 def ab_text(sample, null_trip=""):
     arm = SimpleNamespace(invalid={(NAME, "w", "tpot_ms"): f"{HOSTILE} ran"})
-    block = SimpleNamespace(number=1, seconds=1.0, arms={"head": arm})
+    block = SimpleNamespace(number=1, seconds=1.0, arms={"head": arm}, device="")
     return "\n".join(result_lines(sample.run, [block], null_trip=null_trip))
 
 
