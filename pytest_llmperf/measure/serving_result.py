@@ -74,7 +74,10 @@ def _figures(measured: ServingMeasurement) -> Iterator[Figure]:
     yield timed("total_tokens_per_s", totals, lacking="")
     for metric in ("tpot_ms", "ttft_ms", "e2e_ms"):
         medians = [median(values) for one in passes if (values := _of_pass(one, metric))]
-        yield timed(metric, medians, lacking=_NO_DECODE)
+        if min(medians, default=1.0) > 0:
+            yield timed(metric, medians, lacking=_NO_DECODE)
+        else:  # all tokens of a request came in one read of a busy client
+            yield Figure(metric, None, SEVERAL_AT_A_TIME)
     gaps, why = _gaps(measured)
     yield from gap_percentiles(gaps, requests=len(passes) * measured.plan.requests, lacking=why)
     if measured.plan.scheduler != NAIVE:

@@ -11,13 +11,22 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import METRICS, Kind, Scalar, find_metric
 
 SCHEMA_VERSION: Final = 1
 
+
+def _known_metric(key: str) -> str:
+    if key not in METRICS:
+        raise ValueError(f"there is no metric {key!r:.80}")
+    return key
+
+
+MetricKey = Annotated[str, AfterValidator(_known_metric)]
+"""Key of a metric that exists, also in a file that is read."""
 Identifier = Annotated[str, Field(min_length=1, max_length=2048)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
-
-from pydantic import AfterValidator
 
 from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
 from pytest_llmperf.stats.interval import Interval
@@ -49,15 +46,6 @@ _WORST_FIRST = (
     *(Outcome.NOT_COMPARABLE, Outcome.NEW, Outcome.IMPROVED, Outcome.UNCHANGED),
 )
 
-
-def _known_metric(key: str) -> str:
-    if key not in METRICS:
-        raise ValueError(f"there is no metric {key!r:.80}")
-    return key
-
-
-MetricKey = Annotated[str, AfterValidator(_known_metric)]
-"""Key of a metric that exists, also in a file that is read."""
 
 CellKey = tuple[str, str, str]
 """Test, workload hash and metric key."""

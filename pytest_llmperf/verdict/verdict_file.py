@@ -20,9 +20,9 @@ from pytest_llmperf.errors import BaselineError
 from pytest_llmperf.stats.interval import Interval
 from pytest_llmperf.storage.baseline_file import Written, first_problem, write_model
 from pytest_llmperf.storage.provenance import SideProof
-from pytest_llmperf.storage.schema import Run, Workload
+from pytest_llmperf.storage.schema import MetricKey, Run, Workload
 from pytest_llmperf.text import printable
-from pytest_llmperf.verdict.model import MetricKey, Outcome, Verdict, compared_figure
+from pytest_llmperf.verdict.model import Outcome, Verdict, compared_figure
 from pytest_llmperf.verdict.outcome import Entry, RunOutcome
 from pytest_llmperf.verdict.sentence import sentence
 from pytest_llmperf.verdict.why import Why

@@ -13,8 +13,9 @@ from typing import Literal, get_args
 
 from pytest_llmperf.metrics import METRICS
 from pytest_llmperf.storage.baseline_file import Written
+from pytest_llmperf.storage.schema import MetricKey
 from pytest_llmperf.verdict.code_change import CodeChange
-from pytest_llmperf.verdict.model import MetricKey, Outcome, Verdict
+from pytest_llmperf.verdict.model import Outcome, Verdict
 from pytest_llmperf.verdict.time_change import OperatorChange, Phase, TimeChange
 from pytest_llmperf.verdict.work_change import COUNTED_METRICS, FOLLOWING, TIMED, WorkChange
 

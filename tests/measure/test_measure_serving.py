@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean, median
@@ -205,6 +206,15 @@ def test_gaps_that_are_not_known_have_no_percentiles():
     (cell,) = [cell for cell in result.cells if cell.metric == "itl_p50_ms"]
     assert (cell.value, cell.reason) == (None, "several tokens arrived at a time: the gaps between them are unknown")
     assert measure().value("itl_p50") == pytest.approx(1000 * STEP_S)
+
+
+def test_tokens_that_all_came_in_one_read_have_no_tpot(monkeypatch):
+    """A busy client may read them together. The other figures stay."""
+    monkeypatch.setattr(sys.modules[__name__], "STEP_S", 0.0)
+    result = measure(FakeEngine(gaps_known=False))
+    (cell,) = [cell for cell in result.cells if cell.metric == "tpot_ms"]
+    assert (cell.value, cell.reason) == (None, "several tokens arrived at a time: the gaps between them are unknown")
+    assert result.value("ttft") == result.value("e2e") == pytest.approx(1000 * FIRST_S)
 
 
 def test_tails_need_many_requests():
