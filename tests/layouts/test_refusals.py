@@ -106,4 +106,4 @@ def test_counted_metrics_without_a_baseline_on_the_branch_itself(engine):
     result = engine.gate()
     assert_red(result)
     assert "is on origin/main: comparing with its first parent" in result.text
-    assert "measured 1 block of three fresh processes" in result.text
+    assert "measured 2 blocks of two fresh processes" in result.text
