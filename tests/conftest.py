@@ -106,7 +106,9 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session", autouse=True)
 def _imported_once() -> None:
     """Import what can be imported only once in a process, before an inner run does it and forgets it."""
-    for name in ("pandas", "pyarrow.parquet", "ruptures"):  # a GPU machine may lack them: tests that need them say so
+    # pandas imports the last one when it first meets pyarrow, where it registers types.
+    names = ("pandas", "pyarrow.parquet", "ruptures", "pandas.core.arrays.arrow.extension_types")
+    for name in names:  # a GPU machine may lack them: tests that need them say so
         with suppress(ImportError):
             import_module(name)
 
