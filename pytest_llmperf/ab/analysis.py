@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from pytest_llmperf.ab.blocks import MeasuredBlock
+from pytest_llmperf.ab.blocks import MeasuredBlock, pair_of
 from pytest_llmperf.metrics import METRICS, Kind, Limit, Metric
 from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance, typical_variance
 from pytest_llmperf.storage.process_result import ProcessResult
@@ -21,6 +21,7 @@ from pytest_llmperf.verdict.paired import (
     LOOKS,
     Block,
     block_variance,
+    change,
     judge_paired,
     null_blocks,
     null_trips,
@@ -61,11 +62,11 @@ class Pairs:
             return True
         return self.metric.kind is Kind.EXACT and (len({*self.base}) > 1 or len({*self.head}) > 1)
 
-    @property
+    @cached_property
     def blocks(self) -> list[Block]:
         """Pairs of base and head."""
         return [
-            Block(base=_number(base), head=_number(head), base_first=first, pair=(number + 1) // 2)
+            Block(base=_number(base), head=_number(head), base_first=first, pair=pair_of(number))
             for number, base, head, first in zip(self.numbers, self.base, self.head, self.base_first, strict=True)
         ]
 
@@ -119,12 +120,16 @@ class Pairs:
     @property
     def variance(self) -> Variance:
         """Variance of one block; unknown if a figure has no logarithm."""
-        blocks = self.blocks
-        return block_variance(self.metric, blocks) if self._has_logarithms and blocks else UNKNOWN
+        return block_variance(self.metric, self.blocks) if self._has_logarithms and self.blocks else UNKNOWN
+
+    @property
+    def changes(self) -> list[float]:
+        """The change of each block whose figures have a logarithm: ln(head / base), more being worse."""
+        return [change(self.metric, block) for block in self.blocks if _has_logarithms(block)]
 
     @property
     def _has_logarithms(self) -> bool:
-        return all(0 < figure < math.inf for block in self.blocks for figure in (block.base, block.head))
+        return all(map(_has_logarithms, self.blocks))
 
 
 class TypicalVariance:
@@ -199,7 +204,7 @@ class Standing:
         A cell whose change depends on the device is undecided.
         """
         reason, differences = self.null_trip, self.device_differences
-        paired = [_undecided(verdict, differences.get(_key(verdict), "")) for verdict in self._paired]
+        paired = [_undecided(verdict, differences.get(verdict.cell.key, "")) for verdict in self._paired]
         found = [*paired, *self._exact, *self._unpaired]
         return [veto(verdict, reason) if reason and verdict.blocks else verdict for verdict in found]
 
@@ -244,7 +249,7 @@ class Standing:
             verdict
             for verdict in self._exact
             if verdict.outcome in {Outcome.REGRESSED, Outcome.IMPROVED}
-            and len(self._pairs[_key(verdict)].head) < TO_CONFIRM
+            and len(self._pairs[verdict.cell.key].head) < TO_CONFIRM
         ]
 
     @cached_property
@@ -267,7 +272,8 @@ class Standing:
 
     @cached_property
     def _pairs(self) -> dict[CellKey, Pairs]:
-        found = {key: _pairs(key, self._limit(key), self._blocks) for key in self._head.values if self._is_judged(key)}
+        judged = filter(self._is_judged, self._head.values)
+        found = {key: _pairs(key, self._head.limit(key), self._blocks) for key in judged}
         return {key: pairs for key, pairs in found.items() if pairs.head}
 
     def _is_judged(self, key: CellKey) -> bool:
@@ -283,7 +289,7 @@ class Standing:
         ]
 
     def _unpaired_verdict(self, key: CellKey, value: float | str | None) -> Verdict:
-        cell = Cell.of(key, self._limit(key), value)
+        cell = Cell.of(key, self._head.limit(key), value)
         outcome, reason = self._why_not(key)
         return Verdict(cell=cell, outcome=outcome, kind=cell.metric.kind, reason=reason)
 
@@ -307,10 +313,6 @@ class Standing:
         arms = [arm for block in self._blocks for arm in block.arms.values()]
         return next((arm.invalid[key] for arm in arms if key in arm.invalid), "")
 
-    def _limit(self, key: CellKey) -> Limit:
-        note = self._head.notes.get(key[0])
-        return note.limits[key[2]] if note and key[2] in note.limits else Limit.of(METRICS[key[2]])
-
 
 def _pairs(key: CellKey, limit: Limit, blocks: Iterable[MeasuredBlock]) -> Pairs:
     """Return the cell's values from the blocks in which both processes measured it."""
@@ -330,8 +332,8 @@ def _undecided(verdict: Verdict, reason: str) -> Verdict:
     return replace(verdict, outcome=Outcome.INCONCLUSIVE, reason=reason) if reason and verdict.blocks else verdict
 
 
-def _key(verdict: Verdict) -> CellKey:
-    return verdict.cell.test, verdict.cell.workload, verdict.cell.metric.key
+def _has_logarithms(block: Block) -> bool:
+    return all(0 < figure < math.inf for figure in (block.base, block.head))
 
 
 def _judge_exact(pairs: Pairs) -> Verdict:

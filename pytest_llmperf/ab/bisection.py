@@ -97,8 +97,9 @@ class Bisection:
             LlmperfError: one of them does not build, or a process left nothing to compare.
         """
         series = self._ends
-        if series.blocks and self._wanted(Standing(series.blocks).verdicts):
-            yield Standing(series.blocks)
+        kept = Standing(series.blocks) if series.blocks else None
+        if kept and self._wanted(kept.verdicts):
+            yield kept
             return
         for standing in measure_until_decided(series, self.effort_of_ends):
             yield standing

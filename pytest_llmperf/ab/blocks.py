@@ -23,17 +23,18 @@ from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.storage.baseline_file import replace_file
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
-from pytest_llmperf.system.pytest_process import ProcessExit, run_perf_tests
+from pytest_llmperf.system.pytest_process import ProcessExit, only_tests, run_perf_tests
 from pytest_llmperf.system.threads import Watch, run_together
 from pytest_llmperf.text import printable
 
-ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-"""Exit codes of processes that ended by themselves, with or without results."""
-
+_ORDINARY_EXITS = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
 _NOT_FOUND = re.compile(r"^ERROR: (?:file or directory )?not found: (.+)$", re.MULTILINE)
 
 ARMS = ("base", "head")
 """Processes of a block."""
+
+PAIR = 2
+"""Blocks of a mirrored pair."""
 
 
 class _Block(BaseModel):
@@ -74,7 +75,7 @@ class _Asked:
 
     def arguments(self, requests_file: Path) -> list[str]:
         """Return pytest's arguments, and write the file that they name."""
-        found = [*_only(self.tests), *(["--llmperf-times-only"] if self.times_only else [])]
+        found = [*only_tests(self.tests), *(["--llmperf-times-only"] if self.times_only else [])]
         if self.requests:
             requests_file.write_text(json.dumps(dict(self.requests)), encoding="utf-8")
             found.append(f"--llmperf-requests-by-test={requests_file}")
@@ -165,11 +166,11 @@ class BlockSeries:
             self._keep(block)
 
     def _next_pairs(self) -> range:
-        first = len(self.blocks) // len(ARMS) + 1
+        first = len(self.blocks) // PAIR + 1
         return range(first, first + len(self.lanes))
 
     def _missing(self, pair: int, most: int) -> list[int]:
-        numbers = (2 * pair - 1, 2 * pair)
+        numbers = range(PAIR * (pair - 1) + 1, PAIR * pair + 1)
         return [one for one in numbers if len(self.blocks) < one <= most and one not in self._ahead]
 
     def _lane_of(self, pair: int) -> Lane:
@@ -178,9 +179,8 @@ class BlockSeries:
 
     def _half_measured(self, number: int) -> Lane | None:
         """Return the device of the other block of the mirrored pair, if that was measured."""
-        other = number - 1 if number % 2 == 0 else number + 1
         known = [*self.blocks, *self._ahead.values()]
-        device = next((block.device for block in known if block.number == other), None)
+        device = next((block.device for block in known if pair_of(block.number) == pair_of(number)), None)
         return next((lane for lane in self.lanes if lane.name == device), None)
 
     def _measure_in_turn(
@@ -238,7 +238,7 @@ class BlockSeries:
         """
         journal = self._folder / f"profile-{arm}.jsonl"
         lane = self.lanes[0]
-        more = [*lane.arguments, *_only(tests), f"--llmperf-profile={traces}"]
+        more = [*lane.arguments, *only_tests(tests), f"--llmperf-profile={traces}"]
         ended = self._start(arm, journal, more, self._absent[arm], cores=lane.cores)
         return ProcessResult.read(journal), ended
 
@@ -250,10 +250,9 @@ class BlockSeries:
             absent |= gone
             ended = start(absent)
         self._absent[arm] = absent
-        if ended.exit_code not in ORDINARY_EXITS:
+        if ended.exit_code not in _ORDINARY_EXITS:
             self._prove(number, arm, must_report=False)
-            found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
-            raise UsageError(f"{self._sides[arm].name}: {found} (see {ended.log})")
+        refuse_abnormal_end(self._sides[arm], ended)
         self._prove(number, arm)
         return ended
 
@@ -317,6 +316,11 @@ class BlockSeries:
         return self._folder / f"{number:04}-{name}"
 
 
+def pair_of(number: int) -> int:
+    """Return the number of a block's mirrored pair; both count from 1."""
+    return (number + 1) // PAIR
+
+
 def block_orders(seed: int) -> Iterator[tuple[str, ...]]:
     """Yield process orders; blocks come in mirrored pairs, ABBA or BAAB at random, so that drift cancels.
 
@@ -339,6 +343,17 @@ def _proof(side: Side, imported: Imported) -> SideProof:
     place = str(side.place.resolve()) + os.sep if side.place else ""
     packages = {name: file.removeprefix(place) for name, file in imported.packages.items()}
     return SideProof(commit=side.commit, packages=packages, requirements=[*side.requirements])
+
+
+def refuse_abnormal_end(side: Side, ended: ProcessExit) -> None:
+    """Reject a process that did not end by itself, with or without results.
+
+    Raises:
+        UsageError: it did not.
+    """
+    if ended.exit_code not in _ORDINARY_EXITS:
+        found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
+        raise UsageError(f"{side.name}: {found} (see {ended.log})")
 
 
 def refuse_foreign(side: Side, imported: Imported) -> None:
@@ -368,7 +383,3 @@ def _refuse_shared(imported: Mapping[str, Imported]) -> None:
 
 def _is_path(word: str, folder: Path) -> bool:
     return not word.startswith("-") and (folder / word.partition("::")[0]).exists()
-
-
-def _only(tests: Sequence[str]) -> list[str]:
-    return [f"--llmperf-only={test}" for test in tests]

@@ -21,6 +21,7 @@ from pytest_llmperf.ab.side import Side
 from pytest_llmperf.ab.single_process import measure_once
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.system.paths import user_folder
+from pytest_llmperf.system.pytest_process import only_tests
 
 GOOD = -1
 """Position of GOOD, before the first candidate."""
@@ -103,7 +104,7 @@ class CandidateSides:
         """
         side = self.side(position)
         plan = self.built(self._bad if position == GOOD else position).plan
-        words = [*flags, *(f"--llmperf-only={test}" for test in tests)]
+        words = [*flags, *only_tests(tests)]
         folder = plan.folder / "single" / f"{side.name}-{digest_of(words)}"
         return measure_once(side, folder, [*plan.arguments, *words])
 

@@ -8,10 +8,10 @@ from pytest_llmperf.ab.candidate_sides import GOOD, CandidateSides
 from pytest_llmperf.ab.search import Probe
 from pytest_llmperf.ab.single_process import figure_of
 from pytest_llmperf.errors import LlmperfError
-from pytest_llmperf.metrics import METRICS, Kind, Limit
+from pytest_llmperf.metrics import METRICS, Kind
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.verdict.judge import judge
-from pytest_llmperf.verdict.model import Cell, CellKey, Sample, Verdict, number
+from pytest_llmperf.verdict.model import Cell, Sample, Verdict, number
 
 COUNTING = ("--llmperf-counted",)
 """Arguments of a process that counts work and measures no times."""
@@ -92,13 +92,8 @@ class ExactSearch:
 def exact_verdicts(good: ProcessResult, bad: ProcessResult) -> list[Verdict]:
     """Compare the exact figures of BAD with GOOD's, one process each; figures that one of them lacks are left out."""
     return [
-        judge(Cell.of(key, _limit(bad, key), value, [Sample(run_id="GOOD", session_id="GOOD", value=before)]))
+        judge(Cell.of(key, bad.limit(key), value, [Sample(run_id="GOOD", session_id="GOOD", value=before)]))
         for key, value in bad.values.items()
         if (metric := METRICS.get(key[2])) and metric.kind is Kind.EXACT
         if value is not None and (before := good.values.get(key)) is not None
     ]
-
-
-def _limit(measured: ProcessResult, key: CellKey) -> Limit:
-    note = measured.notes.get(key[0])
-    return note.limits[key[2]] if note and key[2] in note.limits else Limit.of(METRICS[key[2]])

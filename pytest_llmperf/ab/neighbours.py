@@ -15,19 +15,18 @@ from statistics import fmean
 from typing import NamedTuple
 
 from pytest_llmperf.ab.analysis import Pairs, Standing
-from pytest_llmperf.ab.blocks import MeasuredBlock
+from pytest_llmperf.ab.blocks import PAIR, MeasuredBlock
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.metrics import Kind
 from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance, typical_variance
-from pytest_llmperf.stats.student_t import SD_FLOOR, upper_tail
+from pytest_llmperf.stats.student_t import upper_tail
 from pytest_llmperf.verdict.model import percent
 from pytest_llmperf.verdict.paired import Block, block_variance
 from pytest_llmperf.verdict.window_stats import oriented
 
-ALONE = 2
+ALONE = PAIR
 """Number of blocks that the first device measures before the others begin: a mirrored pair."""
 
-_PAIR = 2
 _LEAST_INVALID = 0.5
 """Share of the blocks beside others whose timings of a test are invalid: one may be chance."""
 
@@ -66,7 +65,7 @@ class _Cell:
         for where, sides in _SIDES.items():
             mean = self._level(self.others, sides) - self._level(self.alone, sides)
             # The variance is that of the difference of two processes: half of it is that of one.
-            of_process = max(math.sqrt(variance.value), SD_FLOOR) / math.sqrt(2)
+            of_process = variance.sd / math.sqrt(2)
             counts = (len(sides) * len(blocks) for blocks in (self.others, self.alone))
             se = of_process * math.sqrt(sum(1 / count for count in counts))
             yield _Slowdown(self.pairs, where, mean, upper_tail((mean - margin) / se, variance.df))
@@ -89,7 +88,7 @@ def disturbance(blocks: Sequence[MeasuredBlock]) -> str:
     alone, step = blocks[:ALONE], _first_step(blocks)
     if not step:
         return ""
-    return _rejected(alone, step) or _slower(blocks[: ALONE + _PAIR])
+    return _rejected(alone, step) or _slower(blocks[: ALONE + PAIR])
 
 
 def refuse_other_kinds(blocks: Sequence[MeasuredBlock]) -> None:
@@ -109,7 +108,7 @@ def refuse_other_kinds(blocks: Sequence[MeasuredBlock]) -> None:
 def _first_step(blocks: Sequence[MeasuredBlock]) -> list[MeasuredBlock]:
     """Return the blocks of the first step side by side, once it is complete."""
     begun = blocks[ALONE : ALONE + 1]
-    count = _PAIR * (begun[0].beside + 1) if begun and begun[0].beside else 0
+    count = PAIR * (begun[0].beside + 1) if begun and begun[0].beside else 0
     step = blocks[ALONE : ALONE + count]
     return [block for block in step if block.beside] if len(step) == count else []
 

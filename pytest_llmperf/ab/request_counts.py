@@ -10,14 +10,17 @@ section 6). A block stays at one process a side, because what blocks have in com
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
 from pytest_llmperf.ab.analysis import Pairs, Standing
 from pytest_llmperf.ab.blocks import ARMS, MeasuredBlock
 from pytest_llmperf.metrics import Kind
+from pytest_llmperf.stats.moderated_variance import Variance
 from pytest_llmperf.storage.schema import CellRun
+from pytest_llmperf.verdict.model import CellKey
 
 LEAST_REQUESTS = 3
 """With fewer, the median does not leave out a disturbed request."""
@@ -48,11 +51,13 @@ def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[
         blocks: at least two.
     """
     found: dict[str, int] = {}
+    undecided, rows = set(standing.undecided), _spread_rows(blocks)
     for pairs in standing.timed:
         test = pairs.key[0]
-        if test in standing.undecided and pairs.limit.gates and (count := _count(pairs, standing, blocks)):
-            found[test] = max(count, found.get(test, 0))
-    return found
+        if test in undecided and pairs.limit.gates:
+            count = _count(pairs, rows[pairs.key], standing.variance(pairs), _cost(pairs, blocks))
+            found[test] = max(count or 0, found.get(test, 0))
+    return {test: count for test, count in found.items() if count}
 
 
 def best_count(cost: Cost, *, within: float, between: float, first: int) -> int:
@@ -71,10 +76,7 @@ def best_count(cost: Cost, *, within: float, between: float, first: int) -> int:
     return max(min(LEAST_REQUESTS, first), min(round(best), most))
 
 
-def _count(pairs: Pairs, standing: Standing, blocks: Sequence[MeasuredBlock]) -> int | None:
-    cells = list(_cells(pairs, blocks))
-    cost = _cost(pairs, blocks)
-    of_block = standing.variance(pairs)
+def _count(pairs: Pairs, cells: Sequence[CellRun], of_block: Variance, cost: Cost | None) -> int | None:
     if pairs.metric.kind is not Kind.TIMED or not (cells and cost and of_block.df):
         return None
     within = sum((_MAD_TO_SD * (cell.mad_log or 0.0)) ** 2 for cell in cells) / len(cells)
@@ -82,13 +84,14 @@ def _count(pairs: Pairs, standing: Standing, blocks: Sequence[MeasuredBlock]) ->
     return best_count(cost, within=within, between=of_block.value / 2 - of_median, first=cells[0].count)
 
 
-def _cells(pairs: Pairs, blocks: Sequence[MeasuredBlock]) -> Iterator[CellRun]:
-    """Yield the cell's figures of all processes that have a spread."""
-    for block in blocks:
-        for arm in ARMS:
-            baseline = block.arms[arm].baseline
-            rows = baseline.cells if baseline else []
-            yield from (row for row in rows if row.key[:3] == pairs.key and row.mad_log is not None and row.count > 1)
+def _spread_rows(blocks: Sequence[MeasuredBlock]) -> Mapping[CellKey, Sequence[CellRun]]:
+    """Return the figures of all processes that have a spread, by cell."""
+    found: defaultdict[CellKey, list[CellRun]] = defaultdict(list)
+    for baseline in (block.arms[arm].baseline for block in blocks for arm in ARMS):
+        for row in baseline.cells if baseline else []:
+            if row.mad_log is not None and row.count > 1:
+                found[row.key[:3]].append(row)
+    return found
 
 
 def _cost(pairs: Pairs, blocks: Sequence[MeasuredBlock]) -> Cost | None:

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,7 @@ class Trials:
         self._sides = [Side(name, "", here, sys.executable, dict(os.environ)) for name in ("base", "head")]
         self._folder = user_folder("selftest", hashlib.sha256(str(here).encode()).hexdigest()[:8])
         self._arguments = without_outputs(wanted.arguments)
-        self._effort = Effort(most_blocks=wanted.most_blocks, deadline=time.monotonic() + wanted.budget_s)
+        self._effort = Effort.from_now(wanted.most_blocks, wanted.budget_s)
         self.device_key = ""
 
     def __iter__(self) -> Iterator[tuple[int, Trial]]:

@@ -35,10 +35,8 @@ class CellBlocks:
     @classmethod
     def of(cls, pairs: Pairs, alpha: float) -> CellBlocks:
         """Create from pairs, without blocks whose values have no logarithm."""
-        sign = pairs.metric.better.sign
-        sound = [block for block in pairs.blocks if block.base > 0 and block.head > 0]
-        differences = [sign * math.log(block.head / block.base) for block in sound]
-        return cls(test=pairs.key[0], metric=pairs.metric.name, limit=pairs.limit, alpha=alpha, differences=differences)
+        name = pairs.metric.name
+        return cls(test=pairs.key[0], metric=name, limit=pairs.limit, alpha=alpha, differences=pairs.changes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pytest_llmperf.ab.blocks import ORDINARY_EXITS, refuse_foreign
+from pytest_llmperf.ab.blocks import refuse_abnormal_end, refuse_foreign
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.storage.process_result import ProcessResult
@@ -57,9 +57,7 @@ def _run(side: Side, journal: Path, arguments: Sequence[str]) -> None:
         environment=side.environment,
         log=journal.with_suffix(".log"),
     )
-    if ended.exit_code not in ORDINARY_EXITS:
-        found = f"pytest ended with exit code {ended.exit_code}: {ended.last_line}"
-        raise UsageError(f"{side.name}: {found} (see {ended.log})")
+    refuse_abnormal_end(side, ended)
     if journal.exists():
         refuse_foreign(side, Imported.read(report_path(journal)))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_llmperf.ab.analysis import Standing
-from pytest_llmperf.ab.blocks import ARMS, BlockSeries, MeasuredBlock
+from pytest_llmperf.ab.blocks import PAIR, BlockSeries, MeasuredBlock
 from pytest_llmperf.ab.neighbours import ALONE, disturbance, refuse_other_kinds
 from pytest_llmperf.ab.request_counts import request_counts
 from pytest_llmperf.errors import UsageError
@@ -20,6 +20,11 @@ class Effort:
 
     most_blocks: int = LOOKS[-1]
     deadline: float | None = None
+
+    @classmethod
+    def from_now(cls, most_blocks: int, budget_s: float | None) -> Effort:
+        """The limits of a comparison that begins now; ``budget_s`` is ``None`` for no deadline."""
+        return cls(most_blocks=most_blocks, deadline=None if budget_s is None else time.monotonic() + budget_s)
 
     @property
     def left_s(self) -> float | None:
@@ -82,4 +87,4 @@ def _is_side_by_side(series: BlockSeries) -> bool:
 
 
 def _is_spent(series: BlockSeries, effort: Effort) -> bool:
-    return effort.is_spent(series.blocks, in_turn=len(ARMS) if _is_side_by_side(series) else 1)
+    return effort.is_spent(series.blocks, in_turn=PAIR if _is_side_by_side(series) else 1)

@@ -16,7 +16,6 @@ from pytest_llmperf.stats.noisy_bisection import NoisyBisection
 from pytest_llmperf.stats.student_t import SD_FLOOR, bounded_exp, ratio_interval
 from pytest_llmperf.stats.trimmed_mean import Location
 from pytest_llmperf.verdict.model import CellKey, Outcome, Verdict
-from pytest_llmperf.verdict.window_stats import oriented
 
 MOST_WITHOUT_A_FIGURE = 3
 """Number of blocks without a valid figure after which a candidate is skipped."""
@@ -131,8 +130,7 @@ def differences_of(blocks: Sequence[MeasuredBlock], key: CellKey) -> list[float]
     if error := standing.error(key[0]):
         raise UsageError(f"{key[0]}: {error}")
     if pairs := next((one for one in standing.timed if one.key == key), None):
-        measured = [block for block in pairs.blocks if min(block.base, block.head) > 0]
-        return [oriented(pairs.metric, block.head) - oriented(pairs.metric, block.base) for block in measured]
+        return pairs.changes
     verdict = next((one for one in standing.verdicts if one.cell.key == key), None)
     if verdict is None:
         raise UsageError(f"it does not measure {key[2]} of {key[0]} with the same workload")

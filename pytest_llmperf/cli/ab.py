@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.ab.side import Recipe
     from pytest_llmperf.metrics import Metric
 
+MOST_BLOCKS = 48
+"""Default of a comparison: the last look. It is repeated here, because importing it would import scipy."""
+
 MOST_BLOCKS_OF_A_SEARCH = 96
 """Default of a bisection: those of GOOD beside BAD, and of all commits that are asked."""
 
@@ -79,11 +82,12 @@ def _add_bisect(commands: Any) -> None:
     bisect.add_argument("--json", type=Path, metavar="FILE", help="write the result as JSON")
     _add_effort(bisect, most_blocks=MOST_BLOCKS_OF_A_SEARCH)
     _add_building(bisect)
-    bisect.set_defaults(run=_bisect, passes_on="after --")
+    bisect.set_defaults(run=_bisect, passes_on="after --", device=None, python_base=None, python_head=None,
+                        base_with=[], head_with=[])  # fmt: skip
 
 
 def _add_comparing(ab: argparse.ArgumentParser) -> None:
-    _add_effort(ab, most_blocks=48)
+    _add_effort(ab, most_blocks=MOST_BLOCKS)
     _add_building(ab)
     ab.add_argument("--device", metavar="DEVICES",
                     help="device, or several that measure blocks side by side: cuda:0,cuda:1; on a CPU sets of cores, "
@@ -111,31 +115,18 @@ def _add_building(comparing: argparse.ArgumentParser) -> None:
 def _ab(options: argparse.Namespace, rest: list[str]) -> int:
     from pytest_llmperf.cli.ab_command import run_ab
 
-    return run_ab(_comparison(options, rest, head=options.head), options)
+    return run_ab(_comparison(options, rest, base=options.base, head=options.head), options)
 
 
 def _bisect(options: argparse.Namespace, rest: list[str]) -> int:
-    from pytest_llmperf.ab.compare import PairedComparison
     from pytest_llmperf.ab.release import PackageRange
-    from pytest_llmperf.ab.side import Recipe
     from pytest_llmperf.cli.bisect_command import WantedBisection, run_bisect
 
-    _require_blocks(options.blocks)
     if options.commit and not options.package:
         raise UsageError(f"llmperf bisect: unexpected {options.commit!r}; only --package takes a third argument")
     commit = options.commit or "HEAD"
-    comparison = PairedComparison(
-        base=commit if options.package else options.good,
-        head=commit if options.package else options.bad,
-        arguments=rest,
-        base_recipe=Recipe(command=options.prepare),
-        head_recipe=Recipe(command=options.prepare),
-        budget_s=_seconds(options.budget) if options.budget else None,
-        most_blocks=options.blocks,
-        restart=options.restart,
-        same_environment=options.same_environment,
-        explain=not options.no_explain,
-    )
+    good, bad = (commit, commit) if options.package else (options.good, options.bad)
+    comparison = _comparison(options, rest, base=good, head=bad)
     metric = _searchable(options.metric) if options.metric else None
     releases = None
     if options.package:
@@ -155,17 +146,17 @@ def _searchable(name: str) -> Metric:
 def _gate(options: argparse.Namespace, rest: list[str]) -> int:
     from pytest_llmperf.cli.gate_command import run_gate
 
-    return run_gate(_comparison(options, rest, head=None), options)
+    return run_gate(_comparison(options, rest, base=options.base or "", head=None), options)
 
 
-def _comparison(options: argparse.Namespace, rest: list[str], *, head: str | None) -> PairedComparison:
+def _comparison(options: argparse.Namespace, rest: list[str], *, base: str, head: str | None) -> PairedComparison:
     from pytest_llmperf.ab.compare import PairedComparison
     from pytest_llmperf.ab.lanes import parse_lanes
 
     _require_blocks(options.blocks)
     return PairedComparison(
         lanes=parse_lanes(options.device, rest),
-        base=options.base or "",
+        base=base,
         head=head,
         arguments=rest,
         base_recipe=_recipe("base", options.python_base, options.prepare, options.base_with),
@@ -207,7 +198,8 @@ def _add_selftest(commands: Any) -> None:
     selftest.add_argument("--kind", choices=("sleep", "work"), default="sleep",
                           help="what slows down: a wait (default) or extra matrix products")  # fmt: skip
     selftest.add_argument("--budget", default="30m", metavar="TIME", help="stop after this long (default: 30m)")
-    selftest.add_argument("--blocks", type=int, default=48, metavar="N", help="most blocks of one (default: 48)")
+    selftest.add_argument("--blocks", type=int, default=MOST_BLOCKS, metavar="N",
+                          help=f"most blocks of one (default: {MOST_BLOCKS})")  # fmt: skip
     selftest.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     selftest.set_defaults(run=_selftest, passes_on="after --")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,8 +55,7 @@ def compare_revisions(wanted: PairedComparison, *, here: Path) -> RunOutcome:
     Raises:
         LlmperfError: a revision does not exist or does not build, or a process left nothing to compare.
     """
-    deadline = time.monotonic() + wanted.budget_s if wanted.budget_s else None
-    effort = Effort(most_blocks=wanted.most_blocks, deadline=deadline)
+    effort = Effort.from_now(wanted.most_blocks, wanted.budget_s)
     plan = plan_comparison(wanted, here=here)
     _say(*_plan_lines(plan))
     series, notes = prepare_comparison(plan)

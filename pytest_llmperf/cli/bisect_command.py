@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -54,10 +53,7 @@ def run_bisect(wanted: WantedBisection) -> int:
     """
     here = Path.cwd()
     comparison, candidates = _candidates(wanted, here)
-    effort = Effort(
-        most_blocks=comparison.most_blocks,
-        deadline=time.monotonic() + comparison.budget_s if comparison.budget_s else None,
-    )
+    effort = Effort.from_now(comparison.most_blocks, comparison.budget_s)
     bisection = Bisection(comparison, candidates, metric=wanted.metric, effort=effort, here=here)
     last = candidates[-1]
     _say(f"{plural(len(candidates), last.kind)} from {bisection.sides.name(GOOD)} to {last.name}")

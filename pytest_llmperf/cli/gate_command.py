@@ -20,7 +20,7 @@ from pytest_llmperf.cli.ab_command import compare_revisions, device_option
 from pytest_llmperf.cli.say import say
 from pytest_llmperf.report.terminal import conclusion
 from pytest_llmperf.runner.config import failing_outcomes
-from pytest_llmperf.system.pytest_process import without_outputs
+from pytest_llmperf.system.pytest_process import only_tests, without_outputs
 from pytest_llmperf.text import plural, printable
 from pytest_llmperf.verdict.verdict_file import VerdictFile, verdict_file, write_verdicts
 
@@ -65,8 +65,8 @@ def _base(branch: str, here: Path) -> str:
 
 
 def _compared(wanted: PairedComparison, base: str, tests: Sequence[str], here: Path) -> VerdictFile:
-    only = [f"--llmperf-only={test}" for test in tests]
-    outcome = compare_revisions(replace(wanted, base=base, arguments=[*wanted.arguments, *only]), here=here)
+    arguments = [*wanted.arguments, *only_tests(tests)]
+    outcome = compare_revisions(replace(wanted, base=base, arguments=arguments), here=here)
     command = ["llmperf", "ab", base, *device_option(wanted), "--", *without_outputs(wanted.arguments)]
     return verdict_file(outcome, command=command, exit_code=int(outcome.failed))
 

@@ -28,6 +28,11 @@ class Variance(NamedTuple):
     value: float
     df: float
 
+    @property
+    def sd(self) -> float:
+        """The standard deviation, at least `SD_FLOOR`."""
+        return max(math.sqrt(self.value), SD_FLOOR)
+
     def pooled(self, other: Variance) -> Variance:
         """Return the pooled variance, each estimate weighted by its degrees of freedom."""
         df = self.df + other.df

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from pytest_llmperf.metrics import METRICS, Limit
 from pytest_llmperf.storage.baseline_file import load_baseline
 from pytest_llmperf.storage.journal import Note, journal_notes, journal_profiles
 from pytest_llmperf.storage.schema import Baseline, PhaseProfile, Run
@@ -31,6 +32,11 @@ class ProcessResult:
     def invalid(self) -> dict[tuple[str, str, str], str]:
         """Reasons of invalid figures, by the same key."""
         return {key[:3]: why for key, why in self.baseline.invalid_cells().items()} if self.baseline else {}
+
+    def limit(self, key: tuple[str, str, str]) -> Limit:
+        """The limit of a figure: as its test sets it, else the metric's own."""
+        note = self.notes.get(key[0])
+        return note.limits[key[2]] if note and key[2] in note.limits else Limit.of(METRICS[key[2]])
 
     @property
     def run(self) -> Run | None:

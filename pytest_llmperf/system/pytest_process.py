@@ -177,7 +177,7 @@ def _replica_arguments(config: pytest.Config, tests: Sequence[str], journal: Pat
         arguments.append("-n0")  # the ini file may ask for workers
     if config.getoption("xmlpath", None):
         arguments.append(f"--junit-xml={journal.with_suffix('.xml')}")
-    return [*arguments, *(f"--llmperf-only={test}" for test in tests)]
+    return [*arguments, *only_tests(tests)]
 
 
 def _pinned_to(config: pytest.Config, device: str) -> list[str]:
@@ -188,6 +188,11 @@ def _pinned_to(config: pytest.Config, device: str) -> list[str]:
     options = {"--device": "llmperf_short_device", "--llmperf-device": "llmperf_device"}
     given = [flag for flag, name in options.items() if config.getoption(name, None)]
     return [f"{flag}={device}" for flag in given or ["--llmperf-device"]]
+
+
+def only_tests(tests: Sequence[str]) -> list[str]:
+    """Return the arguments that run only these tests, by their keys; all tests if there are none."""
+    return [f"--llmperf-only={test}" for test in tests]
 
 
 def without_outputs(arguments: Sequence[str]) -> list[str]:

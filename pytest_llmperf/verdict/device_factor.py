@@ -12,9 +12,8 @@ from statistics import fmean
 
 from pytest_llmperf.metrics import Limit, Metric
 from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance
-from pytest_llmperf.stats.student_t import SD_FLOOR, bounded_exp, upper_tail
-from pytest_llmperf.verdict.paired import ALPHA, Block, block_variance
-from pytest_llmperf.verdict.window_stats import oriented
+from pytest_llmperf.stats.student_t import bounded_exp, upper_tail
+from pytest_llmperf.verdict.paired import ALPHA, Block, block_variance, change
 
 _TWO_SIDED = 2
 
@@ -58,20 +57,16 @@ def _p_value(
     own, others = _changes(metric, blocks, device)
     if not variance.df:
         return 1.0
-    se = max(math.sqrt(variance.value), SD_FLOOR) * math.sqrt(1 / len(own) + 1 / len(others))
+    se = variance.sd * math.sqrt(1 / len(own) + 1 / len(others))
     beyond = abs(fmean(own) - fmean(others)) - math.log1p(limit.tolerate)
     return _TWO_SIDED * upper_tail(beyond / se, variance.df)
 
 
 def _changes(metric: Metric, blocks: Mapping[str, Sequence[Block]], device: str) -> tuple[list[float], list[float]]:
     """Return ln(head / base), more being worse, of the blocks of one device and of all others."""
-    own = [_change(metric, block) for block in blocks[device]]
-    others = [_change(metric, block) for other, found in blocks.items() if other != device for block in found]
+    own = [change(metric, block) for block in blocks[device]]
+    others = [change(metric, block) for other, found in blocks.items() if other != device for block in found]
     return own, others
-
-
-def _change(metric: Metric, block: Block) -> float:
-    return oriented(metric, block.head) - oriented(metric, block.base)
 
 
 def _sentence(metric: Metric, blocks: Mapping[str, Sequence[Block]], odd: str) -> str:

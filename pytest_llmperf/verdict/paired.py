@@ -73,7 +73,7 @@ class _Evidence:
     @property
     def se(self) -> float:
         """Standard error of ``d``."""
-        return max(math.sqrt(self.variance.value), SD_FLOOR) / math.sqrt(len(self.differences))
+        return self.variance.sd / math.sqrt(len(self.differences))
 
     @property
     def df(self) -> float:
@@ -171,6 +171,11 @@ def _p_value(found: _Evidence, outcome: Outcome) -> float:
     return found.mirrored.p_worse if outcome is Outcome.IMPROVED else found.p_worse
 
 
+def change(metric: Metric, block: Block) -> float:
+    """Return ln(head / base) of a block, more being worse."""
+    return oriented(metric, block.head) - oriented(metric, block.base)
+
+
 def block_variance(metric: Metric, blocks: Sequence[Block]) -> Variance:
     """Estimate the variance of ln(head / base) of one block.
 
@@ -178,7 +183,7 @@ def block_variance(metric: Metric, blocks: Sequence[Block]) -> Variance:
     one, which is independent of it: the product of a block's two figures differs from that of the other block by the
     noise of four processes. Together, each mirrored pair adds three degrees of freedom to its four processes.
     """
-    found = Location.of([_difference(metric, block) for block in blocks])
+    found = Location.of([change(metric, block) for block in blocks])
     own = Variance(len(blocks) * found.se**2, found.df)
     products = [_product_difference(*pair) for pair in _mirrored(blocks)]
     return own.pooled(Variance(spread_around_zero(products) ** 2, len(products)))
@@ -265,7 +270,7 @@ def _verdict(cell: Cell, blocks: Sequence[Block], outcome: Outcome, reason: str)
 
 def _evidence(cell: Cell, blocks: Sequence[Block], typical: Variance) -> _Evidence:
     """Compute the evidence of the blocks; the cell's value is head's."""
-    differences = [_difference(cell.metric, block) for block in blocks]
+    differences = [change(cell.metric, block) for block in blocks]
     baseline, now = _center([block.base for block in blocks]), _center([block.head for block in blocks])
     return _Evidence(
         cell=replace(cell, value=now),
@@ -276,10 +281,6 @@ def _evidence(cell: Cell, blocks: Sequence[Block], typical: Variance) -> _Eviden
         d=Location.of(differences).mean,
         variance=block_variance(cell.metric, blocks).pooled(typical),
     )
-
-
-def _difference(metric: Metric, block: Block) -> float:
-    return oriented(metric, block.head) - oriented(metric, block.base)
 
 
 def _product_difference(one: Block, other: Block) -> float:

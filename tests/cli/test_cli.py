@@ -12,10 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_llmperf.cli import main
+from pytest_llmperf.cli import ab, main
 from pytest_llmperf.measure import doctor
 from pytest_llmperf.storage.dataframe import COLUMNS
 from pytest_llmperf.system import pytest_process
+from pytest_llmperf.verdict.paired import LOOKS
 
 
 @pytest.fixture
@@ -189,6 +190,11 @@ def test_help_teaches_the_first_steps(capsys):
     assert len(steps) == 7
     commands = set(re.findall(r"^    (\w+)  ", out, re.MULTILINE))
     assert {words.split()[0] for tool, words in steps if tool == "llmperf"} <= commands
+
+
+def test_a_comparison_may_take_its_last_look():
+    """By default; the command line does not import the looks."""
+    assert LOOKS[-1] == ab.MOST_BLOCKS
 
 
 def test_the_shell_completes_commands():
