@@ -50,7 +50,7 @@ class Phases:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Listen to the phases of the run, and to steps that are no phases of their own."""
         from pytest_llmperf.measure import generation, peaks
-        from pytest_llmperf.plugin import WORKPLACE
+        from pytest_llmperf.runner import WORKPLACE
 
         session.config.stash[WORKPLACE].progress.listener = lambda moment: self.enter(moment.phase)
         self._within(peaks, "copy_bandwidth", "copy bandwidth")

@@ -38,7 +38,7 @@ class Parts:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Listen to the phases of the run."""
-        from pytest_llmperf.plugin import WORKPLACE
+        from pytest_llmperf.runner import WORKPLACE
 
         session.config.stash[WORKPLACE].progress.listener = lambda moment: self.enter(moment.phase)
 

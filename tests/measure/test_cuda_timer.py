@@ -21,7 +21,7 @@ def test_matmul(cuda_timer, size):
 """
 
 TELL_LOADS = """
-from pytest_llmperf.plugin import WORKPLACE
+from pytest_llmperf.runner import WORKPLACE
 
 
 def pytest_unconfigure(config):
