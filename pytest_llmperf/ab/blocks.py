@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -23,6 +22,7 @@ from pytest_llmperf.metrics import Scalar
 from pytest_llmperf.storage.baseline_file import replace_file
 from pytest_llmperf.storage.process_result import ProcessResult
 from pytest_llmperf.storage.provenance import Imported, SideProof, report_path
+from pytest_llmperf.storage.requests_by_test import RequestCounts, write_requests_by_test
 from pytest_llmperf.system.pytest_process import ProcessExit, only_tests, run_perf_tests
 from pytest_llmperf.system.threads import Watch, run_together
 from pytest_llmperf.text import printable
@@ -71,18 +71,18 @@ class _Asked:
 
     tests: Sequence[str]
     times_only: bool
-    requests: Mapping[str, int]
+    requests: Mapping[str, RequestCounts]
 
     def arguments(self, requests_file: Path) -> list[str]:
         """Return pytest's arguments, and write the file that they name."""
         found = [*only_tests(self.tests), *(["--llmperf-times-only"] if self.times_only else [])]
         if self.requests:
-            requests_file.write_text(json.dumps(dict(self.requests)), encoding="utf-8")
+            write_requests_by_test(requests_file, self.requests)
             found.append(f"--llmperf-requests-by-test={requests_file}")
         return found
 
 
-_NO_REQUESTS: Mapping[str, int] = MappingProxyType({})
+_NO_REQUESTS: Mapping[str, RequestCounts] = MappingProxyType({})
 
 
 class BlockSeries:
@@ -123,14 +123,14 @@ class BlockSeries:
             self._keep(self._read(_Block.model_validate_json(written.read_bytes())))
 
     def measure(
-        self, tests: Sequence[str], *, times_only: bool = False, requests: Mapping[str, int] = _NO_REQUESTS
+        self, tests: Sequence[str], *, times_only: bool = False, requests: Mapping[str, RequestCounts] = _NO_REQUESTS
     ) -> MeasuredBlock:
         """Measure one more block, with no other one beside it.
 
         Args:
             tests: keys of the tests to measure; if empty, all that the arguments select.
             times_only: whether to measure only times, because exact figures are decided.
-            requests: number of timed requests of some tests; the others make as many as in the first block.
+            requests: numbers of requests of some tests; the others make as many as in the first block.
 
         Raises:
             UsageError: a process left nothing to compare, or did not run its own revision.
@@ -141,7 +141,7 @@ class BlockSeries:
         return block
 
     def measure_side_by_side(
-        self, tests: Sequence[str], *, most: int, times_only: bool, requests: Mapping[str, int]
+        self, tests: Sequence[str], *, most: int, times_only: bool, requests: Mapping[str, RequestCounts]
     ) -> None:
         """Measure the next mirrored pairs, one on each device, up to block number ``most``.
 

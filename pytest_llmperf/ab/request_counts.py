@@ -1,10 +1,14 @@
-"""Choose how many requests each test makes in the processes of later blocks: where the variance is.
+"""Choose how many requests each test makes in the processes of later blocks.
 
-More processes average out what differs between processes; more requests average out what differs within one. The number
-of requests that reaches a precision in the least time is n = sqrt(c0 / c1 x within / between): c0 is the time that a
-process needs for the test before its first timed request, c1 that of a request, and the variances are those of a
-request within its process and of processes (Kalibera and Jones 2013, *Rigorous Benchmarking in Reasonable Time*,
-section 6). A block stays at one process a side, because what blocks have in common cancels in their ratio.
+**Timed requests** go where the variance is. More processes average out what differs between processes; more requests
+average out what differs within one. The number of requests that reaches a precision in the least time is n = sqrt(c0 /
+c1 x within / between): c0 is the time that a process needs for the test before its first timed request, c1 that of a
+request, and the variances are those of a request within its process and of processes (Kalibera and Jones 2013,
+*Rigorous Benchmarking in Reasonable Time*, section 6). A block stays at one process a side, because what blocks have in
+common cancels in their ratio.
+
+**Warm-up requests** are those that the first block shows to be necessary. Its warm-up ends when two windows of requests
+show no trend, so the requests of both windows were steady already, and only those before them warm up.
 """
 
 from __future__ import annotations
@@ -17,8 +21,10 @@ from typing import TypeGuard
 
 from pytest_llmperf.ab.analysis import Pairs, Standing
 from pytest_llmperf.ab.blocks import ARMS, MeasuredBlock
+from pytest_llmperf.measure.warmup import WINDOW
 from pytest_llmperf.metrics import Kind
 from pytest_llmperf.stats.moderated_variance import Variance
+from pytest_llmperf.storage.requests_by_test import RequestCounts
 from pytest_llmperf.storage.schema import CellRun
 from pytest_llmperf.verdict.model import CellKey
 
@@ -43,13 +49,21 @@ class Cost:
     request_s: float
 
 
-def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[str, int]:
-    """Return the number of requests of each undecided test; tests of which too little is known are left out.
+def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[str, RequestCounts]:
+    """Return the numbers of requests of each undecided test; a test of which too little is known keeps its own.
 
     Args:
         standing: verdicts of the blocks so far.
-        blocks: at least two.
+        blocks: at least one.
     """
+    timed = _timed_requests(standing, blocks)
+    counts = {
+        test: RequestCounts(timed=timed.get(test), warmup=_warmup(test, blocks[0])) for test in standing.undecided
+    }
+    return {test: count for test, count in counts.items() if count != RequestCounts()}
+
+
+def _timed_requests(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[str, int]:
     found: dict[str, int] = {}
     undecided, rows = set(standing.undecided), _spread_rows(blocks)
     for pairs in standing.timed:
@@ -58,6 +72,15 @@ def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[
             count = _count(pairs, rows[pairs.key], standing.variance(pairs), _cost(pairs, blocks))
             found[test] = max(count or 0, found.get(test, 0))
     return {test: count for test, count in found.items() if count}
+
+
+def _warmup(test: str, block: MeasuredBlock) -> int | None:
+    """Return the most requests that a process made before they were steady; ``None`` if one never was."""
+    measured = [baseline for arm in ARMS if (baseline := block.arms[arm].baseline)]
+    found = [one.warmup for baseline in measured for one in baseline.observations if one.test == test]
+    if not found or not all(warmup.steady for warmup in found):
+        return None
+    return max(0, *(warmup.requests - 2 * WINDOW for warmup in found))
 
 
 def best_count(cost: Cost, *, within: float, between: float, first: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -24,6 +23,7 @@ from pytest_llmperf.models.source import stored_config
 from pytest_llmperf.models.spec import ADAPTER_MODES, ModelSpec
 from pytest_llmperf.runner.options import LIMIT_RULES_INI, SETTINGS, Option
 from pytest_llmperf.system.paths import USERS_FOLDER_VARIABLE
+from pytest_llmperf.text import first_line
 from pytest_llmperf.verdict.model import Outcome
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.engines.executions.execution import Execution
     from pytest_llmperf.engines.executions.torch_compile import Compile
     from pytest_llmperf.hardware.data_sheet import DataSheet
+    from pytest_llmperf.storage.requests_by_test import RequestCounts
 
 ALL_METRICS = "*"
 
@@ -169,7 +170,7 @@ class Options:
     verdicts: Path | None
     report: Path | None
     measure_only: bool
-    requests_by_test: Mapping[str, int]
+    requests_by_test: Mapping[str, RequestCounts]
     """Number of timed requests of some tests, whatever they ask for themselves."""
     times_only: bool
     """Whether only times are measured: no counted work and no memory."""
@@ -714,17 +715,16 @@ def _refuse_misled_root(config: pytest.Config, model: str) -> None:
         )
 
 
-def _requests_by_test(file: str | None) -> Mapping[str, int]:
+def _requests_by_test(file: str | None) -> Mapping[str, RequestCounts]:
     if file is None:
         return {}
-    expected = "expected a file with a JSON object: names of tests and numbers of requests"
+    from pytest_llmperf.storage.requests_by_test import read_requests_by_test
+
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        return read_requests_by_test(Path(file))
     except (OSError, ValueError) as error:
-        raise UsageError(f"--llmperf-requests-by-test {file}: {error}: {expected}") from error
-    if not isinstance(found, dict) or not all(isinstance(number, int) and number > 0 for number in found.values()):
-        raise UsageError(f"--llmperf-requests-by-test {file}: {expected}")
-    return found
+        expected = 'expected a JSON object by test, such as {"test_a.py::test_b": {"timed": 3, "warmup": 1}}'
+        raise UsageError(f"--llmperf-requests-by-test {file}: {first_line(error)}: {expected}") from error
 
 
 def _given_path(config: pytest.Config, option: str) -> Path | None:

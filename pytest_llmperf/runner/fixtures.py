@@ -102,15 +102,14 @@ class LlmPerf:
         usual = "loop" if is_fake(options.device) else usual_execution(loaded)
         chosen = options.execution(usual if execution is None else execution)
         check_execution(loaded, chosen.name)
+        counts = options.requests_by_test.get(self._test)
         plan = Plan(
             batch_size=batch_size,
             input_tokens=self._length(input_tokens, words),
             output_tokens=_first(output_tokens, options.output_tokens),
             execution=chosen,
-            requests=_first(
-                options.requests_by_test.get(self._test), requests, self._settings.requests, options.requests
-            ),
-            warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
+            requests=_first(counts.timed if counts else None, requests, self._settings.requests, options.requests),
+            warmup_cap=_first(counts.warmup if counts else None, warmup, self._settings.warmup, options.warmup),
             seed=seed,
             prompt=words,
         )
@@ -181,6 +180,7 @@ class LlmPerf:
         prompts = None if prompt is None else token_ids(prompt, "prompt")
         if input_tokens is None:
             input_tokens = len(prompts[0]) if prompts else options.input_tokens
+        counts = options.requests_by_test.get(self._test)
         plan = ServingPlan(
             scheduler=scheduler,
             requests=_first(requests, options.serve_requests),
@@ -193,7 +193,7 @@ class LlmPerf:
             rate=rate,
             seed=seed,
             repeats=repeats,
-            warmup_cap=_first(warmup, self._settings.warmup, options.warmup),
+            warmup_cap=_first(counts.warmup if counts else None, warmup, self._settings.warmup, options.warmup),
         )
         served = self._workplace.engine_over(engine, name=name, revision=revision)
         return self._keep(self._workplace.serve(served, plan, test=self._test))

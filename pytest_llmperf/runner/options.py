@@ -121,7 +121,7 @@ PROCESS_OPTIONS: Mapping[str, tuple[str, dict[str, Any]]] = {
                        {"metavar": "FILE"}),
     "--llmperf-times-only": ("With --llmperf-measure-only: generate in warm-up and timed requests only, without counts",
                              {"action": "store_true"}),
-    "--llmperf-requests-by-test": ("Number of timed requests of some tests: a JSON object in this file",
+    "--llmperf-requests-by-test": ("Numbers of timed and of warm-up requests of some tests: a JSON file",
                                    {"metavar": "FILE"}),
     "--llmperf-measure-only": ("Compare nothing; with --llmperf-update, append the run without judging it",
                                {"action": "store_true"}),

@@ -40,7 +40,8 @@ class PlayedRuns:
     """Stands for `run_perf_tests`: writes the journal that a process with these figures would have written.
 
     ``figures`` gives the figures of the n-th process of an arm; a test with the value of an exception fails, and one
-    with a text as ``invalid`` was disturbed. ``work`` is its counted work, and ``mad_log`` the spread of its requests.
+    with a text as ``invalid`` was disturbed. ``work`` is its counted work, ``mad_log`` the spread of its requests, and
+    ``warmup`` its warm-up.
     Processes that measure only times leave out the other figures. ``environments`` are of arms.
     """
 
@@ -107,7 +108,7 @@ class PlayedRuns:
         )  # fmt: skip
         observation = Observation(
             run=run, test=test, workload=workload.hash, clock="fake", requests=self._requests, tokens_produced=4,
-            attention_requested=None, warmup=Warmup(requests=0, steady=False, drift=None),
+            attention_requested=None, warmup=cells.get("warmup", Warmup(requests=0, steady=False, drift=None)),
             invalid=cells.get("invalid", ""),
         )  # fmt: skip
         rows = [
@@ -122,7 +123,7 @@ class PlayedRuns:
                 mad_log=cells.get("mad_log"),
             )
             for metric, value in cells.items()
-            if metric not in {"invalid", "work", "mad_log", "profile"}
+            if metric not in {"invalid", "work", "mad_log", "profile", "warmup"}
         ]
         return TestResult(
             workload=workload,

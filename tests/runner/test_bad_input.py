@@ -32,7 +32,7 @@ import pytest
         (["--llmperf-explain=maybe"], "*--llmperf-explain 'maybe': expected on or off*"),
         (["--llmperf-times-only"], "*--llmperf-times-only: a baseline needs counted work and memory: add *"),
         (["--llmperf-times-only", "--llmperf-measure-only", "--llmperf-update"], "*and leave out --llmperf-update"),
-        (["--llmperf-requests-by-test=none.json"], "*none.json: *No such file*: expected a file with a JSON object: *"),
+        (["--llmperf-requests-by-test=none.json"], "*none.json: *No such file*: expected a JSON object by test, *"),
         (["--llmperf-times-only", "--llmperf-counted"], "*nothing is left to measure: leave out one"),
         (["--llmperf-force-update"], "*--llmperf-force-update needs --llmperf-update*"),
         (["--llmperf-requests=0"], "*--llmperf-requests '0': expected a whole number of at least 1*"),

@@ -31,20 +31,31 @@ def test_a_run_of_times_alone(project, monkeypatch):
 
 
 def test_another_process_may_choose_the_number_of_requests(project):
-    """For each test, whatever the test asks for itself; the others keep their own."""
+    """For each test, whatever the test asks for itself; the others, and what is left out, keep their own."""
     project.write()
-    (project.path / "numbers.json").write_text(json.dumps({"test_perf.py::test_decode[fp32]": 3, "other": 9}))
+    given = {"timed": 3, "warmup": 1}
+    assert observed(project, given) == (3, 1)
+    assert observed(project, {"warmup": 1}) == (2, 1)
+    assert observed(project, {"timed": 3}) == (3, 0)
+    assert observed(project, given, of="other") == (2, 0)
+
+
+def observed(project, given, *, of="test_perf.py::test_decode[fp32]"):
+    """Numbers of timed and of warm-up requests that a run made."""
+    (project.path / "numbers.json").write_text(json.dumps({of: given}))
     asked = ("--llmperf-requests=2", "--llmperf-requests-by-test=numbers.json", "--llmperf-json=out")
     assert project.run("--llmperf-measure-only", "--llmperf-times-only", *asked).ret == 0
     (written,) = (project.path / "out").glob("*.json")
     (result,) = json.loads(written.read_text())["results"]
-    assert result["observation"]["requests"] == 3
+    return result["observation"]["requests"], result["observation"]["warmup"]["requests"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 0}', '{"a": "1"}', '{"a": 1.5}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"a": 3}', '{"a": {"timed": 0}}', '{"a": {"warmup": "1"}}', '{"a": {"other": 1}}']
+)
 def test_other_numbers_of_requests_are_refused(project, text):
     project.write()
     (project.path / "numbers.json").write_text(text)
     found = project.run("--llmperf-measure-only", "--llmperf-requests-by-test=numbers.json")
     assert found.ret == pytest.ExitCode.USAGE_ERROR
-    found.stderr.fnmatch_lines(["ERROR: --llmperf-requests-by-test numbers.json: *expected a file with a JSON object*"])
+    found.stderr.fnmatch_lines(["ERROR: --llmperf-requests-by-test numbers.json: *expected a JSON object by test*"])
