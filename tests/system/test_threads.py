@@ -22,13 +22,14 @@ time.sleep(600)
 """
 
 INTERRUPTED = """
-import os, sys
+import os, signal, sys
 from functools import partial
 from pathlib import Path
 from pytest_llmperf.system.pytest_process import run_perf_tests
 from pytest_llmperf.system.threads import run_together
 
 folder = Path(sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in what it starts in the background
 run_together(
     [lambda watch, n=n: run_perf_tests([], folder=folder, log=folder / f"{n}.log", watch=watch) for n in (1, 2)]
 )
