@@ -63,7 +63,7 @@ class CommitCandidate:
         return replace(wanted, head=self.commit)
 
 
-def commits_between(good: str, bad: str, *, here: Path) -> Sequence[CommitCandidate]:
+def commit_candidates(good: str, bad: str, *, here: Path) -> Sequence[CommitCandidate]:
     """Return the commits after GOOD up to BAD, which is last, along the first parents.
 
     Args:

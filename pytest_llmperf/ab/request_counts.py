@@ -21,6 +21,7 @@ from typing import TypeGuard
 
 from pytest_llmperf.ab.analysis import Pairs, Standing
 from pytest_llmperf.ab.blocks import ARMS, MeasuredBlock
+from pytest_llmperf.hardware.clock import MS_PER_S
 from pytest_llmperf.measure.warmup import WINDOW
 from pytest_llmperf.metrics import Kind
 from pytest_llmperf.stats.moderated_variance import Variance
@@ -33,8 +34,6 @@ LEAST_REQUESTS = 3
 
 LARGEST_FACTOR = 2
 """The most requests, as a multiple of those of the first block."""
-
-MS_PER_S = 1e3
 
 _MAD_TO_SD = 1.4826
 _OF_MEDIAN = math.pi / 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from pytest_llmperf.ab.analysis import Standing
 from pytest_llmperf.ab.bisection import Bisection
 from pytest_llmperf.ab.bisection_file import BisectionFile, bisection_file, candidate_result
-from pytest_llmperf.ab.candidate import Candidate, CommitCandidate, commits_between
+from pytest_llmperf.ab.candidate import Candidate, CommitCandidate, commit_candidates
 from pytest_llmperf.ab.candidate_sides import GOOD
 from pytest_llmperf.ab.checkout import commit_of, merged_commits, repository_root
 from pytest_llmperf.ab.compare import PairedComparison
@@ -68,7 +68,7 @@ def _candidates(wanted: WantedBisection, here: Path) -> tuple[PairedComparison, 
     comparison = replace(wanted.comparison, arguments=_arguments(wanted))
     if wanted.releases:
         return releases_beside_good(comparison, wanted.releases, here=here)
-    commits = commits_between(comparison.base, comparison.head or "HEAD", here=here)
+    commits = commit_candidates(comparison.base, comparison.head or "HEAD", here=here)
     return replace(comparison, base=commit_of(repository_root(here), comparison.base)), commits
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 NS_PER_MS = 1e6
+MS_PER_S = 1e3
 APART_S = 0.002
 """Seconds between the two events of the trial in `_events_work`."""
 

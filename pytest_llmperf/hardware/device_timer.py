@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from pytest_llmperf.hardware.clock import Clock
-
-MS_PER_S = 1e3
+from pytest_llmperf.hardware.clock import MS_PER_S, Clock
 
 
 class DeviceTimer:

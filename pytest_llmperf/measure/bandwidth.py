@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from pytest_llmperf.hardware.clock import MS_PER_S
 from pytest_llmperf.measure.cache_size import CacheSize
-from pytest_llmperf.measure.kernel_timing import MS_PER_S
 from pytest_llmperf.measure.peaks import NO_BANDWIDTH
 from pytest_llmperf.metrics import NO_CACHE, NO_DECODE, Figure
 from pytest_llmperf.models.experts import has_experts

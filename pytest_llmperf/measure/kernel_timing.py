@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.hardware.clock import MS_PER_S
 from pytest_llmperf.hardware.gpu_clocks import ClockState
 from pytest_llmperf.measure.sampling import Stop, error_of_median
 from pytest_llmperf.stats.summary import percentile
@@ -15,7 +16,6 @@ from pytest_llmperf.storage.schema import Warmup
 from pytest_llmperf.validation import require_positive
 from pytest_llmperf.verdict.model import percent
 
-MS_PER_S = 1e3
 FLUSH_OFF = "flush_l2 is off"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.measure.kernel_timing import MS_PER_S, Timing
+from pytest_llmperf.hardware.clock import MS_PER_S
+from pytest_llmperf.measure.kernel_timing import Timing
 
 if TYPE_CHECKING:
     import torch

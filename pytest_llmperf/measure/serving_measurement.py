@@ -13,6 +13,7 @@ from itertools import count, repeat
 from pytest_llmperf.engines.engine import Engine, EngineRequest, EngineResponse
 from pytest_llmperf.engines.executions.request import RequestTimes
 from pytest_llmperf.errors import MeasurementError, UsageError
+from pytest_llmperf.hardware.clock import MS_PER_S
 from pytest_llmperf.hardware.garbage_collector import collector_paused
 from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 from pytest_llmperf.measure.contention import undisturbed
@@ -26,8 +27,6 @@ from pytest_llmperf.storage.schema import Warmup
 SERVING = "serving"
 """Phase name of the serving memory peak."""
 
-_MS_PER_S = 1e3
-
 
 @dataclass(frozen=True)
 class ServedRequest:
@@ -40,18 +39,18 @@ class ServedRequest:
     @property
     def ttft_ms(self) -> float:
         """Due time to first output token."""
-        return (self.response.first_s - self.arrival_s) * _MS_PER_S
+        return (self.response.first_s - self.arrival_s) * MS_PER_S
 
     @property
     def e2e_ms(self) -> float:
         """Due time to last output token."""
-        return (self.response.last_s - self.arrival_s) * _MS_PER_S
+        return (self.response.last_s - self.arrival_s) * MS_PER_S
 
     @property
     def tpot_ms(self) -> float | None:
         """(last token - first token) / tokens after those that came first; ``None`` if there are none."""
         later = self.response.output_tokens - self.response.first_tokens
-        return (self.response.last_s - self.response.first_s) * _MS_PER_S / later if later else None
+        return (self.response.last_s - self.response.first_s) * MS_PER_S / later if later else None
 
     @property
     def times(self) -> RequestTimes:
@@ -63,7 +62,7 @@ class ServedRequest:
     @property
     def lateness_ms(self) -> float:
         """Due time to send time."""
-        return (self.response.sent_s - self.arrival_s) * _MS_PER_S
+        return (self.response.sent_s - self.arrival_s) * MS_PER_S
 
 
 @dataclass(frozen=True)
@@ -228,7 +227,7 @@ def _timed(
     gc.collect()
     served = serve(requests)
     on_request(max(served.requests, key=lambda one: one.response.last_s).times)
-    return served, served.elapsed_s * _MS_PER_S
+    return served, served.elapsed_s * MS_PER_S
 
 
 def _shortened(requests: Sequence[EngineRequest]) -> list[EngineRequest]:

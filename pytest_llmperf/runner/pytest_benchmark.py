@@ -18,12 +18,11 @@ from typing import Any
 import pytest
 from pytest_benchmark.stats import Metadata
 
+from pytest_llmperf.hardware.clock import MS_PER_S
 from pytest_llmperf.metrics import PRIMARIES, Metric, Scalar
 from pytest_llmperf.storage.schema import TestResult
 from pytest_llmperf.text import printable, short_name
 from pytest_llmperf.verdict.outcome import Entry, entry_of
-
-MS_PER_S = 1e3
 
 COLUMNS = ("median", "iqr", "rounds")
 """Columns that fit a terminal; its table stands above another one."""
