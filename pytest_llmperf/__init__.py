@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.errors import (
-    BaselineError,
-    LlmperfError,
-    MeasurementError,
-    MissingDependency,
-    ModelError,
-    UsageError,
-)
-
 if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.engines.executions.assisted import Assisted, Lookup
     from pytest_llmperf.engines.executions.graph import Graph
     from pytest_llmperf.engines.executions.torch_compile import Compile
+    from pytest_llmperf.errors import (
+        BaselineError,
+        LlmperfError,
+        MeasurementError,
+        MissingDependency,
+        ModelError,
+        UsageError,
+    )
     from pytest_llmperf.hardware.device_timer import device_timer
     from pytest_llmperf.hardware.memory import PeakMemory
     from pytest_llmperf.measure.kernel import KernelTimer
@@ -56,18 +55,24 @@ __all__ = [
 
 _HOMES = {
     "Assisted": "pytest_llmperf.engines.executions.assisted",
+    "BaselineError": "pytest_llmperf.errors",
     "Compile": "pytest_llmperf.engines.executions.torch_compile",
     "Engine": "pytest_llmperf.engines.engine",
     "Graph": "pytest_llmperf.engines.executions.graph",
     "KernelTimer": "pytest_llmperf.measure.kernel",
     "LlmPerf": "pytest_llmperf.runner.fixtures",
+    "LlmperfError": "pytest_llmperf.errors",
     "LoadedModel": "pytest_llmperf.models.load",
     "Lookup": "pytest_llmperf.engines.executions.assisted",
+    "MeasurementError": "pytest_llmperf.errors",
+    "MissingDependency": "pytest_llmperf.errors",
+    "ModelError": "pytest_llmperf.errors",
     "ModelSpec": "pytest_llmperf.models.spec",
     "PeakMemory": "pytest_llmperf.hardware.memory",
     "Roofline": "pytest_llmperf.measure.kernel_timing",
     "TestResult": "pytest_llmperf.storage.schema",
     "Timing": "pytest_llmperf.measure.kernel_timing",
+    "UsageError": "pytest_llmperf.errors",
     "device_timer": "pytest_llmperf.hardware.device_timer",
     "load_runs": "pytest_llmperf.storage.dataframe",
 }

@@ -1,28 +1,33 @@
 """pytest plugin: command-line options, marker, hooks and fixtures.
 
 Every pytest run of every project that has this package installed imports this module, so it imports nothing heavy:
-torch, transformers, pandas, scipy, rich and pydantic are imported only before perf tests run.
+torch, transformers, pandas, scipy, rich and pydantic are imported only before perf tests run. It has few names, because
+pytest looks at each one for hooks and for fixtures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_llmperf.errors import LlmperfError, Unavailable, UsageError
-from pytest_llmperf.runner import COLLECTED, FIXTURE, OPTIONS, TIMER, WORKPLACE
-from pytest_llmperf.runner.options import add_options, forgotten_flag, take_device_option
+from pytest_llmperf import runner
+from pytest_llmperf.runner import options
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from contextlib import AbstractContextManager
+    from typing import TypeVar
+
     from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.hardware.memory import PeakMemory
     from pytest_llmperf.measure.kernel import KernelTimer
     from pytest_llmperf.models.load import LoadedModel
     from pytest_llmperf.runner.fixtures import LlmPerf
+
+    _Got = TypeVar("_Got")
 
 PERF_FIXTURES = frozenset({"llm", "engine", "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
@@ -31,12 +36,10 @@ MARKER = (
     "warmup: numbers of requests; timeout: time limit in seconds"
 )
 
-_Got = TypeVar("_Got")
-
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
-    add_options(parser)
+    options.add_options(parser)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -46,7 +49,7 @@ def pytest_load_initial_conftests(
     """Take ``--device`` unless another plugin or a conftest has declared it."""
     result = yield
     with _as_usage_errors():
-        take_device_option(early_config, parser, args)
+        options.take_device_option(early_config, parser, args)
     return result
 
 
@@ -58,19 +61,19 @@ def pytest_configure(config: pytest.Config) -> None:
             from pytest_llmperf.runner.startup import start_session
 
             start_session(config, _is_perf)
-        elif forgotten := forgotten_flag(config):
-            raise UsageError(f"{forgotten} needs --llmperf, which runs the perf tests")
+        elif forgotten := options.forgotten_flag(config):
+            raise pytest.UsageError(f"{forgotten} needs --llmperf, which runs the perf tests")
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Show the device and the baselines of a perf run, and which options of other plugins it ignores."""
-    options = config.stash.get(OPTIONS, None)
-    if options is None:
+    given = config.stash.get(runner.OPTIONS, None)
+    if given is None:
         return []
     from pytest_llmperf.runner.once import ignored_options
 
-    injected = f", INJECTED {', '.join(map(str, options.injections))}" if options.injections else ""
-    lines = [f"llmperf: device {options.device}, baselines in {options.baselines}{injected}"]
+    injected = f", INJECTED {', '.join(map(str, given.injections))}" if given.injections else ""
+    lines = [f"llmperf: device {given.device}, baselines in {given.baselines}{injected}"]
     if ignored := ignored_options(config):
         lines.append(f"llmperf: each perf test runs once, in this process: ignored {', '.join(ignored)}")
     return lines
@@ -91,15 +94,15 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 @pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrize ``llm`` and ``engine`` unless the test does so itself."""
-    options = metafunc.config.stash.get(OPTIONS, None)
-    models = {"llm": options.specs, "engine": options.served} if options else {}
-    for name, given in models.items():
+    given = metafunc.config.stash.get(runner.OPTIONS, None)
+    models = {"llm": given.specs, "engine": given.served} if given else {}
+    for name, specs in models.items():
         parametrized = any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # no public API for it
         if name in _own_fixtures(metafunc.definition) and not parametrized:
             from pytest_llmperf.runner.perf_test import test_key
 
-            metafunc.config.stash[COLLECTED].by_options.add(test_key(metafunc.definition))
-            metafunc.parametrize(name, given, indirect=True)
+            metafunc.config.stash[runner.COLLECTED].by_options.add(test_key(metafunc.definition))
+            metafunc.parametrize(name, specs, indirect=True)
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
@@ -114,7 +117,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Select the perf tests, or without ``--llmperf`` the other tests; group perf tests by model."""
-    active = OPTIONS in config.stash
+    active = runner.OPTIONS in config.stash
     kept: list[pytest.Item] = []
     dropped: list[pytest.Item] = []
     with _as_usage_errors():
@@ -131,7 +134,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Record missing tests and environment differences, after all plugins have deselected tests."""
-    if WORKPLACE in session.config.stash:
+    if runner.WORKPLACE in session.config.stash:
         from pytest_llmperf.runner.startup import tell_found
 
         tell_found(session.config, session.items)
@@ -164,7 +167,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Judge a perf test when it ends; a regression fails its report."""
     report = yield
-    if WORKPLACE in item.config.stash:
+    if runner.WORKPLACE in item.config.stash:
         from pytest_llmperf.runner.judging import judge
         from pytest_llmperf.runner.once import remember
 
@@ -180,7 +183,7 @@ def llm(request: pytest.FixtureRequest) -> LoadedModel:
 
     One model is in memory at a time, and each is loaded once per run.
     """
-    return _got(partial(request.config.stash[WORKPLACE].load, request.param))
+    return _got(partial(request.config.stash[runner.WORKPLACE].load, request.param))
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +193,7 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     The transformers engine is parametrized like ``llm`` and shares its models. Other engines serve the one model they
     have.
     """
-    return _got(partial(request.config.stash[WORKPLACE].engine, request.param))
+    return _got(partial(request.config.stash[runner.WORKPLACE].engine, request.param))
 
 
 @pytest.fixture
@@ -199,11 +202,11 @@ def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
     from pytest_llmperf.runner.fixtures import LlmPerf
     from pytest_llmperf.runner.perf_test import MODEL_FIXTURES, settings_of, test_key
 
-    item, workplace = request.node, request.config.stash[WORKPLACE]
+    item, workplace = request.node, request.config.stash[runner.WORKPLACE]
     if not {*MODEL_FIXTURES} & {*request.fixturenames}:  # a model that the test builds itself is alone in memory
         workplace.release_loaded()
     fixture = LlmPerf(workplace, test_key(item), settings_of(item))
-    item.stash[FIXTURE] = fixture
+    item.stash[runner.FIXTURE] = fixture
     return fixture
 
 
@@ -213,8 +216,8 @@ def cuda_timer(request: pytest.FixtureRequest) -> KernelTimer:
     from pytest_llmperf.runner.fixtures import CallRecorder
     from pytest_llmperf.runner.perf_test import test_key
 
-    workplace = request.config.stash[WORKPLACE]
-    request.node.stash[TIMER] = recorder = CallRecorder(workplace, test_key(request.node))
+    workplace = request.config.stash[runner.WORKPLACE]
+    request.node.stash[runner.TIMER] = recorder = CallRecorder(workplace, test_key(request.node))
     return workplace.timer(recorder.keep)
 
 
@@ -223,13 +226,15 @@ def peak_memory(request: pytest.FixtureRequest) -> Callable[[], AbstractContextM
     """Peak memory of a block: ``with peak_memory() as peak: ...``, then ``peak.allocated_bytes``."""  # noqa: D402  # an example
     from pytest_llmperf.runner.fixtures import peak_memory as follow
 
-    workplace = request.config.stash[WORKPLACE]
+    workplace = request.config.stash[runner.WORKPLACE]
     workplace.refuse_without_device("peak_memory")
     return partial(follow, workplace.device)
 
 
 def _got(get: Callable[[], _Got]) -> _Got:
     """Return what ``get`` returns; its errors fail the test in one line, and ``Unavailable`` skips it."""
+    from pytest_llmperf.errors import LlmperfError, Unavailable
+
     try:
         return get()
     except Unavailable:
@@ -245,6 +250,10 @@ class _as_usage_errors:  # noqa: N801  # reads as a phrase where it is used
         """Nothing to prepare."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            return
+        from pytest_llmperf.errors import LlmperfError
+
         if isinstance(error, LlmperfError):
             raise pytest.UsageError(str(error)) from error
 
@@ -256,12 +265,16 @@ class _skipping_unavailable:  # noqa: N801  # reads as a phrase where it is used
         """Nothing to prepare."""
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is None:
+            return
+        from pytest_llmperf.errors import Unavailable
+
         if isinstance(error, Unavailable):
             pytest.skip(str(error))
 
 
 def _alone(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
-    if WORKPLACE not in item.config.stash:
+    if runner.WORKPLACE not in item.config.stash:
         return nullcontext()
     from pytest_llmperf.runner.once import only_once
 
@@ -271,7 +284,7 @@ def _alone(item: pytest.Item, phase: str) -> AbstractContextManager[None]:
 @contextmanager
 def _contained(item: pytest.Item, phase: str) -> Iterator[None]:
     """Contain errors in a phase of a perf test; if the device died, stop the session."""
-    workplace = item.config.stash.get(WORKPLACE, None)
+    workplace = item.config.stash.get(runner.WORKPLACE, None)
     if workplace is None:
         yield
         return

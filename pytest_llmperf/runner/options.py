@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from pytest_llmperf.errors import UsageError
-
 if TYPE_CHECKING:
     import pytest
 
@@ -216,6 +214,8 @@ def _without_device(args: list[str]) -> tuple[list[str], list[str]]:
     try:
         found, rest = own.parse_known_args(args[:end])
     except argparse.ArgumentError as error:
+        from pytest_llmperf.errors import UsageError
+
         raise UsageError(f"{DEVICE}: {error.message}") from error
     return found.device, [*rest, *args[end:]]
 

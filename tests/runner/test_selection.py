@@ -91,7 +91,7 @@ def test_a_plain_run_imports_only_what_declares_the_options(pytester, monkeypatc
         def pytest_unconfigure():
             print("OURS", sorted(name for name in sys.modules if name.partition(".")[0] == "pytest_llmperf"))
     """)
-    ours = ["pytest_llmperf", *(f"pytest_llmperf.{name}" for name in ("errors", "plugin", "runner", "runner.options"))]
+    ours = ["pytest_llmperf", *(f"pytest_llmperf.{name}" for name in ("plugin", "runner", "runner.options"))]
     pytester.makepyfile(test_other="def test_other(): pass")
     result = pytester.runpytest_subprocess("-p", "no:benchmark", "-s", "test_other.py")
     result.assert_outcomes(passed=1)
