@@ -171,7 +171,7 @@ class Options:
     report: Path | None
     measure_only: bool
     requests_by_test: Mapping[str, RequestCounts]
-    """Number of timed requests of some tests, whatever they ask for themselves."""
+    """Numbers of requests of some tests, whatever they ask for themselves."""
     times_only: bool
     """Whether only times are measured: no counted work and no memory."""
     counted: bool
