@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     _Got = TypeVar("_Got")
 
-PERF_FIXTURES = frozenset({"llm", "engine", "llmperf", "cuda_timer", "peak_memory"})
+PERF_FIXTURES = frozenset({*runner.MODEL_FIXTURES, "llmperf", "cuda_timer", "peak_memory"})
 MARKER = (
     "llmperf(*, gate=None, tolerate=None, catch=None, requests=None, warmup=None, timeout=None): a perf test, run with "
     "--llmperf. gate: metrics that may fail it; tolerate: accepted slowdown; catch: slowdown to detect; requests, "
@@ -97,8 +97,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     given = metafunc.config.stash.get(runner.OPTIONS, None)
     models = {"llm": given.specs, "engine": given.served} if given else {}
     for name, specs in models.items():
-        parametrized = any(name in call.params for call in metafunc._calls)  # noqa: SLF001  # no public API for it
-        if name in _own_fixtures(metafunc.definition) and not parametrized:
+        calls = metafunc._calls  # noqa: SLF001  # pytest has no public API for the parameters that a test has
+        if name in _own_fixtures(metafunc.definition) and not any(name in call.params for call in calls):
             from pytest_llmperf.runner.perf_test import test_key
 
             metafunc.config.stash[runner.COLLECTED].by_options.add(test_key(metafunc.definition))
@@ -128,7 +128,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=dropped)
     items[:] = kept
     if active:
-        _prepare(config, items)
+        from pytest_llmperf.runner.startup import prepare
+
+        with _as_usage_errors():
+            prepare(config, items)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -200,10 +203,10 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 def llmperf(request: pytest.FixtureRequest) -> LlmPerf:
     """Measure and record a workload: ``llmperf.generate(llm, batch_size=8)``."""
     from pytest_llmperf.runner.fixtures import LlmPerf
-    from pytest_llmperf.runner.perf_test import MODEL_FIXTURES, settings_of, test_key
+    from pytest_llmperf.runner.perf_test import settings_of, test_key
 
     item, workplace = request.node, request.config.stash[runner.WORKPLACE]
-    if not {*MODEL_FIXTURES} & {*request.fixturenames}:  # a model that the test builds itself is alone in memory
+    if not {*runner.MODEL_FIXTURES} & {*request.fixturenames}:  # a model that the test builds itself is alone in memory
         workplace.release_loaded()
     fixture = LlmPerf(workplace, test_key(item), settings_of(item))
     item.stash[runner.FIXTURE] = fixture
@@ -313,17 +316,6 @@ def _belongs(item: pytest.Item, *, active: bool) -> bool:
     from pytest_llmperf.runner.perf_test import is_wanted
 
     return is_wanted(item)
-
-
-def _prepare(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort the perf tests by model, and open the workplace in which they run."""
-    from pytest_llmperf.runner.perf_test import one_model_after_another
-    from pytest_llmperf.runner.startup import may_miss_tests, open_workplace
-
-    with _as_usage_errors():
-        items[:] = one_model_after_another(items)
-        if not config.option.collectonly and (items or may_miss_tests(config)):
-            open_workplace(config, items)
 
 
 def _is_perf(item: pytest.Item) -> bool:

@@ -22,11 +22,11 @@ from typing import TypeGuard
 from pytest_llmperf.ab.analysis import Pairs, Standing
 from pytest_llmperf.ab.blocks import ARMS, MeasuredBlock
 from pytest_llmperf.hardware.clock import MS_PER_S
-from pytest_llmperf.measure.warmup import WINDOW
+from pytest_llmperf.measure.warmup import requests_before_steady
 from pytest_llmperf.metrics import Kind
 from pytest_llmperf.stats.moderated_variance import Variance
 from pytest_llmperf.storage.requests_by_test import RequestCounts
-from pytest_llmperf.storage.schema import CellRun
+from pytest_llmperf.storage.schema import CellRun, Warmup
 from pytest_llmperf.verdict.model import CellKey
 
 LEAST_REQUESTS = 3
@@ -55,10 +55,8 @@ def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[
         standing: verdicts of the blocks so far.
         blocks: at least one.
     """
-    timed = _timed_requests(standing, blocks)
-    counts = {
-        test: RequestCounts(timed=timed.get(test), warmup=_warmup(test, blocks[0])) for test in standing.undecided
-    }
+    timed, warmup = _timed_requests(standing, blocks), _warmup_requests(blocks[0])
+    counts = {test: RequestCounts(timed=timed.get(test), warmup=warmup.get(test)) for test in standing.undecided}
     return {test: count for test, count in counts.items() if count != RequestCounts()}
 
 
@@ -73,13 +71,14 @@ def _timed_requests(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict
     return {test: count for test, count in found.items() if count}
 
 
-def _warmup(test: str, block: MeasuredBlock) -> int | None:
-    """Return the most requests that a process made before they were steady; ``None`` if one never was."""
-    measured = [baseline for arm in ARMS if (baseline := block.arms[arm].baseline)]
-    found = [one.warmup for baseline in measured for one in baseline.observations if one.test == test]
-    if not found or not all(warmup.steady for warmup in found):
-        return None
-    return max(0, *(warmup.requests - 2 * WINDOW for warmup in found))
+def _warmup_requests(block: MeasuredBlock) -> dict[str, int]:
+    """Return the most requests that a process made before they were steady, for tests whose requests always were."""
+    found: defaultdict[str, list[Warmup]] = defaultdict(list)
+    for baseline in (block.arms[arm].baseline for arm in ARMS):
+        for one in baseline.observations if baseline else []:
+            found[one.test].append(one.warmup)
+    steady = {test: made for test, made in found.items() if all(warmup.steady for warmup in made)}
+    return {test: max(map(requests_before_steady, made)) for test, made in steady.items()}
 
 
 def best_count(cost: Cost, *, within: float, between: float, first: int) -> int:

@@ -34,6 +34,11 @@ def warm_up(request: Callable[[], float], *, cap: int) -> Warmup:
     return Warmup(requests=cap, steady=False, drift=_drift(durations))
 
 
+def requests_before_steady(warmup: Warmup) -> int:
+    """Return how many requests of a warm-up that became steady came before the windows that showed no trend."""
+    return max(0, warmup.requests - 2 * WINDOW)
+
+
 def _is_steady(durations: list[float]) -> bool:
     before, last = durations[-2 * WINDOW : -WINDOW], durations[-WINDOW:]
     overlap = min(before) <= max(last) and min(last) <= max(before)

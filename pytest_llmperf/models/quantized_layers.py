@@ -70,7 +70,7 @@ def check_layers(model: torch.nn.Module, device: str, *, name: str) -> None:
 def _obstacles(model: torch.nn.Module, device: str) -> Iterator[str]:
     for name, module in model.named_modules():
         kind = type(module).__name__
-        if kind == "Linear4bit" and device == "cpu" and _is_odd(module) and _repacks():
+        if kind == "Linear4bit" and device == "cpu" and _is_odd(module) and repacks_4bit():
             yield (
                 f"layer {name!r} has {module.out_features} rows and {module.in_features} columns, and bitsandbytes "
                 f"needs multiples of {_ROWS} and {_COLUMNS} on a CPU with AVX512-BF16"
@@ -108,8 +108,8 @@ def _multiplies_itself(module: Any) -> bool:
     return _is_torchao(module) and type(module).forward is not torch.nn.Linear.forward
 
 
-def _repacks() -> bool:
-    """Whether bitsandbytes repacks 4-bit weights on this CPU."""
+def repacks_4bit() -> bool:
+    """Whether bitsandbytes repacks 4-bit weights on this CPU, since 0.49, because its kernel reads another layout."""
     from bitsandbytes import functional
 
     return bool(getattr(functional, "has_avx512bf16", bool)())

@@ -1,6 +1,6 @@
 """One pytest run: options, hooks, measuring, and the end of the session.
 
-Here are the keys under which a run keeps its parts in pytest's stashes.
+Here is what the plugin and these modules share: names, and the keys of a run's parts in pytest's stashes.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from pytest_llmperf.runner.context import Workplace
     from pytest_llmperf.runner.fixtures import CallRecorder, LlmPerf
     from pytest_llmperf.runner.session import Session
+
+MODEL_FIXTURES = ("llm", "engine")
+"""Fixtures that take a model as their parameter."""
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
+from pytest_llmperf.runner import WORKPLACE
 from pytest_llmperf.runner.context import Workplace
 from pytest_llmperf.runner.session import Session, one_line
 
@@ -26,15 +27,11 @@ class Ending:
     Args:
         config: of the run.
         running: the run; ``None`` in a worker, whose controller has it.
-        workplace: returns this process's workplace; ``None`` if it collected no perf test.
     """
 
-    def __init__(
-        self, config: pytest.Config, running: Session | None, workplace: Callable[[], Workplace | None]
-    ) -> None:
+    def __init__(self, config: pytest.Config, running: Session | None) -> None:
         self._config = config
         self._running = running
-        self._workplace = workplace
         self._session: pytest.Session | None = None
         self._is_written = False
         self._is_told = False
@@ -72,7 +69,7 @@ class Ending:
         if self._is_written:
             return
         self._is_written = True
-        workplace = self._workplace()
+        workplace = self._config.stash.get(WORKPLACE, None)
         if self._running is None:
             self._release_worker(workplace)
             return

@@ -102,14 +102,13 @@ class LlmPerf:
         usual = "loop" if is_fake(options.device) else usual_execution(loaded)
         chosen = options.execution(usual if execution is None else execution)
         check_execution(loaded, chosen.name)
-        counts = options.requests_by_test.get(self._test)
         plan = Plan(
             batch_size=batch_size,
             input_tokens=self._length(input_tokens, words),
             output_tokens=_first(output_tokens, options.output_tokens),
             execution=chosen,
-            requests=_first(counts.timed if counts else None, requests, self._settings.requests, options.requests),
-            warmup_cap=_first(counts.warmup if counts else None, warmup, self._settings.warmup, options.warmup),
+            requests=self._timed_requests(requests),
+            warmup_cap=self._warmup_cap(warmup),
             seed=seed,
             prompt=words,
         )
@@ -180,7 +179,6 @@ class LlmPerf:
         prompts = None if prompt is None else token_ids(prompt, "prompt")
         if input_tokens is None:
             input_tokens = len(prompts[0]) if prompts else options.input_tokens
-        counts = options.requests_by_test.get(self._test)
         plan = ServingPlan(
             scheduler=scheduler,
             requests=_first(requests, options.serve_requests),
@@ -193,7 +191,7 @@ class LlmPerf:
             rate=rate,
             seed=seed,
             repeats=repeats,
-            warmup_cap=_first(counts.warmup if counts else None, warmup, self._settings.warmup, options.warmup),
+            warmup_cap=self._warmup_cap(warmup),
         )
         served = self._workplace.engine_over(engine, name=name, revision=revision)
         return self._keep(self._workplace.serve(served, plan, test=self._test))
@@ -253,6 +251,18 @@ class LlmPerf:
         __tracebackhide__ = True
         twice = f"{self._test} measured one workload twice; expected once: parametrize the test, or increase requests="
         return _add(self.results, measured, since=self._start, twice=twice)
+
+    def _timed_requests(self, given: int | None) -> int:
+        """Return the number that another process of ours asks for, else the test's, its marker's or the run's."""
+        options = self._workplace.options
+        counts = options.requests_by_test.get(self._test)
+        return _first(counts.timed if counts else None, given, self._settings.requests, options.requests)
+
+    def _warmup_cap(self, given: int | None) -> int:
+        """Return the most warm-up requests, from the same places."""
+        options = self._workplace.options
+        counts = options.requests_by_test.get(self._test)
+        return _first(counts.warmup if counts else None, given, self._settings.warmup, options.warmup)
 
     def _length(self, given: int | None, prompt: Prompt) -> int:
         """Return the test's length of a random prompt, else the run's; other prompts have their own length."""

@@ -10,12 +10,9 @@ import pytest
 
 from pytest_llmperf.errors import UsageError
 from pytest_llmperf.models.spec import ModelSpec
-from pytest_llmperf.runner import OPTIONS
+from pytest_llmperf.runner import MODEL_FIXTURES, OPTIONS
 from pytest_llmperf.runner.config import TestSettings
 from pytest_llmperf.runner.once import is_repetition, unrepeated
-
-MODEL_FIXTURES = ("llm", "engine")
-"""Fixtures that take a model as their parameter."""
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -83,7 +80,6 @@ def one_model_after_another(items: Sequence[pytest.Item]) -> list[pytest.Item]:
     Raises:
         UsageError: a test's parameter names no model.
     """
-    order: dict[object, int] = {}
-    for item in items:
-        order.setdefault(spec_of(item), len(order))
-    return sorted(items, key=lambda item: order[spec_of(item)])
+    specs = {item: spec_of(item) for item in items}
+    order = {spec: number for number, spec in enumerate(dict.fromkeys(specs.values()))}
+    return sorted(items, key=lambda item: order[specs[item]])

@@ -15,7 +15,7 @@ from pytest_llmperf.runner.collection import Collection
 from pytest_llmperf.runner.config import Options, baselines_arguments, measuring_arguments
 from pytest_llmperf.runner.judging import Collector
 from pytest_llmperf.runner.once import Protocol
-from pytest_llmperf.runner.perf_test import settings_of, spec_of, test_key
+from pytest_llmperf.runner.perf_test import one_model_after_another, settings_of, spec_of, test_key
 from pytest_llmperf.runner.session import Session, refuse_early
 from pytest_llmperf.storage.provenance import reporter_of
 from pytest_llmperf.system.run_processes import begin_run
@@ -74,8 +74,7 @@ def start_session(config: pytest.Config, is_perf: Callable[[pytest.Item], bool])
 def _register_ending(config: pytest.Config, running: Session | None) -> None:
     from pytest_llmperf.runner.ending import Ending
 
-    ending = Ending(config, running, lambda: config.stash.get(WORKPLACE, None))
-    config.pluginmanager.register(ending, "llmperf-ending")
+    config.pluginmanager.register(Ending(config, running), "llmperf-ending")
 
 
 def _feed_pytest_benchmark(config: pytest.Config, options: Options) -> None:
@@ -112,18 +111,24 @@ def _workers(config: pytest.Config) -> int:
     return len(specs(config))
 
 
-def may_miss_tests(config: pytest.Config) -> bool:
-    """Whether a run without perf tests must look for missing ones; if not, nothing heavy is imported."""
-    return any(config.stash[OPTIONS].baselines.glob("*.json")) and not config.stash[COLLECTED].is_narrowed(())
-
-
-def open_workplace(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
-    """Open the workplace of the perf tests that will run.
+def prepare(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort the collected perf tests by model, and open the workplace in which they run.
 
     Raises:
         UsageError: a device, model or quantization is not available here.
         BaselineError: the baseline cannot be trusted.
     """
+    items[:] = one_model_after_another(items)
+    if not config.option.collectonly and (items or _may_miss_tests(config)):
+        _open_workplace(config, items)
+
+
+def _may_miss_tests(config: pytest.Config) -> bool:
+    """Whether a run without perf tests must look for missing ones; if not, nothing heavy is imported."""
+    return any(config.stash[OPTIONS].baselines.glob("*.json")) and not config.stash[COLLECTED].is_narrowed(())
+
+
+def _open_workplace(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
     from pytest_llmperf.runner.context import PlannedTest, Workplace
 
     planned = {item.nodeid: PlannedTest(test_key(item), settings_of(item), spec_of(item)) for item in items}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_llmperf import Timing
+from pytest_llmperf.models.quantized_layers import repacks_4bit
 from pytest_llmperf.text import first_line
 
 if TYPE_CHECKING:
@@ -46,9 +47,8 @@ def test_gemv_4bit(
     packed, state, weight = _quantized(functional, quant_type, rows, columns, cuda_timer.device)
     vector = _random(1, columns, cuda_timer.device)
     expected = vector @ weight.t()
-    if cuda_timer.device == "cpu" and getattr(functional, "has_avx512bf16", bool)():
-        # Since 0.49 the kernel for this instruction set reads another layout; layers convert too.
-        packed, state = functional._convert_weight_packed_for_cpu(packed, state)  # noqa: SLF001  # no public one
+    if cuda_timer.device == "cpu" and repacks_4bit():
+        packed, state = functional._convert_weight_packed_for_cpu(packed, state)  # noqa: SLF001  # as layers do
     multiply = partial(functional.gemv_4bit, vector, packed.t(), state=state)
     _check(multiply(), expected)
     timing = cuda_timer(multiply, flush_l2=True)

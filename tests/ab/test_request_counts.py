@@ -62,9 +62,9 @@ def test_later_blocks_make_the_number_that_pays(tmp_path, monkeypatch, mad, aske
         place = (3 * number + len(arm)) % len(wobble)
         return {"t.py::a": {"tpot_ms": 5.0 * wobble[place], "e2e_ms": 10.0, "mad_log": mad}}
 
-    assert {test: counts["timed"] for test, counts in requests_of_block(3, of, tmp_path, monkeypatch).items()} == {
-        "t.py::a": asked
-    }
+    blocks, written = requests_by_block(of, tmp_path, monkeypatch)
+    assert [*written] == [*range(3, blocks + 1)]
+    assert written[3] == {"t.py::a": {"timed": asked}}
 
 
 @pytest.mark.parametrize(
@@ -85,16 +85,17 @@ def test_later_blocks_warm_up_as_long_as_the_first_showed(tmp_path, monkeypatch,
         warmup = Warmup(requests=made, steady=steady, drift=None)
         return {"t.py::a": {"tpot_ms": 5.0 + number % 2, "e2e_ms": 10.0, "warmup": warmup}}
 
-    for number in (2, 5):
-        found = requests_of_block(number, of, tmp_path, monkeypatch).get("t.py::a", {})
-        assert found.get("warmup") == asked
+    blocks, written = requests_by_block(of, tmp_path, monkeypatch)
+    assert blocks == 8
+    warmup = {number: counts["t.py::a"]["warmup"] for number, counts in written.items()}
+    assert warmup == ({} if asked is None else dict.fromkeys(range(2, 9), asked))
 
 
-def requests_of_block(number, of, tmp_path, monkeypatch):
-    """The numbers of requests that a block was asked for, by test."""
+def requests_by_block(of, tmp_path, monkeypatch):
+    """The number of blocks, and the numbers of requests that each block was asked for, by test."""
     monkeypatch.setattr(series_module, "run_perf_tests", PlayedRuns(of, requests=10))
     sides = [Side(name, "0" * 40, tmp_path, "python", {}) for name in ("base", "head")]
     series = BlockSeries(tmp_path / "blocks", *sides, arguments=(), seed=1)
     list(measure_until_decided(series, Effort(most_blocks=8)))
-    written = tmp_path / "blocks" / f"{number:04}-requests.json"
-    return json.loads(written.read_text()) if written.exists() else {}
+    written = sorted((tmp_path / "blocks").glob("*-requests.json"))
+    return len(series.blocks), {int(path.name[:4]): json.loads(path.read_text()) for path in written}

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from pytest_llmperf.metrics import METRICS, is_counted
+from pytest_llmperf.models.quantized_layers import repacks_4bit
 from pytest_llmperf.verdict.verdict_file import read_verdicts
 
 COUNTED = {
@@ -48,12 +49,10 @@ def test_only_counts_are_recorded_and_nothing_is_timed(project):
     assert {name for name in metrics if METRICS[name].gates} == COUNTED
     assert {row["clock"] for row in stored(project)["observations"]} == {"none"}
     assert result.stdout.str().count("forwards: 6") == 2
-    counted = {(cell["test"], cell["metric"]): cell["value"] for cell in stored(project)["cells"]}
-    nf4 = counted["test_perf.py::test_decode[nf4]", "operators_per_token"]  # bitsandbytes chooses kernels by processor
     result.stdout.fnmatch_lines([
         "test * operators / token *",
         "test_decode[[]fp32[]] * 165 * new",
-        f"test_decode[[]nf4[]] * {nf4:g} * new",
+        f"test_decode[[]nf4[]] * {193 if repacks_4bit() else 207} * new",
         "times were not measured: --llmperf-counted only counts",
     ])  # fmt: skip
 

@@ -51,8 +51,10 @@ def observed(project, given, *, of="test_perf.py::test_decode[fp32]"):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"a": 3}', '{"a": {"timed": 0}}', '{"a": {"warmup": "1"}}', '{"a": {"other": 1}}']
-)
+    "text",
+    ["{", "[]", '{"a": 0}', '{"a": "1"}', '{"a": 1.5}', '{"a": 3}', '{"a": {"timed": 0}}', '{"a": {"timed": "1"}}',
+     '{"a": {"timed": 1.5}}', '{"a": {"warmup": -1}}', '{"a": {"warmup": "1"}}', '{"a": {"other": 1}}'],
+)  # fmt: skip
 def test_other_numbers_of_requests_are_refused(project, text):
     project.write()
     (project.path / "numbers.json").write_text(text)
