@@ -2,7 +2,7 @@
 
 Both revisions are installed into environments of their own over this one. Each compares an empty commit with itself:
 the ready-made suite, with the options after ``--``. They run at the same time, each on half of the cores, so that both
-meet the same noise (Linux only). Prints the time, the blocks, and how many primary cells were decided::
+meet the same noise (Linux only). Prints the wall and CPU time, the blocks, and how many primary cells were decided::
 
     python benchmarks/decision_time.py --before REVISION [--budget 20m] -- --llmperf-model=synthetic:tiny
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import sysconfig
@@ -19,7 +20,7 @@ import tempfile
 import time
 import venv
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,11 @@ def main() -> None:
     parser.add_argument("--budget", default="20m", help="time limit of each comparison")
     parser.add_argument("arguments", nargs="*", help="pytest's, after --")
     given = parser.parse_args()
-    print("| revision | wall time | blocks | processes | cells decided | load average |\n|---|---|---|---|---|---|")
+    print("| revision | wall time | CPU time | blocks | processes | cells decided | load average |")
+    print("|---|---|---|---|---|---|---|")
     cores = sorted(os.sched_getaffinity(0))
     halves = (cores[: len(cores) // 2], cores[len(cores) // 2 :])
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor() as pool:
         places = {revision: Path(name) / revision for revision in ("HEAD", given.before)}
         pythons = [_environment(place, revision) for revision, place in places.items()]
         running = [
@@ -86,6 +88,7 @@ def _row(  # noqa: PLR0913  # what runs, and where
     command = [*pinned, str(python), *ab, "--", *suite]
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     minutes = (time.monotonic() - start) / 60
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)  # of this revision alone: each has a process of its own
     if done.returncode not in (0, 1):
         sys.exit(f"{revision}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
     cells = _timed_cells(verdicts)
@@ -93,7 +96,8 @@ def _row(  # noqa: PLR0913  # what runs, and where
     blocks = max(cell["blocks"] for cell in cells)
     decided = sum(cell["outcome"] in ("unchanged", "regressed", "improved") for cell in cells)
     load = psutil.getloadavg()[1]
-    return f"| {revision} | {minutes:.1f} min | {blocks} | {processes} | {decided} of {len(cells)} | {load:.1f} |"
+    cpu = f"{(used.ru_utime + used.ru_stime) / 60:.1f} min"
+    return f"| {revision} | {minutes:.1f} min | {cpu} | {blocks} | {processes} | {decided} of {len(cells)} | {load:.1f} |"
 
 
 def _timed_cells(verdicts: Path) -> list[dict[str, Any]]:
