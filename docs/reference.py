@@ -18,12 +18,13 @@ import pytest
 from pydantic import BaseModel
 
 import pytest_llmperf
-from pytest_llmperf import cli, plugin
+from pytest_llmperf import cli, plugin, runner
 from pytest_llmperf.ab.bisection_file import BisectionFile
 from pytest_llmperf.ab.selftest_stats import SelftestFile
 from pytest_llmperf.metrics import METRICS, Metric
 from pytest_llmperf.runner.config import TestSettings
-from pytest_llmperf.runner.options import PROCESS_OPTIONS, SETTINGS, Option, add_device_option, add_options
+from pytest_llmperf.runner.device_option import add_device_option
+from pytest_llmperf.runner.options import PROCESS_OPTIONS, SETTINGS, Option, add_options
 from pytest_llmperf.storage.dataframe import COLUMNS, TYPES
 from pytest_llmperf.storage.journal import Header, Note
 from pytest_llmperf.storage.schema import Baseline, ProfileFile, TestResult
@@ -152,7 +153,7 @@ class Declared:
 def fixtures() -> Iterator[str]:
     """Every fixture, and the marker with its keywords."""
     yield "# Fixtures and marker\n"
-    for name in filter(plugin.PERF_FIXTURES.__contains__, vars(plugin)):
+    for name in filter(runner.PERF_FIXTURES.__contains__, vars(plugin)):
         fixture = getattr(plugin, name)
         yield f"## `{name}`\n\n{inspect.getdoc(fixture)}\n\nGives `{fixture.__annotations__['return']}`.\n"
     yield f"## Marker\n\n`@pytest.mark.{plugin.MARKER.partition(':')[0]}`"

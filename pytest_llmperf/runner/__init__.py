@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from pytest_llmperf.runner.fixtures import CallRecorder, LlmPerf
     from pytest_llmperf.runner.session import Session
 
+_PLUGIN = "pytest_llmperf.plugin"
 MODEL_FIXTURES = ("llm", "engine")
 """Fixtures that take a model as their parameter."""
+PERF_FIXTURES = (*MODEL_FIXTURES, "llmperf", "cuda_timer", "peak_memory")
 
 OPTIONS: pytest.StashKey[Options] = pytest.StashKey()
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
@@ -28,3 +30,15 @@ COLLECTED: pytest.StashKey[Collection] = pytest.StashKey()
 FIXTURE: pytest.StashKey[LlmPerf] = pytest.StashKey()
 """Of an item, as is the next one."""
 TIMER: pytest.StashKey[CallRecorder] = pytest.StashKey()
+
+
+def is_perf(item: pytest.Item) -> bool:
+    """Whether an item is a perf test: it uses a fixture of ours, or has our marker."""
+    return bool(own_fixtures(item)) or item.get_closest_marker("llmperf") is not None
+
+
+def own_fixtures(item: pytest.Item) -> set[str]:
+    """Return our fixtures that a test uses. A project's own ``engine`` fixture makes no perf test."""
+    known = getattr(item, "_fixtureinfo", None)  # pytest has no public API for a fixture's origin
+    found = known.name2fixturedefs if known else {}
+    return {name for name in PERF_FIXTURES if name in found and found[name][-1].func.__module__ == _PLUGIN}

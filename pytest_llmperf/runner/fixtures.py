@@ -1,14 +1,19 @@
-"""Objects that the fixtures give to tests: ``LlmPerf`` and ``CallRecorder``."""
+"""What the fixtures of `pytest_llmperf.plugin` do, and the objects that they give to tests."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from pytest_llmperf.errors import MeasurementError, UsageError
+import pytest
+
+from pytest_llmperf.errors import LlmperfError, MeasurementError, Unavailable, UsageError
+from pytest_llmperf.runner import FIXTURE, MODEL_FIXTURES, TIMER, WORKPLACE
+from pytest_llmperf.runner.perf_test import settings_of, test_key
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -16,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_llmperf.engines.engine import Engine
     from pytest_llmperf.engines.executions.execution import Execution
     from pytest_llmperf.hardware.memory import PeakMemory
+    from pytest_llmperf.measure.kernel import KernelTimer
     from pytest_llmperf.measure.kernel_timing import Timing
     from pytest_llmperf.measure.prompt import Prompt
     from pytest_llmperf.models.load import LoadedModel
@@ -24,8 +30,52 @@ if TYPE_CHECKING:
     from pytest_llmperf.storage.schema import TestResult
 
 
+_Got = TypeVar("_Got")
 _Ids = Sequence[Sequence[int]]
 _Words = str | Path | Sequence[Mapping[str, str]] | _Ids
+
+
+def load_model(request: pytest.FixtureRequest) -> LoadedModel:
+    """Return the model of the ``llm`` fixture."""
+    return _got(partial(request.config.stash[WORKPLACE].load, request.param))
+
+
+def start_engine(request: pytest.FixtureRequest) -> Engine:
+    """Return the engine of the ``engine`` fixture."""
+    return _got(partial(request.config.stash[WORKPLACE].engine, request.param))
+
+
+def _got(get: Callable[[], _Got]) -> _Got:
+    """Return what ``get`` returns; its errors fail the test in one line, and ``Unavailable`` skips it."""
+    try:
+        return get()
+    except Unavailable:
+        raise
+    except LlmperfError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None  # a chained traceback would add lines
+
+
+def new_llmperf(request: pytest.FixtureRequest) -> LlmPerf:
+    """Return a test's ``llmperf`` fixture."""
+    item, workplace = request.node, request.config.stash[WORKPLACE]
+    if not {*MODEL_FIXTURES} & {*request.fixturenames}:  # a model that the test builds itself is alone in memory
+        workplace.release_loaded()
+    item.stash[FIXTURE] = fixture = LlmPerf(workplace, test_key(item), settings_of(item))
+    return fixture
+
+
+def new_timer(request: pytest.FixtureRequest) -> KernelTimer:
+    """Return a test's ``cuda_timer`` fixture, whose timings are recorded."""
+    workplace = request.config.stash[WORKPLACE]
+    request.node.stash[TIMER] = recorder = CallRecorder(workplace, test_key(request.node))
+    return workplace.timer(recorder.keep)
+
+
+def memory_follower(request: pytest.FixtureRequest) -> Callable[[], AbstractContextManager[PeakMemory]]:
+    """Return the ``peak_memory`` fixture."""
+    workplace = request.config.stash[WORKPLACE]
+    workplace.refuse_without_device("peak_memory")
+    return partial(_peak_memory, workplace.device)
 
 
 class LlmPerf:
@@ -319,7 +369,7 @@ class CallRecorder:
 
 
 @contextmanager
-def peak_memory(device: str) -> Iterator[PeakMemory]:
+def _peak_memory(device: str) -> Iterator[PeakMemory]:
     """Track the memory of a block on one device; the yielded peak is complete when the block has ended."""
     from pytest_llmperf.hardware.memory import PeakMemory, trace_memory
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_llmperf.hardware.device import check_device_name, require_models_extra, worker_devices
-from pytest_llmperf.runner import COLLECTED, MODELS, OPTIONS, SESSION, WORKPLACE
+from pytest_llmperf.runner import COLLECTED, MODELS, OPTIONS, SESSION, WORKPLACE, is_perf
 from pytest_llmperf.runner.collection import Collection
 from pytest_llmperf.runner.config import Options, baselines_arguments, measuring_arguments
 from pytest_llmperf.runner.judging import Collector
@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from pytest_llmperf.runner.context import PlannedTest, Workplace
 
 
-def start_session(config: pytest.Config, is_perf: Callable[[pytest.Item], bool]) -> None:
+def start_session(config: pytest.Config) -> None:
     """Read the options and register the plugins of an active run.
-
-    Args:
-        config: of the run.
-        is_perf: whether an item is a perf test.
 
     Raises:
         UsageError, MissingDependency: an option cannot work.

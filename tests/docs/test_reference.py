@@ -13,8 +13,10 @@ from _pytest.fixtures import FixtureFunctionDefinition
 
 from pytest_llmperf import cli, plugin
 from pytest_llmperf.metrics import METRICS
+from pytest_llmperf.runner import PERF_FIXTURES
 from pytest_llmperf.runner.config import TestSettings
-from pytest_llmperf.runner.options import LIMIT_RULES_INI, PROCESS_OPTIONS, SETTINGS, add_device_option, add_options
+from pytest_llmperf.runner.device_option import add_device_option
+from pytest_llmperf.runner.options import LIMIT_RULES_INI, PROCESS_OPTIONS, SETTINGS, add_options
 from pytest_llmperf.storage.dataframe import COLUMNS
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +63,7 @@ def test_every_option_and_ini_setting_is_there_with_its_meaning():
 def test_every_fixture_is_there_with_its_docstring():
     text = page("fixtures")
     found = {name: one for name, one in vars(plugin).items() if isinstance(one, FixtureFunctionDefinition)}
-    assert set(found) == plugin.PERF_FIXTURES
+    assert set(found) == set(PERF_FIXTURES)
     for name, fixture in found.items():
         assert f"## `{name}`\n\n{fixture.__doc__.splitlines()[0]}\n" in text
 
