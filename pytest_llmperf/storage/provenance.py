@@ -7,12 +7,14 @@ if a process imported from the user's own checkout, from the other side, or from
 from __future__ import annotations
 
 import os
+import re
 import site
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from importlib.metadata import distributions
+from functools import cache
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,8 @@ SIDE_VARIABLE = "LLMPERF_SIDE"
 """Environment variable with the path of the file that describes the side to measure."""
 
 _MAPS = Path("/proc/self/maps")
+_FIELD = re.compile(r"^(Name|Version):(.*)$", re.MULTILINE)
+"""Fields of a distribution's metadata; the first of a name is meant, as the description comes later."""
 
 
 class SidePlaces(BaseModel):
@@ -150,15 +154,22 @@ def site_folders() -> list[Path]:
 
 
 class _Found:
-    """Imports found so far; each module and library is inspected once."""
+    """Imports found so far; each module and library is inspected once.
+
+    A process imports thousands of modules, so paths are compared as strings.
+    """
 
     def __init__(self, places: SidePlaces) -> None:
         self._places = places
         standard = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
-        self._sites = [path.resolve() for path in (*places.sites, *site_folders(), *standard)]
+        self._sites = _beginnings(path.resolve() for path in (*places.sites, *site_folders(), *standard))
+        self._own = _beginnings([places.own])
+        self._others = _beginnings([*places.repository, places.comparison])
         # An environment in the working tree has its own interpreter and libraries.
         prefixes = {Path(sys.prefix).resolve(), Path(sys.base_prefix).resolve()}
-        self._prefixes = [path for path in prefixes if not any(map(_below(path), places.repository))]
+        self._prefixes = _beginnings(
+            path for path in prefixes if not any(one.is_relative_to(path) for one in places.repository)
+        )
         self._seen: set[tuple[str, str]] = set()
         self.foreign: dict[str, str] = {}
         self.packages: dict[str, str] = {}
@@ -171,35 +182,57 @@ class _Found:
                 self._take(name, file)
 
     def _take(self, name: str, file: str) -> None:
-        path = Path(os.path.realpath(file))
+        path = _resolved(file)
         copy = next((one for one in self._places.copies if f"{name}.".startswith(f"{one}.")), "")
-        is_own = path.is_relative_to(self._places.own)
-        if self._is_foreign(path) or (copy and self._places.shares_environment and not is_own):
+        is_own = _is_in(path, self._own)
+        if (not is_own and self._is_foreign(path)) or (copy and self._places.shares_environment and not is_own):
             self.foreign.setdefault(name, file)
         elif name == copy or (is_own and "." not in name and not name.startswith("_llmperf")):
-            self.packages.setdefault(name, str(path))
+            self.packages.setdefault(name, path)
 
-    def _is_foreign(self, path: Path) -> bool:
-        if path.is_relative_to(self._places.own) or any(map(path.is_relative_to, self._sites)):
-            return False
-        return any(map(path.is_relative_to, (*self._places.repository, self._places.comparison)))
+    def _is_foreign(self, path: str) -> bool:
+        return not _is_in(path, self._sites) and _is_in(path, self._others)
 
     def _mapped_libraries(self) -> Iterator[tuple[str, str]]:
         """Yield native libraries mapped by this process, however they were loaded; Linux only."""
         lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if _MAPS.exists() else []
         for path in dict.fromkeys(path for line in lines if (path := _executable(line))):
-            if not any(map(Path(path).is_relative_to, self._prefixes)):
-                yield Path(path).name, path
+            if not _is_in(path, self._prefixes):
+                yield os.path.basename(path), path  # noqa: PTH119  # a string
+
+
+def _beginnings(folders: Iterable[Path]) -> tuple[str, ...]:
+    """Return how the paths in these folders begin."""
+    return tuple(os.path.join(folder, "") for folder in folders)  # noqa: PTH118  # a string
+
+
+def _is_in(path: str, beginnings: tuple[str, ...]) -> bool:
+    """Whether a path is one of some folders, or in it."""
+    return os.path.join(path, "").startswith(beginnings)  # noqa: PTH118  # a string
+
+
+def _resolved(file: str) -> str:
+    """Resolve symbolic links in a path."""
+    folder, name = os.path.split(file)
+    path = os.path.join(_resolved_folder(folder), name)  # noqa: PTH118  # a string
+    return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114  # a string
+
+
+_resolved_folder = cache(os.path.realpath)
 
 
 def _distributions() -> dict[str, str]:
     # An interrupted installation leaves distributions without name or version.
-    found = [(canonicalize_name(one.metadata["Name"] or ""), one.version or "") for one in distributions()]
+    found = [(canonicalize_name(name), version) for name, version in map(_name_and_version, distributions())]
     return dict(reversed(found))  # the first distribution of a name is the one imported
 
 
-def _below(folder: Path) -> Callable[[Path], bool]:
-    return lambda path: path.is_relative_to(folder)
+def _name_and_version(distribution: Distribution) -> tuple[str, str]:
+    """Read two fields of a distribution's metadata; parsing all fields of all distributions takes a second."""
+    # The places where importlib.metadata looks.
+    text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
+    fields = dict(reversed(_FIELD.findall(text)))
+    return fields.get("Name", "").strip(), fields.get("Version", "").strip()
 
 
 def _executable(line: str) -> str:
