@@ -74,8 +74,9 @@ def profile_request(
     steps: defaultdict[str, list[Step]] = defaultdict(list)
 
     def keep(phase: str, recording: Any, wall_ms: float, count: int) -> None:
-        _keep_trace(recording, Path(f"{traces}-{phase}.json.gz"))
         steps[phase].append(step_of(recording.key_averages(), wall_ms, count))
+        if len(steps[phase]) == PROFILED_REQUESTS:
+            _keep_trace(recording, Path(f"{traces}-{phase}.json.gz"))
 
     for _ in range(PROFILED_REQUESTS):
         _profile_once(request, min(output_tokens, PROFILED_TOKENS), device, clock, keep)
