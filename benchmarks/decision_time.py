@@ -96,8 +96,8 @@ def _row(  # noqa: PLR0913  # what runs, and where
     blocks = max(cell["blocks"] for cell in cells)
     decided = sum(cell["outcome"] in ("unchanged", "regressed", "improved") for cell in cells)
     load = psutil.getloadavg()[1]
-    cpu = f"{(used.ru_utime + used.ru_stime) / 60:.1f} min"
-    return f"| {revision} | {minutes:.1f} min | {cpu} | {blocks} | {processes} | {decided} of {len(cells)} | {load:.1f} |"
+    times = f"{minutes:.1f} min | {(used.ru_utime + used.ru_stime) / 60:.1f} min"
+    return f"| {revision} | {times} | {blocks} | {processes} | {decided} of {len(cells)} | {load:.1f} |"
 
 
 def _timed_cells(verdicts: Path) -> list[dict[str, Any]]:
