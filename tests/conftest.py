@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
-from import_server.forking_popen import start_on_demand
+from import_server.forking_popen import fork_workers_too, start_on_demand
 from perf_project import DECODE_TEST, FAKE_CLOCK, QUICK
 
 # Tests measure no speed, and two of them at once must not wait for each other's threads.
@@ -40,6 +40,11 @@ def pytest_configure(config: pytest.Config) -> None:
         start_on_demand()
         with suppress(ImportError):  # a GPU machine may lack hypothesis: tests that need it say so
             _let_examples_take_long()
+
+
+def pytest_collection_finish() -> None:
+    """From now on, this process runs tests: it starts no workers of its own run."""
+    fork_workers_too()
 
 
 def _let_examples_take_long() -> None:

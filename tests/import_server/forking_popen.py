@@ -25,6 +25,8 @@ PLAIN_OPTIONS = ("executable", "pass_fds", "preexec_fn", "shell")
 _Popen = subprocess.Popen
 _servers: list[Callable[[], str]] = []
 """The address of this process's server, if there is one."""
+_forked_workers: list[bool] = []
+"""Holds something if workers of xdist are forks in this process."""
 
 
 def start_on_demand() -> None:
@@ -49,9 +51,15 @@ def shell_programs() -> str:
     return folder
 
 
+def fork_workers_too() -> None:
+    """Let workers of xdist be forks from now on: those of inner runs, not of the run that runs these tests."""
+    _forked_workers.append(True)
+
+
 def ask_server(address: str) -> None:
     """Ask the server at this address."""
     _replace_popen(lambda: address)
+    fork_workers_too()
 
 
 def _replace_popen(address: Callable[[], str]) -> None:
@@ -80,8 +88,8 @@ def _command(args: Any) -> list[str] | None:
     if rest and rest[0].startswith("-m") and (first == sys.executable or _is_bare_overlay(Path(first))):
         module = rest[0][2:] or rest[1]
         return [first, *rest] if module.partition(".")[0] in PROGRAMS else None
-    if first == sys.executable and rest == XDIST_WORKER and "PYTEST_CURRENT_TEST" in os.environ:
-        return [first, *rest]  # of an inner run, not of the one that runs these tests
+    if first == sys.executable and rest == XDIST_WORKER and _forked_workers:
+        return [first, *rest]
     if Path(first).parent == Path(sys.executable).parent and Path(first).name in PROGRAMS:
         return [sys.executable, first, *rest]
     return None

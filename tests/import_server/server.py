@@ -28,6 +28,7 @@ PREPARED = (
     "transformers.generation", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama",
     "bitsandbytes", "accelerate", "psutil", "pydantic.main", "pydantic.root_model", "pytest", "safetensors.torch",
     "rich.console", "rich.table", "xdist.plugin", "execnet", "pytest_benchmark.plugin", "anyio.pytest_plugin",
+    "_hypothesis_pytestplugin", "hypothesis.internal.observability",
     *(f"_pytest.{name}" for name in default_plugins),
     "pytest_llmperf.cli", "pytest_llmperf.plugin", "pytest_llmperf.runner.session",
     "pytest_llmperf.measure.bench", "pytest_llmperf.report.terminal",
@@ -39,7 +40,10 @@ SEEN_BY_IMPORTS = (
 """Beginnings of the names of variables that Python or a library reads once."""
 READ_LATER = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR")
 """Of these, variables that forks use themselves. Torch sets one of them."""
-PYTEST_PLUGINS = ("anyio", "platformdirs", "pytest_benchmark", "pytest_llmperf", "xdist")
+PYTEST_PLUGINS = (
+    "_hypothesis_globals", "_hypothesis_pytestplugin", "anyio", "hypothesis", "platformdirs", "pytest_benchmark",
+    "pytest_llmperf", "xdist",
+)  # fmt: skip
 """Packages with a plugin: pytest would warn that they are imported before their assertions can be rewritten."""
 TASKS = Path("/proc/self/task")
 
@@ -242,6 +246,10 @@ def _import_libraries() -> None:
     for name in PREPARED:
         with suppress(ImportError):
             importlib.import_module(name)
+    with suppress(ImportError):
+        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+        get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions for all kinds of models
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in PYTEST_PLUGINS:
             module.__doc__ = f"{module.__doc__} PYTEST_DONT_REWRITE"
