@@ -5,6 +5,10 @@ the ready-made suite, with the options after ``--``. They run at the same time, 
 meet the same noise (Linux only). Prints the wall and CPU time, the blocks, and how many primary cells were decided::
 
     python benchmarks/decision_time.py --before REVISION [--budget 20m] -- --llmperf-model=synthetic:tiny
+
+How long a decision takes depends on how much times scatter. With ``--spread 1`` the processes do their work, but a
+played clock gives the times: 1 ms a token, times a factor of each process that scatters by 1 %, and 1 % more from
+request to request. The guards are off, because the machine does not matter to a played clock.
 """
 
 from __future__ import annotations
@@ -29,6 +33,39 @@ import psutil
 from pytest_llmperf.metrics import PRIMARY
 
 HERE = Path(__file__).parents[1]
+PLAYED = """
+import math
+import random
+
+import pytest_llmperf.measure.bench as bench
+
+SPREAD = {spread}
+CHANCE = random.SystemRandom()
+OF_PROCESS = math.exp(CHANCE.gauss(0, SPREAD))
+
+
+class PlayedClock:
+    name = "played"
+    now = 0.0
+    asked = 0
+
+    def stamp(self):
+        if self.asked % 16 == 0:
+            self.factor = OF_PROCESS * math.exp(CHANCE.gauss(0, SPREAD))
+        self.asked += 1
+        self.now += self.factor
+        return self.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_ms(self, start, end):
+        return end - start
+
+
+bench.clock_for = lambda device: PlayedClock()
+"""
+"""A plugin that both revisions load: `bench.clock_for` has the same name in each."""
 
 
 def main() -> None:
@@ -36,8 +73,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", required=True, help="git revision of this repository")
     parser.add_argument("--budget", default="20m", help="time limit of each comparison")
+    parser.add_argument("--spread", type=float, default=0.0, help="play times that scatter by so many per cent")
     parser.add_argument("arguments", nargs="*", help="pytest's, after --")
     given = parser.parse_args()
+    played = PLAYED.format(spread=given.spread / 100) if given.spread else ""
+    options = [*given.arguments, "-p", "played", "--llmperf-guards=none"] if played else given.arguments
     print("| revision | wall time | CPU time | blocks | processes | cells decided | load average |")
     print("|---|---|---|---|---|---|---|")
     cores = sorted(os.sched_getaffinity(0))
@@ -46,7 +86,7 @@ def main() -> None:
         places = {revision: Path(name) / revision for revision in ("HEAD", given.before)}
         pythons = [_environment(place, revision) for revision, place in places.items()]
         running = [
-            pool.submit(_row, revision, python, place / "project", given.budget, given.arguments, on=half)
+            pool.submit(_row, revision, python, _project(place, played), given.budget, options, on=half)
             for (revision, place), python, half in zip(places.items(), pythons, halves, strict=True)
         ]
         for row in as_completed(running):
@@ -70,15 +110,24 @@ def _environment(place: Path, revision: str) -> Path:
     return python
 
 
+def _project(place: Path, played: str) -> Path:
+    """Make a repository of one commit; with the played clock, if there is one."""
+    project = place / "project"
+    project.mkdir()
+    if played:
+        (project / "played.py").write_text(played, encoding="utf-8")
+    for command in (
+        ["init"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--allow-empty", "-m", "empty"],
+    ):
+        _run("git", "-C", str(project), *command)
+    return project
+
+
 def _row(  # noqa: PLR0913  # what runs, and where
     revision: str, python: Path, project: Path, budget: str, arguments: Sequence[str], *, on: Sequence[int]
 ) -> str:
-    project.mkdir()
-    for command in (
-        ["init"],
-        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--allow-empty", "-m", "empty"],
-    ):
-        _run("git", "-C", str(project), *command, "--quiet")
     verdicts = project / "verdicts.json"
     suite = ("--pyargs", "pytest_llmperf.suite", "--device=cpu", *arguments)
     pinned = ("taskset", "--cpu-list", ",".join(map(str, on)))
