@@ -116,10 +116,11 @@ def _project(place: Path, played: str) -> Path:
     project.mkdir()
     if played:
         (project / "played.py").write_text(played, encoding="utf-8")
+    author = ("-c", "user.name=a", "-c", "user.email=a@b.c")
     for command in (
-        ["init"],
-        ["add", "."],
-        ["-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--allow-empty", "-m", "empty"],
+        ("init", "--quiet"),
+        ("add", "."),
+        (*author, "commit", "--quiet", "--allow-empty", "--message", "empty"),
     ):
         _run("git", "-C", str(project), *command)
     return project
