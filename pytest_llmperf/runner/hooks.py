@@ -1,4 +1,8 @@
-"""Hooks that only runs with ``--llmperf`` have. `pytest_llmperf.plugin` registers them ahead of conftests."""
+"""Hooks that only runs with ``--llmperf`` have.
+
+`pytest_llmperf.plugin` registers them ahead of conftests, which may set variables that libraries read when they are
+imported. So this module imports none of them.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,8 @@ from pytest_llmperf.hardware.device import worker_devices
 from pytest_llmperf.models.spec import ModelSpec
 from pytest_llmperf.runner import COLLECTED, OPTIONS, WORKPLACE, own_fixtures
 from pytest_llmperf.runner.config import given_device
-from pytest_llmperf.runner.judging import judge
 from pytest_llmperf.runner.once import ignored_options, only_once, remember
 from pytest_llmperf.runner.perf_test import test_key
-from pytest_llmperf.runner.startup import tell_found
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
@@ -57,6 +59,8 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Record missing tests and environment differences, after all plugins have deselected tests."""
     if WORKPLACE in session.config.stash:
+        from pytest_llmperf.runner.startup import tell_found
+
         tell_found(session.config, session.items)
 
 
@@ -88,6 +92,8 @@ def pytest_runtest_makereport(
     """Judge a perf test when it ends; a regression fails its report."""
     report = yield
     if WORKPLACE in item.config.stash:
+        from pytest_llmperf.runner.judging import judge
+
         if call.when == "call" or (call.when == "setup" and report.failed):
             judge(item, report)
         remember(item, report)

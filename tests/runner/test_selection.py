@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from perf_project import FAKE_CLOCK
 
 from pytest_llmperf.runner.options import SETTINGS, add_options
 
@@ -36,6 +37,17 @@ def test_marked(): pass
 def test_model(llm): pass
 
 def test_memory(peak_memory): pass
+"""
+
+SEES_FAILURES = """
+import pytest
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    print("SEEN", report.when, report.outcome)
+    return report
 """
 
 
@@ -98,6 +110,25 @@ def test_a_plain_run_imports_only_what_declares_the_options(pytester, monkeypatc
     assert f"OURS {ours}" in result.stdout.lines
     shown = pytester.runpytest_subprocess("--help").stdout.str()
     assert [option.flag for option in SETTINGS if option.flag not in shown] == []
+
+
+def test_a_conftest_is_loaded_before_anything_heavy(pytester, monkeypatch):
+    """It may set variables that libraries read when they are imported, also in a perf run."""
+    monkeypatch.setenv("PLAIN_PYTHON", "1")
+    pytester.makeconftest(f"import sys; print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])")
+    pytester.makepyfile(test_other="def test_other(): pass")
+    result = pytester.runpytest_subprocess("--llmperf", "-p", "no:hypothesispytest", "-s")
+    assert "HEAVY []" in result.stdout.lines
+
+
+def test_a_conftest_hook_sees_the_verdict(project):
+    """A project's wrapper of the report, such as one that keeps traces of failures, runs after ours."""
+    project.write()
+    project.record(1.0, 1.01, 0.99, 1.0, 1.005)
+    project.write(conftest=FAKE_CLOCK + SEES_FAILURES)
+    result = project.run("-s", step_ms=1.5)
+    assert result.ret == 1
+    assert "SEEN call failed" in result.outlines
 
 
 def test_every_option_names_its_destination(monkeypatch):
