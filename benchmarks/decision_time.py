@@ -134,6 +134,7 @@ def _row(  # noqa: PLR0913  # what runs, and where
     pinned = ("taskset", "--cpu-list", ",".join(map(str, on)))
     ab = ("-m", "pytest_llmperf", "ab", "HEAD", "HEAD", "--budget", budget, f"--verdicts={verdicts}")
     env = {**os.environ, "LLMPERF_CACHE": str(project / "cache")}
+    env.pop("PYTHONPATH", None)  # both revisions would be imported from there
     start = time.monotonic()
     command = [*pinned, str(python), *ab, "--", *suite]
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
