@@ -127,10 +127,14 @@ def test_work_is_not_injected_where_there_are_no_forwards(project):
     result.stdout.fnmatch_lines(["*UsageError: --llmperf-inject work:+15%: a callable has no forwards to slow down*"])
 
 
-ANY_KERNEL = """
+SMALL = """
+import pytest_llmperf.measure.kernel as kernel
 import pytest_llmperf.suite.kernels as kernels
 
+kernel.l2_flush = lambda _device: kernel.no_flush("off")  # a server's cache of hundreds of MiB takes 50 ms a call
 kernels.SHAPES[:] = [(64, 128)]
+"""
+ANY_KERNEL = f"""{SMALL}
 kernels._has_kernel = lambda name, kind: True
 """
 
@@ -149,7 +153,7 @@ def test_kernels_compute_what_they_are_for(project):
 def test_kernels_are_timed_by_the_name_of_their_module(project):
     """The suite as a whole, which measures a model, excludes them."""
     pytest.importorskip("bitsandbytes")
-    project.pytester.makeconftest("import pytest_llmperf.suite.kernels as kernels\nkernels.SHAPES[:] = [(64, 128)]\n")
+    project.pytester.makeconftest(SMALL)
     result = project.run("--pyargs", "pytest_llmperf.suite.kernels")
     counts = result.parseoutcomes()
     assert result.ret == 0, result.outlines
