@@ -212,10 +212,11 @@ def _is_in(path: str, beginnings: tuple[str, ...]) -> bool:
 
 
 def _resolved(file: str) -> str:
-    """Resolve symbolic links in a path."""
+    """Resolve symbolic links in a path; those of its folder only once."""
     folder, name = os.path.split(file)
-    path = os.path.join(_resolved_folder(folder), name)  # noqa: PTH118  # a string
-    return os.path.realpath(path) if os.path.islink(path) else path  # noqa: PTH114  # a string
+    if name in {"", os.curdir, os.pardir} or not os.path.isabs(file) or os.path.islink(file):  # noqa: PTH114, PTH117  # a string
+        return os.path.realpath(file)
+    return os.path.join(_resolved_folder(folder), name)  # noqa: PTH118  # a string
 
 
 _resolved_folder = cache(os.path.realpath)

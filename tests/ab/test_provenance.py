@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 import types
@@ -12,6 +13,7 @@ import pytest
 from pytest_llmperf.ab.blocks import _proof, _refuse_shared
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
+from pytest_llmperf.storage import provenance
 from pytest_llmperf.storage.provenance import (
     SIDE_VARIABLE,
     Imported,
@@ -160,3 +162,15 @@ def test_folders_of_packages_are_in_the_order_of_the_search_path():
     order = [sys.path.index(str(folder)) for folder in site_folders() if str(folder) in sys.path]
     assert order
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("way", ["linked/one.py", "source/link.py", "source/", "source/..", "linked/../source/one.py"])
+def test_any_path_of_a_module_is_resolved(way, tmp_path, monkeypatch):
+    """The links of a folder are read once, and nothing is missed by that."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "one.py").touch()
+    (tmp_path / "source" / "link.py").symlink_to(tmp_path / "elsewhere.py")
+    (tmp_path / "linked").symlink_to(tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    for file in (f"{tmp_path}/{way}", way):
+        assert provenance._resolved(file) == os.path.realpath(file)

@@ -247,14 +247,21 @@ def _import_libraries() -> None:
         with suppress(ImportError):
             importlib.import_module(name)
     with suppress(ImportError):
-        from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-        get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions for all kinds of models
+        _do_what_each_process_does_once()
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in PYTEST_PLUGINS:
             module.__doc__ = f"{module.__doc__} PYTEST_DONT_REWRITE"
     gc.collect()
     gc.freeze()  # a collection in a fork would copy the memory of all of them
+
+
+def _do_what_each_process_does_once() -> None:
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from pytest_llmperf.measure.peaks import spare_bandwidth
+
+    get_checkpoint_conversion_mapping("llama")  # compiles a thousand expressions for all kinds of models
+    spare_bandwidth("cpu")  # copies for half a second
 
 
 def _main(address: str) -> None:
