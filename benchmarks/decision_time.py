@@ -7,8 +7,8 @@ meet the same noise (Linux only). Prints the wall and CPU time, the blocks, and 
     python benchmarks/decision_time.py --before REVISION [--budget 20m] -- --llmperf-model=synthetic:tiny
 
 How long a decision takes depends on how much times scatter. With ``--spread 1`` the processes do their work, but a
-played clock gives the times: 1 ms a token, times a factor of each process that scatters by 1 %, and 1 % more from
-request to request. The guards are off, because the machine does not matter to a played clock.
+played clock gives the times: 1 ms a token, times a factor of each test in each process that scatters by 1 %, and 1 %
+more from request to request. The guards are off, because the machine does not matter to a played clock.
 """
 
 from __future__ import annotations
@@ -39,21 +39,23 @@ import random
 
 import pytest_llmperf.measure.bench as bench
 
-SPREAD = {spread}
 CHANCE = random.SystemRandom()
-OF_PROCESS = math.exp(CHANCE.gauss(0, SPREAD))
+
+
+def scatter():
+    return math.exp(CHANCE.gauss(0, {spread}))
 
 
 class PlayedClock:
     name = "played"
-    now = 0.0
+    of_test = now = 0.0
     asked = 0
 
     def stamp(self):
         if self.asked % 16 == 0:
-            self.factor = OF_PROCESS * math.exp(CHANCE.gauss(0, SPREAD))
+            self.of_request = scatter()
         self.asked += 1
-        self.now += self.factor
+        self.now += self.of_test * self.of_request
         return self.now
 
     def synchronize(self):
@@ -61,6 +63,10 @@ class PlayedClock:
 
     def elapsed_ms(self, start, end):
         return end - start
+
+
+def pytest_runtest_setup():
+    PlayedClock.of_test = scatter()
 
 
 bench.clock_for = lambda device: PlayedClock()
