@@ -37,7 +37,7 @@ _recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
 def pytest_configure(config: pytest.Config) -> None:
     """Start processes as forks, except in a run of this repository's perf tests: no fork measures for it."""
     if not config.getoption("--llmperf", default=False):
-        start_on_demand()
+        start_on_demand(for_workers=bool(getattr(config.option, "tx", None)))
         with suppress(ImportError):  # a GPU machine may lack hypothesis: tests that need it say so
             _let_examples_take_long()
 

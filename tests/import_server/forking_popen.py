@@ -19,6 +19,8 @@ HERE = Path(__file__).parent
 PROGRAMS = ("pytest", "pytest_llmperf", "llmperf")
 """Modules, and scripts beside the interpreter, that run in a fork."""
 XDIST_WORKER = ["-u", "-c", "import sys;exec(eval(sys.stdin.readline()))"]
+OF_ALL_WORKERS = "TESTS_IMPORT_SERVER"
+"""Environment variable with the address of the server of the process that started the workers."""
 PLAIN_OPTIONS = ("executable", "pass_fds", "preexec_fn", "shell")
 """Options of `subprocess.Popen` with which a process starts plainly."""
 
@@ -29,11 +31,18 @@ _forked_workers: list[bool] = []
 """Holds something if workers of xdist are forks in this process."""
 
 
-def start_on_demand() -> None:
-    """Start a server when the first process asks for it; it ends with this process."""
-    if sys.platform == "linux":
-        _servers.append(_started_once())
-        _replace_popen(_servers[0])
+def start_on_demand(*, for_workers: bool = False) -> None:
+    """Start a server when the first process asks for it; it ends with this process.
+
+    A process that only starts workers of xdist starts it at once, and all of them ask this one.
+    """
+    if sys.platform != "linux":
+        return
+    address = os.environ.get(OF_ALL_WORKERS, "")
+    _servers.append((lambda: address) if address else _started_once())
+    _replace_popen(_servers[0])
+    if for_workers:
+        os.environ[OF_ALL_WORKERS] = _servers[0]()
 
 
 @cache
