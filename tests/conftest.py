@@ -150,15 +150,20 @@ def _imported(model_cache: Path) -> None:
     _old_objects_aside()
 
 
-@pytest.fixture
-def _own_modules(_imported: None) -> Iterator[None]:
-    """Undo changes that an inner run's conftest made to our modules, because inner runs share this process."""
+@pytest.fixture(scope="session")
+def _own_attributes(_imported: None) -> list[tuple[object, dict[str, object]]]:
+    """Our modules and classes, and what they hold before the first inner run."""
     modules = [module for name, module in sys.modules.items() if name.startswith("pytest_llmperf")]
-    classes = [one for module in modules for one in vars(module).values() if _is_own_class(one)]
-    before = [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
+    classes = {one for module in modules for one in vars(module).values() if _is_own_class(one)}
+    return [(owner, dict(vars(owner))) for owner in (*modules, *classes)]
+
+
+@pytest.fixture
+def _own_modules(_own_attributes: list[tuple[object, dict[str, object]]]) -> Iterator[None]:
+    """Undo changes that an inner run's conftest made to our modules, because inner runs share this process."""
     yield
-    for owner, attributes in before:
-        now = dict(vars(owner))
+    for owner, attributes in _own_attributes:
+        now = vars(owner)
         for name, value in attributes.items():
             if now.get(name) is not value:
                 setattr(owner, name, value)
