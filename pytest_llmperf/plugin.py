@@ -7,7 +7,6 @@ of a run with ``--llmperf`` are in `runner.hooks`.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +15,7 @@ from pytest_llmperf import runner
 from pytest_llmperf.runner import options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
     from contextlib import AbstractContextManager
 
     from pytest_llmperf.engines.engine import Engine
@@ -49,7 +48,7 @@ def pytest_load_initial_conftests(
     if given.help or given.llmperf:
         from pytest_llmperf.runner.device_option import take_device_option
 
-        with _as_usage_errors():
+        with runner.as_usage_errors():
             take_device_option(early_config, parser, args)
     return result
 
@@ -57,7 +56,7 @@ def pytest_load_initial_conftests(
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the options, and reject at once those that cannot work."""
     config.addinivalue_line("markers", MARKER)
-    with _as_usage_errors():
+    with runner.as_usage_errors():
         if config.getoption("llmperf"):
             from pytest_llmperf.runner.startup import start_session
 
@@ -74,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if active or any(map(runner.is_perf, items)):
         from pytest_llmperf.runner.selection import select
 
-        with _as_usage_errors():
+        with runner.as_usage_errors():
             select(config, items, active=active)
 
 
@@ -130,16 +129,3 @@ def _register_hooks(config: pytest.Config) -> None:
 
     if not config.pluginmanager.is_registered(hooks):
         config.pluginmanager.register(hooks, "llmperf-hooks")
-
-
-@contextmanager
-def _as_usage_errors() -> Iterator[None]:
-    """Turn the package's errors into pytest's, which end collection in one line with exit code 4."""
-    try:
-        yield
-    except Exception as error:
-        from pytest_llmperf.errors import LlmperfError
-
-        if isinstance(error, LlmperfError):
-            raise pytest.UsageError(str(error)) from error
-        raise

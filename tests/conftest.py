@@ -12,7 +12,7 @@ from pathlib import Path
 from pkgutil import walk_packages
 
 import pytest
-from import_server.forking_popen import fork_workers_too, start_on_demand
+from import_server.forking_popen import start_for_workers, start_on_demand
 from perf_project import DECODE_TEST, FAKE_CLOCK, QUICK
 
 # Tests measure no speed, and two of them at once must not wait for each other's threads.
@@ -37,14 +37,10 @@ _recorded: dict[tuple[str, tuple[float, ...]], tuple[str, str]] = {}
 def pytest_configure(config: pytest.Config) -> None:
     """Start processes as forks, except in a run of this repository's perf tests: no fork measures for it."""
     if not config.getoption("--llmperf", default=False):
-        start_on_demand(for_workers=bool(getattr(config.option, "tx", None)))
+        starts_workers = getattr(config.option, "tx", None) and not hasattr(config, "workerinput")
+        (start_for_workers if starts_workers else start_on_demand)()
         with suppress(ImportError):  # a GPU machine may lack hypothesis: tests that need it say so
             _let_examples_take_long()
-
-
-def pytest_collection_finish() -> None:
-    """From now on, this process runs tests: it starts no workers of its own run."""
-    fork_workers_too()
 
 
 def _let_examples_take_long() -> None:

@@ -8,7 +8,6 @@ import os
 import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,7 +120,6 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-@cache
 def package_version(name: str) -> str | None:
     """The installed version of a package; ``None`` if it is not installed."""
     try:

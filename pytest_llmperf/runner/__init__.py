@@ -5,11 +5,14 @@ Here is what the plugin and these modules share: names, and the keys of a run's 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_llmperf.runner.collection import Collection
     from pytest_llmperf.runner.config import Options
     from pytest_llmperf.runner.context import Workplace
@@ -42,3 +45,16 @@ def own_fixtures(item: pytest.Item) -> set[str]:
     known = getattr(item, "_fixtureinfo", None)  # pytest has no public API for a fixture's origin
     found = known.name2fixturedefs if known else {}
     return {name for name in PERF_FIXTURES if name in found and found[name][-1].func.__module__ == _PLUGIN}
+
+
+@contextmanager
+def as_usage_errors() -> Iterator[None]:
+    """Turn the package's errors into pytest's, which end collection in one line with exit code 4."""
+    try:
+        yield
+    except Exception as error:  # any: a run without errors does not import ours
+        from pytest_llmperf.errors import LlmperfError
+
+        if isinstance(error, LlmperfError):
+            raise pytest.UsageError(str(error)) from error
+        raise

@@ -15,15 +15,14 @@ DEVICE = "--device"
 
 
 def take_device_option(config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Take ``--device`` out of a perf run's arguments, unless another plugin or a conftest declares it.
+    """Take ``--device`` out of the arguments, unless another plugin or a conftest declares it.
 
     It is declared only where help is requested, because a conftest that is loaded later may declare it. If one already
     has, users pass ``--llmperf-device``.
     """
-    given = config.known_args_namespace
-    if given.help:
+    if config.known_args_namespace.help:
         add_device_option(parser)
-    elif given.llmperf and _is_unclaimed(parser, args):
+    elif _is_unclaimed(parser, args):
         devices, rest = _without_device(args)
         if devices:
             config.option.llmperf_short_device = devices[-1]

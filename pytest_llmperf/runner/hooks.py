@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 
-from pytest_llmperf.errors import LlmperfError, Unavailable
+from pytest_llmperf.errors import Unavailable
 from pytest_llmperf.hardware.device import worker_devices
 from pytest_llmperf.models.spec import ModelSpec
-from pytest_llmperf.runner import COLLECTED, OPTIONS, WORKPLACE, own_fixtures
+from pytest_llmperf.runner import COLLECTED, OPTIONS, WORKPLACE, as_usage_errors, own_fixtures
 from pytest_llmperf.runner.config import given_device
 from pytest_llmperf.runner.once import ignored_options, only_once, remember
 from pytest_llmperf.runner.perf_test import test_key
@@ -23,10 +23,8 @@ from pytest_llmperf.runner.perf_test import test_key
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Make ``-n auto`` start one worker per device."""
-    try:
+    with as_usage_errors():
         return len(worker_devices(given_device(config)))
-    except LlmperfError as error:
-        raise pytest.UsageError(str(error)) from error
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -105,7 +103,7 @@ def _skipping_unavailable() -> Iterator[None]:
     """Skip a test that needs something unavailable here, with the reason."""
     try:
         yield
-    except Unavailable as error:
+    except Unavailable as error:  # of this machine, not of the code; a skipped test counts as not decided
         pytest.skip(str(error))
 
 

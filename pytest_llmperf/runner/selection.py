@@ -38,8 +38,9 @@ def _check_marker(item: pytest.Item) -> None:
 
 def _belongs(item: pytest.Item, *, active: bool) -> bool:
     """Whether a run keeps an item: the perf tests that it measures, or without ``--llmperf`` the other tests."""
-    if not active or not is_perf(item):
-        return is_perf(item) is active
+    perf = is_perf(item)
+    if not (active and perf):
+        return perf is active
     from pytest_llmperf.runner.perf_test import is_wanted
 
     return is_wanted(item)

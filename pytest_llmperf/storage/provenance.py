@@ -7,14 +7,12 @@ if a process imported from the user's own checkout, from the other side, or from
 from __future__ import annotations
 
 import os
-import re
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from functools import cache
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -27,8 +25,6 @@ SIDE_VARIABLE = "LLMPERF_SIDE"
 """Environment variable with the path of the file that describes the side to measure."""
 
 _MAPS = Path("/proc/self/maps")
-_FIELD = re.compile(r"^(Name|Version):(.*)$", re.MULTILINE)
-"""Fields of a distribution's metadata; the first of a name is meant, as the description comes later."""
 
 
 class SidePlaces(BaseModel):
@@ -182,7 +178,7 @@ class _Found:
                 self._take(name, file)
 
     def _take(self, name: str, file: str) -> None:
-        path = _resolved(file)
+        path = os.path.realpath(file)
         copy = next((one for one in self._places.copies if f"{name}.".startswith(f"{one}.")), "")
         is_own = _is_in(path, self._own)
         if (not is_own and self._is_foreign(path)) or (copy and self._places.shares_environment and not is_own):
@@ -198,42 +194,24 @@ class _Found:
         lines = _MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if _MAPS.exists() else []
         for path in dict.fromkeys(path for line in lines if (path := _executable(line))):
             if not _is_in(path, self._prefixes):
-                yield os.path.basename(path), path  # noqa: PTH119  # a string
+                yield Path(path).name, path
 
 
 def _beginnings(folders: Iterable[Path]) -> tuple[str, ...]:
     """Return how the paths in these folders begin."""
-    return tuple(os.path.join(folder, "") for folder in folders)  # noqa: PTH118  # a string
+    return tuple(str(folder).removesuffix(os.sep) + os.sep for folder in folders)
 
 
 def _is_in(path: str, beginnings: tuple[str, ...]) -> bool:
     """Whether a path is one of some folders, or in it."""
-    return os.path.join(path, "").startswith(beginnings)  # noqa: PTH118  # a string
-
-
-def _resolved(file: str) -> str:
-    """Resolve symbolic links in a path; those of its folder only once."""
-    folder, name = os.path.split(file)
-    if name in {"", os.curdir, os.pardir} or not os.path.isabs(file) or os.path.islink(file):  # noqa: PTH114, PTH117  # a string
-        return os.path.realpath(file)
-    return os.path.join(_resolved_folder(folder), name)  # noqa: PTH118  # a string
-
-
-_resolved_folder = cache(os.path.realpath)
+    return f"{path}{os.sep}".startswith(beginnings)
 
 
 def _distributions() -> dict[str, str]:
     # An interrupted installation leaves distributions without name or version.
-    found = [(canonicalize_name(name), version) for name, version in map(_name_and_version, distributions())]
+    fields = [one.metadata for one in distributions()]  # parsed once: one.version would do it again
+    found = [(canonicalize_name(one["Name"] or ""), one["Version"] or "") for one in fields]
     return dict(reversed(found))  # the first distribution of a name is the one imported
-
-
-def _name_and_version(distribution: Distribution) -> tuple[str, str]:
-    """Read two fields of a distribution's metadata; parsing all fields of all distributions takes a second."""
-    # The places where importlib.metadata looks.
-    text = next(filter(None, map(distribution.read_text, ("METADATA", "PKG-INFO", ""))), "")
-    fields = dict(reversed(_FIELD.findall(text)))
-    return fields.get("Name", "").strip(), fields.get("Version", "").strip()
 
 
 def _executable(line: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import subprocess
 import sys
 import types
@@ -13,7 +12,6 @@ import pytest
 from pytest_llmperf.ab.blocks import _proof, _refuse_shared
 from pytest_llmperf.ab.side import Side
 from pytest_llmperf.errors import UsageError
-from pytest_llmperf.storage import provenance
 from pytest_llmperf.storage.provenance import (
     SIDE_VARIABLE,
     Imported,
@@ -165,12 +163,16 @@ def test_folders_of_packages_are_in_the_order_of_the_search_path():
 
 
 @pytest.mark.parametrize("way", ["linked/one.py", "source/link.py", "source/", "source/..", "linked/../source/one.py"])
-def test_any_path_of_a_module_is_resolved(way, tmp_path, monkeypatch):
-    """The links of a folder are read once, and nothing is missed by that."""
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "one.py").touch()
-    (tmp_path / "source" / "link.py").symlink_to(tmp_path / "elsewhere.py")
-    (tmp_path / "linked").symlink_to(tmp_path / "source")
-    monkeypatch.chdir(tmp_path)
-    for file in (f"{tmp_path}/{way}", way):
-        assert provenance._resolved(file) == os.path.realpath(file)
+def test_any_path_to_the_repository_is_resolved(way, places, imported, tmp_path, monkeypatch):
+    """Through links of a folder and of a file, with dots, and from the working directory."""
+    root = tmp_path / "repository"
+    (root / "source").mkdir()
+    (root / "source" / "one.py").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").symlink_to(root / "source")
+    (tmp_path / "elsewhere" / "source").symlink_to(root / "source")
+    (root / "source" / "link.py").symlink_to(root / "one.py")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    imported("absolute", tmp_path / "elsewhere" / way)
+    imported("relative", way)
+    assert sorted(report(places, tmp_path).foreign) == ["absolute", "relative"]

@@ -27,22 +27,23 @@ PLAIN_OPTIONS = ("executable", "pass_fds", "preexec_fn", "shell")
 _Popen = subprocess.Popen
 _servers: list[Callable[[], str]] = []
 """The address of this process's server, if there is one."""
-_forked_workers: list[bool] = []
-"""Holds something if workers of xdist are forks in this process."""
 
 
-def start_on_demand(*, for_workers: bool = False) -> None:
-    """Start a server when the first process asks for it; it ends with this process.
+def start_for_workers() -> None:
+    """Start a server at once, whose address this process's workers of xdist inherit; it ends with this process.
 
-    A process that only starts workers of xdist starts it at once, and all of them ask this one.
+    This process runs no tests, so its own processes start plainly.
     """
-    if sys.platform != "linux":
-        return
-    address = os.environ.get(OF_ALL_WORKERS, "")
-    _servers.append((lambda: address) if address else _started_once())
-    _replace_popen(_servers[0])
-    if for_workers:
-        os.environ[OF_ALL_WORKERS] = _servers[0]()
+    if sys.platform == "linux":
+        os.environ[OF_ALL_WORKERS] = _started_once()()
+
+
+def start_on_demand() -> None:
+    """Ask the server of all workers; without one, start one when the first process asks for it."""
+    if sys.platform == "linux":
+        address = os.environ.get(OF_ALL_WORKERS)
+        _servers.append((lambda: address) if address else _started_once())
+        _replace_popen(_servers[0])
 
 
 @cache
@@ -60,15 +61,9 @@ def shell_programs() -> str:
     return folder
 
 
-def fork_workers_too() -> None:
-    """Let workers of xdist be forks from now on: those of inner runs, not of the run that runs these tests."""
-    _forked_workers.append(True)
-
-
 def ask_server(address: str) -> None:
     """Ask the server at this address."""
     _replace_popen(lambda: address)
-    fork_workers_too()
 
 
 def _replace_popen(address: Callable[[], str]) -> None:
@@ -97,7 +92,7 @@ def _command(args: Any) -> list[str] | None:
     if rest and rest[0].startswith("-m") and (first == sys.executable or _is_bare_overlay(Path(first))):
         module = rest[0][2:] or rest[1]
         return [first, *rest] if module.partition(".")[0] in PROGRAMS else None
-    if first == sys.executable and rest == XDIST_WORKER and _forked_workers:
+    if first == sys.executable and rest == XDIST_WORKER:  # of an inner run
         return [first, *rest]
     if Path(first).parent == Path(sys.executable).parent and Path(first).name in PROGRAMS:
         return [sys.executable, first, *rest]

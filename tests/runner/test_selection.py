@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from perf_project import FAKE_CLOCK
+from perf_project import FAKE_CLOCK, QUICK
 
 from pytest_llmperf.runner.options import SETTINGS, add_options
 
@@ -39,6 +39,14 @@ def test_model(llm): pass
 def test_memory(peak_memory): pass
 """
 
+STARTS_A_PERF_RUN = """
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    config.option.llmperf = True
+"""
 SEES_FAILURES = """
 import pytest
 
@@ -119,6 +127,15 @@ def test_a_conftest_is_loaded_before_anything_heavy(pytester, monkeypatch):
     pytester.makepyfile(test_other="def test_other(): pass")
     result = pytester.runpytest_subprocess("--llmperf", "-p", "no:hypothesispytest", "-s")
     assert "HEAVY []" in result.stdout.lines
+
+
+def test_a_conftest_may_start_a_perf_run(project):
+    """It sets the option, which the command line does not have."""
+    project.write(conftest=FAKE_CLOCK + STARTS_A_PERF_RUN)
+    arguments = [word for word in QUICK if word not in ("--llmperf", "--device=cpu")]
+    result = project.pytester.runpytest_inprocess(*arguments, "--llmperf-device=cpu")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["llmperf: device cpu, baselines in *", "llmperf: 1 test, *"])
 
 
 def test_a_conftest_hook_sees_the_verdict(project):

@@ -90,10 +90,7 @@ def watch(device, progress):
 bench.clock_for, bench.watch = clock_for, watch
 """
 QUIET_MACHINE = (1.0, 1.01, 0.99, 1.0, 1.005)
-GUARDED = [
-    *(word for word in QUICK if "confirm" not in word),
-    "--llmperf-confirm=1", "--llmperf-guards=tenants", "-p", "no:hypothesispytest",
-]  # fmt: skip
+GUARDED = [*(word for word in QUICK if "confirm" not in word), "--llmperf-guards=tenants", "-p", "no:hypothesispytest"]
 OF_THE_HOST = {"PID_SHIFT": "4000000"}
 """Process ids of another namespace, as a driver may report in a container: none matches the run's."""
 
