@@ -58,7 +58,7 @@ class ProcessExit:
 def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a process may inherit
     arguments: Sequence[str],
     *,
-    python: str = sys.executable,
+    python: str | None = None,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
     log: Path | None = None,
@@ -70,7 +70,7 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
 
     Args:
         arguments: pytest's arguments.
-        python: the interpreter of an environment that has this package.
+        python: the interpreter of an environment that has this package (default: ours).
         folder: working directory (default: ours).
         environment: of the process (default: ours).
         log: file for its output (default: where ours goes).
@@ -78,7 +78,7 @@ def run_perf_tests(  # noqa: PLR0913  # one keyword for each thing that a proces
         watch: called a few times a second with the process's id; returns whether to kill it.
         cores: that the process and its descendants run on (default: ours).
     """
-    command = [python, "-m", "pytest", "--llmperf", *arguments]
+    command = [python or sys.executable, "-m", "pytest", "--llmperf", *arguments]
     start = time.monotonic()
     with (log or Path(os.devnull)).open("ab") as file:
         output: IO[bytes] | None = file if log else None

@@ -1,7 +1,7 @@
 """Start Python processes of tests as forks of one that has imported torch and transformers, which takes seconds.
 
 `forking_popen` makes `subprocess` do so for each ``python -m pytest``, ``python -m pytest_llmperf`` and their scripts,
-with this interpreter or with that of a side of ``llmperf ab`` into whose environment nothing was installed.
+with this interpreter or with that of another environment in which the same libraries are found.
 The process that a test sees, signals and waits for is a `stand_in`: it hands its arguments, folder, environment and
 standard streams to the `server`, and ends as the fork does. Forks start their own processes likewise.
 

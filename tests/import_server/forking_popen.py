@@ -30,12 +30,10 @@ _servers: list[Callable[[], str]] = []
 
 
 def start_for_workers() -> None:
-    """Start a server at once, whose address this process's workers of xdist inherit; it ends with this process.
-
-    This process runs no tests, so its own processes start plainly.
-    """
+    """Start a server at once. This process's workers of xdist are forks of it, and inherit its address."""
     if sys.platform == "linux":
         os.environ[OF_ALL_WORKERS] = _started_once()()
+        ask_server(os.environ[OF_ALL_WORKERS])
 
 
 def start_on_demand() -> None:
@@ -89,7 +87,7 @@ def _command(args: Any) -> list[str] | None:
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
         return None
     first, *rest = map(str, args)
-    if rest and rest[0].startswith("-m") and (first == sys.executable or _is_bare_overlay(Path(first))):
+    if rest and rest[0].startswith("-m") and _is_this_python(first):
         module = rest[0][2:] or rest[1]
         return [first, *rest] if module.partition(".")[0] in PROGRAMS else None
     if first == sys.executable and rest == XDIST_WORKER:  # of an inner run
@@ -99,11 +97,9 @@ def _command(args: Any) -> list[str] | None:
     return None
 
 
-def _is_bare_overlay(python: Path) -> bool:
-    """Whether this is the interpreter of a side of ``llmperf ab`` into whose environment nothing was installed."""
-    places = list(python.parent.parent.glob("lib/python*/site-packages"))
-    inside = {path.name for place in places for path in place.iterdir()} - {"__pycache__"}
-    return bool(inside) and all(name.startswith("_llmperf_side.") for name in inside)
+def _is_this_python(python: str) -> bool:
+    """Whether this is the server's interpreter, perhaps in another environment: a fork looks what that one has."""
+    return os.path.realpath(python) == os.path.realpath(sys.executable)
 
 
 def _started_once() -> Callable[[], str]:

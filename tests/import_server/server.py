@@ -91,19 +91,20 @@ class Fork:
         sys.path[:] = [*own, *library_path]
         if self._python != sys.executable:
             self._enter_environment()
+            if not _finds_same_modules():
+                os.execv(self._python, [self._python, *self._arguments])  # noqa: S606  # no shell
         sys.orig_argv = [sys.executable, *self._arguments]
         sys.path.insert(0, self._own_folder)
         importlib.invalidate_caches()
         self._run_program()
 
     def _enter_environment(self) -> None:
-        """Continue in the environment of another interpreter: what its start would import is imported again."""
+        """Continue in the environment of another interpreter: what knows the server's is executed again."""
         sys.executable = self._python
         sys.prefix = sys.exec_prefix = str(Path(self._python).parent.parent)
         sys.path[:] = [path for path in sys.path if "-packages" not in path]
-        for name in ("site", "sysconfig"):  # they know the server's
-            del sys.modules[name]
-        importlib.import_module("site")
+        for name in ("sysconfig", "site"):  # the same modules, which others have imported
+            importlib.reload(sys.modules[name])
 
     @property
     def _own_folder(self) -> str:
@@ -133,6 +134,19 @@ class Fork:
         sys.stdin = sys.__stdin__ = opened(0)
         sys.stdout = sys.__stdout__ = opened(1, "w", buffering=1 if os.isatty(1) else -1)
         sys.stderr = sys.__stderr__ = opened(2, "w", buffering=1, errors="backslashreplace")
+
+
+def _finds_same_modules() -> bool:
+    """Whether an import would find each module where the server found it."""
+    importlib.invalidate_caches()
+    specs = [module.__spec__ for name, module in sys.modules.items() if "." not in name and name != "__main__"]
+    libraries = [spec for spec in specs if spec and spec.has_location and "." not in spec.name]
+    return all(_origin(spec.name) == spec.origin for spec in libraries)
+
+
+def _origin(name: str) -> str | None:
+    found = (finder.find_spec(name, None) for finder in sys.meta_path)
+    return next((spec.origin for spec in found if spec), None)
 
 
 class Server:

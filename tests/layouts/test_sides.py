@@ -28,10 +28,10 @@ def test_every_way_into_a_repository(layout):
 
     The sources are editable packages (by path and by import finder), a copied package, a ``.pth`` file, ``PYTHONPATH``,
     a conftest and a submodule; each of the seven is slower by two operators. A test that fails only on base is new:
-    neither a pass nor a failure.
+    neither a pass nor a failure. Each process starts as a user's does.
     """
     layout.make_environment()
-    layout.variables |= GIT_FILES
+    layout.variables |= GIT_FILES | {"PLAIN_PYTHON": "1"}
     layout.project(
         "engine", "finder", "copied", "linked", "searched", "conftested", "submodule", folder="packages/engine"
     )

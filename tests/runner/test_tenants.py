@@ -117,8 +117,8 @@ def run(project, monkeypatch):
 
 @pytest.mark.parametrize("ids", [{}, OF_THE_HOST], ids=["ids", "ids of the host"])
 def test_a_slowdown_is_confirmed_beside_the_parent_that_waits(run, ids):
-    """The parent keeps its context, and every fresh run sees it."""
-    code, said = run(STEP_MS="2", **ids)
+    """The parent keeps its context, and the fresh run sees it."""
+    code, said = run("--llmperf-confirm=1", STEP_MS="2", **ids)
     assert code == 1, said
     assert "\nTPOT ×" in said.partition("test_decode[fp32] __")[2], said
 
