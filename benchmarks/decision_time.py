@@ -7,8 +7,9 @@ meet the same noise (Linux only). Prints the wall and CPU time, the blocks, and 
     python benchmarks/decision_time.py --before REVISION [--budget 20m] -- --llmperf-model=synthetic:tiny
 
 How long a decision takes depends on how much times scatter. With ``--spread 1`` the processes do their work, but a
-played clock gives the times: 1 ms a token, times a factor of each test in each process that scatters by 1 %, and 1 %
-more from request to request. The guards are off, because the machine does not matter to a played clock.
+played clock gives the times: ``--token-ms`` a token, times a factor of each test in each process that scatters by 1 %,
+and 1 % more from request to request. The guards are off, because the machine does not matter to a played clock. A token
+should take about what a real one does, because `llmperf ab` chooses the number of requests by what they cost.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class PlayedClock:
         if self.asked % 16 == 0:
             self.of_request = scatter()
         self.asked += 1
-        self.now += self.of_test * self.of_request
+        self.now += {token_ms} * self.of_test * self.of_request
         return self.now
 
     def synchronize(self):
@@ -80,9 +81,10 @@ def main() -> None:
     parser.add_argument("--before", required=True, help="git revision of this repository")
     parser.add_argument("--budget", default="20m", help="time limit of each comparison")
     parser.add_argument("--spread", type=float, default=0.0, help="play times that scatter by so many per cent")
+    parser.add_argument("--token-ms", type=float, default=40.0, help="played time of a token")
     parser.add_argument("arguments", nargs="*", help="pytest's, after --")
     given = parser.parse_args()
-    played = PLAYED.format(spread=given.spread / 100) if given.spread else ""
+    played = PLAYED.format(spread=given.spread / 100, token_ms=given.token_ms) if given.spread else ""
     options = [*given.arguments, "-p", "played", "--llmperf-guards=none"] if played else given.arguments
     print("| revision | wall time | CPU time | blocks | processes | cells decided | load average |")
     print("|---|---|---|---|---|---|---|")
