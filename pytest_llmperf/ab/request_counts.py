@@ -5,7 +5,8 @@ average out what differs within one. The number of requests that reaches a preci
 c1 x within / between): c0 is the time that a process needs for the test before its first timed request, c1 that of a
 request, and the variances are those of a request within its process and of processes (Kalibera and Jones 2013,
 *Rigorous Benchmarking in Reasonable Time*, section 6). A block stays at one process a side, because what blocks have in
-common cancels in their ratio.
+common cancels in their ratio. After one block, the cells' changes stand for their spread, as if the code had not
+changed; the second block never makes more requests than the first.
 
 **Warm-up requests** are those that the first block shows to be necessary. Its warm-up ends when two windows of requests
 show no trend, so the requests of both windows were steady already, and only those before them warm up.
@@ -17,6 +18,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TypeGuard
 
 from pytest_llmperf.ab.analysis import Pairs, Standing
@@ -24,7 +26,7 @@ from pytest_llmperf.ab.blocks import ARMS, MeasuredBlock
 from pytest_llmperf.hardware.clock import MS_PER_S
 from pytest_llmperf.measure.warmup import requests_before_steady
 from pytest_llmperf.metrics import Kind
-from pytest_llmperf.stats.moderated_variance import Variance
+from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance
 from pytest_llmperf.storage.requests_by_test import RequestCounts
 from pytest_llmperf.storage.schema import CellRun, Warmup
 from pytest_llmperf.verdict.model import CellKey
@@ -38,6 +40,9 @@ LARGEST_FACTOR = 2
 _MAD_TO_SD = 1.4826
 _OF_MEDIAN = math.pi / 2
 """Variance of the median of normal figures, as a multiple of that of their mean."""
+
+_MEDIAN_SQUARE = 0.4549
+"""Median of chi-squared with one degree of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +67,20 @@ def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[
 
 def _timed_requests(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[str, int]:
     found: dict[str, int] = {}
-    undecided, rows = set(standing.undecided), _spread_rows(blocks)
+    undecided, rows, of_one_block = set(standing.undecided), _spread_rows(blocks), _variance_if_unchanged(standing)
     for pairs in standing.timed:
         test = pairs.key[0]
         if test in undecided and pairs.limit.gates:
-            count = _count(pairs, rows[pairs.key], standing.variance(pairs), _cost(pairs, blocks))
+            of_block = of_one_block if len(pairs.changes) == 1 else standing.variance(pairs)
+            count = _count(pairs, rows[pairs.key], of_block, _cost(pairs, blocks))
             found[test] = max(count or 0, found.get(test, 0))
     return {test: count for test, count in found.items() if count}
+
+
+def _variance_if_unchanged(standing: Standing) -> Variance:
+    """Variance of a block by the typical change of the first one, where no figure has a variance of its own yet."""
+    squares = [pairs.changes[0] ** 2 for pairs in standing.timed if pairs.limit.gates and pairs.changes]
+    return Variance(median(squares) / _MEDIAN_SQUARE, len(squares)) if squares else UNKNOWN
 
 
 def _warmup_requests(block: MeasuredBlock) -> dict[str, int]:
@@ -102,7 +114,9 @@ def _count(pairs: Pairs, cells: Sequence[CellRun], of_block: Variance, cost: Cos
         return None
     within = sum((_MAD_TO_SD * (cell.mad_log or 0.0)) ** 2 for cell in cells) / len(cells)
     of_median = sum(_OF_MEDIAN * within / cell.count for cell in cells) / len(cells)
-    return best_count(cost, within=within, between=of_block.value / 2 - of_median, first=cells[0].count)
+    first = cells[0].count
+    best = best_count(cost, within=within, between=of_block.value / 2 - of_median, first=first)
+    return min(best, first) if len(pairs.head) == 1 else best
 
 
 def _spread_rows(blocks: Sequence[MeasuredBlock]) -> Mapping[CellKey, Sequence[CellRun]]:

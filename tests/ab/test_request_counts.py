@@ -63,8 +63,19 @@ def test_later_blocks_make_the_number_that_pays(tmp_path, monkeypatch, mad, aske
         return {"t.py::a": {"tpot_ms": 5.0 * wobble[place], "e2e_ms": 10.0, "mad_log": mad}}
 
     blocks, written = requests_by_block(of, tmp_path, monkeypatch)
-    assert [*written] == [*range(3, blocks + 1)]
+    assert [*written] == [*range(2, blocks + 1)]
     assert written[3] == {"t.py::a": {"timed": asked}}
+
+
+@pytest.mark.parametrize(("change", "mad", "asked"), [(0.03, 0.0, 3), (0.03, 0.05, 10), (0.0, 0.02, 10)])
+def test_the_second_block_makes_no_more_than_the_first(tmp_path, monkeypatch, change, mad, asked):
+    """The spread of processes is not known yet: it is at most the changes of the first block."""
+
+    def of(arm, number):
+        return {"t.py::a": {"tpot_ms": 5.0 * (1 + change * (arm == "head")), "e2e_ms": 10.0, "mad_log": mad}}
+
+    _, written = requests_by_block(of, tmp_path, monkeypatch)
+    assert written[2] == {"t.py::a": {"timed": asked}}
 
 
 @pytest.mark.parametrize(
