@@ -3,10 +3,11 @@
 Designs with a null process (base once more) in every block, in every second one, or in those of the first look only;
 and mirrored pairs, in which each side is its own control. With a null process, the variance of a block is that of the
 blocks, but at least that of base beside base. Mirrored pairs pool the variance instead, alone or with the other cells.
-The machine is that of ``simulate.py``: 25 tests, one cell each. This script compares designs; ``simulate.py`` runs the
-real code. Prints Markdown::
+The machine is that of ``simulate.py``: up to 25 tests, one cell each. This script compares designs; ``simulate.py``
+runs the real code. Time is that of clean comparisons, by what ``process_cost.py`` measured: seconds of a process, and
+of each of its cells in the first block and in later ones that measure only times. Prints Markdown::
 
-    python benchmarks/block_designs.py [--prs 200] [--scenario NAME ...]
+    python benchmarks/block_designs.py [--prs 200] [--cells 25] [--seconds PROCESS FIRST LATER] [--scenario NAME ...]
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ class Design:
     shares: bool = False
     """Whether the cells share a typical variance."""
     fewest_to_change: int = 0
+    times_only: bool = False
+    """Whether later blocks measure only times, with the requests that pay."""
 
     @property
     def change_looks(self) -> tuple[int, ...]:
@@ -62,13 +65,29 @@ DESIGNS = (
     Design("mirrored pairs, pooled", NEW_LOOKS, lambda _: False, pools=True, fewest_to_change=FEWEST_TO_CHANGE),
     Design("mirrored pairs, pooled, shared variance", NEW_LOOKS, lambda _: False, pools=True, shares=True,
            fewest_to_change=FEWEST_TO_CHANGE),
+    Design("the same, later blocks measure only times", NEW_LOOKS, lambda _: False, pools=True, shares=True,
+           fewest_to_change=FEWEST_TO_CHANGE, times_only=True),
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What a process takes by itself, and what a cell of it adds."""
+
+    process: float
+    first: float
+    later: float
+    """In a block that measures only times."""
+
+    def of(self, design: Design, block: int, cells: int) -> float:
+        """Seconds of a process of this block, numbered from 0."""
+        return self.process + cells * (self.later if design.times_only and block else self.first)
 
 
 class Series:
     """The blocks of one comparison: ln(figure) of each cell, more being worse."""
 
-    def __init__(self, design: Design, machine: Machine) -> None:
+    def __init__(self, design: Design, machine: Machine, cells: int) -> None:
         blocks = design.looks[-1]
         chance = np.repeat(machine.rng.random(blocks // 2) < 1 / 2, 2)
         self.base_first = chance ^ (np.arange(blocks) % 2 == 1)
@@ -80,7 +99,7 @@ class Series:
         places = {"base": np.where(self.has_null, 1, first), "null": first, "head": last}
         drift = machine.scenario.drift
         self.base, self.null, self.head = (
-            machine.processes(blocks)[:, :, 0] + drift * (starts + places[arm])[:, None]
+            machine.processes(blocks)[:, :cells, 0] + drift * (starts + places[arm])[:, None]
             for arm in ("base", "null", "head")
         )
 
@@ -111,17 +130,21 @@ class Result:
     processes: float
     """A cell."""
     blocks: int
+    seconds: float
+    """Of all processes together."""
 
 
-def compare(design: Design, series: Series, effect: float) -> Result:
+def compare(design: Design, series: Series, effect: float, seconds: Seconds) -> Result:
     """Measure until every cell is decided; the first cell's head is slower by ``effect``."""
     cells = series.base.shape[1]
     outcomes, at, spent, before = [""] * cells, [design.looks[-1]] * cells, 0.0, 0
+    time = 0.0
     for look in design.looks:
         waiting = [cell for cell in range(cells) if not outcomes[cell]]
         if not waiting:
             break
         spent += float(series.processes[before:look].sum()) * len(waiting)
+        time += sum(series.processes[one] * seconds.of(design, one, len(waiting)) for one in range(before, look))
         before = look
         variances = {cell: _variance(design, series, look, cell, effect * (cell == 0)) for cell in waiting}
         shared = typical_variance(variances.values()) if design.shares else None
@@ -131,7 +154,7 @@ def compare(design: Design, series: Series, effect: float) -> Result:
                 variance, df = (variance * df + shared.value * shared.df) / (df + shared.df), df + shared.df
             outcomes[cell] = _outcome(design, series, look, cell, effect * (cell == 0), (variance, df), cells)
             at[cell] = look
-    return Result(outcomes, spent / cells, max(at))
+    return Result(outcomes, spent / cells, max(at), time)
 
 
 def _variance(design: Design, series: Series, look: int, cell: int, effect: float) -> tuple[float, float]:
@@ -164,28 +187,31 @@ def main() -> None:
     """Print a table for each scenario."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prs", type=int, default=200, help="clean comparisons, and slower ones")
+    parser.add_argument("--cells", type=int, default=25)
+    parser.add_argument("--seconds", type=float, nargs=3, default=(10.5, 39.8, 10.0))
     parser.add_argument("--scenario", nargs="*", default=["run 1 %, session 0", "run 2 %, session 1 %", "bimodal 12 %"])
     given = parser.parse_args()
     for name in given.scenario:
         scenario = next(scenario for scenario in SCENARIOS if scenario.name == name)
-        print(f"\n{name}:\n\n| design | false alarms, % of clean | found of 5 %, % | processes a cell | blocks |")
-        print("|---|---|---|---|---|")
+        columns = "design | false alarms, % of clean | found of 5 %, % | processes a cell | blocks | minutes"
+        print(f"\n{name}, {given.cells} cells:\n\n| {columns} |\n|---|---|---|---|---|---|")
         for design in DESIGNS:
-            print(_row(design, scenario, given.prs), flush=True)
+            print(_row(design, scenario, given.prs, given.cells, Seconds(*given.seconds)), flush=True)
 
 
-def _row(design: Design, scenario: Scenario, prs: int) -> str:
+def _row(design: Design, scenario: Scenario, prs: int, cells: int, seconds: Seconds) -> str:
     rng = np.random.default_rng([2, SCENARIOS.index(scenario)])
     clean, slower = list[Result](), list[Result]()
     for _ in range(prs):
-        series = Series(design, Machine(scenario, rng))
-        clean.append(compare(design, series, 0.0))
-        slower.append(compare(design, series, CATCH))
+        series = Series(design, Machine(scenario, rng), cells)
+        clean.append(compare(design, series, 0.0, seconds))
+        slower.append(compare(design, series, CATCH, seconds))
     figures = (
         _share(["regressed" in result.outcomes for result in clean]),
         _share([result.outcomes[0] == "regressed" for result in slower]),
         f"{np.mean([result.processes for result in clean]):.1f}",
         f"{np.mean([result.blocks for result in clean]):.1f}",
+        f"{np.mean([result.seconds for result in clean]) / 60:.0f}",
     )
     return f"| {design.name} | {' | '.join(figures)} |"
 

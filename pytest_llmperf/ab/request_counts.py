@@ -130,7 +130,7 @@ def _spread_rows(blocks: Sequence[MeasuredBlock]) -> Mapping[CellKey, Sequence[C
 
 
 def _cost(pairs: Pairs, blocks: Sequence[MeasuredBlock]) -> Cost | None:
-    """Estimate the cost from the last block, whose processes measured what later ones will; the overhead is shared."""
+    """Estimate the cost from the last block. The overhead is shared; that of the first block includes counting."""
     arm = blocks[-1].arms["head"]
     spent = {key[:2]: value / MS_PER_S for key, value in arm.values.items() if key[2] == "e2e_ms" and _is_time(value)}
     if arm.baseline is None or pairs.key[:2] not in spent:
