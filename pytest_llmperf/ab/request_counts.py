@@ -18,7 +18,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import TypeGuard
 
 from pytest_llmperf.ab.analysis import Pairs, Standing
@@ -26,7 +25,8 @@ from pytest_llmperf.ab.blocks import ARMS, MeasuredBlock
 from pytest_llmperf.hardware.clock import MS_PER_S
 from pytest_llmperf.measure.warmup import requests_before_steady
 from pytest_llmperf.metrics import Kind
-from pytest_llmperf.stats.moderated_variance import UNKNOWN, Variance
+from pytest_llmperf.stats.moderated_variance import Variance
+from pytest_llmperf.stats.trimmed_mean import spread_around_zero
 from pytest_llmperf.storage.requests_by_test import RequestCounts
 from pytest_llmperf.storage.schema import CellRun, Warmup
 from pytest_llmperf.verdict.model import CellKey
@@ -40,9 +40,6 @@ LARGEST_FACTOR = 2
 _MAD_TO_SD = 1.4826
 _OF_MEDIAN = math.pi / 2
 """Variance of the median of normal figures, as a multiple of that of their mean."""
-
-_MEDIAN_SQUARE = 0.4549
-"""Median of chi-squared with one degree of freedom."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,20 +64,21 @@ def request_counts(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[
 
 def _timed_requests(standing: Standing, blocks: Sequence[MeasuredBlock]) -> dict[str, int]:
     found: dict[str, int] = {}
-    undecided, rows, of_one_block = set(standing.undecided), _spread_rows(blocks), _variance_if_unchanged(standing)
+    undecided, rows = set(standing.undecided), _spread_rows(blocks)
     for pairs in standing.timed:
         test = pairs.key[0]
         if test in undecided and pairs.limit.gates:
-            of_block = of_one_block if len(pairs.changes) == 1 else standing.variance(pairs)
-            count = _count(pairs, rows[pairs.key], of_block, _cost(pairs, blocks))
+            count = _count(pairs, rows[pairs.key], _variance(standing, pairs), _cost(pairs, blocks))
             found[test] = max(count or 0, found.get(test, 0))
     return {test: count for test, count in found.items() if count}
 
 
-def _variance_if_unchanged(standing: Standing) -> Variance:
-    """Variance of a block by the typical change of the first one, where no figure has a variance of its own yet."""
-    squares = [pairs.changes[0] ** 2 for pairs in standing.timed if pairs.limit.gates and pairs.changes]
-    return Variance(median(squares) / _MEDIAN_SQUARE, len(squares)) if squares else UNKNOWN
+def _variance(standing: Standing, pairs: Pairs) -> Variance:
+    """Return the variance of one block of a cell. A single block has none: all cells' changes in it stand for that."""
+    if len(pairs.changes) != 1:
+        return standing.variance(pairs)
+    changes = [other.changes[0] for other in standing.timed if other.limit.gates and other.changes]
+    return Variance(spread_around_zero(changes) ** 2, len(changes))
 
 
 def _warmup_requests(block: MeasuredBlock) -> dict[str, int]:
