@@ -83,14 +83,14 @@ def _stand_in(address: str, *arguments: str, python: str = sys.executable) -> li
 
 
 def _command(args: Any) -> list[str] | None:
-    """An interpreter with the server's libraries, and its arguments, if this command runs one of the programs."""
+    """An interpreter like the server's, and its arguments, if this command runs one of the programs."""
     if isinstance(args, str | bytes) or not isinstance(args, Sequence):
         return None
     first, *rest = map(str, args)
     if rest and rest[0].startswith("-m") and _is_this_python(first):
         module = rest[0][2:] or rest[1]
         return [first, *rest] if module.partition(".")[0] in PROGRAMS else None
-    if first == sys.executable and rest == XDIST_WORKER:  # of an inner run
+    if first == sys.executable and rest == XDIST_WORKER:
         return [first, *rest]
     if Path(first).parent == Path(sys.executable).parent and Path(first).name in PROGRAMS:
         return [sys.executable, first, *rest]

@@ -89,13 +89,15 @@ class Fork:
         random.seed()
         own = [path for path in self._environment.get("PYTHONPATH", "").split(os.pathsep) if path]
         sys.path[:] = [*own, *library_path]
+        importlib.invalidate_caches()
         if self._python != sys.executable:
             self._enter_environment()
             if not _finds_same_modules():
-                os.execv(self._python, [self._python, *self._arguments])  # noqa: S606  # no shell
+                # The imported libraries are not this environment's: the process starts anew, with the list of
+                # arguments that its test gave, as its stand-in does for a server that does not fork.
+                os.execv(self._python, [self._python, *self._arguments])  # noqa: S606  # a list: no shell reads it
         sys.orig_argv = [sys.executable, *self._arguments]
         sys.path.insert(0, self._own_folder)
-        importlib.invalidate_caches()
         self._run_program()
 
     def _enter_environment(self) -> None:
@@ -138,7 +140,6 @@ class Fork:
 
 def _finds_same_modules() -> bool:
     """Whether an import would find each module where the server found it."""
-    importlib.invalidate_caches()
     specs = [module.__spec__ for name, module in sys.modules.items() if "." not in name and name != "__main__"]
     libraries = [spec for spec in specs if spec and spec.has_location and "." not in spec.name]
     return all(_origin(spec.name) == spec.origin for spec in libraries)
